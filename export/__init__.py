@@ -1,0 +1,1 @@
+"""ONNX graphs with masked convolutions, parity checks, latency benchmarks."""

@@ -1,0 +1,1 @@
+"""Trainers: anything that turns a model and data into a better model."""

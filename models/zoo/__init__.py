@@ -1,0 +1,1 @@
+"""CIFAR-style VGG, ResNet and WRN, torchvision classifiers and the user's own networks, by name."""

@@ -1,0 +1,22 @@
+"""The two kinds of expected failure. Anything else that escapes is a bug and keeps its traceback.
+
+A message says what was wrong, where (file, layer, shape) and what to do, in one line.
+"""
+
+
+class FinepruneError(Exception):
+    """Base of every error that fineprune raises on purpose; `exit_code` is the command line's."""
+
+    exit_code = 1
+
+
+class UsageError(FinepruneError, ValueError):
+    """The request itself cannot be met: an unknown name, a value out of range, a file that is not there."""
+
+    exit_code = 2
+
+
+class RunError(FinepruneError, RuntimeError):
+    """The request was sound and its execution failed: broken file content, NaN, a full disk, mismatched weights."""
+
+    exit_code = 1

@@ -1,0 +1,85 @@
+"""Files that are either whole or absent: write beside the target, flush to disk, then rename."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import RunError
+
+
+@contextmanager
+def atomic_path(target: Path | str) -> Iterator[Path]:
+    """Yield a temporary path beside `target`; on success it replaces `target`, on any error it is removed.
+
+    Works for a file or for a folder that the caller creates at the yielded path.
+    Raises RunError where the folder cannot be written or the disk is full.
+    """
+    target = Path(target)
+    scratch: Path | None = None
+    try:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+            temporary = scratch / target.name
+            yield temporary
+            _sync(temporary)
+            _replace(temporary, target, scratch)
+        except OSError as error:
+            raise RunError(f"cannot write {target}: {error.strerror or error}; check its folder's permissions and free space") from error
+    finally:
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def write_bytes(target: Path | str, content: bytes) -> None:
+    """Write `content` to `target` atomically."""
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_json(target: Path | str, value: Any) -> None:
+    """Write `value` as indented JSON to `target` atomically; NaN is refused, as JSON has none."""
+    write_bytes(target, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def read_json(source: Path | str) -> Any:
+    """Read a JSON file; RunError names it when it is missing or malformed."""
+    try:
+        return json.loads(Path(source).read_bytes())
+    except OSError as error:
+        raise RunError(f"cannot read {source}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise RunError(f"{source} is not valid JSON ({error}); it was truncated or edited, write it again") from error
+
+
+def sha256(path: Path | str) -> str:
+    """Hex digest of a file's content."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _replace(temporary: Path, target: Path, scratch: Path) -> None:
+    """Rename into place; a folder cannot be replaced in one step, so the old one steps aside first."""
+    if target.is_dir() and temporary.is_dir():
+        aside = scratch / "replaced"
+        target.rename(aside)
+        try:
+            temporary.rename(target)
+        except OSError:
+            aside.rename(target)
+            raise
+    else:
+        temporary.replace(target)
+
+
+def _sync(path: Path) -> None:
+    for file in [path] if path.is_file() else sorted(path.rglob("*")):
+        if file.is_file():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())

@@ -1,0 +1,1 @@
+"""Shared by tests: naive reference loops, tolerances, small networks."""

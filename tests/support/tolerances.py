@@ -1,0 +1,9 @@
+"""The only tolerances in the tests: (rtol, atol) per computation and dtype."""
+
+FLOAT32 = (1e-4, 1e-5)
+"""One convolution of unit-scale values in float32 against a float64 loop."""
+
+FLOAT64 = (1e-10, 1e-12)
+
+ONNX_LOGITS = (1e-3, 1e-4)
+"""Logits of a whole float32 network in another runtime."""
