@@ -1,0 +1,112 @@
+"""Rules: masks and pruned weights are stored compactly and unpacked in the graph, once, when a session is made.
+
+    drop_full_masks   MaskedConv(X, W, ones, B)   ->  Conv(X, W, B)
+    pack_masks        M bool                      ->  UnpackMask(bits)               1 bit an element
+    pack_weights      W float32 with zeros        ->  UnpackWeights(values, bits)    4 bytes a nonzero + 1 bit an element
+
+The bits are those of `pack_bits`. A weight of exactly zero counts as dropped, whoever set it: an FWP mask needs no tensor of
+its own, and filters zeroed by another method shrink as well.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .functions import DOMAIN, UNPACK_MASK, UNPACK_WEIGHTS
+from .graph import Refusal, add_initializer, constant, is_masked_conv, masked_convs
+
+SMALLEST_SAVING = 512
+"""Bytes below which packing a tensor is not worth its node (about 200 bytes) and two initializers."""
+
+
+def pack_bits(mask: NDArray) -> NDArray[np.uint8]:
+    """Row-major, element 8*b + k in bit k (0 the least significant) of byte b, padded with zeros: uint8 [ceil(size / 8)]."""
+    return np.packbits(np.asarray(mask, bool).reshape(-1), bitorder="little")
+
+
+def unpack_bits(bits: NDArray, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """The inverse of `pack_bits`."""
+    size = int(np.prod(shape))
+    return np.unpackbits(np.asarray(bits, np.uint8), count=size, bitorder="little").astype(bool).reshape(shape)
+
+
+def unpack_weights(values: NDArray, bits: NDArray, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Dense weights from their nonzero values (row-major) and bit mask: UnpackWeights in numpy."""
+    weights = np.zeros(shape, np.float32)
+    weights[unpack_bits(bits, shape)] = values
+    return weights
+
+
+def drop_full_masks(model: Any) -> list[Refusal]:
+    """A masked convolution that drops no block is a Conv."""
+    from onnxscript import ir
+
+    for node in masked_convs(model):
+        mask = constant(node.inputs[2])
+        if mask is None or not mask.all():
+            continue
+        x, weights, _, bias = node.inputs
+        attributes = [attribute for name, attribute in node.attributes.items() if name != "channels"]
+        kernel = [int(size) for size in constant(weights).shape[2:]]  # type: ignore[union-attr]
+        dense = ir.Node("", "Conv", [x, weights, bias], [*attributes, ir.AttrInt64s("kernel_shape", kernel)], name=node.name)
+        _replace(model, node, dense)
+    return []
+
+
+def pack_masks(model: Any) -> list[Refusal]:
+    """Store the masks of the masked convolutions bit-packed."""
+    refusals = []
+    for node in masked_convs(model):
+        value, mask = node.inputs[2], constant(node.inputs[2])
+        if mask is not None:
+            bits = add_initializer(model, f"{value.name}.bits", pack_bits(mask))
+            _unpack_instead(model, value, UNPACK_MASK, [bits])
+        elif value.producer() is None or value.producer().op_type != UNPACK_MASK:  # layers may share a mask: packed already
+            refusals.append(Refusal(rule="pack_masks", node=node.name, reason="its mask is not constant"))
+    return refusals
+
+
+def pack_weights(model: Any) -> list[Refusal]:
+    """Store every float32 initializer compactly whose zeros make that smaller; the refusals name convolution weights left dense."""
+    refusals = []
+    for value in list(model.graph.initializers.values()):
+        weights = constant(value)
+        if weights is None or weights.dtype != np.float32 or value.is_graph_output():
+            continue
+        # Minus zero would come back as plus zero, which no convolution can tell apart.
+        kept = weights != 0
+        saving = 4 * (weights.size - int(kept.sum())) - (weights.size + 7) // 8
+        if saving >= SMALLEST_SAVING:
+            packed = [
+                add_initializer(model, f"{value.name}.values", weights[kept]),
+                add_initializer(model, f"{value.name}.bits", pack_bits(kept)),
+            ]
+            _unpack_instead(model, value, UNPACK_WEIGHTS, packed)
+        elif any(is_masked_conv(node) for node, _ in value.uses()) and not kept.all():
+            reason = f"{weights.size - int(kept.sum())} zeros of {weights.size} weights would save no {SMALLEST_SAVING} bytes"
+            refusals.append(Refusal(rule="pack_weights", node=value.name, reason=reason))
+    return refusals
+
+
+def _unpack_instead(model: Any, value: Any, op_type: str, packed: list[Any]) -> None:
+    """The initializer `value` becomes the output of an unpacking node at the head of the graph, under the same name."""
+    from onnxscript import ir
+
+    shape = [int(size) for size in value.shape]
+    node = ir.Node(DOMAIN, op_type, packed, [ir.AttrInt64s("shape", shape)], name=f"{value.name}.unpack")
+    output = node.outputs[0]
+    del model.graph.initializers[value.name]
+    output.name, output.shape, output.type = value.name, value.shape, value.type
+    ir.convenience.replace_all_uses_with(value, output)
+    model.graph.insert_before(model.graph[0], node)
+
+
+def _replace(model: Any, node: Any, replacement: Any) -> None:
+    from onnxscript import ir
+
+    old, new = node.outputs[0], replacement.outputs[0]
+    new.name, new.shape, new.type = old.name, old.shape, old.type
+    model.graph.insert_before(node, replacement)
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+    model.graph.remove(node, safe=True)

@@ -1,0 +1,118 @@
+"""The order of the rules, and what the graph looks like between them.
+
+trace -> simplify -> layer_facts -> pack (functions, compact tensors) or inline (standard operators only) -> finish
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..common.errors import RunError
+from .fold_batchnorm import fold_batchnorm, fold_bias
+from .functions import DOMAIN, VERSION, functions
+from .graph import Refusal, constant, is_conv, is_masked_conv, masked_convs, remove_unused
+from .pack import drop_full_masks, pack_masks, pack_weights
+
+Rule = Callable[[Any], list[Refusal]]
+
+SIMPLIFY: tuple[Rule, ...] = (fold_bias, fold_batchnorm, drop_full_masks)
+PACK: tuple[Rule, ...] = (pack_masks, pack_weights)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerFacts:
+    """One convolution of an exported file: kept fractions (1 where nothing is dropped) and multiply-adds a sample."""
+
+    name: str
+    op: str
+    ffp_kept: float
+    fwp_kept: float
+    macs_dense: int
+    macs: int
+
+
+def simplify(model: Any) -> list[Refusal]:
+    """Fold biases and BatchNormalization, turn full masks into plain convolutions, name convolutions after their weights."""
+    for node in masked_convs(model):
+        mask = node.inputs[2]
+        if mask.shape is None or len(mask.shape) != 3:
+            raise RunError(
+                f"the mask of {node.name} is not of shape [C,oh,ow]; masks per sample are for calibration, they cannot be exported"
+            )
+    refusals = _apply(SIMPLIFY, model)
+    for node in model.graph:
+        if (is_conv(node) or is_masked_conv(node)) and node.inputs[1].is_initializer():
+            node.name = node.inputs[1].name.removesuffix(".weight")
+    return refusals
+
+
+def pack(model: Any, *, opset: int) -> list[Refusal]:
+    """Store masks and weights compactly and add the functions that the graph calls."""
+    refusals = _apply(PACK, model)
+    add_functions(model, opset=opset)
+    return refusals
+
+
+def inline(model: Any, *, opset: int) -> None:
+    """Replace the calls of our functions by their bodies and fold what is constant: standard operators only."""
+    from onnxscript import ir, optimizer
+
+    add_functions(model, opset=opset)
+    ir.passes.common.InlinePass()(model)
+    unlimited = int(np.iinfo(np.int64).max)
+    # By default the folder spares ConstantOfShape, from which the one-hot kernels are built.
+    optimizer.fold_constants(model, input_size_limit=unlimited, output_size_limit=unlimited, should_fold=lambda node: True)
+    ir.passes.common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    model.opset_imports.pop(DOMAIN, None)
+    remove_unused(model)
+
+
+def add_functions(model: Any, *, opset: int) -> None:
+    """Add the bodies of the functions called in the main graph, and their operator set."""
+    from onnxscript import ir
+
+    used = {node.op_type for node in model.graph if node.domain == DOMAIN}
+    for proto in functions(used, opset):
+        function = ir.serde.deserialize_function(proto)
+        model.functions[function.identifier()] = function
+    if used:
+        model.opset_imports[DOMAIN] = VERSION
+    else:
+        model.opset_imports.pop(DOMAIN, None)
+
+
+def layer_facts(model: Any) -> list[LayerFacts]:
+    """Kept fractions and exact multiply-adds of every convolution with constant weights; call it before packing."""
+    facts = []
+    for node in model.graph:
+        weights = constant(node.inputs[1]) if is_conv(node) or is_masked_conv(node) else None
+        shape = node.outputs[0].shape
+        if weights is None or weights.ndim != 4 or shape is None or not all(isinstance(size, int) for size in shape[2:]):
+            continue
+        group = node.attributes["group"].as_int() if "group" in node.attributes else 1
+        mask = constant(node.inputs[2]) if is_masked_conv(node) else None
+        if mask is None:
+            mask = np.ones((weights.shape[1] * group, *shape[2:]), bool)
+        positions = mask.sum((1, 2)).reshape(group, -1)
+        taps = np.count_nonzero(weights, axis=(2, 3)).reshape(group, -1, weights.shape[1]).sum(1)
+        facts.append(
+            LayerFacts(
+                name=node.name,
+                op=node.op_type,
+                ffp_kept=float(mask.mean()),
+                fwp_kept=float(np.count_nonzero(weights) / weights.size),
+                macs_dense=int(mask[0].size * weights.size),
+                macs=int((positions * taps).sum()),
+            )
+        )
+    return facts
+
+
+def _apply(rules: tuple[Rule, ...], model: Any) -> list[Refusal]:
+    refusals = []
+    for rule in rules:
+        refusals += rule(model)
+        remove_unused(model)
+    return refusals
