@@ -1,0 +1,311 @@
+"""Multiply-adds of a network per sample, exact under masks, in two conventions (methods.md section 3).
+
+`macs` counts the multiply-adds of convolutions, linear layers and functional products; bias and BatchNorm excluded; FLOPs = 2*MACs.
+
+    conv  k^2 * Cin/groups * Cout * Ho * Wo        linear  in * out
+    masked conv  sum_c |M_c| * nnz(Wmask[:,c])      (Wmask[:,c] over the filters of c's group)
+
+`thesis_ops` is the convention that reproduces every baseline figure of the source: the MACs above plus one operation per output
+for a bias, two per element for BatchNorm, one per element for activation modules, one per *input* element for pooling modules.
+Residual additions and whatever is called as a function are not counted. A mask reduces the convolution's term alone.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..common.errors import FinepruneError, UsageError
+
+FUNCTIONAL = "(functional)"
+"""Name of the row that holds multiply-adds done outside convolution and linear modules (attention, F.conv2d, matmul)."""
+
+_ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU)
+_POOLS = (
+    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
+    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
+    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+)
+_COUNTED = (_ConvNd, nn.Linear, _BatchNorm, *_ACTIVATIONS, *_POOLS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerMacs:
+    """Counts of one layer over all its calls for one sample; shapes are without the batch axis and of the last call."""
+
+    name: str
+    kind: str
+    """conv1d, conv2d, conv3d, conv_transpose2d, ..., linear, batchnorm, activation, pool or functional."""
+    macs_dense: int = 0
+    macs: int = 0
+    thesis_ops_dense: int = 0
+    thesis_ops: int = 0
+    weights: int = 0
+    weights_kept: int = 0
+    input_shape: tuple[int, ...] = ()
+    output_shape: tuple[int, ...] = ()
+    ffp_kept: float | None = None
+    """Kept fraction of the blocks; None without an FFP mask."""
+    fwp_kept: float | None = None
+    """Kept fraction of the weights; None without an FWP mask."""
+    calls: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class MacReport:
+    """Counts of a network for one sample of `input_shape` (no batch axis)."""
+
+    input_shape: tuple[int, ...]
+    layers: tuple[LayerMacs, ...]
+    """In order of first call; the row "(functional)" comes last where there is one. The totals are their sums."""
+    parameters: int
+    uncounted: tuple[str, ...] = ()
+    """Modules whose multiply-adds cannot be seen (recurrent layers run as one fused operator)."""
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds that remain under the masks."""
+        return sum(layer.macs for layer in self.layers)
+
+    @property
+    def macs_dense(self) -> int:
+        """Multiply-adds without masks."""
+        return sum(layer.macs_dense for layer in self.layers)
+
+    @property
+    def conv_macs(self) -> int:
+        """Remaining multiply-adds of the convolutions."""
+        return sum(layer.macs for layer in self.layers if layer.kind.startswith("conv"))
+
+    @property
+    def conv_macs_dense(self) -> int:
+        """Multiply-adds of the convolutions without masks."""
+        return sum(layer.macs_dense for layer in self.layers if layer.kind.startswith("conv"))
+
+    @property
+    def thesis_ops(self) -> int:
+        """Operations in the source's convention, the convolution terms under their masks."""
+        return sum(layer.thesis_ops for layer in self.layers)
+
+    @property
+    def thesis_ops_dense(self) -> int:
+        """Operations in the source's convention without masks: the baseline figures."""
+        return sum(layer.thesis_ops_dense for layer in self.layers)
+
+    def to_json(self) -> dict[str, Any]:
+        """Totals and one object per layer; counts are whole numbers, not millions."""
+        return {
+            "input_shape": list(self.input_shape),
+            "parameters": self.parameters,
+            "macs": self.macs,
+            "macs_dense": self.macs_dense,
+            "conv_macs": self.conv_macs,
+            "conv_macs_dense": self.conv_macs_dense,
+            "flops": 2 * self.macs,
+            "flops_dense": 2 * self.macs_dense,
+            "thesis_ops": self.thesis_ops,
+            "thesis_ops_dense": self.thesis_ops_dense,
+            "uncounted": list(self.uncounted),
+            "layers": [{key: list(v) if isinstance(v, tuple) else v for key, v in asdict(layer).items()} for layer in self.layers],
+        }
+
+
+def count_macs(model: nn.Module, input_shape: Sequence[int]) -> MacReport:
+    """Count `model` on one zero sample of `input_shape` (C,H,W), on the model's own device, in eval mode; the model is left as it was.
+
+    Modules called several times count each time. UsageError where the model does not accept the shape: it names the layer.
+    """
+    if not input_shape or any(not isinstance(size, int) or isinstance(size, bool) or size < 1 for size in input_shape):
+        raise UsageError(f"an input shape is positive whole numbers such as 3x32x32, got {tuple(input_shape)}")
+    shape = tuple(input_shape)
+    tally = _Tally(model)
+    first = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    with ExitStack() as stack:
+        for context in (_eval_mode(model), torch.no_grad(), _unfused_attention(), tally.hooks(), tally.flops):
+            stack.enter_context(context)
+        try:
+            model(torch.zeros(1, *shape, dtype=first.dtype, device=first.device))
+        except (RuntimeError, ValueError, IndexError, AssertionError) as error:
+            raise UsageError(_misfit(shape, tally.running, error)) from error
+    return MacReport(
+        input_shape=shape,
+        layers=(*tally.rows.values(), *tally.functional()),
+        parameters=sum(p.numel() for p in model.parameters()),
+        uncounted=tuple(name for name, module in model.named_modules() if isinstance(module, nn.RNNBase)),
+    )
+
+
+def masked_conv_macs(
+    weight_shape: Sequence[int], output_size: Sequence[int], groups: int, ffp_mask: Tensor | None, fwp_mask: Tensor | None
+) -> int:
+    """Remaining multiply-adds of a convolution for one sample: sum over input channels c of |M_c| * nnz(Wmask[:,c]).
+
+    weight_shape (F, C/groups, kh, kw); output_size (oh, ow); ffp_mask bool [C,oh,ow] or None; fwp_mask bool [F,C/groups,kh,kw] or None.
+    """
+    filters, channels_per_group, *kernel = weight_shape
+    channels = channels_per_group * groups
+    if fwp_mask is None:
+        taps = torch.full((channels,), filters // groups * prod(kernel))
+    else:
+        taps = fwp_mask.unflatten(0, (groups, -1)).flatten(3).sum(dim=(1, 3)).flatten().cpu()
+    blocks = torch.full((channels,), prod(output_size)) if ffp_mask is None else ffp_mask.flatten(1).sum(dim=1).cpu()
+    return int((taps * blocks).sum())
+
+
+@dataclass
+class _Tally:
+    """Collects rows while the model runs; `flops` sees every product, and what ran inside counted modules is taken off again."""
+
+    model: nn.Module
+    rows: dict[str, LayerMacs] = field(default_factory=dict)
+    running: list[tuple[str, str]] = field(default_factory=list)
+    """Modules entered and not left, with what they were given: the last one is where a misfit arose."""
+    flops: FlopCounterMode = field(default_factory=lambda: FlopCounterMode(display=False))
+    attributed_flops: int = 0
+    entered: list[int] = field(default_factory=list)
+
+    @contextmanager
+    def hooks(self) -> Iterator[None]:
+        """Hooks on every module of the model, removed on leaving."""
+        handles = []
+        for name, module in self.model.named_modules():
+            handles.append(module.register_forward_pre_hook(self._enter(name), with_kwargs=True))
+            handles.append(module.register_forward_hook(self._leave(name), with_kwargs=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def functional(self) -> list[LayerMacs]:
+        """The row of multiply-adds outside counted modules, if there are any; thesis_ops leaves them out by its rules."""
+        macs = (self.flops.get_total_flops() - self.attributed_flops) // 2
+        return [LayerMacs(name=FUNCTIONAL, kind="functional", macs_dense=macs, macs=macs)] if macs else []
+
+    def _enter(self, name: str) -> Any:
+        def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            self.running.append((name, f"{type(module).__name__} given {_shapes(args, kwargs)}"))
+            if isinstance(module, _COUNTED):
+                self.entered.append(self.flops.get_total_flops())
+
+        return hook
+
+    def _leave(self, name: str) -> Any:
+        def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+            if isinstance(module, _COUNTED):
+                before = self.entered.pop()
+                if not self.entered:  # a counted module inside another one is part of the outer one's products
+                    self.attributed_flops += self.flops.get_total_flops() - before
+                row = _row(name, module, _first_tensor([*args, *kwargs.values()]), _first_tensor([output]))
+                self.rows[name] = _add(self.rows[name], row) if name in self.rows else row
+            self.running.pop()
+
+        return hook
+
+
+def _row(name: str, module: nn.Module, x: Tensor, y: Tensor) -> LayerMacs:
+    """Counts of one call x -> y, both with a batch axis."""
+    facts: dict[str, Any] = {"name": name, "input_shape": tuple(x.shape[1:]), "output_shape": tuple(y.shape[1:])}
+    if isinstance(module, _ConvNd):
+        return _conv_row(facts, module, x, y)
+    if isinstance(module, nn.Linear):
+        macs = y.numel() * module.in_features
+        ops = macs + (y.numel() if module.bias is not None else 0)
+        weights = module.weight.numel()
+        facts |= {"macs_dense": macs, "macs": macs, "weights": weights, "weights_kept": weights}
+        return LayerMacs(kind="linear", thesis_ops_dense=ops, thesis_ops=ops, **facts)
+    if isinstance(module, _BatchNorm):
+        kind, ops = "batchnorm", x.numel() * (2 if module.affine else 1)
+    elif isinstance(module, _POOLS):
+        kind, ops = "pool", x.numel()
+    else:
+        kind, ops = "activation", y.numel()
+    return LayerMacs(kind=kind, thesis_ops_dense=ops, thesis_ops=ops, **facts)
+
+
+def _conv_row(facts: dict[str, Any], conv: _ConvNd, x: Tensor, y: Tensor) -> LayerMacs:
+    transposed = isinstance(conv, _ConvTransposeNd)
+    positions = x.numel() if transposed else y.numel()  # a transposed convolution spends one kernel per input element
+    macs_dense = positions * prod(conv.weight.shape[1:])
+    bias = y.numel() if conv.bias is not None else 0
+    ffp_mask, fwp_mask = getattr(conv, "ffp_mask", None), getattr(conv, "fwp_mask", None)
+    macs = macs_dense
+    if ffp_mask is not None or fwp_mask is not None:
+        macs = y.shape[0] * masked_conv_macs(conv.weight.shape, y.shape[2:], conv.groups, ffp_mask, fwp_mask)
+    return LayerMacs(
+        kind=f"conv{'_transpose' if transposed else ''}{conv.weight.dim() - 2}d",
+        macs_dense=macs_dense,
+        macs=macs,
+        thesis_ops_dense=macs_dense + bias,
+        thesis_ops=macs + bias,
+        weights=conv.weight.numel(),
+        weights_kept=conv.weight.numel() if fwp_mask is None else int(fwp_mask.sum()),
+        ffp_kept=_fraction(ffp_mask),
+        fwp_kept=_fraction(fwp_mask),
+        **facts,
+    )
+
+
+def _add(row: LayerMacs, call: LayerMacs) -> LayerMacs:
+    """One more call of the same layer."""
+    counts = ("macs_dense", "macs", "thesis_ops_dense", "thesis_ops", "calls")
+    return replace(call, **{count: getattr(row, count) + getattr(call, count) for count in counts})
+
+
+def _fraction(mask: Tensor | None) -> float | None:
+    return None if mask is None else int(mask.sum()) / mask.numel()
+
+
+def _first_tensor(values: Iterable[Any]) -> Tensor:
+    """The first tensor of nested arguments, as layers are given it."""
+    for value in values:
+        if isinstance(value, Tensor):
+            return value
+        if isinstance(value, list | tuple):
+            found = _first_tensor(value)
+            if found.numel():
+                return found
+    return torch.empty(0)
+
+
+def _shapes(args: tuple, kwargs: dict[str, Any]) -> str:
+    x = _first_tensor([*args, *kwargs.values()])
+    return "x".join(map(str, x.shape[1:])) or "no tensor"
+
+
+def _misfit(shape: tuple[int, ...], running: list[tuple[str, str]], error: Exception) -> str:
+    text = str(error) if isinstance(error, FinepruneError) else (str(error).splitlines() or [type(error).__name__])[0]
+    where = f"layer {running[-1][0]!r} ({running[-1][1]})" if running and running[-1][0] else "its forward function"
+    return f"the model does not accept an input of {'x'.join(map(str, shape))}: {where} failed: {text}; give the shape it was made for"
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode, each module's own flag restored (a fine-tuned model may hold frozen parts)."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def _unfused_attention() -> Iterator[None]:
+    """Fused attention hides its products from the counter; the plain one computes the same."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
