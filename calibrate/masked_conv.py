@@ -16,7 +16,7 @@ exporter see one operator. Three formulations, chosen by geometry, none with a b
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..common.errors import UsageError
@@ -53,6 +53,14 @@ def masked_conv2d(
     return y if bias is None else y + bias[:, None, None]
 
 
+def explicit_padding(conv: nn.Conv2d, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """x and the zero padding left to the convolution: symmetric zeros stay there, every other kind is applied to x."""
+    if conv.padding_mode == "zeros" and not isinstance(conv.padding, str):
+        return x, (conv.padding[0], conv.padding[1])
+    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+    return F.pad(x, conv._reversed_padding_repeated_twice, mode=mode), (0, 0)
+
+
 def output_size(
     size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
 ) -> tuple[int, int]:
@@ -74,11 +82,9 @@ def _forward(
         return _channels_last(F.conv2d(_sample(x, stride, padding) * mask, weight, groups=groups))
     oh, ow = output_size(x.shape[2:], kernel, *geometry)
     y = x.new_empty(x.shape[0], oh, ow, groups, weight.shape[0] // groups)
-    matrix = _weight_matrix(weight, groups)
+    matrix = weight_matrix(weight, groups)
     for rows, patches in masked_patches(x, mask, kernel, geometry, groups):
-        y[rows].flatten(0, 2).transpose(0, 1).copy_(torch.bmm(patches, matrix)) if groups > 1 else torch.mm(
-            patches[0], matrix[0], out=y[rows].view(-1, weight.shape[0])
-        )
+        y[rows].flatten(0, 2).copy_(torch.bmm(patches, matrix).transpose(0, 1))
     return y.flatten(3).permute(0, 3, 1, 2)
 
 
@@ -92,7 +98,14 @@ def _forward_fake(
 
 @torch.library.custom_op("fineprune::masked_conv2d_backward", mutates_args=())
 def _backward(
-    grad: Tensor, x: Tensor, weight: Tensor, mask: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    mask: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
 ) -> tuple[Tensor, Tensor]:
     geometry = (stride, padding, dilation)
     filters, channels_per_group, *kernel = weight.shape
@@ -104,7 +117,7 @@ def _backward(
         grad_x = torch.zeros_like(_pad(x, padding))
         _sample(grad_x, stride, (0, 0)).copy_(grad_sampled * mask)
         return _crop(grad_x, padding, x.shape).contiguous(), grad_weight
-    matrix = _weight_matrix(weight, groups)
+    matrix = weight_matrix(weight, groups)
     grad_matrix = torch.zeros_like(matrix)
     transposed = matrix.transpose(1, 2).contiguous()
     grad_padded = _padded_nhwc(torch.zeros_like(x), padding)
@@ -122,7 +135,14 @@ def _backward(
 
 @_backward.register_fake
 def _backward_fake(
-    grad: Tensor, x: Tensor, weight: Tensor, mask: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    mask: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
 ) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), torch.empty_like(weight, memory_format=torch.contiguous_format)
 
@@ -160,15 +180,13 @@ def masked_patches(
         rows = slice(start, min(start + step, x.shape[0]))
         count = rows.stop - start
         patches = buffer[: count * groups * oh * ow * taps * per_group].view(groups, count, oh, ow, taps, per_group)
-        mask_rows = None if mask_nhwc is None else (mask_nhwc[rows] if mask_nhwc.shape[0] > 1 else mask_nhwc)
+        mask_rows = None if mask_nhwc is None else _split_groups(mask_nhwc[rows] if mask_nhwc.shape[0] > 1 else mask_nhwc, groups)
         for tap, window in enumerate(_windows(source[rows], kernel, stride, dilation, (oh, ow))):
-            for group in range(groups):
-                channels = slice(group * per_group, (group + 1) * per_group)
-                target = patches[group, ..., tap, :]
-                if mask_rows is None:
-                    target.copy_(window[..., channels])
-                else:
-                    torch.mul(window[..., channels], mask_rows[..., channels], out=target)
+            target = patches[..., tap, :]
+            if mask_rows is None:
+                target.copy_(_split_groups(window, groups))
+            else:
+                torch.mul(_split_groups(window, groups), mask_rows, out=target)
         yield rows, patches.view(groups, count * oh * ow, taps * per_group)
 
 
@@ -182,12 +200,16 @@ def _scatter_patches(
     """The transpose of `masked_patches`: add grad_patches[groups, rows, taps*C/groups] into grad_padded[n,Hp,Wp,C]."""
     stride, _, dilation = geometry
     oh, ow = mask_nhwc.shape[1:3]
-    groups, per_group = grad_patches.shape[0], grad_padded.shape[3] // grad_patches.shape[0]
-    patches = grad_patches.view(groups, -1, oh, ow, kernel[0] * kernel[1], per_group)
+    groups = grad_patches.shape[0]
+    patches = grad_patches.view(groups, -1, oh, ow, kernel[0] * kernel[1], grad_padded.shape[3] // groups)
+    mask_groups = _split_groups(mask_nhwc, groups)
     for tap, window in enumerate(_windows(grad_padded, kernel, stride, dilation, (oh, ow))):
-        for group in range(groups):
-            channels = slice(group * per_group, (group + 1) * per_group)
-            window[..., channels].addcmul_(patches[group, ..., tap, :], mask_nhwc[..., channels])
+        _split_groups(window, groups).addcmul_(patches[..., tap, :], mask_groups)
+
+
+def _split_groups(x_nhwc: Tensor, groups: int) -> Tensor:
+    """View [n,h,w,C] as [groups,n,h,w,C/groups]."""
+    return x_nhwc.unflatten(3, (groups, -1)).permute(3, 0, 1, 2, 4)
 
 
 def _windows(
@@ -209,7 +231,7 @@ def _dense_backward(
     return grad_x.contiguous(), grad_weight
 
 
-def _weight_matrix(weight: Tensor, groups: int) -> Tensor:
+def weight_matrix(weight: Tensor, groups: int) -> Tensor:
     """weight[F,C/g,kh,kw] -> [g, kh*kw*C/g, F/g], rows in the order of `masked_patches`."""
     return weight.unflatten(0, (groups, -1)).permute(0, 3, 4, 2, 1).flatten(1, 3).contiguous()
 

@@ -8,9 +8,8 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ..calibrate.masked_conv import masked_conv2d
+from ..calibrate.masked_conv import explicit_padding, masked_conv2d
 from ..common.errors import UsageError
 
 
@@ -42,15 +41,8 @@ class MaskedConv2d(nn.Conv2d):
         """x[N,C,H,W] -> y[N,F,oh,ow]; H and W must be those that the FFP mask was made for."""
         if self.ffp_mask is None:
             return self._conv_forward(input, self.masked_weight(), self.bias)
-        x, padding = self.padded(input)
+        x, padding = explicit_padding(self, input)
         return masked_conv2d(x, self.masked_weight(), self.bias, self.ffp_mask, self.stride, padding, self.dilation, self.groups)
-
-    def padded(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """x and the zero padding left to the convolution: symmetric zeros stay there, every other kind is applied here."""
-        if self.padding_mode == "zeros" and not isinstance(self.padding, str):
-            return x, (self.padding[0], self.padding[1])
-        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-        return F.pad(x, self._reversed_padding_repeated_twice, mode=mode), (0, 0)
 
     def extra_repr(self) -> str:
         """Geometry, then the kept fraction of blocks and weights."""

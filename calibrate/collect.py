@@ -1,0 +1,229 @@
+"""The two calibration passes: stream samples through a network in eval mode and add up statistics.
+
+    blocks   on the dense network   -> frequencies (Algorithm 8 stage 1) or Taylor scores of blocks
+    weights  under the FFP masks    -> S of Algorithm 9 and, for the Taylor criterion, scores of taps
+
+Weights are frozen, augmentation is off, memory does not grow with the data set.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..common.errors import RunError, UsageError
+from ..common.progress import Progress, Silent
+from .convolutions import ConvSite, find_convolutions, replaced
+from .frequency import NORMS, TieBreaker
+from .importance import group_filters
+from .layers import BlockFrequency, BlockTaylor, Collector, WeightScores
+from .statistics import Statistics, fingerprint
+
+Criterion = Literal["l2", "l1", "apoz", "taylor"]
+
+
+class Samples(NamedTuple):
+    """One batch: images[N,C,H,W] float, labels[N] int64, indices[N] int64 (each sample's place in the data set)."""
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+
+
+class Source(Protocol):
+    """Where samples come from; every split of `fineprune.models.data` is one."""
+
+    def __len__(self) -> int: ...
+
+    def batches(self, batch_size: int, *, indices: Tensor | None = None, start_batch: int = 0) -> Iterator[Any]:
+        """Yield batches with fields images, labels and indices, in the order of `indices`."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationConfig:
+    """How samples are streamed. `samples` None means all of them; otherwise a seeded random choice."""
+
+    samples: int | None = None
+    batch_size: int = 128
+    seed: int = 0
+    checkpoint_every_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.samples is not None and self.samples < 1:
+            raise UsageError(f"samples must be at least 1, got {self.samples}")
+        if self.batch_size < 1:
+            raise UsageError(f"batch_size must be at least 1, got {self.batch_size}")
+
+
+def collect_block_statistics(
+    model: nn.Module,
+    source: Source,
+    *,
+    input_shape: tuple[int, ...],
+    criterion: Criterion = "taylor",
+    keep: Mapping[str, int] | None = None,
+    propagate: Literal["masked", "dense"] = "masked",
+    config: CalibrationConfig | None = None,
+    device: torch.device | str = "cpu",
+    checkpoint: Path | None = None,
+    progress: Progress | None = None,
+) -> Statistics:
+    """Score the blocks of every maskable convolution of `model`.
+
+    For l2, l1 and apoz `keep[name]` is K, the blocks of a channel that stage 1 keeps (layers not named keep all), and deeper layers see
+    masked inputs unless propagate="dense". For taylor the network runs dense and `keep` is not used. With `checkpoint`
+    (a folder) a killed pass goes on from there. Raises RunError on non-finite activations or an empty source.
+    """
+    if criterion not in (*NORMS, "taylor"):
+        raise UsageError(f"unknown block criterion {criterion!r}; choose one of {', '.join(get_args(Criterion))}")
+    config = config or CalibrationConfig()
+    sites, _ = find_convolutions(model, input_shape)
+    keep = {site.name: (keep or {}).get(site.name, site.positions) for site in sites} if criterion != "taylor" else {}
+    settings = {"criterion": criterion, "keep": keep, "propagate": propagate if keep else "dense"}
+    collectors: dict[str, Collector] = {}
+    for number, site in enumerate(sites):
+        conv = _conv(model, site)
+        if criterion == "taylor":
+            collectors[site.name] = BlockTaylor(conv, site)
+        else:
+            ties = TieBreaker(site.in_channels * site.positions, seed=config.seed * 7919 + number)
+            collectors[site.name] = BlockFrequency(conv, site, keep[site.name], criterion, ties, masked=propagate == "masked")
+    return _stream(model, source, collectors, "blocks", settings, input_shape, config, device, checkpoint, progress or Silent())
+
+
+def collect_weight_statistics(
+    model: nn.Module,
+    source: Source,
+    *,
+    input_shape: tuple[int, ...],
+    taylor: bool = True,
+    lanes: int = 16,
+    config: CalibrationConfig | None = None,
+    device: torch.device | str = "cpu",
+    checkpoint: Path | None = None,
+    progress: Progress | None = None,
+) -> Statistics:
+    """Score the weights of every maskable convolution of `model`, whose layers may carry FFP masks (attribute `ffp_mask`).
+
+    taylor=False collects S only, without a backward pass. `lanes` is the size of the filter groups of `taylor_group`.
+    """
+    config = config or CalibrationConfig()
+    sites, _ = find_convolutions(model, input_shape)
+    collectors: dict[str, Collector] = {}
+    for site in sites:
+        conv = _conv(model, site)
+        collectors[site.name] = WeightScores(conv, site, group_filters(conv.weight, lanes, conv.groups) if taylor else None)
+    settings = {"taylor": taylor, "lanes": lanes}
+    return _stream(model, source, collectors, "weights", settings, input_shape, config, device, checkpoint, progress or Silent())
+
+
+def _conv(model: nn.Module, site: ConvSite) -> nn.Conv2d:
+    conv = model.get_submodule(site.name)
+    if not isinstance(conv, nn.Conv2d):
+        raise TypeError(f"{site.name} is not an nn.Conv2d")
+    return conv
+
+
+def _stream(
+    model: nn.Module,
+    source: Source,
+    collectors: dict[str, Collector],
+    kind: str,
+    settings: dict[str, Any],
+    input_shape: tuple[int, ...],
+    config: CalibrationConfig,
+    device: torch.device | str,
+    checkpoint: Path | None,
+    progress: Progress,
+) -> Statistics:
+    if len(source) == 0:
+        raise RunError("the calibration set is empty; name a data set with training samples")
+    if not collectors:
+        raise UsageError("the network has no convolution that can carry masks")
+    masks = {name: mask for name, c in collectors.items() if (mask := getattr(c.conv, "ffp_mask", None)) is not None}
+    stream_settings = {k: v for k, v in asdict(config).items() if k in ("samples", "seed")}
+    settings = {**settings, **stream_settings, "input_shape": list(input_shape), "network": fingerprint(model, masks)}
+    order = _order(len(source), config)
+    done = _resume(checkpoint, kind, settings, collectors)
+    batches = -(-len(order) // config.batch_size)
+    first = done // config.batch_size
+
+    def snapshot(samples: int) -> Statistics:
+        return Statistics(kind=kind, settings=settings, samples=samples, layers={name: c.sums() for name, c in collectors.items()})
+
+    state = snapshot(done)  # whole batches only: an interrupt can come between two layers
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    was_training = model.training
+    last_saved = time.monotonic()
+    try:
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
+        model.to(device).eval()
+        with replaced(model, collectors):
+            stream = source.batches(config.batch_size, indices=order, start_batch=first)
+            for batch in progress(stream, total=batches, description=f"calibrating {kind}", start=first):
+                _run_batch(model, batch, collectors, device)
+                state = snapshot(state.samples + len(batch.images))
+                if checkpoint is not None and time.monotonic() - last_saved > config.checkpoint_every_s:
+                    state.save(checkpoint)
+                    last_saved = time.monotonic()
+    except KeyboardInterrupt:
+        if checkpoint is not None:
+            state.save(checkpoint)
+        raise
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        model.train(was_training)
+    if checkpoint is not None:
+        state.save(checkpoint)
+    return state
+
+
+def _run_batch(model: nn.Module, batch: Samples, collectors: Mapping[str, Collector], device: torch.device | str) -> None:
+    """One forward pass (and one backward pass, where a collector needs gradients); sums change only when the whole batch went through."""
+    images, labels = batch.images.to(device), batch.labels.to(device)
+    for collector in collectors.values():
+        collector.begin(batch.indices)
+    if any(collector.needs_gradient for collector in collectors.values()):
+        logits = model(images.requires_grad_())
+        # The sum keeps each sample's gradient its own: in eval mode samples do not meet.
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        _require_finite(loss)
+        loss.backward()
+    else:
+        with torch.no_grad():
+            _require_finite(model(images))
+    for collector in collectors.values():
+        collector.commit()
+
+
+def _require_finite(value: Tensor) -> None:
+    if not torch.isfinite(value).all():
+        raise RunError(
+            "the network's output is NaN or infinite on calibration data; check the checkpoint and the normalisation of the data"
+        )
+
+
+def _order(size: int, config: CalibrationConfig) -> Tensor:
+    if config.samples is None or config.samples >= size:
+        return torch.arange(size)
+    return torch.randperm(size, generator=torch.Generator().manual_seed(config.seed))[: config.samples]
+
+
+def _resume(checkpoint: Path | None, kind: str, settings: dict[str, Any], collectors: Mapping[str, Collector]) -> int:
+    """Load sums of an interrupted pass with the same settings; the number of samples that they hold."""
+    if checkpoint is None or not (checkpoint / "statistics.json").is_file():
+        return 0
+    saved = Statistics.load(checkpoint)
+    if saved.kind != kind or saved.settings != settings:
+        return 0
+    for name, collector in collectors.items():
+        collector.restore(saved.layers[name])
+    return saved.samples

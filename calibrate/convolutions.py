@@ -1,0 +1,163 @@
+"""Which convolutions of a network can carry masks, and exchanging them in place."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+
+from ..common.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvSite:
+    """One maskable convolution: its dotted name and its shapes for one input sample."""
+
+    name: str
+    in_channels: int
+    out_channels: int
+    kernel: tuple[int, int]
+    groups: int
+    input_size: tuple[int, int]
+    output_size: tuple[int, int]
+
+    @property
+    def positions(self) -> int:
+        """P = oh * ow."""
+        return self.output_size[0] * self.output_size[1]
+
+    @property
+    def taps(self) -> int:
+        """kh * kw."""
+        return self.kernel[0] * self.kernel[1]
+
+    @property
+    def filters_per_group(self) -> int:
+        """Filters that read one input channel: F / groups."""
+        return self.out_channels // self.groups
+
+    @property
+    def block_macs(self) -> int:
+        """Multiply-adds that dropping one block saves."""
+        return self.filters_per_group * self.taps
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of the dense layer per sample."""
+        return self.in_channels * self.positions * self.block_macs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """A convolution that stays dense, and why."""
+
+    name: str
+    reason: str
+
+
+def find_convolutions(model: nn.Module, input_shape: Sequence[int]) -> tuple[list[ConvSite], list[Skipped]]:
+    """Run one zero sample of `input_shape` (C,H,W) and sort the convolutions into maskable and left dense, in order of execution."""
+    shapes: dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]] = {}
+    convs = {name: module for name, module in model.named_modules() if isinstance(module, nn.modules.conv._ConvNd)}
+
+    def record(name: str) -> Callable[[nn.Module, tuple, torch.Tensor], None]:
+        def hook(_: nn.Module, args: tuple, output: torch.Tensor) -> None:
+            shapes.setdefault(name, []).append((tuple(args[0].shape), tuple(output.shape)))
+
+        return hook
+
+    handles = [module.register_forward_hook(record(name)) for name, module in convs.items()]
+    try:
+        probe(model, input_shape)
+    finally:
+        for handle in handles:
+            handle.remove()
+    sites, skipped = [], []
+    for name in [*shapes, *(name for name in convs if name not in shapes)]:
+        conv, calls = convs[name], shapes.get(name, [])
+        reason = _why_not(conv, calls)
+        if reason:
+            skipped.append(Skipped(name=name, reason=reason))
+        else:
+            sites.append(_site(name, conv, *calls[0]))
+    return sites, skipped
+
+
+def probe(model: nn.Module, input_shape: Sequence[int]) -> torch.Tensor:
+    """The model's output for one zero sample, in eval mode without gradients; UsageError when it does not accept the shape."""
+    was_training, first = model.training, next(model.parameters(), None)
+    model.eval()
+    try:
+        with torch.no_grad():
+            zeros = torch.zeros(
+                1, *input_shape, device=None if first is None else first.device, dtype=None if first is None else first.dtype
+            )
+            return model(zeros)
+    except (RuntimeError, ValueError) as error:
+        shape = "x".join(map(str, input_shape))
+        cause = str(error).strip().splitlines()[0]
+        raise UsageError(f"the network does not accept an input of shape {shape}: {cause}; give its input as --input CxHxW") from error
+    finally:
+        model.train(was_training)
+
+
+def _why_not(conv: nn.Module, calls: list) -> str | None:
+    if not isinstance(conv, nn.Conv2d):
+        return f"{type(conv).__name__} is not a 2-D convolution"
+    if type(conv).forward is not nn.Conv2d.forward and not hasattr(conv, "ffp_mask"):
+        return f"{type(conv).__name__} replaces the forward of Conv2d"
+    if not calls:
+        return "the forward pass does not call it as a module"
+    if len(calls) > 1:
+        return f"it runs {len(calls)} times in one forward pass, and a mask belongs to one place"
+    if len(calls[0][0]) != 4:
+        return "its input has no batch axis"
+    if torch.nn.utils.parametrize.is_parametrized(conv):
+        return "its weight is parametrized; remove the parametrization first"
+    return None
+
+
+def _site(name: str, conv: nn.Module, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> ConvSite:
+    if not isinstance(conv, nn.Conv2d):
+        raise TypeError(f"{name} is not an nn.Conv2d")
+    return ConvSite(
+        name=name,
+        in_channels=conv.in_channels,
+        out_channels=conv.out_channels,
+        kernel=(conv.kernel_size[0], conv.kernel_size[1]),
+        groups=conv.groups,
+        input_size=(input_shape[2], input_shape[3]),
+        output_size=(output_shape[2], output_shape[3]),
+    )
+
+
+def select_sites(sites: Sequence[ConvSite], *, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> list[ConvSite]:
+    """The sites that match any glob of `include` (all, when empty) and none of `exclude`; UsageError for a glob without a match."""
+    for pattern in [*include, *exclude]:
+        if not any(fnmatchcase(site.name, pattern) for site in sites):
+            raise UsageError(f"the pattern {pattern!r} matches no convolution; they are: {', '.join(site.name for site in sites)}")
+    return [
+        site
+        for site in sites
+        if (not include or any(fnmatchcase(site.name, p) for p in include)) and not any(fnmatchcase(site.name, p) for p in exclude)
+    ]
+
+
+def replace_modules(model: nn.Module, replacements: Mapping[str, nn.Module]) -> None:
+    """Put each module of `replacements` at its dotted name inside `model`."""
+    for name, module in replacements.items():
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, module)
+
+
+@contextmanager
+def replaced(model: nn.Module, replacements: Mapping[str, nn.Module]) -> Iterator[None]:
+    """`replace_modules` for the length of a with-block; the model is as before afterwards, whatever happens."""
+    originals = {name: model.get_submodule(name) for name in replacements}
+    replace_modules(model, replacements)
+    try:
+        yield
+    finally:
+        replace_modules(model, originals)

@@ -1,0 +1,71 @@
+"""Block scores and the per-sample masks of FFP stage 1 (Algorithm 8, thesis eq. 5.4-5.5; methods.md section 1).
+
+score[n,c,i,j] = || b[n,c,i,j] ||_2 = sqrt( sum_{u,v} x_pad[n,c, i*s+u*d, j*s+v*d]^2 )     (a depthwise box sum)
+mask[n,c]      = top K of score[n,c]           freq[c] += sum_n mask[n,c]
+"""
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Norm = Literal["l2", "l1", "apoz"]
+NORMS: tuple[str, ...] = get_args(Norm)
+
+
+def block_norms(
+    x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], norm: Norm = "l2"
+) -> Tensor:
+    """Score of every block of x[N,C,H,W] -> [N,C,oh,ow].
+
+    l2 and l1 are norms of the block; apoz counts its non-zeros (the complement of the average percentage of zeros).
+    """
+    values = {"l2": x.square, "l1": x.abs, "apoz": lambda: (x != 0).to(x.dtype)}[norm]()
+    sums = _box_sum(values, kernel, stride, padding, dilation)
+    return sums.clamp_min_(0).sqrt_() if norm == "l2" else sums
+
+
+def top_k_mask(scores: Tensor, keep: int) -> Tensor:
+    """True at the `keep` largest of the last axis: scores[..., P] -> bool [..., P], exactly `keep` in every row."""
+    size = scores.shape[-1]
+    if keep >= size:
+        return torch.ones_like(scores, dtype=torch.bool)
+    few_kept = keep <= size // 2
+    chosen = scores.topk(keep if few_kept else size - keep, dim=-1, largest=few_kept, sorted=False).indices
+    return torch.full_like(scores, not few_kept, dtype=torch.bool).scatter_(-1, chosen, few_kept)
+
+
+class TieBreaker:
+    """Seeded random order among the zero-score blocks of one layer; without it the first positions would win every tie.
+
+    The order is a pure function of (seed, layer, sample index), so statistics do not depend on how samples are batched:
+    one random field per layer, rotated by an offset drawn from the sample's index.
+    """
+
+    def __init__(self, size: int, *, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        field = -torch.rand(size, generator=generator) - 0.5
+        self._field = torch.cat([field, field])
+        self._size, self._salt = size, int(torch.randint(1 << 30, (1,), generator=generator))
+
+    def apply(self, scores: Tensor, indices: Tensor) -> Tensor:
+        """scores[N,C,P] with zeros replaced by distinct negative values; indices[N] are the samples' places in the data set."""
+        zero = scores <= 0
+        if not zero.any():
+            return scores
+        offsets = ((indices.cpu() * 2654435761 + self._salt) % self._size).tolist()
+        order = torch.stack([self._field[offset : offset + self._size] for offset in offsets])
+        return torch.where(zero, order.view(scores.shape).to(scores.device, scores.dtype), scores)
+
+
+def _box_sum(x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> Tensor:
+    padded = F.pad(x, (padding[1], padding[1], padding[0], padding[0])) if any(padding) else x
+    if tuple(kernel) == (1, 1):
+        return padded[:, :, :: stride[0], :: stride[1]].clone()
+    if tuple(dilation) == (1, 1):
+        return F.avg_pool2d(padded, tuple(kernel), tuple(stride), divisor_override=1)
+    channels = x.shape[1]
+    ones = torch.ones(channels, 1, *kernel, dtype=x.dtype, device=x.device)
+    return F.conv2d(padded, ones, None, tuple(stride), 0, tuple(dilation), channels)

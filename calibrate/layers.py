@@ -1,0 +1,123 @@
+"""Stand-ins for convolutions during a calibration pass: each adds up one kind of statistic as samples flow through."""
+
+import torch
+from torch import Tensor, nn
+
+from .convolutions import ConvSite
+from .frequency import Norm, TieBreaker, block_norms, top_k_mask
+from .importance import tap_sums
+from .masked_conv import explicit_padding, masked_conv2d
+from .taylor import Geometry, block_taylor, tap_taylor
+
+
+class Collector(nn.Module):
+    """Runs in the place of `conv`. A batch counts only when `commit` is called, so an interrupted batch leaves no trace."""
+
+    conv: nn.Conv2d
+    needs_gradient = False
+
+    def __init__(self, conv: nn.Conv2d, site: ConvSite) -> None:
+        super().__init__()
+        self.__dict__["conv"] = conv  # not a child: the network's parameters keep their names
+        self.site = site
+        self.indices = torch.empty(0, dtype=torch.int64)
+        self._sums: dict[str, Tensor] = {}
+        self._pending: dict[str, Tensor] = {}
+
+    def begin(self, indices: Tensor) -> None:
+        """Start a batch of the samples at `indices` of the data set."""
+        self.indices, self._pending = indices, {}
+
+    def add(self, **sums: Tensor) -> None:
+        """Note sums of the current batch: moved to the CPU in float64 (counts in int64)."""
+        for key, value in sums.items():
+            self._pending[key] = value.detach().cpu().to(torch.int64 if value.dtype == torch.int64 else torch.float64)
+
+    def commit(self) -> None:
+        """Add the current batch to the total."""
+        self._sums = {key: value + self._sums[key] if key in self._sums else value for key, value in self._pending.items()}
+
+    def sums(self) -> dict[str, Tensor]:
+        """The totals so far."""
+        return dict(self._sums)
+
+    def restore(self, sums: dict[str, Tensor]) -> None:
+        """Go on from the totals of an earlier run."""
+        self._sums = dict(sums)
+
+    def geometry(self, padding: tuple[int, int]) -> Geometry:
+        """(stride, padding, dilation) once padding other than symmetric zeros has been applied to the input."""
+        return (self.conv.stride, padding, self.conv.dilation)
+
+
+class BlockFrequency(Collector):
+    """Algorithm 8 stage 1: count which blocks are among the top K of their channel, and convolve under that mask."""
+
+    def __init__(self, conv: nn.Conv2d, site: ConvSite, keep: int, norm: Norm, ties: TieBreaker, *, masked: bool) -> None:
+        super().__init__(conv, site)
+        self.keep, self.norm, self.ties, self.masked = keep, norm, ties, masked
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x[N,C,H,W] -> y[N,F,oh,ow], of the blocks that each sample's own mask keeps."""
+        conv = self.conv
+        padded, padding = explicit_padding(conv, x)
+        scores = block_norms(padded, conv.kernel_size, conv.stride, padding, conv.dilation, self.norm)
+        ranked = self.ties.apply(scores.flatten(2), self.indices)
+        mask = top_k_mask(ranked, self.keep).view_as(scores)
+        self.add(frequency=mask.sum(0), norm=scores.sum(0))
+        if not self.masked or self.keep == self.site.positions:
+            return conv(x)
+        return masked_conv2d(padded, conv.weight, conv.bias, mask, conv.stride, padding, conv.dilation, conv.groups)
+
+
+class BlockTaylor(Collector):
+    """First-order scores of blocks: the dense convolution forward, one more product backward."""
+
+    needs_gradient = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x[N,C,H,W] -> the dense y[N,F,oh,ow]."""
+        padded, padding = explicit_padding(self.conv, x)
+        y = self.conv(x)
+
+        def backward(grad: Tensor) -> None:
+            self.add(taylor=block_taylor(padded.detach(), grad, self.conv.weight, self.geometry(padding), self.conv.groups))
+
+        y.register_hook(backward)
+        return y
+
+
+class WeightScores(Collector):
+    """S of Algorithm 9 under the layer's FFP mask and, given groups of filters, first-order scores of taps."""
+
+    def __init__(self, conv: nn.Conv2d, site: ConvSite, assignment: Tensor | None) -> None:
+        super().__init__(conv, site)
+        self.assignment = assignment
+        self.needs_gradient = assignment is not None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x[N,C,H,W] -> y[N,F,oh,ow] of the layer as it is, its masks included."""
+        padded, padding = explicit_padding(self.conv, x)
+        mask = getattr(self.conv, "ffp_mask", None)
+        y = self.conv(x)
+        stride, _, dilation = self.geometry(padding)
+        with torch.no_grad():
+            for key, values in (("absolute", padded.abs()), ("signed", padded)):
+                self.add(**{key: tap_sums(values.sum(0), mask, self.site.kernel, stride, padding, dilation)})
+        assignment = self.assignment
+        if assignment is not None:
+
+            def backward(grad: Tensor) -> None:
+                scores = tap_taylor(padded.detach(), grad, self.conv.weight, mask, self.geometry(padding), self.conv.groups, assignment)
+                self.add(taylor=scores.kernel, taylor_group=scores.group, taylor_channel=scores.channel)
+
+            y.register_hook(backward)
+        return y
+
+    def sums(self) -> dict[str, Tensor]:
+        """The totals so far, with the assignment of filters to groups that `taylor_group` was summed over."""
+        return super().sums() if self.assignment is None else {**super().sums(), "groups": self.assignment}
+
+    def restore(self, sums: dict[str, Tensor]) -> None:
+        """Go on from the totals of an earlier run."""
+        super().restore({key: value for key, value in sums.items() if key != "groups"})

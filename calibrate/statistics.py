@@ -1,0 +1,97 @@
+"""What a calibration pass leaves: additive sums per layer, on disk as safetensors beside JSON."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from ..common.errors import RunError, UsageError
+from ..common.files import atomic_path, read_json, write_json
+
+SCHEMA = 1
+TENSORS, FACTS = "statistics.safetensors", "statistics.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """Sums over `samples` samples: layers[name][field] is a float64 or int64 tensor.
+
+    `kind` is "blocks" (fields frequency, norm [C,oh,ow] or taylor [C,oh,ow]) or "weights" (fields absolute, signed [C,kh,kw],
+    taylor [F,C/g,kh,kw], taylor_group [Q,C/g,kh,kw], taylor_channel [C,kh,kw], groups [F]). Parts that are added must
+    agree in `settings`.
+    """
+
+    kind: str
+    settings: dict[str, Any]
+    samples: int = 0
+    layers: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+
+    def __add__(self, other: "Statistics") -> "Statistics":
+        """Statistics of both parts of a data set together; UsageError names the setting in which they differ."""
+        if not isinstance(other, Statistics):
+            return NotImplemented
+        mine, theirs = {"kind": self.kind, **self.settings}, {"kind": other.kind, **other.settings}
+        for key in sorted(mine.keys() | theirs.keys()):
+            if mine.get(key) != theirs.get(key):
+                raise UsageError(
+                    f"statistics differ in {key}: {mine.get(key)!r} and {theirs.get(key)!r}; only parts of one calibration add up"
+                )
+        layers = {
+            name: {k: v if k == "groups" else v + other.layers[name][k] for k, v in fields.items()} for name, fields in self.layers.items()
+        }
+        return replace(self, samples=self.samples + other.samples, layers=layers)
+
+    def save(self, folder: Path | str) -> None:
+        """Write the folder whole or not at all."""
+        from safetensors.torch import save_file
+
+        with atomic_path(folder) as temporary:
+            temporary.mkdir()
+            save_file(
+                {f"{name}/{key}": v.contiguous() for name, fields in self.layers.items() for key, v in fields.items()}, temporary / TENSORS
+            )
+            facts = {"schema": SCHEMA, "kind": self.kind, "samples": self.samples, "settings": self.settings, "layers": list(self.layers)}
+            write_json(temporary / FACTS, facts)
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Self:
+        """Read what `save` wrote; UsageError for a folder without statistics, RunError for a broken one."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        folder = Path(folder)
+        if not (folder / FACTS).is_file():
+            raise UsageError(f"{folder} holds no statistics ({FACTS} is missing); run `fineprune calibrate` first")
+        facts = read_json(folder / FACTS)
+        if facts.get("schema") != SCHEMA:
+            raise RunError(f"{folder / FACTS} has schema {facts.get('schema')}, this version reads {SCHEMA}; calibrate again")
+        try:
+            tensors = load_file(folder / TENSORS)
+        except (OSError, SafetensorError) as error:
+            raise RunError(f"cannot read {folder / TENSORS} ({error}); it was truncated or removed, calibrate again") from error
+        layers: dict[str, dict[str, Tensor]] = {name: {} for name in facts["layers"]}
+        for key, value in tensors.items():
+            name, _, item = key.rpartition("/")
+            layers[name][item] = value
+        return cls(kind=facts["kind"], settings=facts["settings"], samples=facts["samples"], layers=layers)
+
+
+def total(parts: Sequence[Statistics]) -> Statistics:
+    """Add the statistics of several parts of one data set."""
+    return reduce(lambda a, b: a + b, parts)
+
+
+def fingerprint(model: nn.Module, masks: dict[str, Tensor] | None = None) -> str:
+    """Hex digest of all parameters, buffers and the given masks: statistics belong to exactly this network."""
+    digest = sha256()
+    for name, value in [*model.state_dict().items(), *(masks or {}).items()]:
+        tensor = value.detach().cpu().contiguous()
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return digest.hexdigest()

@@ -1,0 +1,83 @@
+"""First-order (Taylor) scores of blocks and of weights (methods.md section 1b).
+
+Dropping block (c,n) changes the loss of sample d, to first order, by the inner product of the block's contribution with
+the gradient g[d,f,n] = d loss_d / d y[d,f,n]:
+
+    t[d,c,n]     = sum_{u,v} b[d,c,n,u,v] * sum_f w[f,c,u,v] * g[d,f,n]          T[c,n]     = sum_d t[d,c,n]^2
+
+and dropping the tap (u,v) of channel c for a set F' of filters, the FFP masks M being on, by
+
+    t[d,F',c,u,v] = sum_{f in F'} w[f,c,u,v] * sum_n g[d,f,n] M[c,n] b[d,c,n,u,v]  T[F',c,u,v] = sum_d t[d,F',c,u,v]^2
+
+Both are sums over samples: they stream and add.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .masked_conv import masked_patches, weight_matrix
+
+Geometry = tuple[Sequence[int], Sequence[int], Sequence[int]]
+"""(stride, padding, dilation), each (vertical, horizontal)."""
+
+
+def block_taylor(x: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry, groups: int) -> Tensor:
+    """T summed over the samples of x[N,C,H,W] with grad[N,F,oh,ow] and weight[F,C/groups,kh,kw] -> [C,oh,ow] float64 on the CPU."""
+    oh, ow = grad.shape[2:]
+    kernel, per_group = weight.shape[2:], weight.shape[1]
+    transposed = weight_matrix(weight, groups).transpose(1, 2).contiguous()
+    grad_nhwc = _grad_nhwc(grad, groups)
+    total = torch.zeros(groups, oh * ow, per_group, dtype=torch.float64)
+    for rows, patches in masked_patches(x, None, kernel, geometry, groups):
+        pulled_back = torch.bmm(grad_nhwc[rows].flatten(0, 2).transpose(0, 1), transposed)
+        contribution = patches.mul_(pulled_back).unflatten(2, (-1, per_group)).sum(2)
+        total += contribution.unflatten(1, (-1, oh * ow)).square().sum(1).to("cpu", torch.float64)
+    return total.permute(0, 2, 1).reshape(groups * per_group, oh, ow)
+
+
+class TapTaylor(NamedTuple):
+    """T of weights, float64 on the CPU: of one filter [F,C/g,kh,kw], of a group of filters [Q,C/g,kh,kw], of all filters [C,kh,kw]."""
+
+    kernel: Tensor
+    group: Tensor
+    channel: Tensor
+
+
+def tap_taylor(
+    x: Tensor, grad: Tensor, weight: Tensor, mask: Tensor | None, geometry: Geometry, groups: int, assignment: Tensor
+) -> TapTaylor:
+    """T of every tap under the FFP mask (bool [C,oh,ow] or None), summed over the samples of x.
+
+    assignment[F] (int64, in range(Q)) names each filter's group of filters; a group lies within one convolution group.
+    """
+    filters, per_group, *kernel = weight.shape
+    taps, positions = kernel[0] * kernel[1], grad.shape[2] * grad.shape[3]
+    matrix = weight_matrix(weight, groups)
+    grad_nhwc = _grad_nhwc(grad, groups)
+    members = torch.nn.functional.one_hot(assignment).to(weight.dtype).to(weight.device).view(groups, filters // groups, -1)
+    by_kernel = torch.zeros(matrix.shape, dtype=torch.float64)
+    by_channel = torch.zeros(matrix.shape[:2], dtype=torch.float64)
+    by_group = torch.zeros(*matrix.shape[:2], members.shape[2], dtype=torch.float64)
+    for rows, patches in masked_patches(x, mask, kernel, geometry, groups):
+        outer = grad_nhwc[rows].flatten(1, 2).permute(2, 0, 1, 3)
+        per_sample = torch.matmul(patches.unflatten(1, (-1, positions)).transpose(2, 3), outer)
+        per_sample *= matrix[:, None]
+        by_kernel += per_sample.square().sum(1).to("cpu", torch.float64)
+        by_channel += per_sample.sum(3).square().sum(1).to("cpu", torch.float64)
+        by_group += torch.matmul(per_sample, members[:, None]).square().sum(1).to("cpu", torch.float64)
+
+    def unflatten(scores: Tensor) -> Tensor:
+        return scores.unflatten(1, (*kernel, per_group))
+
+    return TapTaylor(
+        kernel=unflatten(by_kernel).permute(0, 4, 3, 1, 2).flatten(0, 1).contiguous(),
+        group=unflatten(by_group).sum(0).permute(3, 2, 0, 1).contiguous(),
+        channel=by_channel.unflatten(1, (taps, per_group)).permute(0, 2, 1).reshape(-1, *kernel).contiguous(),
+    )
+
+
+def _grad_nhwc(grad: Tensor, groups: int) -> Tensor:
+    return grad.permute(0, 2, 3, 1).contiguous().unflatten(3, (groups, -1))

@@ -1,0 +1,149 @@
+"""A compressed network on disk: one folder of weights, bit-packed masks and facts. No pickle.
+
+manifest.json        schema, model and data specs, settings, ratios asked and achieved, MACs, accuracies, hashes of the other files
+weights.safetensors  the state dict, dropped weights at zero
+masks.safetensors    LAYER/ffp and LAYER/fwp: uint8, eight mask elements a byte, first element in the highest bit, row-major;
+                     LAYER/groups: int16 [F], filters that share taps (scope "group" only)
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..common.errors import RunError, UsageError
+from ..common.files import atomic_path, read_json, sha256, write_json
+from .bake import bake, masked_layers, masks_of
+
+SCHEMA = 1
+MANIFEST, WEIGHTS, MASKS = "manifest.json", "weights.safetensors", "masks.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """Everything needed to rebuild a masked network from its architecture. `facts` is the manifest without schema, shapes and hashes."""
+
+    facts: dict[str, Any]
+    weights: dict[str, Tensor]
+    ffp_masks: dict[str, Tensor]
+    fwp_masks: dict[str, Tensor]
+    groups: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: nn.Module, facts: Mapping[str, Any], groups: Mapping[str, Tensor] | None = None) -> Self:
+        """Take weights and masks from a baked network; RunError names a weight that is NaN or infinite."""
+        weights = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
+        for name, layer in masked_layers(model):
+            weights[f"{name}.weight"] = layer.masked_weight().detach().cpu().contiguous()
+        for name, value in weights.items():
+            if not torch.isfinite(value).all():
+                raise RunError(
+                    f"{name} has NaN or infinite values; the bundle was not written, lower the learning rate and fine-tune again"
+                )
+        ffp, fwp = masks_of(model)
+        return cls(facts=dict(facts), weights=weights, ffp_masks=_on_cpu(ffp), fwp_masks=_on_cpu(fwp), groups=dict(groups or {}))
+
+    def restore(self, model: nn.Module) -> nn.Module:
+        """A copy of `model` (the dense architecture) with this bundle's masks and weights, in eval mode. RunError when it does not fit."""
+        try:
+            masked = bake(model, ffp_masks=self.ffp_masks, fwp_masks=self.fwp_masks)
+            masked.load_state_dict(self.weights)
+        except (UsageError, RuntimeError) as error:
+            cause = " ".join(str(error).split())
+            raise RunError(
+                f"the bundle does not fit the network {type(model).__name__}: {cause}; rebuild it with the arguments of its manifest"
+            ) from error
+        return masked.eval()
+
+    def save(self, folder: Path | str) -> None:
+        """Write the folder whole or not at all; an older bundle there is replaced, any other folder is refused (UsageError)."""
+        from safetensors.torch import save_file
+
+        check_target(folder)
+        with atomic_path(folder) as temporary:
+            temporary.mkdir()
+            shapes: dict[str, dict[str, list[int]]] = {}
+            packed: dict[str, Tensor] = {f"{name}/groups": value.to(torch.int16) for name, value in self.groups.items()}
+            for kind, masks in (("ffp", self.ffp_masks), ("fwp", self.fwp_masks)):
+                for name, mask in masks.items():
+                    shapes.setdefault(name, {})[kind] = list(mask.shape)
+                    packed[f"{name}/{kind}"] = torch.from_numpy(np.packbits(mask.cpu().numpy().reshape(-1)))
+            save_file(self.weights, temporary / WEIGHTS)
+            save_file(packed, temporary / MASKS)
+            hashes = {name: sha256(temporary / name) for name in (WEIGHTS, MASKS)}
+            write_json(temporary / MANIFEST, {"schema": SCHEMA, **self.facts, "mask_shapes": shapes, "sha256": hashes})
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Self:
+        """Read what `save` wrote. UsageError when `folder` is no bundle, RunError when a file is missing, truncated or altered."""
+        folder = Path(folder)
+        manifest = _read_manifest(folder)
+        tensors = {}
+        for name in (WEIGHTS, MASKS):
+            if not (folder / name).is_file():
+                raise RunError(f"{folder / name} is missing; the bundle is incomplete, compress again")
+            if sha256(folder / name) != manifest["sha256"].get(name):
+                raise RunError(f"{folder / name} does not match the hash in {MANIFEST}; it was truncated or altered, compress again")
+            tensors[name] = _load_tensors(folder / name)
+        masks: dict[str, dict[str, Tensor]] = {"ffp": {}, "fwp": {}}
+        for name, kinds in manifest["mask_shapes"].items():
+            for kind, shape in kinds.items():
+                masks[kind][name] = _unpack(tensors[MASKS].get(f"{name}/{kind}"), shape, f"{folder / MASKS}: {name}/{kind}")
+        groups = {key.rpartition("/")[0]: value.long() for key, value in tensors[MASKS].items() if key.endswith("/groups")}
+        facts = {key: value for key, value in manifest.items() if key not in ("schema", "mask_shapes", "sha256")}
+        return cls(facts=facts, weights=tensors[WEIGHTS], ffp_masks=masks["ffp"], fwp_masks=masks["fwp"], groups=groups)
+
+
+def is_bundle(folder: Path | str) -> bool:
+    """Whether `folder` looks like a bundle (it has a manifest)."""
+    return (Path(folder) / MANIFEST).is_file()
+
+
+def check_target(folder: Path | str) -> None:
+    """UsageError when saving a bundle to `folder` would overwrite something that is not a bundle."""
+    folder = Path(folder)
+    if folder.exists() and not (folder.is_dir() and (is_bundle(folder) or not any(folder.iterdir()))):
+        raise UsageError(f"{folder} exists and is not a bundle; choose another output folder")
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    if not folder.exists():
+        raise UsageError(f"there is no bundle at {folder}; check the path")
+    if not is_bundle(folder):
+        raise UsageError(f"{folder} is not a bundle ({MANIFEST} is missing); name the output folder of `fineprune compress`")
+    manifest = read_json(folder / MANIFEST)
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+        found = manifest.get("schema") if isinstance(manifest, dict) else None
+        raise RunError(
+            f"{folder / MANIFEST} has schema {found}, this version reads {SCHEMA}; compress again or use the version that wrote it"
+        )
+    for key in ("mask_shapes", "sha256"):
+        if not isinstance(manifest.get(key), dict):
+            raise RunError(f"{folder / MANIFEST} has no {key}; it was edited, compress again")
+    return manifest
+
+
+def _load_tensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"cannot read {path}: {error}; compress again") from error
+
+
+def _unpack(packed: Tensor | None, shape: list[int], where: str) -> Tensor:
+    size = math.prod(shape)
+    if packed is None or packed.dtype != torch.uint8 or packed.numel() != -(-size // 8):
+        raise RunError(f"{where} does not hold a mask of shape {shape}; the bundle is damaged, compress again")
+    return torch.from_numpy(np.unpackbits(packed.numpy(), count=size).astype(bool)).view(*shape)
+
+
+def _on_cpu(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: mask.cpu() for name, mask in masks.items()}

@@ -1,0 +1,136 @@
+"""What to prune: self-validating settings of FFP and FWP, and the two presets."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, Literal, get_args
+
+from ..common.errors import UsageError
+
+BlockCriterion = Literal["l2", "l1", "apoz", "taylor"]
+BlockScope = Literal["channel", "layer", "position", "global"]
+WeightCriterion = Literal["wis", "wis-signed", "magnitude", "taylor"]
+WeightScope = Literal["kernel", "group", "channel", "filter", "layer", "global"]
+Share = Literal["filter", "group", "channel"]
+Preset = Literal["thesis", "taylor"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ratios:
+    """A pruned fraction in [0,1) for all layers, globs of layers to prune or to leave, and pruned fractions by glob."""
+
+    ratio: float = 0.0
+    per_layer: Mapping[str, float] = field(default_factory=dict)
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, value in (("ratio", self.ratio), *((f"ratio of {layer!r}", value) for layer, value in self.per_layer.items())):
+            _check_ratio(self.kind, name, value)
+
+    @property
+    def kind(self) -> str:
+        return type(self).__name__.removesuffix("Config")
+
+    def override(self, layer: str) -> float | None:
+        """The pruned fraction that `per_layer` gives this layer (the last glob that matches), or None."""
+        matches = [value for pattern, value in self.per_layer.items() if fnmatchcase(layer, pattern)]
+        return matches[-1] if matches else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FFPConfig(_Ratios):
+    """Fine-grained feature-map pruning. Scope "global" ranks the blocks of all layers by score per multiply-add saved."""
+
+    criterion: BlockCriterion = "taylor"
+    scope: BlockScope = "global"
+    propagate: Literal["masked", "dense"] = "masked"
+    floor: float = 0.05
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_choice("FFP criterion", self.criterion, BlockCriterion)
+        _check_choice("FFP scope", self.scope, BlockScope)
+        _check_choice("FFP propagate", self.propagate, Literal["masked", "dense"])
+        _check_ratio("FFP", "floor", self.floor)
+        if self.scope == "global" and self.criterion != "taylor":
+            raise UsageError(f"FFP scope 'global' needs the criterion 'taylor', got {self.criterion!r}: its layers do not compare")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FWPConfig(_Ratios):
+    """Feature-aware weight pruning.
+
+    Scopes kernel, group and channel keep the top taps of each (filter, channel), (group of `lanes` filters, channel) or channel.
+    Scopes filter, layer and global rank the taps of a filter, a layer or the network; with the last two, `share` says whether a
+    tap is dropped for one filter, for a group, or for all filters at once.
+    A 1x1 kernel has one tap: it is ranked over the channels of its filter, or left alone with pointwise="exempt".
+    """
+
+    criterion: WeightCriterion = "taylor"
+    scope: WeightScope = "global"
+    share: Share = "filter"
+    lanes: int = 16
+    pointwise: Literal["filter", "exempt"] = "filter"
+    floor: float = 0.05
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_choice("FWP criterion", self.criterion, WeightCriterion)
+        _check_choice("FWP scope", self.scope, WeightScope)
+        _check_choice("FWP share", self.share, Share)
+        _check_choice("FWP pointwise", self.pointwise, Literal["filter", "exempt"])
+        _check_ratio("FWP", "floor", self.floor)
+        if self.lanes < 1:
+            raise UsageError(f"FWP lanes must be at least 1, got {self.lanes}")
+        if self.scope == "global" and self.criterion.startswith("wis"):
+            raise UsageError(
+                f"FWP scope 'global' needs the criterion 'taylor' or 'magnitude', got {self.criterion!r}: its layers do not compare"
+            )
+        if self.share != "filter" and self.scope not in ("layer", "global"):
+            raise UsageError(f"FWP share={self.share!r} goes with scope 'layer' or 'global'; scope {self.scope!r} has a sharing of its own")
+
+    @property
+    def sharing(self) -> Share:
+        """Which filters drop a tap together."""
+        by_scope: dict[str, Share] = {"kernel": "filter", "group": "group", "channel": "channel", "filter": "filter"}
+        return by_scope.get(self.scope, self.share)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneConfig:
+    """Both halves of the compression."""
+
+    ffp: FFPConfig = field(default_factory=FFPConfig)
+    fwp: FWPConfig = field(default_factory=FWPConfig)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for manifests and hashes."""
+        return {key: {k: list(v) if isinstance(v, tuple) else v for k, v in part.items()} for key, part in asdict(self).items()}
+
+
+PRESETS: dict[Preset, dict[str, dict[str, Any]]] = {
+    "thesis": {"ffp": {"criterion": "l2", "scope": "channel", "floor": 0.0}, "fwp": {"criterion": "wis", "scope": "kernel", "floor": 0.0}},
+    "taylor": {"ffp": {"criterion": "taylor", "scope": "global"}, "fwp": {"criterion": "taylor", "scope": "global"}},
+}
+
+
+def prune_config(preset: str = "taylor", *, ffp: Mapping[str, Any] | None = None, fwp: Mapping[str, Any] | None = None) -> PruneConfig:
+    """A preset with single settings changed; settings given as None keep the preset's value."""
+    _check_choice("preset", preset, Preset)
+    base = PRESETS[preset]  # type: ignore[index]
+
+    def merged(key: str, changes: Mapping[str, Any] | None) -> dict[str, Any]:
+        return {**base[key], **{k: v for k, v in (changes or {}).items() if v is not None}}
+
+    return PruneConfig(ffp=FFPConfig(**merged("ffp", ffp)), fwp=FWPConfig(**merged("fwp", fwp)))
+
+
+def _check_ratio(kind: str, name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise UsageError(f"{kind} {name} must be a pruned fraction in [0, 1), got {value}")
+
+
+def _check_choice(name: str, value: str, choices: Any) -> None:
+    if value not in get_args(choices):
+        raise UsageError(f"unknown {name} {value!r}; choose one of {', '.join(get_args(choices))}")

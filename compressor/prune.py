@@ -1,0 +1,118 @@
+"""From a trained network and samples to a masked network: calibrate blocks, mask them, calibrate weights under the masks, mask those."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..calibrate.collect import CalibrationConfig, Source, collect_block_statistics, collect_weight_statistics
+from ..calibrate.convolutions import ConvSite, Skipped, find_convolutions
+from ..calibrate.statistics import Statistics, fingerprint
+from ..common.errors import UsageError
+from ..common.progress import Progress, Silent
+from .bake import bake
+from .config import PruneConfig
+from .selection import filter_groups, kept_blocks, select_blocks, select_taps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruned:
+    """A masked network (before fine-tuning), the masks it carries, and what stayed dense and why.
+
+    `groups` has, for the scope "group", each layer's int64 [F]: filters of one number share their taps.
+    """
+
+    model: nn.Module
+    ffp_masks: dict[str, Tensor] = field(default_factory=dict)
+    fwp_masks: dict[str, Tensor] = field(default_factory=dict)
+    groups: dict[str, Tensor] = field(default_factory=dict)
+    skipped: list[Skipped] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationRun:
+    """Where and how the calibration passes run. `folder` keeps statistics: finished ones are used again, interrupted ones go on."""
+
+    source: Source
+    input_shape: tuple[int, ...]
+    config: CalibrationConfig = field(default_factory=CalibrationConfig)
+    device: torch.device | str = "cpu"
+    folder: Path | None = None
+    progress: Progress = field(default_factory=Silent)
+
+    def block_statistics(self, model: nn.Module, sites: list[ConvSite], config: PruneConfig) -> Statistics:
+        """Statistics of blocks by the criterion of `config`."""
+        return collect_block_statistics(
+            model,
+            self.source,
+            input_shape=self.input_shape,
+            criterion=config.ffp.criterion,
+            keep=kept_blocks(sites, config.ffp),
+            propagate=config.ffp.propagate,
+            config=self.config,
+            device=self.device,
+            checkpoint=self.folder and self.folder / "blocks",
+            progress=self.progress,
+        )
+
+    def weight_statistics(self, model: nn.Module, config: PruneConfig) -> Statistics:
+        """Statistics of weights of a network that carries its FFP masks."""
+        return collect_weight_statistics(
+            model,
+            self.source,
+            input_shape=self.input_shape,
+            taylor=config.fwp.criterion == "taylor" or config.fwp.sharing == "group",
+            lanes=config.fwp.lanes,
+            config=self.config,
+            device=self.device,
+            checkpoint=self.folder and self.folder / "weights",
+            progress=self.progress,
+        )
+
+
+def prune(
+    model: nn.Module, config: PruneConfig, run: CalibrationRun, *, blocks: Statistics | None = None, weights: Statistics | None = None
+) -> Pruned:
+    """Mask `model` by `config`; statistics already at hand (`blocks`, `weights`) are used instead of a pass over the samples.
+
+    The model given is left as it is. UsageError when statistics belong to another network, or when it has nothing to mask.
+    """
+    sites, skipped = find_convolutions(model, run.input_shape)
+    if not sites:
+        raise UsageError("the network has no convolution that can carry masks" + "".join(f"; {s.name}: {s.reason}" for s in skipped))
+    ffp_masks: dict[str, Tensor] = {}
+    if _prunes(config.ffp):
+        blocks = _checked(blocks, model, {}) or run.block_statistics(model, sites, config)
+        ffp_masks = select_blocks(blocks, sites, config.ffp)
+    masked = bake(model, ffp_masks=ffp_masks)
+    fwp_masks: dict[str, Tensor] = {}
+    groups: dict[str, Tensor] = {}
+    if _prunes(config.fwp):
+        weights = _checked(weights, masked, ffp_masks) or run.weight_statistics(masked, config)
+        parameters = {site.name: _weight(masked, site) for site in sites}
+        fwp_masks = select_taps(weights, parameters, ffp_masks, sites, config.fwp)
+        if config.fwp.sharing == "group":
+            groups = {site.name: filter_groups(weights, site, config.fwp) for site in sites if site.name in fwp_masks}
+        masked = bake(model, ffp_masks=ffp_masks, fwp_masks=fwp_masks)
+    if not ffp_masks and not fwp_masks:
+        run.progress.log("warning: nothing was pruned; give --ffp or --fwp a fraction above 0")
+    return Pruned(model=masked, ffp_masks=ffp_masks, fwp_masks=fwp_masks, groups=groups, skipped=skipped)
+
+
+def _weight(model: nn.Module, site: ConvSite) -> Tensor:
+    weight = model.get_submodule(site.name).weight
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"{site.name} has no weight tensor")
+    return weight
+
+
+def _prunes(config: object) -> bool:
+    return bool(getattr(config, "ratio", 0) or any(getattr(config, "per_layer", {}).values()))
+
+
+def _checked(statistics: Statistics | None, model: nn.Module, masks: dict[str, Tensor]) -> Statistics | None:
+    if statistics is not None and statistics.settings.get("network") != fingerprint(model, masks):
+        what = "network" if statistics.kind == "blocks" else "network or with other block masks"
+        raise UsageError(f"the {statistics.kind} statistics were collected on another {what}; calibrate again with the same options")
+    return statistics

@@ -1,0 +1,46 @@
+"""Top-K and threshold rules on score tensors: pure functions, no layers, no files."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+def keep_count(size: int, ratio: float) -> int:
+    """K = size - round(ratio * size): how many of `size` stay when the fraction `ratio` is pruned."""
+    return size - round(ratio * size)
+
+
+def top_k(scores: Tensor, keep: int, *, tie_break: Tensor | None = None) -> Tensor:
+    """True at the `keep` largest of each row: scores[R,P] -> bool [R,P]. Ties go to the larger `tie_break`, then to the smaller index."""
+    order = torch.arange(scores.shape[1]).expand(scores.shape)
+    for key in (tie_break, scores):
+        if key is not None:
+            ranks = key.gather(1, order).sort(dim=1, descending=True, stable=True).indices
+            order = order.gather(1, ranks)
+    return torch.zeros(scores.shape, dtype=torch.bool).scatter_(1, order[:, :keep], True)
+
+
+def global_threshold(scores: Mapping[str, Tensor], costs: Mapping[str, Tensor], ratio: float, floor: float = 0.0) -> dict[str, Tensor]:
+    """Keep the elements of highest score per cost, over all layers at once, until (1 - ratio) of the total cost is kept.
+
+    scores and costs have the same shapes; elements of no cost (nothing would be computed for them) are dropped. In every layer
+    the best fraction `floor` of its elements stays, so that no layer is cut off; the rest of the budget is shared.
+    Returns bool masks of the same shapes.
+    """
+    values, flat_costs = [], []
+    for name, score in scores.items():
+        cost = costs[name].double().flatten()
+        value = torch.where(cost > 0, score.double().flatten() / cost.clamp_min(1), -torch.inf)
+        reserved = top_k(value[None], round(floor * value.numel()))[0] & (cost > 0)
+        values.append(value.masked_fill(reserved, torch.inf))
+        flat_costs.append(cost)
+    value, cost = torch.cat(values), torch.cat(flat_costs)
+    order = value.argsort(descending=True, stable=True)
+    budget = (1 - ratio) * float(cost.sum())
+    affordable = cost[order].cumsum(0) <= budget * (1 + 1e-12)
+    kept = torch.zeros(value.numel(), dtype=torch.bool)
+    kept[order] = affordable | (value[order] == torch.inf)
+    kept &= cost > 0
+    pieces = kept.split([score.numel() for score in scores.values()])
+    return {name: piece.view(score.shape) for (name, score), piece in zip(scores.items(), pieces, strict=True)}
