@@ -49,10 +49,10 @@ def fold_batchnorm(model: Any) -> list[Refusal]:
 
 def _fold(model: Any, norm: Any) -> str:
     """Fold one node; the reason where it stays, else an empty text."""
-    conv = norm.inputs[0].producer()
-    if conv is None or not (is_conv(conv) or is_masked_conv(conv)):
+    conv: Any = norm.inputs[0].producer()
+    if not (is_conv(conv) or is_masked_conv(conv)):
         return "its input is not the output of a convolution"
-    if sole_consumer(conv.outputs[0]) is not norm:
+    if sole_consumer(conv.outputs[0]) is None:
         return f"the output of {conv.name} has other consumers"
     if any(output.uses() or output.is_graph_output() for output in norm.outputs[1:]):
         return "its running statistics are outputs"
@@ -66,7 +66,8 @@ def _fold(model: Any, norm: Any) -> str:
     epsilon = norm.attributes["epsilon"].as_float() if "epsilon" in norm.attributes else 1e-5
     scale = gamma / np.sqrt(variance + epsilon)
     name = _bias_name(conv)
-    set_constant(model, conv, 1, (weights * scale[:, None, None, None]).astype(weights.dtype), conv.inputs[1].name)
+    scaled = weights * scale.reshape(-1, *[1] * (weights.ndim - 1))
+    set_constant(model, conv, 1, scaled.astype(weights.dtype), conv.inputs[1].name)
     set_constant(model, conv, bias_index, (scale * (bias - mean) + beta).astype(weights.dtype), name)
     bypass(model, norm, conv.outputs[0])
     return ""

@@ -24,13 +24,13 @@ class Refusal:
 
 
 def is_masked_conv(node: Any) -> bool:
-    """Whether `node` calls one of our masked convolutions."""
-    return bool(node.domain == DOMAIN and node.op_type in MASKED_CONVS)
+    """Whether `node` (None: no node) calls one of our masked convolutions."""
+    return node is not None and bool(node.domain == DOMAIN and node.op_type in MASKED_CONVS)
 
 
 def is_conv(node: Any) -> bool:
-    """Whether `node` is a standard Conv."""
-    return bool(node.domain == "" and node.op_type == "Conv")
+    """Whether `node` (None: no node) is a standard Conv."""
+    return node is not None and bool(node.domain == "" and node.op_type == "Conv")
 
 
 def masked_convs(model: Any) -> Iterator[Any]:

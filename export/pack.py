@@ -46,10 +46,10 @@ def drop_full_masks(model: Any) -> list[Refusal]:
         mask = constant(node.inputs[2])
         if mask is None or not mask.all():
             continue
-        x, weights, _, bias = node.inputs
+        x, weights, _, *bias = node.inputs
         attributes = [attribute for name, attribute in node.attributes.items() if name != "channels"]
         kernel = [int(size) for size in constant(weights).shape[2:]]  # type: ignore[union-attr]
-        dense = ir.Node("", "Conv", [x, weights, bias], [*attributes, ir.AttrInt64s("kernel_shape", kernel)], name=node.name)
+        dense = ir.Node("", "Conv", [x, weights, *bias], [*attributes, ir.AttrInt64s("kernel_shape", kernel)], name=node.name)
         _replace(model, node, dense)
     return []
 
@@ -67,7 +67,7 @@ def pack_masks(model: Any) -> list[Refusal]:
     return refusals
 
 
-def pack_weights(model: Any) -> list[Refusal]:
+def pack_weights(model: Any, *, smallest_saving: int = SMALLEST_SAVING) -> list[Refusal]:
     """Store every float32 initializer compactly whose zeros make that smaller; the refusals name convolution weights left dense."""
     refusals = []
     for value in list(model.graph.initializers.values()):
@@ -77,14 +77,14 @@ def pack_weights(model: Any) -> list[Refusal]:
         # Minus zero would come back as plus zero, which no convolution can tell apart.
         kept = weights != 0
         saving = 4 * (weights.size - int(kept.sum())) - (weights.size + 7) // 8
-        if saving >= SMALLEST_SAVING:
+        if saving >= smallest_saving:
             packed = [
                 add_initializer(model, f"{value.name}.values", weights[kept]),
                 add_initializer(model, f"{value.name}.bits", pack_bits(kept)),
             ]
             _unpack_instead(model, value, UNPACK_WEIGHTS, packed)
-        elif any(is_masked_conv(node) for node, _ in value.uses()) and not kept.all():
-            reason = f"{weights.size - int(kept.sum())} zeros of {weights.size} weights would save no {SMALLEST_SAVING} bytes"
+        elif any(is_masked_conv(node) and index == 1 for node, index in value.uses()) and not kept.all():
+            reason = f"{weights.size - int(kept.sum())} zeros of {weights.size} weights would save no {smallest_saving} bytes"
             refusals.append(Refusal(rule="pack_weights", node=value.name, reason=reason))
     return refusals
 

@@ -1,0 +1,209 @@
+"""Whole networks: what is in the file, what it computes, how large it is, and what is refused."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from fineprune.compressor.layers import MaskedConv2d
+from fineprune.export.exporter import export_onnx
+from fineprune.export.pack import unpack_bits, unpack_weights
+from support.onnx_graphs import run_onnxruntime, run_reference
+from support.tolerances import ONNX_LOGITS
+from torch import nn
+
+from fineprune.common.errors import RunError, UsageError
+
+INPUT_SHAPE = (3, 11, 7)
+
+
+@pytest.mark.parametrize("kind", ["packed", "plain", "dense"])
+def test_the_file_computes_the_model_for_any_batch(kind: str, request: pytest.FixtureRequest) -> None:
+    exported = request.getfixturevalue(kind)
+    content = exported.path.read_bytes()
+    rtol, atol = ONNX_LOGITS
+    for batch in (1, 2, 5):
+        x = torch.randn(batch, *INPUT_SHAPE, generator=torch.Generator().manual_seed(batch))
+        with torch.no_grad():
+            expected = exported.model(x).numpy()
+        for run in (run_onnxruntime, run_reference):
+            np.testing.assert_allclose(run(content, x.numpy()), expected, rtol=rtol, atol=atol)
+
+
+def test_nodes_of_the_packed_file(packed: Any) -> None:
+    nodes = packed.report.nodes
+    counts = {
+        name: nodes.get(name, 0) for name in ("BatchNormalization", "Conv", "fineprune::MaskedConv", "fineprune::MaskedDepthwiseConv")
+    }
+    assert counts == {"BatchNormalization": 0, "Conv": 2, "fineprune::MaskedConv": 3, "fineprune::MaskedDepthwiseConv": 1}
+    assert nodes["fineprune::UnpackMask"] == 4 and nodes["Gemm"] == 1 and "Add" in nodes
+    assert not {"Gather", "Range", "Expand"} & set(nodes)  # what torch makes of channels-last outputs
+    assert packed.report.masked_layers == ("stem", "body", "depthwise", "shortcut")
+    assert packed.report.bytes == packed.path.stat().st_size
+
+
+@pytest.mark.parametrize("kind", ["plain", "dense"])
+def test_standard_operators_only(kind: str, request: pytest.FixtureRequest) -> None:
+    exported = request.getfixturevalue(kind)
+    proto = onnx.load(exported.path)
+    assert not proto.functions and [entry.domain for entry in proto.opset_import] == [""]
+    assert all(node.domain == "" for node in proto.graph.node)
+    assert "BatchNormalization" not in exported.report.nodes and "ConstantOfShape" not in exported.report.nodes
+
+
+def test_the_dense_file_is_an_ordinary_graph(dense: Any) -> None:
+    assert dense.report.nodes["Conv"] == 6
+    assert dense.report.masked_layers == () and dense.report.refusals == ()
+
+
+def test_only_the_batch_dimension_is_dynamic(packed: Any) -> None:
+    graph = onnx.load(packed.path).graph
+    shapes = [[d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim] for value in (*graph.input, *graph.output)]
+    assert shapes == [["batch", *INPUT_SHAPE], ["batch", 5]]
+    assert [value.name for value in (*graph.input, *graph.output)] == ["input", "logits"]
+
+
+def test_packed_tensors_are_the_masks_and_the_folded_weights(packed: Any) -> None:
+    """Another runtime can read a masked layer from its node, the two unpacking nodes and README.md's layout."""
+    graph = onnx.load(packed.path).graph
+    initializers = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    nodes = {node.name: node for node in graph.node}
+    shapes = {name: tuple(node.attribute[0].ints) for name, node in nodes.items() if name.endswith(".unpack")}
+    layer, norm = packed.model.body, packed.model.body_norm
+    mask = unpack_bits(initializers["body.ffp_mask.bits"], shapes["body.ffp_mask.unpack"])
+    assert (mask == layer.ffp_mask.numpy()).all()
+    weights = unpack_weights(initializers["body.weight.values"], initializers["body.weight.bits"], shapes["body.weight.unpack"])
+    scale = (norm.weight / torch.sqrt(norm.running_var + norm.eps)).detach()
+    np.testing.assert_allclose(weights, layer.masked_weight().detach() * scale[:, None, None, None], rtol=1e-6)
+    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in nodes["body"].attribute}
+    assert attributes == {"strides": [2, 2], "pads": [1, 1, 1, 1], "dilations": [1, 1], "group": 5, "channels": 10}
+    assert list(nodes["body"].input)[1:] == ["body.weight", "body.ffp_mask", "body.bias"]
+
+
+def test_metadata(packed: Any) -> None:
+    proto = onnx.load(packed.path)
+    properties = {entry.key: entry.value for entry in proto.metadata_props}
+    assert properties["fineprune.schema"] == "1" and properties["fineprune.model"] == "tiny"
+    assert json.loads(properties["fineprune.accuracy"]) == {"dense": 0.5}
+    layers = {layer["name"]: layer for layer in json.loads(properties["fineprune.layers"])}
+    assert set(layers) == {"stem", "body", "depthwise", "shortcut", "weights_only", "dense"}
+    body = packed.model.body
+    blocks, taps = body.ffp_mask.sum((1, 2)).view(5, 2), body.fwp_mask.sum((2, 3)).view(5, 4, 2).sum(1)
+    assert layers["body"]["macs"] == int((blocks * taps).sum())
+    assert layers["body"]["macs_dense"] == 6 * 5 * 20 * 2 * 9
+    assert layers["body"]["ffp_kept"] == pytest.approx(body.ffp_mask.float().mean().item())
+    assert layers["weights_only"]["ffp_kept"] == 1 and layers["stem"]["fwp_kept"] == 1
+    assert proto.producer_name == "fineprune"
+    assert json.loads(json.dumps(packed.report.to_json(), allow_nan=False))["masked_layers"] == list(packed.report.masked_layers)
+
+
+def test_no_paths_of_this_machine_in_the_file(packed: Any, dense: Any) -> None:
+    for exported in (packed, dense):
+        assert b".py" not in exported.path.read_bytes()
+
+
+def test_the_model_is_left_as_it_was(tiny: Callable, tmp_path: Path) -> None:
+    model = tiny()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    export_onnx(model, INPUT_SHAPE, tmp_path / "network.onnx")
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert model.body.fwp_mask is not None and not model.body._forward_hooks
+
+
+def test_resnet20_is_really_smaller(export: Callable) -> None:
+    from fineprune.models.zoo.registry import build
+
+    model = build("resnet20", seed=0).eval()
+    dense = export(model, (3, 32, 32)).report.bytes
+    generator = torch.Generator().manual_seed(0)
+    _mask_all(model, torch.zeros(1, 3, 32, 32), 0.63, 0.44, generator)
+    pruned = export(model, (3, 32, 32)).report
+    assert len(pruned.masked_layers) == len(pruned.layers)
+    assert pruned.bytes < 0.65 * dense
+
+
+def _mask_all(model: nn.Module, x: torch.Tensor, blocks: float, weights: float, generator: torch.Generator) -> None:
+    """Random masks on every convolution of `model`."""
+    sizes: dict[str, torch.Size] = {}
+    convs = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+    for name, conv in convs.items():
+        conv.register_forward_hook(lambda module, inputs, output, name=name: sizes.update({name: output.shape[2:]}))
+    model(x)
+    for name, conv in convs.items():
+        conv._forward_hooks.clear()
+        masks = (
+            torch.rand(conv.in_channels, *sizes[name], generator=generator) < blocks,
+            torch.rand(conv.weight.shape, generator=generator) < weights,
+        )
+        model.set_submodule(name, MaskedConv2d.wrap(conv, ffp_mask=masks[0], fwp_mask=masks[1]))
+
+
+def test_training_mode_is_refused(tiny: Callable, tmp_path: Path) -> None:
+    model = tiny()
+    model.body_norm.train()
+    with pytest.raises(UsageError, match=r"module body_norm is in training mode.*call model.eval\(\)"):
+        export_onnx(model, INPUT_SHAPE, tmp_path / "network.onnx")
+
+
+def test_an_input_size_that_the_masks_do_not_fit_is_refused(tiny: Callable, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"does not accept input 3x12x7: mask of shape .* does not fit"):
+        export_onnx(tiny(), (3, 12, 7), tmp_path / "network.onnx")
+    with pytest.raises(UsageError, match=r"does not accept input 4x11x7: .*expected input.* to have 3 channels"):
+        export_onnx(tiny(masked=False), (4, 11, 7), tmp_path / "network.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_are_not_finite_are_refused(tiny: Callable, tmp_path: Path) -> None:
+    model = tiny()
+    with torch.no_grad():
+        model.linear.weight[1, 2] = torch.nan
+    with pytest.raises(RunError, match=r"weight linear\.weight is not finite"):
+        export_onnx(model, INPUT_SHAPE, tmp_path / "network.onnx")
+
+
+def test_a_folder_that_cannot_be_written_is_named(tiny: Callable, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(RunError, match=r"cannot write .*network\.onnx"):
+        export_onnx(tiny(masked=False), INPUT_SHAPE, tmp_path / "file" / "network.onnx")
+
+
+def test_bad_opset_and_metadata_are_refused_before_tracing(tiny: Callable, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="opset 17 is not supported; choose one of 18 to 23"):
+        export_onnx(tiny(), INPUT_SHAPE, tmp_path / "network.onnx", opset=17)
+    with pytest.raises(UsageError, match="metadata 'loss' cannot be stored as JSON"):
+        export_onnx(tiny(), INPUT_SHAPE, tmp_path / "network.onnx", metadata={"loss": float("nan")})
+    with pytest.raises(UsageError, match="metadata key 'layers' is written by the exporter"):
+        export_onnx(tiny(), INPUT_SHAPE, tmp_path / "network.onnx", metadata={"layers": []})
+
+
+def test_a_model_with_several_outputs_is_refused(tmp_path: Path) -> None:
+    class Two(nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return x, x
+
+    with pytest.raises(UsageError, match="the model returns tuple, not one tensor"):
+        export_onnx(Two().eval(), INPUT_SHAPE, tmp_path / "network.onnx")
+
+
+def test_a_forward_that_depends_on_values_is_refused(tmp_path: Path) -> None:
+    class Branch(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(RunError, match="torch cannot export Branch with a dynamic batch dimension"):
+        export_onnx(Branch().eval(), INPUT_SHAPE, tmp_path / "network.onnx")
+
+
+@pytest.mark.parametrize("opset", [20, 23])
+def test_newer_opsets(opset: int, tiny: Callable, export: Callable) -> None:
+    exported = export(tiny(), opset=opset)
+    x = torch.randn(2, *INPUT_SHAPE, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = exported.model(x).numpy()
+    rtol, atol = ONNX_LOGITS
+    np.testing.assert_allclose(run_onnxruntime(exported.path.read_bytes(), x.numpy()), expected, rtol=rtol, atol=atol)
+    assert {entry.domain: entry.version for entry in onnx.load(exported.path).opset_import}[""] == opset

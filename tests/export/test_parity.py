@@ -1,0 +1,77 @@
+"""Parity: sound files pass, wrong ones fail, and what cannot be compared is refused."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fineprune.export.parity import TOLERANCE, check_parity
+from fineprune.export.runtimes import OnnxRuntime
+from torch import nn
+
+from fineprune.common.errors import RunError, UsageError
+
+SAMPLES = np.random.default_rng(0).standard_normal((40, 3, 11, 7), dtype=np.float32)
+
+
+@pytest.mark.parametrize("kind", ["packed", "plain", "dense"])
+def test_a_sound_export_passes(kind: str, request: pytest.FixtureRequest) -> None:
+    exported = request.getfixturevalue(kind)
+    report = check_parity(exported.model, exported.path, SAMPLES, reference_samples=3)
+    assert report.passed and report.max_abs_error < 1e-4
+    report.require()
+    assert [(r.runtime, r.samples, r.argmax_agreement) for r in report.runtimes] == [("onnxruntime", 40, 1.0), ("onnx.reference", 3, 1.0)]
+    assert json.loads(json.dumps(report.to_json(), allow_nan=False))["passed"] is True
+
+
+def test_the_file_of_another_model_fails(tiny: Callable, dense: Any) -> None:
+    report = check_parity(tiny(), dense.path, SAMPLES, reference_samples=0)
+    (runtime,) = report.runtimes
+    assert not report.passed and runtime.relative_error > 100 * TOLERANCE
+    assert runtime.relative_error == pytest.approx(runtime.max_abs_error / _largest_logit(tiny()))
+    with pytest.raises(RunError, match=r"differs from the model in onnxruntime by .* of its largest logit"):
+        report.require()
+
+
+def _largest_logit(model: nn.Module) -> float:
+    with torch.no_grad():
+        return model(torch.from_numpy(SAMPLES)).abs().max().item()
+
+
+def test_one_dropped_block_fails(tiny: Callable, packed: Any) -> None:
+    model = tiny()
+    model.stem.ffp_mask[tuple(model.stem.ffp_mask.nonzero()[5].tolist())] = False
+    assert not check_parity(model, packed.path, SAMPLES, reference_samples=0).passed
+
+
+def test_logits_that_are_not_finite_are_refused(packed: Any) -> None:
+    with pytest.raises(RunError, match="torch gave logits that are not finite"):
+        check_parity(packed.model, packed.path, np.full_like(SAMPLES, np.inf))
+
+
+def test_bad_arguments(tiny: Callable, packed: Any, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"samples of shape \[N,C,H,W\] with N > 0, got \(0, 3, 11, 7\)"):
+        check_parity(packed.model, packed.path, SAMPLES[:0])
+    with pytest.raises(UsageError, match=r"no ONNX file at .*absent\.onnx"):
+        check_parity(packed.model, tmp_path / "absent.onnx", SAMPLES)
+    with pytest.raises(UsageError, match=r"no provider MagicProvider here; available: .*CPUExecutionProvider"):
+        check_parity(packed.model, packed.path, SAMPLES, providers=["MagicProvider"])
+    with pytest.raises(UsageError, match="the model is in training mode"):
+        check_parity(tiny().train(), packed.path, SAMPLES)
+
+
+def test_a_truncated_file_is_named(packed: Any, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(packed.path.read_bytes()[:-100])
+    with pytest.raises(RunError, match=r"ONNX Runtime cannot load .*broken\.onnx"):
+        check_parity(packed.model, broken, SAMPLES)
+
+
+def test_a_wrong_input_size_is_named(packed: Any) -> None:
+    runtime = OnnxRuntime("onnxruntime", packed.path)
+    runtime.load(1)
+    with pytest.raises(RunError, match=r"cannot run .*network.onnx on \(1, 3, 8, 8\)"):
+        runtime.run(np.zeros((1, 3, 8, 8), np.float32))
