@@ -1,0 +1,82 @@
+"""Accuracy and loss of a model over a split, in float32 and eval mode."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ...common.errors import RunError
+from ...common.progress import Progress, Silent
+from .device import resolve_device
+from .interfaces import SplitLike
+from .step import check_logits, forward
+
+
+class NonFiniteLossError(RunError):
+    """The model gives a loss that is NaN or infinite."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Results over `samples` images; accuracies are fractions in [0,1]."""
+
+    accuracy: float
+    top5: float | None
+    """None where there are fewer than six classes."""
+    loss: float
+    """Mean cross-entropy in nats."""
+    samples: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as JSON types."""
+        return asdict(self)
+
+
+def evaluate(
+    model: nn.Module,
+    split: SplitLike,
+    *,
+    batch_size: int = 256,
+    device: str | torch.device = "auto",
+    workers: int = 0,
+    progress: Progress = Silent(),  # noqa: B008 - stateless
+    description: str = "evaluate",
+) -> Evaluation:
+    """Run `model` (moved to `device`) over every image of `split`. RunError for an empty split or a loss that is not finite."""
+    if len(split) == 0:
+        raise RunError(f"{description}: the split has no images; nothing to measure")
+    where = resolve_device(device)
+    model.to(where)
+    loss, correct, top5, samples, classes = 0.0, 0, 0, 0, 0
+    with eval_mode(model), torch.inference_mode():
+        batches = split.batches(batch_size, workers=workers)
+        for batch in progress(batches, total=split.number_of_batches(batch_size), description=description):
+            logits = forward(model, batch.images.to(where))
+            check_logits(logits, batch.labels)
+            logits, labels = logits.float(), batch.labels.to(where)
+            classes = logits.shape[1]
+            best = logits.topk(min(5, classes), dim=1).indices == labels[:, None]
+            sums = torch.stack([F.cross_entropy(logits, labels, reduction="sum"), best[:, 0].sum(), best.sum()]).tolist()
+            loss, correct, top5, samples = loss + sums[0], correct + int(sums[1]), top5 + int(sums[2]), samples + len(labels)
+    if not math.isfinite(loss):
+        raise NonFiniteLossError(
+            f"{description}: the model's loss is {loss}; its weights or activations are not finite, train or load it again"
+        )
+    return Evaluation(accuracy=correct / samples, top5=top5 / samples if classes > 5 else None, loss=loss / samples, samples=samples)
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside the block; each module's own flag comes back after it."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,56 @@
+"""What a training run reports. Epochs are counted from 1 wherever people read them."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochRecord:
+    """One finished epoch; accuracies are fractions, losses mean cross-entropies in nats."""
+
+    epoch: int
+    """Counted from 1."""
+    train_loss: float
+    """Mean of the per-sample losses as the epoch's steps saw them (with augmentation, label smoothing and changing weights)."""
+    train_accuracy: float
+    validation_loss: float | None
+    """None without a validation split."""
+    validation_accuracy: float | None
+    lr: float
+    """Of the epoch's last batch."""
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """A finished run; the model holds the weights of `best_epoch`."""
+
+    history: tuple[EpochRecord, ...]
+    best_epoch: int
+    """Highest validation accuracy, the later one of equals; the last epoch without a validation split."""
+    best_accuracy: float | None
+    """Validation accuracy of `best_epoch`."""
+    seconds: float
+    """All epochs, those before an interruption too."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as JSON types."""
+        return {**asdict(self), "history": [asdict(record) for record in self.history]}
+
+
+def epoch_line(record: EpochRecord, epochs: int, left_s: float) -> str:
+    """One line for people: the epoch's results and the time that the other epochs will take."""
+    accuracy = record.validation_accuracy
+    validation = "no validation images" if accuracy is None else f"validation accuracy {accuracy:.2%}"
+    left = f", {_duration(left_s)} left" if record.epoch < epochs else ""
+    return (
+        f"epoch {record.epoch}/{epochs}: train loss {record.train_loss:.4f}, train accuracy {record.train_accuracy:.2%}, {validation}, "
+        f"lr {record.lr:.3g}, {_duration(record.seconds)}{left}"
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"

@@ -1,0 +1,58 @@
+"""The learning rate as a function of the position in the run, plus the little that depends on what was observed.
+
+rate(e, k) = lr * warmup(t) * drop(t),  t = (e*n + k) / n in epochs, for batch k of n in epoch e (all 0-based)
+warmup = min(1, (t + 1/n) / warmup_epochs)
+multistep  gamma^(milestones <= e)      cosine  from lr to min_lr over the epochs after the warm-up
+plateau    gamma^drops, one drop after more than patience_epochs epochs without a lower validation loss
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .config import TrainConfig
+
+
+@dataclass
+class LearningRate:
+    """Call `at` for each batch and `observe` after each epoch; `to_json` holds what a resumed run needs."""
+
+    config: TrainConfig
+    best_loss: float = math.inf
+    bad_epochs: int = 0
+    drops: int = 0
+
+    def at(self, epoch: int, batch: int, batches: int) -> float:
+        """Rate of `batch` (0-based, of `batches`) in `epoch` (0-based)."""
+        config = self.config
+        position = epoch + batch / batches
+        rate = config.lr * self._drop(epoch) if config.schedule != "cosine" else self._cosine(position)
+        if config.warmup_epochs:
+            rate *= min(1.0, (position + 1 / batches) / config.warmup_epochs)
+        return rate
+
+    def observe(self, validation_loss: float) -> None:
+        """Take note of an epoch's validation loss (only plateau uses it)."""
+        if validation_loss < self.best_loss:
+            self.best_loss, self.bad_epochs = validation_loss, 0
+            return
+        self.bad_epochs += 1
+        if self.config.schedule == "plateau" and self.bad_epochs > self.config.patience_epochs:
+            self.drops, self.bad_epochs = self.drops + 1, 0
+
+    def to_json(self) -> dict[str, Any]:
+        """What was observed so far, without the config."""
+        return {key: value for key, value in asdict(self).items() if key != "config"}
+
+    def _drop(self, epoch: int) -> float:
+        config = self.config
+        if config.schedule == "multistep":
+            return config.gamma ** sum(milestone <= epoch for milestone in config.milestones)
+        if config.schedule == "plateau":
+            return max(config.gamma**self.drops, config.min_lr / config.lr)
+        return 1.0
+
+    def _cosine(self, position: float) -> float:
+        config = self.config
+        done = max(0.0, position - config.warmup_epochs) / (config.epochs - config.warmup_epochs)
+        return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * min(1.0, done))) / 2

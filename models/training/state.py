@@ -1,0 +1,83 @@
+"""The file that a run is resumed from: always whole, and refused by a run that it does not belong to.
+
+It is one file, so that weights, optimizer, sums and the best weights so far can never be of different moments; it holds tensors,
+numbers and text only and is read with weights_only=True.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...common.errors import RunError
+from ...common.files import atomic_path
+from .config import TrainConfig
+from .interfaces import DataLike
+
+STATE_FILE = "training.pt"
+_FORMAT = 1
+
+
+def run_identity(model: nn.Module, data: DataLike, config: TrainConfig, extra: Mapping[str, Any] | None) -> dict[str, str]:
+    """What must agree for a resume, flat: settings, data, shapes of parameters and buffers, masks (boolean buffers), the caller's facts."""
+    describe = getattr(data, "to_json", None)
+    facts: dict[str, Any] = {f"config.{key}": value for key, value in config.identity().items()}
+    facts["data.train_images"], facts["data.validation_images"] = len(data.train), len(data.validation)
+    if describe is not None:
+        facts |= {f"data.{key}": value for key, value in describe().items()}
+    facts |= {f"parameter {name}": list(value.shape) for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    facts |= {f"mask {name}": _digest(value) for name, value in model.named_buffers() if value.dtype == torch.bool}
+    facts |= dict(extra or {})
+    return {key: json.dumps(value, sort_keys=True) for key, value in facts.items()}
+
+
+def save_state(output: Path, identity: Mapping[str, str], state: Mapping[str, Any]) -> None:
+    """Replace the state in folder `output`. RunError where it cannot be written; the previous state then stays."""
+    path = output / STATE_FILE
+    with atomic_path(path) as temporary:
+        try:
+            torch.save({"format": _FORMAT, "identity": dict(identity), **state}, temporary)
+        except RuntimeError as error:  # torch reports a full disk this way
+            reason = str(error).splitlines()[0]
+            raise RunError(f"cannot write {path}: {reason}; check its folder's permissions and free space") from error
+
+
+def load_state(output: Path, identity: Mapping[str, str]) -> dict[str, Any] | None:
+    """The state in folder `output`, on the CPU; None where there is none. RunError for a broken file or another run's."""
+    path = output / STATE_FILE
+    for leftover in output.glob(f".{STATE_FILE}.*"):  # a killed writer's
+        shutil.rmtree(leftover, ignore_errors=True)
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        version, theirs = state["format"], state["identity"]
+    except Exception as error:  # torch raises many kinds for damaged archives
+        raise RunError(f"{path} is not a whole training state ({_first_line(error)}); delete it to train from the start") from error
+    if version != _FORMAT:
+        raise RunError(f"{path} has format {version}, this version reads {_FORMAT}; delete it to train from the start")
+    differences = [
+        f"{key} {theirs.get(key, 'absent')} there, {identity.get(key, 'absent')} now"
+        for key in sorted({*theirs, *identity})
+        if theirs.get(key) != identity.get(key)
+    ]
+    if differences:
+        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise RunError(
+            f"{path} belongs to another run: {'; '.join(differences[:3])}{more}; "
+            "resume with the same settings, give another output folder, or delete the file to train from the start"
+        )
+    return state
+
+
+def _digest(mask: Tensor) -> str:
+    return hashlib.sha256(mask.cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,130 @@
+"""One optimizer step, and the sums over an epoch's steps. Losses are per sample, with the samples' indices beside them."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...common.errors import FinepruneError, RunError
+from .config import TrainConfig
+from .device import autocast
+
+
+class StepResult(NamedTuple):
+    """What one step saw, on the device: losses float32 [N] before the update, correct bool [N], indices int64 [N] into the split."""
+
+    losses: Tensor
+    correct: Tensor
+    indices: Tensor
+
+
+@dataclass(frozen=True)
+class Stepper:
+    """Everything that a step needs besides the batch."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    config: TrainConfig
+    device: torch.device
+    dtype: torch.dtype
+    memory_format: torch.memory_format
+
+    def step(self, images: Tensor, labels: Tensor, indices: Tensor) -> StepResult:
+        """Forward, backward on the mean of the per-sample losses, update. images [N,C,H,W], labels and indices [N]."""
+        x = images.to(self.device, non_blocking=True)
+        x = x.contiguous(memory_format=self.memory_format) if x.dim() == 4 else x
+        target = labels.to(self.device, non_blocking=True)
+        self.optimizer.zero_grad(set_to_none=True)
+        with autocast(self.device, self.dtype):
+            logits = forward(self.model, x)
+        check_logits(logits, labels)
+        losses = F.cross_entropy(logits.float(), target, reduction="none", label_smoothing=self.config.label_smoothing)
+        self.scaler.scale(losses.mean()).backward()
+        if self.config.max_grad_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return StepResult(losses.detach(), logits.detach().argmax(dim=1) == target, indices)
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """The configured optimizer over the trainable parameters. RunError where there are none."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise RunError("the model has no trainable parameter; nothing to train")
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, weight_decay=config.weight_decay
+        )
+    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+    return kind(parameters, lr=config.lr, weight_decay=config.weight_decay)
+
+
+def forward(model: nn.Module, x: Tensor) -> Any:
+    """model(x), where a failure becomes a RunError that names the images' shape."""
+    try:
+        return model(x)
+    except FinepruneError:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise RunError(f"{x.device} has too little memory for {x.shape[0]} images at a time; use a smaller batch size") from error
+    except (RuntimeError, ValueError, IndexError) as error:
+        shape = "x".join(map(str, x.shape[1:]))
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RunError(f"the model failed on {x.shape[0]} images of {shape}: {reason}; build it for such images") from error
+
+
+def check_logits(logits: Any, labels: Tensor) -> None:
+    """RunError where the model's output is not one score per class for each of the `labels` (on the CPU)."""
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != labels.shape[0]:
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise RunError(f"the model gave {got} for {labels.shape[0]} images; a classifier gives one row of class scores for each")
+    if int(labels.max()) >= logits.shape[1]:
+        raise RunError(f"the model has {logits.shape[1]} outputs but the data hold class {int(labels.max())}; build it with more classes")
+
+
+@dataclass
+class EpochSums:
+    """Running sums over an epoch; steps wait on the device until `flush`, so that a GPU need not be waited for at every step."""
+
+    loss: float = 0.0
+    correct: int = 0
+    samples: int = 0
+    _waiting: list[tuple[int, Tensor, Tensor, int]] = field(default_factory=list)
+
+    def add(self, batch: int, result: StepResult) -> None:
+        """Take in the step of `batch` (0-based)."""
+        self._waiting.append((batch, result.losses.sum(), result.correct.sum(), result.losses.shape[0]))
+
+    def flush(self) -> int | None:
+        """Bring the sums up to date; the first batch whose loss is not finite, if any."""
+        if not self._waiting:
+            return None
+        losses = torch.stack([loss for _, loss, _, _ in self._waiting]).tolist()
+        corrects = torch.stack([correct for _, _, correct, _ in self._waiting]).tolist()
+        broken = None
+        for (batch, _, _, samples), loss, correct in zip(self._waiting, losses, corrects, strict=True):
+            if broken is None and not math.isfinite(loss):
+                broken = batch
+            self.loss, self.correct, self.samples = self.loss + loss, self.correct + int(correct), self.samples + samples
+        self._waiting.clear()
+        return broken
+
+    def to_json(self) -> dict[str, Any]:
+        """The flushed sums."""
+        return {"loss": self.loss, "correct": self.correct, "samples": self.samples}
+
+
+def first_nonfinite(model: nn.Module) -> str | None:
+    """Name of the first parameter or BatchNorm statistic with a NaN or infinity in it (other buffers may hold one on purpose)."""
+    statistics = [(name, value) for name, value in model.named_buffers() if name.endswith(("running_mean", "running_var"))]
+    named = [*model.named_parameters(), *statistics]
+    if not named:
+        return None
+    finite = torch.stack([value.isfinite().all() for _, value in named]).tolist()
+    return next((name for (name, _), fine in zip(named, finite, strict=True) if not fine), None)
