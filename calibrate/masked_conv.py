@@ -116,7 +116,7 @@ def _backward(
         grad_sampled, grad_weight = _dense_backward(grad, _sample(x, stride, padding) * mask, weight, (1, 1), (0, 0), (1, 1), groups)
         grad_x = torch.zeros_like(_pad(x, padding))
         _sample(grad_x, stride, (0, 0)).copy_(grad_sampled * mask)
-        return _crop(grad_x, padding, x.shape).contiguous(), grad_weight
+        return _channels_last(_crop(grad_x, padding, x.shape)), grad_weight
     matrix = weight_matrix(weight, groups)
     grad_matrix = torch.zeros_like(matrix)
     transposed = matrix.transpose(1, 2).contiguous()
@@ -130,7 +130,7 @@ def _backward(
         _scatter_patches(grad_patches, grad_padded[rows], mask_nhwc[rows] if mask_nhwc.shape[0] > 1 else mask_nhwc, kernel, geometry)
     grad_x = _crop(grad_padded.permute(0, 3, 1, 2), padding, x.shape)
     grad_weight = grad_matrix.unflatten(1, (*kernel, channels_per_group)).permute(0, 4, 3, 1, 2).flatten(0, 1)
-    return grad_x.contiguous(memory_format=torch.channels_last), grad_weight.contiguous()
+    return _channels_last(grad_x), grad_weight.contiguous()
 
 
 @_backward.register_fake
@@ -144,7 +144,7 @@ def _backward_fake(
     dilation: Sequence[int],
     groups: int,
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(weight, memory_format=torch.contiguous_format)
+    return torch.empty_like(x, memory_format=torch.channels_last), torch.empty_like(weight, memory_format=torch.contiguous_format)
 
 
 def _save_for_backward(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:
@@ -228,7 +228,7 @@ def _dense_backward(
     grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
         grad, x, weight, None, stride, padding, dilation, False, [0, 0], groups, [True, True, False]
     )
-    return grad_x.contiguous(), grad_weight
+    return _channels_last(grad_x), grad_weight.contiguous()
 
 
 def weight_matrix(weight: Tensor, groups: int) -> Tensor:

@@ -85,3 +85,69 @@ def _sides(padding: Padding) -> tuple[int, int, int, int]:
 
 def _pair(value: Pair) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else value
+
+
+def block_scores(x: NDArray, kernel: Pair, stride: Pair = 1, padding: Padding = 0, dilation: Pair = 1, norm: str = "l2") -> NDArray[np.float64]:
+    """Norm of every block of x [N,C,H,W] -> [N,C,oh,ow]: "l2", "l1", or "apoz", the number of non-zeros."""
+    b = blocks(x, kernel, stride, padding, dilation)
+    scores = np.zeros(b.shape[:4])
+    for n, c, i, j in np.ndindex(*scores.shape):
+        block = b[n, c, i, j].reshape(-1)
+        scores[n, c, i, j] = {"l2": np.sqrt(np.sum(block**2)), "l1": np.sum(np.abs(block)), "apoz": np.count_nonzero(block)}[norm]
+    return scores
+
+
+def tap_sums(
+    x: NDArray, mask: NDArray | None, kernel: Pair, stride: Pair = 1, padding: Padding = 0, dilation: Pair = 1
+) -> NDArray[np.float64]:
+    """S[c,u,v] = sum over samples and positions of M[c,i,j] * b[n,c,i,j,u,v]."""
+    b = blocks(x, kernel, stride, padding, dilation)
+    sums = np.zeros((b.shape[1], *b.shape[4:]))
+    for n, c, i, j, u, v in np.ndindex(*b.shape):
+        if mask is None or mask[c, i, j]:
+            sums[c, u, v] += b[n, c, i, j, u, v]
+    return sums
+
+
+def block_taylor(
+    x: NDArray, grad: NDArray, w: NDArray, stride: Pair = 1, padding: Padding = 0, dilation: Pair = 1, groups: int = 1
+) -> NDArray[np.float64]:
+    """T[c,i,j] = sum_n ( sum_{u,v} b[n,c,i,j,u,v] * sum_f w[f,c,u,v] * g[n,f,i,j] )^2 with g[N,F,oh,ow], f over the filters that read c."""
+    b = blocks(x, w.shape[2:], stride, padding, dilation)
+    scores = np.zeros(b.shape[1:4])
+    filters, channels = w.shape[0] // groups, w.shape[1]
+    for n, c, i, j in np.ndindex(*b.shape[:4]):
+        first_order = 0.0
+        for f in range(c // channels * filters, (c // channels + 1) * filters):
+            first_order += grad[n, f, i, j] * np.sum(w[f, c % channels] * b[n, c, i, j])
+        scores[c, i, j] += first_order**2
+    return scores
+
+
+def tap_taylor(
+    x: NDArray,
+    grad: NDArray,
+    w: NDArray,
+    mask: NDArray | None,
+    sets: NDArray,
+    stride: Pair = 1,
+    padding: Padding = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+) -> NDArray[np.float64]:
+    """T[q,k,u,v] = sum_n ( sum_{f in set q} w[f,k,u,v] * sum_{i,j} g[n,f,i,j] * M[c,i,j] * b[n,c,i,j,u,v] )^2, c being input k of f's group.
+
+    sets[F] numbers the set of filters that each filter belongs to.
+    """
+    b = blocks(x, w.shape[2:], stride, padding, dilation)
+    filters, channels = w.shape[0] // groups, w.shape[1]
+    scores = np.zeros((sets.max() + 1, *w.shape[1:]))
+    for n in range(x.shape[0]):
+        first_order = np.zeros_like(scores)
+        for f, k, u, v in np.ndindex(*w.shape):
+            c = f // filters * channels + k
+            for i, j in np.ndindex(*grad.shape[2:]):
+                if mask is None or mask[c, i, j]:
+                    first_order[sets[f], k, u, v] += w[f, k, u, v] * grad[n, f, i, j] * b[n, c, i, j, u, v]
+        scores += first_order**2
+    return scores
