@@ -1,3 +1,37 @@
-"""fineprune makes a trained convolutional network several times faster on the CPU that will run it, and shows what that cost."""
+"""fineprune makes a trained convolutional network several times faster on the CPU that will run it, and shows what that cost.
+
+import fineprune
+bundle = fineprune.compress("resnet20", "cifar10:data", checkpoint="resnet20.safetensors", ffp=0.37, fwp=0.556, epochs=6)
+fineprune.to_onnx(bundle, "resnet20.onnx")
+"""
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .compression import compress
+    from .compressor.bundle import Bundle
+    from .deployment import bench, to_onnx
+    from .networks import load
+    from .pipeline import run
+
+_PUBLIC = {
+    "compress": "compression",
+    "Bundle": "compressor.bundle",
+    "to_onnx": "deployment",
+    "bench": "deployment",
+    "load": "networks",
+    "run": "pipeline",
+}
+
+__all__ = ["Bundle", "bench", "compress", "load", "run", "to_onnx"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: torch takes seconds, and `fineprune --help` needs none of it."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'fineprune' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f".{_PUBLIC[name]}", __name__), name)

@@ -1,1 +1,69 @@
-"""The command `fineprune`."""
+"""The command `fineprune`: one clear line for every expected failure, exit code 2 for usage and 1 for failure."""
+
+import os
+import signal
+import sys
+from types import FrameType
+
+import click
+
+from .cli import command
+from .common.errors import FinepruneError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code. `--debug` anywhere (or FINEPRUNE_DEBUG=1) shows tracebacks."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments or os.environ.get("FINEPRUNE_DEBUG", "") not in ("", "0")
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        command.main(arguments, prog_name="fineprune", standalone_mode=False)
+        return 0
+    except click.exceptions.Exit as exit_request:
+        return exit_request.exit_code
+    except click.ClickException as error:
+        return _fail(error.format_message(), 2 if isinstance(error, click.UsageError) else 1, _help_hint(error))
+    except (KeyboardInterrupt, click.Abort):
+        return _fail("interrupted; what was done is kept, run the same command again to go on", 1)
+    except FinepruneError as error:
+        return _raise_or_fail(debug, " ".join(str(error).split()), error.exit_code)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - the reader left: nothing may be flushed to it at exit
+        return 1
+    except MemoryError:
+        return _raise_or_fail(debug, "out of memory; use a smaller --batch-size or --samples", 1)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _raise_or_fail(debug, f"{where}{error.strerror or error}; check the path, its permissions and free space", 1)
+    except Exception as error:  # a bug of ours: still one line, and how to see more
+        line = " ".join(str(error).split())[:300]
+        return _raise_or_fail(debug, f"unexpected {type(error).__name__}: {line}; run again with --debug and report it", 1)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _raise_or_fail(debug: bool, message: str, code: int) -> int:
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    return _fail(message, code)
+
+
+def _fail(message: str, code: int, hint: str = "") -> int:
+    click.echo(f"fineprune: {message}{hint}", err=True)
+    return code
+
+
+def _help_hint(error: click.ClickException) -> str:
+    context = getattr(error, "ctx", None)
+    return f" (see `{context.command_path} --help`)" if context else ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+"""`fineprune eval`."""
+
+from typing import Any
+
+import click
+
+from .options import bundle_argument, data_options, device_option, json_option, model_options, open_data, open_network, open_optional_data
+
+
+@click.command("eval")
+@bundle_argument
+@model_options
+@data_options
+@click.option("--split", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True)
+@click.option("--batch-size", type=int, default=256, show_default=True)
+@device_option
+@json_option
+def evaluate(as_json: bool, split: str, batch_size: int, device: str, **options: Any) -> None:
+    """Accuracy and loss of BUNDLE (on the data of its manifest, unless --data is given) or of --model with --checkpoint."""
+    from ..common.errors import UsageError
+    from ..common.progress import Bars
+    from ..models.training.evaluate import evaluate as measure
+    from ..networks import data_from_facts
+    from .render import print_json
+
+    data = open_optional_data(options) if options["bundle"] is not None else open_data(options)
+    network = open_network(options, data)
+    if data is None:
+        if network.data is None:
+            raise UsageError(f"the manifest of {options['bundle']} names no data set; give --data")
+        data = data_from_facts(network.data)
+    if data.input_shape != network.input_shape:
+        want, got = ("x".join(map(str, s)) for s in (network.input_shape, data.input_shape))
+        raise UsageError(
+            f"the network takes inputs of {want}, {data.spec} has {got}; give --data-arg image_size={network.input_shape[1]} or other data"
+        )
+    result = measure(
+        network.model, getattr(data, split), batch_size=batch_size, device=device, progress=Bars(), description=f"evaluating {split}"
+    )
+    if as_json:
+        print_json({"split": split, "data": data.spec, **result.to_json()})
+    else:
+        top5 = "" if result.top5 is None else f", top-5 {result.top5:.2%}"
+        click.echo(f"{split} accuracy {result.accuracy:.2%}{top5}, loss {result.loss:.4f}, {result.samples} images of {data.spec}")

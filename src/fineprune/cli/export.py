@@ -1,0 +1,44 @@
+"""`fineprune export`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .options import bundle_argument, data_options, input_option, json_option, model_options, open_network, open_optional_data
+
+
+@click.command()
+@bundle_argument
+@model_options
+@data_options
+@input_option
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="ONNX file to write.")
+@click.option("--plain", is_flag=True, help="Standard operators only: no model-local functions, nothing packed.")
+@click.option("--parity-samples", type=int, default=256, show_default=True, help="Real samples compared with PyTorch (0: none).")
+@json_option
+def export(as_json: bool, output: Path, plain: bool, parity_samples: int, **options: Any) -> None:
+    """Write BUNDLE (or --model with --checkpoint) as ONNX and check it against PyTorch on real samples."""
+    from dataclasses import replace
+
+    from ..common.progress import Bars
+    from ..deployment import check_onnx_target, export_network, real_samples
+    from .render import print_json, print_parity
+
+    check_onnx_target(output)
+    data = open_optional_data(options)
+    network = open_network(options, data)
+    if data is not None:
+        network = replace(network, data=data.to_json())
+    samples = real_samples(network, parity_samples) if parity_samples and network.data is not None else None
+    exported = export_network(
+        replace(network, data=network.data if parity_samples else None), output, plain=plain, samples=samples, progress=Bars()
+    )
+    facts = exported.to_json()
+    if as_json:
+        print_json(facts)
+        return
+    if facts["parity"]:
+        print_parity(facts["parity"])
+    report = exported.report
+    click.echo(f"wrote {output}: {report.bytes / 1e6:.3f} MB, {len(report.masked_layers)} masked convolutions, opset {report.opset}")

@@ -1,0 +1,13 @@
+"""`fineprune models`."""
+
+import click
+
+
+@click.command()
+def models() -> None:
+    """List the networks that --model knows by name, with their arguments."""
+    from ..models.zoo import accepted_by, names
+
+    for name in names():
+        click.echo(f"{name:<22} {' '.join(accepted_by(name))}")
+    click.echo("\ntorchvision:NAME (every torchvision classifier), module.path:factory and file.py:factory (your own)")

@@ -1,0 +1,227 @@
+"""Options that several commands share, and what they become. Nothing heavy is imported before a command runs."""
+
+import functools
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from ..common.errors import UsageError
+
+if TYPE_CHECKING:
+    from ..compressor.config import PruneConfig
+    from ..models.data import ImageData
+    from ..models.zoo import ModelSpec
+    from ..networks import Network
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def stack(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several click options as one decorator, in reading order."""
+    return lambda function: functools.reduce(lambda inner, option: option(inner), reversed(options), function)
+
+
+model_options = stack(
+    click.option(
+        "--model", metavar="NAME", help="Network: a name of `fineprune models`, torchvision:NAME, module.path:factory or file.py:factory."
+    ),
+    click.option(
+        "--model-arg", "model_args", metavar="KEY=VALUE", multiple=True, help="Argument of the network, e.g. width=32 (repeatable)."
+    ),
+    click.option(
+        "--checkpoint", metavar="FILE", type=click.Path(path_type=Path), help="Its weights: a state dict (.pt, .th, .safetensors)."
+    ),
+)
+bundle_argument = click.argument("bundle", required=False, type=click.Path(path_type=Path))
+input_option = click.option("--input", "input_shape", metavar="CxHxW", help="Input shape where the data don't say, e.g. 3x32x32.")
+data_options = stack(
+    click.option(
+        "--data",
+        metavar="SPEC",
+        help="digits, cifar10[:ROOT], cifar100[:ROOT], fashion-mnist[:ROOT], imagefolder:ROOT, npz:FILE, or module:factory.",
+    ),
+    click.option(
+        "--data-arg",
+        "data_args",
+        metavar="KEY=VALUE",
+        multiple=True,
+        help="validation=0.1, seed=0, image_size=224, mean=0.5,0.5,0.5, std=... (repeatable).",
+    ),
+)
+device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+
+prune_options = stack(
+    click.option("--preset", default="taylor", show_default=True, help="taylor (one global threshold) or thesis (the source's ranking)."),
+    click.option("--ffp", "ffp_ratio", type=float, default=0.0, metavar="RATIO", help="Fraction of feature-map blocks to prune, in [0,1)."),
+    click.option("--fwp", "fwp_ratio", type=float, default=0.0, metavar="RATIO", help="Fraction of weights to prune, in [0,1)."),
+    click.option("--ffp-layer", multiple=True, metavar="GLOB=RATIO", help="Another FFP ratio for these layers (repeatable)."),
+    click.option("--fwp-layer", multiple=True, metavar="GLOB=RATIO", help="Another FWP ratio for these layers (repeatable)."),
+    click.option("--ffp-criterion", help="taylor, l2, l1 or apoz."),
+    click.option("--ffp-scope", help="global, channel, layer or position."),
+    click.option("--ffp-propagate", help="masked or dense: what deeper layers see while blocks are calibrated."),
+    click.option("--fwp-criterion", help="taylor, wis, wis-signed or magnitude."),
+    click.option("--fwp-scope", help="global, kernel, group, channel, filter or layer."),
+    click.option("--fwp-share", help="With scope layer or global: drop a tap for one filter, a group or all of a channel."),
+    click.option("--lanes", type=int, help="Filters in a group (scope or share `group`)."),
+    click.option("--pointwise", help="1x1 kernels: rank over the channels of a filter (filter) or leave them (exempt)."),
+    click.option("--include", multiple=True, metavar="GLOB", help="Prune only these layers (repeatable)."),
+    click.option("--exclude", multiple=True, metavar="GLOB", help="Leave these layers dense (repeatable)."),
+)
+calibration_options = stack(
+    click.option("--samples", type=int, help="Calibrate on so many training samples, chosen by --seed (default: all)."),
+    click.option("--calibration-batch-size", type=int, default=128, show_default=True),
+)
+training_options = stack(
+    click.option("--epochs", type=int),
+    click.option("--batch-size", type=int),
+    click.option("--optimizer", help="sgd, adam or adamw."),
+    click.option("--lr", type=float, help="Peak learning rate."),
+    click.option("--momentum", type=float),
+    click.option("--weight-decay", type=float),
+    click.option("--schedule", help="cosine, multistep, plateau or constant."),
+    click.option("--milestones", metavar="E1,E2", help="multistep: epochs after which the rate drops."),
+    click.option("--gamma", type=float, help="multistep, plateau: factor of each drop."),
+    click.option("--warmup-epochs", type=float),
+    click.option("--label-smoothing", type=float),
+    click.option("--max-grad-norm", type=float),
+    click.option("--precision", help="auto, float32, bfloat16 or float16."),
+    click.option("--no-augment", is_flag=True, help="Train on the images as they are."),
+    click.option("--workers", type=int, help="Processes that decode images which do not fit in memory."),
+    click.option("--seed", type=int, default=0, show_default=True, help="Of weights, order, augmentation and calibration samples."),
+)
+_TRAINING = (
+    *("epochs", "batch_size", "optimizer", "lr", "momentum", "weight_decay", "schedule", "gamma", "warmup_epochs"),
+    *("label_smoothing", "max_grad_norm", "precision", "workers", "seed"),
+)
+
+
+def training_settings(options: dict[str, Any]) -> dict[str, Any]:
+    """Fields of TrainConfig from the options given."""
+    settings = {key: options[key] for key in _TRAINING if options.get(key) is not None}
+    if options.get("no_augment"):
+        settings["augment"] = False
+    if options.get("milestones"):
+        try:
+            settings["milestones"] = tuple(int(text) for text in options["milestones"].split(","))
+        except ValueError:
+            raise UsageError(f"--milestones are epochs such as 10,15, got {options['milestones']!r}") from None
+    return settings
+
+
+def prune_settings(options: dict[str, Any]) -> "PruneConfig":
+    """The settings of both masks from the options given."""
+    from ..compressor.config import prune_config
+
+    layers = {"include": tuple(options["include"]) or None, "exclude": tuple(options["exclude"]) or None}
+    return prune_config(
+        options["preset"],
+        ffp={
+            "ratio": options["ffp_ratio"],
+            "per_layer": layer_ratios("--ffp-layer", options["ffp_layer"]) or None,
+            "criterion": options["ffp_criterion"],
+            "scope": options["ffp_scope"],
+            "propagate": options["ffp_propagate"],
+            **layers,
+        },
+        fwp={
+            "ratio": options["fwp_ratio"],
+            "per_layer": layer_ratios("--fwp-layer", options["fwp_layer"]) or None,
+            "criterion": options["fwp_criterion"],
+            "scope": options["fwp_scope"],
+            "share": options["fwp_share"],
+            "lanes": options["lanes"],
+            "pointwise": options["pointwise"],
+            **layers,
+        },
+    )
+
+
+def layer_ratios(option: str, pairs: Iterable[str]) -> dict[str, float]:
+    """["layer3.*=0.2"] -> {"layer3.*": 0.2}."""
+    ratios = {}
+    for pair in pairs:
+        pattern, _, value = pair.rpartition("=")
+        try:
+            ratios[pattern] = float(value)
+        except ValueError:
+            pattern = ""
+        if not pattern:
+            raise UsageError(f"{option} is GLOB=RATIO such as layer3.*=0.2, got {pair!r}")
+    return ratios
+
+
+def parse_shape(text: str | None) -> tuple[int, int, int] | None:
+    """'3x32x32' -> (3, 32, 32)."""
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise UsageError(f"--input is CxHxW such as 3x32x32, got {text!r}")
+    return int(parts[0]), int(parts[1]), int(parts[2])
+
+
+def open_data(options: dict[str, Any]) -> "ImageData":
+    """The data set of --data and --data-arg."""
+    data = open_optional_data(options)
+    if data is None:
+        raise UsageError("no data set; give --data (digits, cifar10, imagefolder:ROOT, ...)")
+    return data
+
+
+def open_optional_data(options: dict[str, Any]) -> "ImageData | None":
+    """The data set of --data and --data-arg, or None where it is not given."""
+    if options["data"] is None:
+        return None
+    from ..models.data import load_data
+
+    return load_data(options["data"], **data_arguments(options["data_args"]))
+
+
+def data_arguments(pairs: Iterable[str]) -> dict[str, Any]:
+    """Arguments of `load_data` from KEY=VALUE pairs."""
+    kinds: dict[str, Callable[[str], Any]] = {"validation": float, "seed": int, "image_size": int, "mean": _floats, "std": _floats}
+    arguments = {}
+    for pair in pairs:
+        key, _, value = pair.partition("=")
+        if key not in kinds:
+            raise UsageError(f"--data-arg takes {', '.join(kinds)}, got {pair!r}")
+        try:
+            arguments[key] = kinds[key](value)
+        except ValueError:
+            raise UsageError(f"--data-arg {key} has a value that is no number: {value!r}") from None
+    return arguments
+
+
+def _floats(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
+
+
+def model_spec(name: str | None, pairs: Iterable[str]) -> "ModelSpec":
+    """The network of --model and --model-arg."""
+    from ..models.zoo import ModelSpec, parse_args
+
+    if name is None:
+        raise UsageError("no network; name a bundle, or give --model (and --checkpoint)")
+    return ModelSpec(name=name, args=parse_args(pairs))
+
+
+def open_network(options: dict[str, Any], data: "ImageData | None" = None) -> "Network":
+    """The bundle named on the command line, or else --model with --checkpoint; UsageError where both or neither are given."""
+    from ..networks import open_bundle, open_model
+
+    if options.get("bundle") is not None:
+        if options["model"] is not None:
+            raise UsageError("give a bundle or --model, not both")
+        network = open_bundle(options["bundle"])
+        shape = parse_shape(options.get("input_shape")) or network.input_shape
+        if shape != network.input_shape:
+            fixed, asked = ("x".join(map(str, s)) for s in (network.input_shape, shape))
+            raise UsageError(
+                f"the masks of {options['bundle']} are fixed to inputs of {fixed}, not {asked}; compress the network at {asked} instead"
+            )
+        return network
+    spec = model_spec(options["model"], options["model_args"])
+    return open_model(spec, checkpoint=options["checkpoint"], data=data, input_shape=parse_shape(options.get("input_shape")))

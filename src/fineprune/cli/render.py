@@ -1,0 +1,111 @@
+"""Results for people: tables on stdout, or one JSON object."""
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..compressor.macs import MacReport
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on stdout."""
+    click.echo(json.dumps(value, indent=2))
+
+
+def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """A table on stdout; the first column is text, the others are figures."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    _print(table)
+
+
+def _print(table: "Table") -> None:
+    from rich.console import Console
+
+    # Piped output has no width: take what the table needs, instead of cutting at 80 columns.
+    Console(width=None if sys.stdout.isatty() else 200, soft_wrap=False).print(table)
+
+
+def print_macs(report: "MacReport", name: str) -> None:
+    """Per layer and in total, in both conventions."""
+    rows = []
+    for layer in report.layers:
+        if not layer.macs_dense:
+            continue
+        kept = "" if layer.ffp_kept is None else f"{layer.ffp_kept:.1%}"
+        weights = "" if layer.fwp_kept is None else f"{layer.fwp_kept:.1%}"
+        shape = "x".join(map(str, layer.output_shape))
+        rows.append([layer.name, layer.kind, shape, *_counts(layer.macs_dense, layer.macs), kept, weights])
+    rows.append(["total", "", "", *_counts(report.macs_dense, report.macs), "", ""])
+    title = f"{name}: multiply-adds of one {'x'.join(map(str, report.input_shape))} sample"
+    print_table(title, ["layer", "kind", "output", "dense", "kept", "kept %", "blocks", "weights"], rows)
+    click.echo(
+        f"MACs {report.macs / 1e6:.3f} M of {report.macs_dense / 1e6:.3f} M, FLOPs {2 * report.macs / 1e6:.3f} M, "
+        f"thesis_ops {report.thesis_ops / 1e6:.3f} M of {report.thesis_ops_dense / 1e6:.3f} M, parameters {report.parameters / 1e6:.3f} M"
+    )
+    for module in report.uncounted:
+        click.echo(f"not counted: {module} (its products cannot be seen)")
+
+
+def _counts(dense: int, kept: int) -> list[str]:
+    return [f"{dense / 1e6:.3f} M", f"{kept / 1e6:.3f} M", f"{kept / dense:.1%}" if dense else ""]
+
+
+def print_compression(facts: dict[str, Any]) -> None:
+    """What a compression saved and what it cost, from a bundle's manifest."""
+    macs, accuracy, ratios = facts["macs"], facts["accuracy"], facts["ratios"]
+    steps = {
+        "dense": "dense network",
+        "masked": "masked",
+        "batchnorm_recalibrated": "BatchNorm recalibrated",
+        "finetuned": "fine-tuned",
+        "dense_finetuned": "dense network, fine-tuned alike",
+    }
+    rows = [[text, f"{accuracy[key]:.2%}"] for key, text in steps.items() if accuracy.get(key) is not None]
+    if rows:
+        print_table(f"accuracy on {accuracy['samples']} {accuracy['split']} images", ["", "accuracy"], rows)
+    asked, achieved = ratios["asked"], ratios["achieved"]
+    rows = [
+        ["blocks (FFP)", f"{asked['ffp']:.1%}", f"{achieved['ffp']:.1%}"],
+        ["weights (FWP), of what is left", f"{asked['fwp']:.1%}", f"{achieved['fwp']:.1%}"],
+        ["convolution multiply-adds", "", f"{1 - facts['conv_macs_kept']:.1%}"],
+    ]
+    print_table("pruned", ["", "asked", "achieved"], rows)
+    click.echo(f"MACs {macs['macs'] / 1e6:.3f} M of {macs['macs_dense'] / 1e6:.3f} M")
+
+
+def print_parity(parity: dict[str, Any]) -> None:
+    """How far each runtime is from PyTorch."""
+    rows = [
+        [r["runtime"], str(r["samples"]), f"{r['max_abs_error']:.2e}", f"{r['relative_error']:.2e}", f"{r['argmax_agreement']:.2%}"]
+        for r in parity["runtimes"]
+    ]
+    title = f"parity with PyTorch (allowed: {parity['tolerance']:.0e} of the largest logit)"
+    print_table(title, ["runtime", "samples", "max |error|", "relative", "same class"], rows)
+
+
+def print_bench(report: dict[str, Any]) -> None:
+    """Latency by runtime, batch size and thread count."""
+    rows = [
+        [
+            row["runtime"],
+            str(row["batch_size"]),
+            str(row["threads"]),
+            f"{row['median_ms']:.3f}",
+            f"{row['p25_ms']:.3f} - {row['p75_ms']:.3f}",
+            f"x{row['speedup']:.2f}",
+        ]
+        for row in report["rows"]
+    ]
+    title = f"latency over {report['config']['rounds']} interleaved rounds; {report['machine']['cpu']}; speed-up over {report['baseline']}"
+    print_table(title, ["runtime", "batch", "threads", "median ms", "quartiles ms", "speed-up"], rows)

@@ -1,0 +1,293 @@
+"""The main job: a trained network and its data become a bundle.
+
+    evaluate -> calibrate and mask -> recalibrate BatchNorm -> fine-tune -> evaluate -> bundle
+
+Each step's result is in the manifest, so that the bundle says what was saved and what it cost.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .calibrate.collect import CalibrationConfig
+from .calibrate.statistics import Statistics, fingerprint
+from .common.errors import RunError, UsageError
+from .common.files import read_json, write_json
+from .common.progress import Progress, Silent
+from .compressor.bundle import Bundle, check_target
+from .compressor.config import PruneConfig, prune_config
+from .compressor.macs import MacReport, count_macs
+from .compressor.prune import CalibrationRun, Pruned, prune
+from .export.machine import machine_facts, package_versions
+from .models.data import ImageData, load_data
+from .models.training.batchnorm import recalibrate_batchnorm
+from .models.training.config import TrainConfig
+from .models.training.device import resolve_device
+from .models.training.evaluate import evaluate
+from .models.training.trainer import train
+from .models.zoo import ModelSpec
+from .networks import completed, open_model
+
+FINETUNE = {"epochs": 10, "lr": 0.02, "schedule": "cosine", "weight_decay": 5e-4}
+"""Fine-tuning defaults: a trained network needs a lower rate than a fresh one, and ends at zero however short it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Settings of one compression besides the network and the data. `finetune` None leaves the masked network as it is."""
+
+    config: PruneConfig = field(default_factory=PruneConfig)
+    preset: str = "taylor"
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    finetune: TrainConfig | None = field(default_factory=lambda: TrainConfig(**FINETUNE))  # type: ignore[arg-type]
+    batchnorm_samples: int = 4096
+    compare_dense: bool = False
+    """Fine-tune the dense network by the same settings too: what the masks cost, apart from what the training gained."""
+    device: str = "auto"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for the manifest and for hashes; the device is left out, it does not decide the result."""
+        return {
+            "preset": self.preset,
+            **self.config.to_json(),
+            "calibration": {"samples": self.calibration.samples, "seed": self.calibration.seed, "batch_size": self.calibration.batch_size},
+            "finetune": self.finetune.identity() if self.finetune else None,
+            "batchnorm_samples": self.batchnorm_samples,
+            "compare_dense": self.compare_dense,
+        }
+
+
+def compress(
+    model: nn.Module | ModelSpec | str,
+    data: ImageData | str,
+    *,
+    checkpoint: Path | str | None = None,
+    model_args: Mapping[str, Any] | None = None,
+    preset: str = "taylor",
+    ffp: float | Mapping[str, Any] = 0.0,
+    fwp: float | Mapping[str, Any] = 0.0,
+    epochs: int | None = None,
+    finetune: TrainConfig | None = None,
+    samples: int | None = None,
+    statistics: Path | str | None = None,
+    output: Path | str | None = None,
+    compare_dense: bool = False,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> Bundle:
+    """Compress a trained network and return its bundle (also written to `output`, where given).
+
+    model: a module, or a name with `model_args` and `checkpoint`. data: a data set or its spec string. ffp, fwp: the fraction of blocks
+    and of weights to prune, or a mapping with `ratio` and any field of FFPConfig and FWPConfig. epochs: of fine-tuning (0: none);
+    `finetune` gives all its settings. samples: calibrate on so many training samples. statistics: a folder of `fineprune calibrate`.
+    """
+    job = Job(
+        config=prune_config(preset, ffp=_ratio(ffp), fwp=_ratio(fwp)),
+        preset=preset,
+        calibration=CalibrationConfig(samples=samples),
+        finetune=finetune or finetune_config(epochs=epochs),
+        compare_dense=compare_dense,
+        device=device,
+    )
+    loaded = load_data(data) if isinstance(data, str) else data
+    spec = ModelSpec(name=model, args=dict(model_args or {})) if isinstance(model, str) else model
+    if isinstance(spec, ModelSpec):
+        network = open_model(spec, checkpoint=checkpoint, data=loaded)
+        module, named = network.model, network.spec
+    else:
+        module, named = spec, None
+    return compress_network(module, loaded, job, spec=named, statistics=statistics, output=output, progress=progress or Silent())
+
+
+def finetune_config(**settings: Any) -> TrainConfig | None:
+    """Fine-tuning settings: the defaults with those given (not None) changed; None for epochs=0."""
+    given = {key: value for key, value in settings.items() if value is not None}
+    if given.get("epochs") == 0:
+        return None
+    if given.get("schedule", "cosine") == "cosine" and "warmup_epochs" not in given and given.get("epochs", 10) > 1:
+        given["warmup_epochs"] = min(1.0, given.get("epochs", 10) / 10)
+    return TrainConfig(**{**FINETUNE, **given})
+
+
+def compress_network(
+    model: nn.Module,
+    data: ImageData,
+    job: Job,
+    *,
+    spec: ModelSpec | None = None,
+    statistics: Path | str | None = None,
+    output: Path | str | None = None,
+    progress: Progress,
+) -> Bundle:
+    """`compress` with everything resolved. An interrupted run with the same settings goes on from `output`.work."""
+    if output is not None:
+        check_target(output)
+    device = resolve_device(job.device)
+    run = _Run(model, data, job, device, progress, _work_folder(output, model, data, job))
+    report = count_macs(model, data.input_shape)
+    accuracy = {"dense": run.accuracy(model, "dense")}
+    pruned = prune(
+        model,
+        job.config,
+        CalibrationRun(
+            source=data.train,
+            input_shape=data.input_shape,
+            config=job.calibration,
+            device=device,
+            folder=run.folder / "statistics",
+            progress=progress,
+        )
+        if run.folder
+        else CalibrationRun(source=data.train, input_shape=data.input_shape, config=job.calibration, device=device, progress=progress),
+        **_statistics(statistics),
+    )
+    for skipped in pruned.skipped:
+        progress.log(f"left dense: {skipped.name}: {skipped.reason}")
+    masked_report = count_macs(pruned.model, data.input_shape)
+    accuracy["masked"] = run.accuracy(pruned.model, "masked")
+    if run.recalibrate(pruned.model):
+        accuracy["batchnorm_recalibrated"] = run.accuracy(pruned.model, "BatchNorm recalibrated")
+    history: dict[str, Any] = {}
+    if job.finetune is not None:
+        history["finetune"] = run.finetune(pruned.model, "finetune")
+        accuracy["finetuned"] = run.accuracy(pruned.model, "fine-tuned")
+        if job.compare_dense:
+            dense = deepcopy(model)
+            history["dense_finetune"] = run.finetune(dense, "dense-finetune")
+            accuracy["dense_finetuned"] = run.accuracy(dense, "dense, fine-tuned alike")
+    facts = _facts(data, job, spec, pruned, report, masked_report, accuracy, run, history)
+    bundle = Bundle.of(pruned.model, facts, pruned.groups)
+    if output is not None:
+        bundle.save(output)
+        if run.folder:
+            shutil.rmtree(run.folder, ignore_errors=True)
+    return bundle
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The steps of one compression that train or measure."""
+
+    model: nn.Module
+    data: ImageData
+    job: Job
+    device: torch.device
+    progress: Progress
+    folder: Path | None
+
+    @property
+    def held_out(self) -> str:
+        """The split that accuracies refer to: test, or validation where there is no test split."""
+        return "test" if len(self.data.test) else "validation"
+
+    def accuracy(self, model: nn.Module, description: str) -> float | None:
+        split = getattr(self.data, self.held_out)
+        if len(split) == 0:
+            return None
+        result = evaluate(model, split, device=self.device, progress=self.progress, description=description)
+        self.progress.log(f"{description}: {self.held_out} accuracy {result.accuracy:.2%}")
+        return result.accuracy
+
+    def recalibrate(self, model: nn.Module) -> bool:
+        """BatchNorm statistics of the masked network, over training samples as they are (no augmentation)."""
+        count = min(self.job.batchnorm_samples, len(self.data.train))
+        if count < 2:
+            return False
+        chosen = torch.randperm(len(self.data.train), generator=torch.Generator().manual_seed(self.job.calibration.seed))[:count]
+        return (
+            recalibrate_batchnorm(model, self.data.train.batches(self.job.calibration.batch_size, indices=chosen), device=self.device) > 0
+        )
+
+    def finetune(self, model: nn.Module, name: str) -> dict[str, Any]:
+        if self.job.finetune is None:
+            raise UsageError("this job has no fine-tuning")
+        output = self.folder / name if self.folder else None
+        result = train(model, self.data, self.job.finetune, output=output, device=self.device, progress=self.progress)
+        return result.to_json()
+
+
+def _ratio(value: float | Mapping[str, Any]) -> dict[str, Any]:
+    return dict(value) if isinstance(value, Mapping) else {"ratio": value}
+
+
+def _statistics(folder: Path | str | None) -> dict[str, Statistics]:
+    """Statistics that `fineprune calibrate` left in `folder`, as arguments of `prune`."""
+    if folder is None:
+        return {}
+    found = {kind: Statistics.load(Path(folder) / kind) for kind in ("blocks", "weights") if (Path(folder) / kind).is_dir()}
+    if not found:
+        raise UsageError(f"{folder} holds no statistics; name the output folder of `fineprune calibrate`")
+    return found
+
+
+def _work_folder(output: Path | str | None, model: nn.Module, data: ImageData, job: Job) -> Path | None:
+    """Where an interrupted run goes on: OUTPUT.work, emptied when it belongs to a run with other settings."""
+    if output is None:
+        return None
+    folder = Path(f"{Path(output)}.work")
+    key = {"job": job.to_json(), "data": data.to_json(), "network": fingerprint(model)}
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    marker = folder / "job.json"
+    if folder.exists() and not marker.is_file():
+        raise UsageError(f"{folder} exists and is not the work folder of an earlier run; remove it or choose another output folder")
+    if marker.is_file() and _digest_in(marker) != digest:
+        shutil.rmtree(folder, ignore_errors=True)
+    write_json(marker, {"sha256": digest})
+    return folder
+
+
+def _digest_in(marker: Path) -> str | None:
+    try:
+        return read_json(marker).get("sha256")
+    except RunError:
+        return None
+
+
+def _facts(
+    data: ImageData,
+    job: Job,
+    spec: ModelSpec | None,
+    pruned: Pruned,
+    dense: MacReport,
+    masked: MacReport,
+    accuracy: dict[str, float | None],
+    run: _Run,
+    history: dict[str, Any],
+) -> dict[str, Any]:
+    return {
+        "fineprune": package_versions()["fineprune"],
+        "model": completed(spec, data.input_shape, data).to_json() if spec else None,
+        "data": data.to_json(),
+        "input_shape": list(data.input_shape),
+        "settings": job.to_json(),
+        "ratios": ratios(job.config, pruned, masked),
+        "macs": masked.to_json(),
+        "conv_macs_kept": masked.conv_macs / max(dense.conv_macs, 1),
+        "left_dense": [{"name": s.name, "reason": s.reason} for s in pruned.skipped],
+        "accuracy": {**accuracy, "split": run.held_out, "samples": len(getattr(data, run.held_out))},
+        "training": history,
+        "machine": machine_facts(),
+        "packages": package_versions(),
+    }
+
+
+def ratios(config: PruneConfig, pruned: Pruned, report: MacReport) -> dict[str, dict[str, float]]:
+    """Pruned fractions asked and achieved: of multiply-adds by block masks, then by weight masks of what those left."""
+    after_ffp = total = kept = 0.0
+    for layer in report.layers:
+        if layer.kind == "conv2d":
+            total += layer.macs_dense
+            after_ffp += layer.macs_dense * (1.0 if layer.ffp_kept is None else layer.ffp_kept)
+            kept += layer.macs
+    return {
+        "asked": {"ffp": config.ffp.ratio, "fwp": config.fwp.ratio},
+        "achieved": {"ffp": 1 - after_ffp / max(total, 1), "fwp": 1 - kept / max(after_ffp, 1)},
+    }

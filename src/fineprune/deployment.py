@@ -1,0 +1,167 @@
+"""From a bundle to a file that runs anywhere, and to figures of what it gained."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from .common.errors import UsageError
+from .common.files import write_json
+from .common.progress import Progress, Silent
+from .compressor.bake import masked_layers
+from .compressor.bundle import Bundle
+from .compressor.macs import count_macs
+from .networks import Network, data_from_facts, network_of, open_bundle
+
+if TYPE_CHECKING:
+    from .export.benchmark import BenchmarkConfig, BenchmarkReport
+    from .export.exporter import ExportReport
+    from .export.parity import ParityReport
+
+PARITY_SAMPLES = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """An ONNX file with the checks that it passed; `parity` is None where no samples were at hand."""
+
+    report: "ExportReport"
+    parity: "ParityReport | None"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"export": self.report.to_json(), "parity": self.parity.to_json() if self.parity else None}
+
+
+def to_onnx(
+    bundle: Bundle | Path | str,
+    path: Path | str,
+    *,
+    plain: bool = False,
+    samples: torch.Tensor | None = None,
+    model: nn.Module | None = None,
+    progress: Progress | None = None,
+) -> Exported:
+    """Write a bundle as ONNX, compare it with PyTorch in ONNX Runtime and onnx.reference, and store the comparison as PATH.parity.json.
+
+    samples[N,C,H,W] are compared; by default 256 of the test split that the manifest names. RunError when the file computes something else.
+    """
+    network = network_of(bundle, model=model) if isinstance(bundle, Bundle) else open_bundle(bundle, model=model)
+    return export_network(network, path, plain=plain, samples=samples, progress=progress or Silent())
+
+
+def export_network(
+    network: Network, path: Path | str, *, plain: bool = False, samples: torch.Tensor | None = None, progress: Progress
+) -> Exported:
+    """`to_onnx` for a network that is open."""
+    from .export.exporter import export_onnx
+    from .export.parity import check_parity
+
+    check_onnx_target(path)
+    model = network.model.cpu().eval()
+    if samples is None and network.data is not None:
+        samples = real_samples(network, PARITY_SAMPLES)
+    report = export_onnx(model, network.input_shape, path, plain=plain, metadata=_metadata(network))
+    parity = None
+    if samples is None:
+        progress.log("parity was not checked: no data set is known; give --data")
+    else:
+        parity = check_parity(model, path, samples.numpy(), threads=torch.get_num_threads(), progress=progress)
+        write_json(f"{path}.parity.json", parity.to_json())
+        parity.require()
+    return Exported(report=report, parity=parity)
+
+
+def check_onnx_target(path: Path | str) -> None:
+    """UsageError where `path` cannot be an ONNX file."""
+    if Path(path).is_dir():
+        raise UsageError(f"{path} is a folder; give a file name such as {Path(path) / 'model.onnx'}")
+
+
+def real_samples(network: Network, count: int) -> torch.Tensor:
+    """The first `count` samples of the held-out split of the data that the network's manifest names."""
+    if network.data is None:
+        raise UsageError("no data set is known for this network; give --data")
+    data = data_from_facts(network.data)
+    split = next((s for s in (data.test, data.validation, data.train) if len(s)), None)
+    if split is None:
+        raise UsageError(f"the data set {data.spec} is empty; give --data")
+    return next(iter(split.batches(min(count, len(split))))).images
+
+
+def _metadata(network: Network) -> dict[str, Any]:
+    report = count_macs(network.model, network.input_shape)
+    facts: dict[str, Any] = {
+        "macs": {k: v for k, v in report.to_json().items() if k not in ("layers", "uncounted")},
+        "input_shape": list(network.input_shape),
+        "model": network.spec.to_json() if network.spec else None,
+    }
+    if network.data is not None:
+        facts["normalisation"] = {"mean": network.data["mean"], "std": network.data["std"]}
+        facts["classes"] = network.data["classes"]
+    if network.bundle is not None:
+        facts["ratios"] = network.bundle.facts["ratios"]
+        facts["accuracy"] = network.bundle.facts["accuracy"]
+    return facts
+
+
+def bench(
+    network: Network | Bundle | Path | str,
+    config: "BenchmarkConfig | None" = None,
+    *,
+    onnx: Path | str | None = None,
+    progress: Progress | None = None,
+) -> "BenchmarkReport":
+    """Latency of the dense network in ONNX Runtime (the baseline) and torch, and of the compressed one.
+
+    The compressed network is exported afresh, unless `onnx` names a file of it.
+    """
+    from .export.benchmark import benchmark
+    from .export.exporter import export_onnx
+    from .export.runtimes import OnnxRuntime, Runtime, TorchRuntime
+
+    if isinstance(network, Bundle):
+        network = network_of(network)
+    elif not isinstance(network, Network):
+        network = open_bundle(network)
+    model = network.model.cpu().eval()
+    dense = dense_twin(model)
+    is_masked = any(True for _ in masked_layers(model))
+    with tempfile.TemporaryDirectory(prefix="fineprune-bench-") as folder:
+        export_onnx(dense, network.input_shape, Path(folder) / "dense.onnx")
+        runtimes: list[Runtime] = [OnnxRuntime("onnxruntime dense", Path(folder) / "dense.onnx"), TorchRuntime("torch dense", dense)]
+        if onnx is not None or is_masked:
+            compressed = Path(onnx) if onnx is not None else Path(folder) / "compressed.onnx"
+            if onnx is None:
+                export_onnx(model, network.input_shape, compressed)
+            runtimes.append(OnnxRuntime("onnxruntime compressed", compressed))
+        return benchmark(runtimes, network.input_shape, config, progress=progress)
+
+
+def dense_twin(model: nn.Module) -> nn.Module:
+    """The same network without masks (dropped weights are zeros in it): what a dense runtime would have to compute."""
+    from copy import deepcopy
+
+    from .calibrate.convolutions import replace_modules
+
+    dense = deepcopy(model)
+    plain: dict[str, nn.Module] = {}
+    for name, layer in masked_layers(dense):
+        conv = nn.Conv2d(
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size,  # type: ignore[arg-type]
+            layer.stride,  # type: ignore[arg-type]
+            layer.padding,  # type: ignore[arg-type]
+            layer.dilation,  # type: ignore[arg-type]
+            layer.groups,
+            layer.bias is not None,
+            layer.padding_mode,
+        )
+        conv.weight, conv.bias = nn.Parameter(layer.masked_weight().detach()), layer.bias
+        plain[name] = conv.eval()
+    replace_modules(dense, plain)
+    return dense

@@ -1,0 +1,296 @@
+"""A recipe: the whole job as one TOML file, stage by stage. Each stage's inputs are hashed, so nothing runs twice or stale.
+
+[model]     name, args, checkpoint        (a checkpoint takes the place of [train])
+[data]      spec and any argument of load_data
+[train]     fields of TrainConfig
+[compress]  preset, ffp, fwp (a ratio or a table), samples, calibration_batch_size, compare_dense
+[finetune]  fields of TrainConfig; epochs = 0 leaves it out
+[export]    plain, parity_samples
+[bench]     batch_sizes, threads, rounds
+output      the run folder
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+from .common.errors import RunError, UsageError
+from .common.files import read_json, sha256, write_json
+from .common.progress import Progress, Silent
+
+TABLES = ("model", "data", "train", "compress", "finetune", "export", "bench")
+_COMPRESS = ("preset", "ffp", "fwp", "samples", "calibration_batch_size", "compare_dense", "batchnorm_samples", "seed")
+
+
+def run(
+    recipe: Path | str, *, output: Path | str | None = None, force: bool = False, device: str = "auto", progress: Progress | None = None
+) -> dict[str, Any]:
+    """Run the recipe and return its summary (also FOLDER/summary.json). Stages whose inputs and outputs are unchanged are skipped."""
+    settings = read_recipe(recipe)
+    folder = Path(output or settings.get("output") or Path("runs") / Path(recipe).stem)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file; give another run folder with --output")
+    return _Pipeline(Path(recipe), settings, folder, force, device, progress or Silent()).run()
+
+
+def read_recipe(path: Path | str) -> dict[str, Any]:
+    """Parse and check a recipe; UsageError names the file and the entry that is wrong."""
+    path = Path(path)
+    try:
+        settings = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise UsageError(f"cannot read the recipe {path}: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid TOML: {error}") from error
+    from .models.training.config import TrainConfig
+
+    accepted: dict[str, tuple[str, ...]] = {
+        "model": ("name", "args", "checkpoint"),
+        "data": ("spec", "validation", "seed", "image_size", "mean", "std"),
+        "train": tuple(f.name for f in fields(TrainConfig)),
+        "compress": _COMPRESS,
+        "finetune": tuple(f.name for f in fields(TrainConfig)),
+        "export": ("plain", "parity_samples"),
+        "bench": ("batch_sizes", "threads", "rounds", "seed"),
+    }
+    for name, table in settings.items():
+        if name == "output":
+            continue
+        if name not in accepted:
+            raise UsageError(f"{path}: unknown entry {name!r}; a recipe has output and the tables {', '.join(accepted)}")
+        unknown = set(table) - set(accepted[name]) if isinstance(table, dict) else {"(no table)"}
+        if unknown:
+            raise UsageError(f"{path}: [{name}] has unknown {', '.join(sorted(unknown))}; it takes {', '.join(accepted[name])}")
+    for name, entry in (("model", "name"), ("data", "spec")):
+        if entry not in settings.get(name, {}):
+            raise UsageError(f"{path}: [{name}] must say its {entry}")
+    if ("train" in settings) == ("checkpoint" in settings["model"]):
+        raise UsageError(f"{path}: give either [train] or a checkpoint in [model]")
+    return settings
+
+
+@dataclass(frozen=True)
+class _Pipeline:
+    recipe: Path
+    settings: dict[str, Any]
+    folder: Path
+    force: bool
+    device: str
+    progress: Progress
+
+    def run(self) -> dict[str, Any]:
+        train = self._stage("train", {**self._sources(), "train": self._table("train")}, self._train) if "train" in self.settings else None
+        checkpoint = Path(train["checkpoint"]) if train else Path(self.settings["model"]["checkpoint"])
+        network = {**self._sources(), "checkpoint": _file_hash(checkpoint)}
+        compress = self._stage(
+            "compress",
+            {**network, "compress": self._table("compress"), "finetune": self._table("finetune")},
+            lambda: self._compress(checkpoint),
+        )
+        bundle = {"bundle": _folder_hash(self.folder / "bundle")}
+        export = self._stage("export", {**bundle, "export": self._table("export")}, self._export)
+        files = {name: _file_hash(self.folder / name) for name in ("dense.onnx", "compressed.onnx")}
+        bench = self._stage("bench", {**bundle, **files, "bench": self._table("bench")}, self._bench) if "bench" in self.settings else None
+        summary = summarise(self.folder, compress, export, bench)
+        write_json(self.folder / "summary.json", summary)
+        return {**summary, "details": {"train": train, "compress": compress, "export": export["compressed"], "bench": bench}}
+
+    def _stage(self, name: str, inputs: Mapping[str, Any], work: Callable[[], tuple[dict[str, Any], list[Path]]]) -> dict[str, Any]:
+        """The stage's result: kept from an earlier run where its inputs and the files it wrote are unchanged, else of `work()`."""
+        key = hashlib.sha256(json.dumps({"version": __version__, **inputs}, sort_keys=True, default=str).encode()).hexdigest()
+        record_path = self.folder / "stages" / f"{name}.json"
+        record = _read_record(record_path)
+        unchanged = record is not None and record["key"] == key and all(_path_hash(Path(p)) == h for p, h in record["outputs"].items())
+        if record is not None and unchanged and not self.force:
+            self.progress.log(f"{name}: unchanged, kept")
+            return record["result"]
+        self.progress.log(f"{name}: running")
+        if record is not None and record["key"] != key:
+            self._discard(name)
+        result, outputs = work()
+        write_json(record_path, {"key": key, "result": result, "outputs": {str(path): _path_hash(path) for path in outputs}})
+        return result
+
+    def _discard(self, name: str) -> None:
+        """A stage with new inputs must not resume from the state of the old ones."""
+        if name == "train":
+            shutil.rmtree(self.folder / "train", ignore_errors=True)
+
+    def _table(self, name: str) -> dict[str, Any]:
+        return dict(self.settings.get(name, {}))
+
+    def _sources(self) -> dict[str, Any]:
+        model = {key: value for key, value in self.settings["model"].items() if key != "checkpoint"}
+        return {
+            "model": model,
+            "model_code": _code_hash(model["name"]),
+            "data": self._table("data"),
+            "data_content": _data_hash(self.settings["data"]["spec"]),
+        }
+
+    def _load_data(self) -> Any:
+        from .models.data import load_data
+
+        return load_data(**self._table("data"))
+
+    def _spec(self) -> Any:
+        from .models.zoo import ModelSpec
+
+        return ModelSpec(name=self.settings["model"]["name"], args=dict(self.settings["model"].get("args", {})))
+
+    def _train(self) -> tuple[dict[str, Any], list[Path]]:
+        from .models.training.config import TrainConfig
+        from .training import train_network
+
+        if self.force:
+            self._discard("train")
+        config = TrainConfig(**self._table("train"))
+        output = self.folder / "train"
+        facts = train_network(self._spec(), self._load_data(), config, output=output, device=self.device, progress=self.progress)
+        return facts, [output / "model.safetensors"]
+
+    def _compress(self, checkpoint: Path) -> tuple[dict[str, Any], list[Path]]:
+        from .calibrate.collect import CalibrationConfig
+        from .compression import Job, _ratio, compress_network, finetune_config
+        from .compressor.config import prune_config
+        from .networks import open_model
+
+        table = self._table("compress")
+        preset = table.get("preset", "taylor")
+        calibration = CalibrationConfig(
+            samples=table.get("samples"), batch_size=table.get("calibration_batch_size", 128), seed=table.get("seed", 0)
+        )
+        job = Job(
+            config=prune_config(preset, ffp=_ratio(table.get("ffp", 0.0)), fwp=_ratio(table.get("fwp", 0.0))),
+            preset=preset,
+            calibration=calibration,
+            finetune=finetune_config(**self._table("finetune")),
+            compare_dense=table.get("compare_dense", False),
+            batchnorm_samples=table.get("batchnorm_samples", 4096),
+            device=self.device,
+        )
+        data = self._load_data()
+        network = open_model(self._spec(), checkpoint=checkpoint, data=data)
+        bundle = compress_network(network.model, data, job, spec=network.spec, output=self.folder / "bundle", progress=self.progress)
+        return bundle.facts, [self.folder / "bundle"]
+
+    def _export(self) -> tuple[dict[str, Any], list[Path]]:
+        from dataclasses import replace
+
+        from .deployment import PARITY_SAMPLES, dense_twin, export_network, real_samples
+        from .networks import open_bundle
+
+        table = self._table("export")
+        network = open_bundle(self.folder / "bundle")
+        samples = real_samples(network, table.get("parity_samples", PARITY_SAMPLES))
+        compressed = export_network(
+            network, self.folder / "compressed.onnx", plain=table.get("plain", False), samples=samples, progress=self.progress
+        )
+        dense_network = replace(network, model=dense_twin(network.model), bundle=None)
+        dense = export_network(dense_network, self.folder / "dense.onnx", samples=samples, progress=self.progress)
+        outputs = [self.folder / "compressed.onnx", self.folder / "dense.onnx"]
+        return {"compressed": compressed.to_json(), "dense": dense.to_json()}, outputs
+
+    def _bench(self) -> tuple[dict[str, Any], list[Path]]:
+        from .deployment import bench
+        from .export.benchmark import BenchmarkConfig
+
+        table: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in self._table("bench").items()}
+        report = bench(self.folder / "bundle", BenchmarkConfig(**table), onnx=self.folder / "compressed.onnx", progress=self.progress)
+        return report.to_json(), []
+
+
+def summarise(folder: Path, compress: dict[str, Any], export: dict[str, Any], bench: dict[str, Any] | None) -> dict[str, Any]:
+    """The figures that decide whether the compressed network is worth having, with the ones to compare them to."""
+    accuracy, macs = compress["accuracy"], compress["macs"]
+    final = next((accuracy[key] for key in ("finetuned", "batchnorm_recalibrated", "masked") if accuracy.get(key) is not None), None)
+    latency: dict[str, dict[str, float]] = {}
+    for row in bench["rows"] if bench else ():
+        latency.setdefault(row["runtime"], {})[f"batch {row['batch_size']}, {row['threads']} threads"] = row["median_ms"]
+    onnx_bytes = {name: export[name]["export"]["bytes"] for name in ("dense", "compressed")}
+    parity = export["compressed"]["parity"]
+    first = {name: next(iter(values.values())) for name, values in latency.items()}
+    table = [
+        [f"{accuracy['split']} accuracy", _percent(accuracy.get("dense")), _percent(final)],
+        ["the same after equal fine-tuning", _percent(accuracy.get("dense_finetuned")), _percent(final)],
+        ["convolution MACs, millions", f"{macs['conv_macs_dense'] / 1e6:.2f}", f"{macs['conv_macs'] / 1e6:.2f}"],
+        ["ONNX file, bytes", f"{onnx_bytes['dense']:,}", f"{onnx_bytes['compressed']:,}"],
+        *(
+            [["ONNX Runtime, ms", *(f"{first.get(f'onnxruntime {kind}', float('nan')):.3f}" for kind in ("dense", "compressed"))]]
+            if first
+            else []
+        ),
+    ]
+    return {
+        "folder": str(folder),
+        "dense_accuracy": accuracy.get("dense"),
+        "compressed_accuracy": final,
+        "dense_finetuned_accuracy": accuracy.get("dense_finetuned"),
+        "conv_macs_kept": compress["conv_macs_kept"],
+        "macs": {key: macs[key] for key in ("macs", "macs_dense", "conv_macs", "conv_macs_dense", "thesis_ops", "thesis_ops_dense")},
+        "ratios": compress["ratios"],
+        "parity_max_abs_error": parity["max_abs_error"] if parity else None,
+        "parity": parity,
+        "latency_ms": latency,
+        "onnx_bytes": onnx_bytes,
+        "machine": (bench or compress)["machine"],
+        "table": [row for row in table if row[1] or row[0].startswith("convolution")],
+    }
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.2%}"
+
+
+def _read_record(path: Path) -> dict[str, Any] | None:
+    try:
+        record = read_json(path)
+    except RunError:
+        return None
+    return record if isinstance(record, dict) and {"key", "result", "outputs"} <= record.keys() else None
+
+
+def _path_hash(path: Path) -> str:
+    if path.is_dir():
+        return _folder_hash(path)
+    return sha256(path) if path.is_file() else "absent"
+
+
+def _file_hash(path: Path) -> str:
+    if not path.is_file():
+        raise UsageError(f"there is no file {path}; check the recipe")
+    return sha256(path)
+
+
+def _folder_hash(folder: Path) -> str:
+    return hashlib.sha256(json.dumps([[p.name, sha256(p)] for p in sorted(folder.iterdir()) if p.is_file()]).encode()).hexdigest()
+
+
+def _code_hash(name: str) -> str | None:
+    """Content of the user's own file, where NAME is file.py:factory."""
+    place = Path(name.rpartition(":")[0])
+    return sha256(place) if place.suffix == ".py" and place.is_file() else None
+
+
+def _data_hash(spec: str) -> str | None:
+    """Content of a data file; names, sizes and times of a data folder's files."""
+    kind, _, place = spec.partition(":")
+    path = Path(kind) if kind.endswith(".py") else Path(place)
+    if not place or not path.exists():
+        return None
+    if path.is_file():
+        return sha256(path)
+    digest = hashlib.sha256()
+    for root, folders, names in os.walk(path):
+        folders.sort()
+        for name in sorted(names):
+            status = (Path(root) / name).stat()
+            digest.update(f"{root}/{name} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,58 @@
+"""Training as a job: a network by name becomes a checkpoint beside the facts of how it was made."""
+
+from pathlib import Path
+from typing import Any
+
+from .common.errors import UsageError
+from .common.files import atomic_path, write_json
+from .common.progress import Progress, Silent
+from .export.machine import package_versions
+from .models.data import ImageData
+from .models.training.config import TrainConfig
+from .models.training.evaluate import evaluate
+from .models.training.trainer import train
+from .models.zoo import ModelSpec, build, load_checkpoint
+from .networks import completed
+
+CHECKPOINT, FACTS = "model.safetensors", "training.json"
+
+
+def train_network(
+    spec: ModelSpec,
+    data: ImageData | None,
+    config: TrainConfig,
+    *,
+    output: Path,
+    checkpoint: Path | None = None,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Train `spec` on `data` into the folder `output` and return the facts written there; resumes from the state that the folder holds."""
+    from safetensors.torch import save_file
+
+    if data is None:
+        raise UsageError("training needs a data set; give --data")
+    if output.exists() and not output.is_dir():
+        raise UsageError(f"{output} is a file; give a folder")
+    progress = progress or Silent()
+    spec = completed(spec, data.input_shape, data)
+    model = build(spec, seed=config.seed)
+    if checkpoint is not None:
+        load_checkpoint(model, checkpoint)
+    result = train(model, data, config, output=output, device=device, progress=progress)
+    held_out = "test" if len(data.test) else "validation"
+    split = getattr(data, held_out)
+    value = evaluate(model, split, device=device, progress=progress).accuracy if len(split) else None
+    with atomic_path(output / CHECKPOINT) as temporary:
+        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}, temporary)
+    facts = {
+        "model": spec.to_json(),
+        "data": data.to_json(),
+        "config": config.to_json(),
+        **result.to_json(),
+        "accuracy": {"split": held_out, "value": value, "samples": len(split)},
+        "checkpoint": str(output / CHECKPOINT),
+        "packages": package_versions(),
+    }
+    write_json(output / FACTS, facts)
+    return facts
