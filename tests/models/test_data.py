@@ -126,7 +126,7 @@ def test_augmented_images_are_padded_crops(padding: int, flip: bool) -> None:
         assert len(found) == 1
         seen.add(found[0])
     assert {o[2] for o in seen} == ({False, True} if flip else {False})
-    assert len({o[:2] for o in seen}) > padding * padding
+    assert len({o[:2] for o in seen}) > (2 * padding + 1) ** 2 // 2  # rows and columns are drawn independently
 
 
 @settings(deadline=None, max_examples=60)
