@@ -23,13 +23,11 @@ def fold_bias(model: Any) -> list[Refusal]:
     Afterwards every masked convolution has four inputs. (torch's operator has no bias; a standard Conv has it from the start.)
     """
     for node in masked_convs(model):
-        weights = constant(node.inputs[1])
-        if weights is None:
-            continue
-        bias = np.zeros(len(weights), weights.dtype)
+        filters = int(node.inputs[1].shape[0])
+        bias = np.zeros(filters, np.float32)
         addition = sole_consumer(node.outputs[0])
         if addition is not None and addition.domain == "" and addition.op_type == "Add":
-            added = _per_filter(addition, node.outputs[0], len(weights))
+            added = _per_filter(addition, node.outputs[0], filters)
             if added is not None:
                 bias = added
                 bypass(model, addition, node.outputs[0])

@@ -25,8 +25,7 @@ def trace(model: nn.Module, input_shape: tuple[int, int, int], *, opset: int) ->
     `input_shape`, RunError for weights that are not finite or a model that torch cannot export.
     """
     _check_ready(model)
-    # A copy on the CPU: applying the masks must not touch the caller's weights.
-    model = copy.deepcopy(model).cpu().float()
+    model = _copy(model)
     _prepare_masked_layers(model)
     # Two samples, because the tracer takes a batch of one for a constant.
     sample = torch.zeros(2, *input_shape)
@@ -88,6 +87,14 @@ def _operator(name: str) -> Any:
         ],
     )
     return Op(Opset(DOMAIN, VERSION), name, schema)
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """A float32 copy on the CPU: applying the masks must not touch the caller's weights."""
+    try:
+        return copy.deepcopy(model).cpu().float()
+    except RuntimeError as error:  # torch.nn.utils.weight_norm and its like keep tensors that know their history
+        raise RunError(f"cannot copy {type(model).__name__}: {_first_line(error)}; remove its weight hooks before exporting") from error
 
 
 def _check_ready(model: nn.Module) -> None:

@@ -12,6 +12,7 @@ import torch
 from fineprune.compressor.layers import MaskedConv2d
 from fineprune.export.exporter import export_onnx
 from fineprune.export.pack import unpack_bits, unpack_weights
+from fineprune.export.parity import check_parity
 from support.onnx_graphs import run_onnxruntime, run_reference
 from support.tolerances import ONNX_LOGITS
 from torch import nn
@@ -112,6 +113,37 @@ def test_the_model_is_left_as_it_was(tiny: Callable, tmp_path: Path) -> None:
     export_onnx(model, INPUT_SHAPE, tmp_path / "network.onnx")
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert model.body.fwp_mask is not None and not model.body._forward_hooks
+
+
+def test_the_same_model_gives_the_same_bytes(tiny: Callable, packed: Any, tmp_path: Path) -> None:
+    export_onnx(tiny(), INPUT_SHAPE, tmp_path / "network.onnx", metadata={"accuracy": {"dense": 0.5}, "model": "tiny"})
+    assert (tmp_path / "network.onnx").read_bytes() == packed.path.read_bytes()
+
+
+def test_weights_that_are_computed_stay_computed(export: Callable) -> None:
+    class Centred(nn.Module):
+        def forward(self, weight: torch.Tensor) -> torch.Tensor:
+            return weight - weight.mean((1, 2, 3), keepdim=True)
+
+    conv = MaskedConv2d.wrap(nn.Conv2d(3, 7, 3), ffp_mask=torch.eye(9, 5).bool().expand(3, 9, 5))
+    torch.nn.utils.parametrize.register_parametrization(conv, "weight", Centred())
+    exported = export(nn.Sequential(conv, nn.BatchNorm2d(7)).eval())
+    x = torch.randn(2, *INPUT_SHAPE, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = exported.model(x).numpy()
+    rtol, atol = ONNX_LOGITS
+    for run in (run_onnxruntime, run_reference):
+        np.testing.assert_allclose(run(exported.path.read_bytes(), x.numpy()), expected, rtol=rtol, atol=atol)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["densenet121", "mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1"])
+def test_torchvision_classifiers(name: str, export: Callable) -> None:
+    from fineprune.models.zoo.registry import build
+
+    exported = export(build(f"torchvision:{name}", seed=0).eval(), (3, 224, 224))
+    samples = torch.randn(3, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    check_parity(exported.model, exported.path, samples, reference_samples=0).require()
 
 
 def test_resnet20_is_really_smaller(export: Callable) -> None:
