@@ -51,7 +51,7 @@ class TrainConfig:
     checkpoint_every_s: float = 60.0
     """State is saved at each epoch's end and this often in between (seconds; 0 means after every batch)."""
     workers: int = 0
-    """Processes that decode images which do not fit in memory."""
+    """Threads that read images ahead where they do not fit in memory."""
 
     def __post_init__(self) -> None:
         for name, choices in (("optimizer", OptimizerName), ("schedule", ScheduleName), ("precision", PrecisionName)):

@@ -197,6 +197,27 @@ def test_an_unusable_folder_fails_before_any_work(tmp_path: Path) -> None:
     assert data.train.handed_out == 0
 
 
+def test_a_disk_that_fills_up_keeps_the_previous_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(value: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . PytorchStreamWriter failed writing file data/3")
+
+    data = fake_data()
+    data.train.fail_at = {5}
+    with pytest.raises(ConnectionError):
+        train(small_network(), data, CONFIG, device="cpu", output=tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        with pytest.raises(
+            RunError, match=r"cannot write .*training\.pt: .*failed writing.*; check its folder's permissions and free space"
+        ):
+            train(small_network(), data, CONFIG, device="cpu", output=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["training.pt"]
+    model = small_network()
+    result = train(model, fake_data(), CONFIG, device="cpu", output=tmp_path)
+    assert_same(outcome(result, model), uninterrupted())
+
+
 def test_leftovers_of_a_killed_writer_disappear(tmp_path: Path) -> None:
     leftover = tmp_path / ".training.pt.abcd"
     leftover.mkdir()
