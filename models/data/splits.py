@@ -18,11 +18,13 @@ def stratified(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tens
     count = len(labels)
     wanted = min(max(round(fraction * count), int(fraction > 0)), max(count - 1, 0))
     generator = np.random.default_rng(seed)
-    key = np.empty(count)
-    for label in np.unique(labels.numpy()):
-        members = np.flatnonzero(labels.numpy() == label)
-        # The r-th of n samples of a class stands at (r + a half) / n; the smallest keys are then the same share of every class.
-        key[generator.permutation(members)] = (np.arange(len(members)) + 0.5) / len(members)
-    order = np.lexsort((generator.random(count), key))
-    part, rest = np.sort(order[:wanted]), np.sort(order[wanted:])
-    return torch.from_numpy(rest), torch.from_numpy(part)
+    classes, sizes = np.unique(labels.numpy(), return_counts=True)
+    share = sizes * (wanted / max(count, 1))
+    quota = np.floor(share).astype(int)
+    # The samples that rounding down left over go to the classes with the largest remainders (Hamilton's rule), ties at random.
+    leftover = wanted - quota.sum()
+    quota[np.lexsort((generator.random(len(classes)), quota - share))[:leftover]] += 1
+    taken = np.zeros(count, bool)
+    for label, number in zip(classes, quota, strict=True):
+        taken[generator.permutation(np.flatnonzero(labels.numpy() == label))[:number]] = True
+    return torch.from_numpy(np.flatnonzero(~taken)), torch.from_numpy(np.flatnonzero(taken))
