@@ -154,7 +154,7 @@ def compress_network(
     masked_report = count_macs(pruned.model, data.input_shape)
     accuracy["masked"] = run.accuracy(pruned.model, "masked")
     if run.recalibrate(pruned.model):
-        accuracy["batchnorm_recalibrated"] = run.accuracy(pruned.model, "BatchNorm recalibrated")
+        accuracy["batchnorm_recalibrated"] = run.accuracy(pruned.model, "with the better BatchNorm statistics")
     history: dict[str, Any] = {}
     if job.finetune is not None:
         history["finetune"] = run.finetune(pruned.model, "finetune")
@@ -197,14 +197,25 @@ class _Run:
         return result.accuracy
 
     def recalibrate(self, model: nn.Module) -> bool:
-        """BatchNorm statistics of the masked network, over training samples as they are (no augmentation)."""
+        """BatchNorm statistics of the masked network over training samples; the dense network's stay where they validate better.
+
+        They do where masks leave a channel almost nothing: normalising that to unit variance blows up what little is left.
+        """
         count = min(self.job.batchnorm_samples, len(self.data.train))
         if count < 2:
             return False
         chosen = torch.randperm(len(self.data.train), generator=torch.Generator().manual_seed(self.job.calibration.seed))[:count]
-        return (
-            recalibrate_batchnorm(model, self.data.train.batches(self.job.calibration.batch_size, indices=chosen), device=self.device) > 0
-        )
+        before, loss_before = deepcopy(model.state_dict()), self._validation_loss(model)
+        batches = self.data.train.batches(self.job.calibration.batch_size, indices=chosen)
+        if not recalibrate_batchnorm(model, batches, device=self.device):
+            return False
+        if self._validation_loss(model) > loss_before:
+            model.load_state_dict(before)
+        return True
+
+    def _validation_loss(self, model: nn.Module) -> float:
+        split = self.data.validation if len(self.data.validation) else self.data.train
+        return evaluate(model, split, device=self.device, progress=self.progress, description="choosing BatchNorm statistics").loss
 
     def finetune(self, model: nn.Module, name: str) -> dict[str, Any]:
         if self.job.finetune is None:

@@ -131,7 +131,7 @@ def bench(
     dense = dense_twin(model)
     is_masked = any(True for _ in masked_layers(model))
     with tempfile.TemporaryDirectory(prefix="fineprune-bench-") as folder:
-        export_onnx(dense, network.input_shape, Path(folder) / "dense.onnx")
+        export_onnx(dense, network.input_shape, Path(folder) / "dense.onnx", plain=True)
         runtimes: list[Runtime] = [OnnxRuntime("onnxruntime dense", Path(folder) / "dense.onnx"), TorchRuntime("torch dense", dense)]
         if onnx is not None or is_masked:
             compressed = Path(onnx) if onnx is not None else Path(folder) / "compressed.onnx"

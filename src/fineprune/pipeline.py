@@ -194,7 +194,7 @@ class _Pipeline:
             network, self.folder / "compressed.onnx", plain=table.get("plain", False), samples=samples, progress=self.progress
         )
         dense_network = replace(network, model=dense_twin(network.model), bundle=None)
-        dense = export_network(dense_network, self.folder / "dense.onnx", samples=samples, progress=self.progress)
+        dense = export_network(dense_network, self.folder / "dense.onnx", plain=True, samples=samples, progress=self.progress)
         outputs = [self.folder / "compressed.onnx", self.folder / "dense.onnx"]
         return {"compressed": compressed.to_json(), "dense": dense.to_json()}, outputs
 
