@@ -1,7 +1,9 @@
 """The measuring itself, with runtimes whose speed is known, and once with real ones."""
 
+import itertools
 import json
-import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -18,39 +20,78 @@ from fineprune.common.errors import RunError, UsageError
 FAST = {"rounds": 3, "turn_s": 0.0, "warmup_s": 0.0}
 
 
-class Sleeper:
-    """Takes a given time; logs what happens to it in a list shared with others."""
+@dataclass
+class Clock:
+    """Time that passes only when somebody lets it."""
 
-    def __init__(self, name: str, seconds: float, log: list[tuple[str, str]], classes: int = 5) -> None:
-        self.name, self.seconds, self.log, self.classes = name, seconds, log, classes
+    now: float = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The benchmark's clock, in the test's hand."""
+    fake = Clock()
+    monkeypatch.setattr("fineprune.export.benchmark.time", fake)
+    return fake
+
+
+class Sleeper:
+    """Takes given times, in turn; logs what happens to it in a list shared with others."""
+
+    def __init__(
+        self, name: str, log: list[tuple[str, str]], clock: Clock | None = None, seconds: Sequence[float] = (0,), classes: int = 5
+    ) -> None:
+        self.name, self.log, self.clock, self.classes = name, log, clock, classes
+        self.seconds = itertools.cycle(seconds)
 
     def load(self, threads: int) -> None:
         self.log.append(("load", f"{self.name}@{threads}"))
 
     def run(self, x: NDArray) -> NDArray:
         self.log.append(("run", self.name))
-        time.sleep(self.seconds)
+        if self.clock is not None:
+            self.clock.sleep(next(self.seconds))
         return np.zeros((len(x), self.classes))
 
     def close(self) -> None:
         self.log.append(("close", self.name))
 
 
-def test_speedups_refer_to_the_baseline() -> None:
-    log: list[tuple[str, str]] = []
-    runtimes = [Sleeper("slow", 0.02, log), Sleeper("quick", 0.002, log)]
+def test_speedups_refer_to_the_baseline(clock: Clock) -> None:
+    runtimes = [Sleeper("slow", [], clock, [0.5]), Sleeper("quick", [], clock, [0.125])]
     report = benchmark(runtimes, (3, 5, 7), BenchmarkConfig(**FAST))
     slow, quick = report.rows
-    assert report.baseline == "slow" and slow.speedup == 1
-    assert 4 < quick.speedup < 11
-    assert 20 <= slow.min_ms <= slow.p25_ms <= slow.median_ms <= slow.p75_ms <= slow.max_ms
+    assert report.baseline == "slow" and (slow.speedup, quick.speedup) == (1, 4)
+    assert (slow.median_ms, slow.min_ms, slow.max_ms, quick.median_ms) == (500, 500, 500, 125)
     other = benchmark(runtimes, (3, 5, 7), BenchmarkConfig(**FAST), baseline="quick")
-    assert 1 / 11 < other.rows[0].speedup < 1 / 4
+    assert [row.speedup for row in other.rows] == [0.25, 1]
+
+
+def test_statistics_are_over_turns_and_the_first_call_of_a_turn_is_not_counted(clock: Clock) -> None:
+    # Runs: one for the shapes, two to warm up, then for each of three turns an untimed one and a timed one.
+    runtime = Sleeper("a", [], clock, [9, 9, 9, 64, 1, 64, 2, 64, 4])
+    (row,) = benchmark([runtime], (3, 5, 7), BenchmarkConfig(**FAST)).rows
+    assert (row.min_ms, row.p25_ms, row.median_ms, row.p75_ms, row.max_ms) == (1000, 1500, 2000, 3000, 4000)
+
+
+def test_a_turn_lasts_as_long_as_asked_and_counts_as_its_median(clock: Clock) -> None:
+    log: list[tuple[str, str]] = []
+    runtime = Sleeper("a", log, clock, [1, 1, 1, 1, 2, 1, 8])
+    config = BenchmarkConfig(rounds=1, turn_s=11.0, warmup_s=0.0)
+    (row,) = benchmark([runtime], (3, 5, 7), config).rows
+    assert len([event for event, _ in log if event == "run"]) == 3 + 1 + 3  # timed: 2, 1 and 8 seconds
+    assert row.median_ms == 2000
 
 
 def test_rounds_are_interleaved_and_the_order_rotates() -> None:
     log: list[tuple[str, str]] = []
-    benchmark([Sleeper(name, 0.0, log) for name in "abc"], (3, 5, 7), BenchmarkConfig(**FAST))
+    benchmark([Sleeper(name, log) for name in "abc"], (3, 5, 7), BenchmarkConfig(**FAST))
     runs = [name for event, name in log if event == "run"]
     # Every turn is one untimed and one timed call; the first three runs compare shapes, the next three turns warm up.
     assert "".join(runs[3 + 6 :: 2]) == "abc" + "bca" + "cab"
@@ -60,7 +101,7 @@ def test_rounds_are_interleaved_and_the_order_rotates() -> None:
 def test_every_combination_has_a_row() -> None:
     log: list[tuple[str, str]] = []
     config = BenchmarkConfig(batch_sizes=(1, 3), threads=(1, 2), **FAST)
-    report = benchmark([Sleeper("a", 0.0, log)], (3, 5, 7), config)
+    report = benchmark([Sleeper("a", log)], (3, 5, 7), config)
     assert [(row.threads, row.batch_size) for row in report.rows] == [(1, 1), (1, 3), (2, 1), (2, 3)]
     assert [name for event, name in log if event == "load"] == ["a@1", "a@2"]
     assert report.latency_ms(batch_size=3, threads=2) == {"a": report.rows[3].median_ms}
@@ -70,7 +111,7 @@ def test_every_combination_has_a_row() -> None:
 def test_all_are_closed_when_one_fails() -> None:
     log: list[tuple[str, str]] = []
     with pytest.raises(RunError, match="outputs of different shapes"):
-        benchmark([Sleeper("a", 0, log), Sleeper("b", 0, log, classes=7)], (3, 5, 7), BenchmarkConfig(**FAST))
+        benchmark([Sleeper("a", log), Sleeper("b", log, classes=7)], (3, 5, 7), BenchmarkConfig(**FAST))
     assert log[-2:] == [("close", "b"), ("close", "a")]
 
 
@@ -90,9 +131,9 @@ def test_bad_configs(bad: dict[str, Any], text: str) -> None:
 
 def test_bad_runtimes() -> None:
     with pytest.raises(UsageError, match="runtimes of different names, got"):
-        benchmark([Sleeper("a", 0, []), Sleeper("a", 0, [])], (3, 5, 7))
+        benchmark([Sleeper("a", []), Sleeper("a", [])], (3, 5, 7))
     with pytest.raises(UsageError, match="baseline 'b' is not among the runtimes; choose one of a"):
-        benchmark([Sleeper("a", 0, [])], (3, 5, 7), baseline="b")
+        benchmark([Sleeper("a", [])], (3, 5, 7), baseline="b")
 
 
 def test_real_runtimes_side_by_side(packed: Any, dense: Any) -> None:
