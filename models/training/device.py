@@ -70,9 +70,16 @@ def private_randomness(device: torch.device) -> Iterator[None]:
             torch.mps.set_rng_state(other)
 
 
-def reproducible_kernels() -> contextlib.AbstractContextManager:
+@contextlib.contextmanager
+def reproducible_kernels() -> Iterator[None]:
     """cuDNN chooses its algorithms by rule instead of by trial, so that equal runs give equal convolutions."""
-    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
+    cudnn = torch.backends.cudnn  # not cudnn.flags: that would also overwrite the caller's TF32 choice
+    before = cudnn.benchmark, cudnn.deterministic
+    cudnn.benchmark, cudnn.deterministic = False, True
+    try:
+        yield
+    finally:
+        cudnn.benchmark, cudnn.deterministic = before
 
 
 @contextlib.contextmanager
