@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from ..common.errors import RunError, UsageError
 from ..common.progress import Progress, Silent
-from .convolutions import ConvSite, find_convolutions, replaced
+from .convolutions import ConvSite, evaluating, find_convolutions, replaced
 from .frequency import NORMS, TieBreaker
 from .importance import group_filters
 from .layers import BlockFrequency, BlockTaylor, Collector, WeightScores
@@ -40,7 +40,7 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batches(self, batch_size: int, *, indices: Tensor | None = None, start_batch: int = 0) -> Iterator[Any]:
+    def batches(self, batch_size: int, *, indices: Tensor | None = None) -> Iterator[Any]:
         """Yield batches with fields images, labels and indices, in the order of `indices`."""
         ...
 
@@ -151,22 +151,23 @@ def _stream(
     settings = {**settings, **stream_settings, "input_shape": list(input_shape), "network": fingerprint(model, masks)}
     order = _order(len(source), config)
     done = _resume(checkpoint, kind, settings, collectors)
-    batches = -(-len(order) // config.batch_size)
     first = done // config.batch_size
+    batches = first + -(-(len(order) - done) // config.batch_size)
 
     def snapshot(samples: int) -> Statistics:
         return Statistics(kind=kind, settings=settings, samples=samples, layers={name: c.sums() for name, c in collectors.items()})
 
+    if done == len(order):
+        return snapshot(done)
     state = snapshot(done)  # whole batches only: an interrupt can come between two layers
     flags = [(p, p.requires_grad) for p in model.parameters()]
-    was_training = model.training
     last_saved = time.monotonic()
     try:
         for parameter, _ in flags:
             parameter.requires_grad_(False)
-        model.to(device).eval()
-        with replaced(model, collectors):
-            stream = source.batches(config.batch_size, indices=order, start_batch=first)
+        model.to(device)
+        with evaluating(model), replaced(model, collectors):
+            stream = source.batches(config.batch_size, indices=order[done:])
             for batch in progress(stream, total=batches, description=f"calibrating {kind}", start=first):
                 _run_batch(model, batch, collectors, device)
                 state = snapshot(state.samples + len(batch.images))
@@ -180,7 +181,6 @@ def _stream(
     finally:
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
-        model.train(was_training)
     if checkpoint is not None:
         state.save(checkpoint)
     return state
@@ -192,7 +192,7 @@ def _run_batch(model: nn.Module, batch: Samples, collectors: Mapping[str, Collec
     for collector in collectors.values():
         collector.begin(batch.indices)
     if any(collector.needs_gradient for collector in collectors.values()):
-        logits = model(images.requires_grad_())
+        logits = model(images.detach().requires_grad_())  # of a view: the source keeps its tensor as it was
         # The sum keeps each sample's gradient its own: in eval mode samples do not meet.
         loss = F.cross_entropy(logits, labels, reduction="sum")
         _require_finite(loss)

@@ -87,10 +87,9 @@ def find_convolutions(model: nn.Module, input_shape: Sequence[int]) -> tuple[lis
 
 def probe(model: nn.Module, input_shape: Sequence[int]) -> torch.Tensor:
     """The model's output for one zero sample, in eval mode without gradients; UsageError when it does not accept the shape."""
-    was_training, first = model.training, next(model.parameters(), None)
-    model.eval()
+    first = next(model.parameters(), None)
     try:
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             zeros = torch.zeros(
                 1, *input_shape, device=None if first is None else first.device, dtype=None if first is None else first.dtype
             )
@@ -99,14 +98,25 @@ def probe(model: nn.Module, input_shape: Sequence[int]) -> torch.Tensor:
         shape = "x".join(map(str, input_shape))
         cause = str(error).strip().splitlines()[0]
         raise UsageError(f"the network does not accept an input of shape {shape}: {cause}; give its input as --input CxHxW") from error
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode for the length of a with-block; afterwards every module has its own training flag again."""
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
     finally:
-        model.train(was_training)
+        for module, flag in flags:
+            module.training = flag
 
 
 def _why_not(conv: nn.Module, calls: list) -> str | None:
     if not isinstance(conv, nn.Conv2d):
         return f"{type(conv).__name__} is not a 2-D convolution"
-    if type(conv).forward is not nn.Conv2d.forward and not hasattr(conv, "ffp_mask"):
+    own = type(conv).forward is nn.Conv2d.forward and type(conv)._conv_forward is nn.Conv2d._conv_forward
+    if not own and not hasattr(conv, "ffp_mask"):
         return f"{type(conv).__name__} replaces the forward of Conv2d"
     if not calls:
         return "the forward pass does not call it as a module"
@@ -116,6 +126,8 @@ def _why_not(conv: nn.Module, calls: list) -> str | None:
         return "its input has no batch axis"
     if torch.nn.utils.parametrize.is_parametrized(conv):
         return "its weight is parametrized; remove the parametrization first"
+    if "weight" not in conv._parameters:
+        return "its weight is computed by a hook (weight_norm, torch.nn.utils.prune); remove that first"
     return None
 
 
@@ -146,10 +158,12 @@ def select_sites(sites: Sequence[ConvSite], *, include: Sequence[str] = (), excl
 
 
 def replace_modules(model: nn.Module, replacements: Mapping[str, nn.Module]) -> None:
-    """Put each module of `replacements` at its dotted name inside `model`."""
-    for name, module in replacements.items():
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, module)
+    """Put each module of `replacements` at its dotted name inside `model`, and wherever else `model` holds the module that was there."""
+    exchanged = {model.get_submodule(name): module for name, module in replacements.items()}
+    for parent in list(model.modules()):
+        for child, module in list(parent._modules.items()):  # named_children would leave out a second name
+            if module in exchanged:
+                setattr(parent, child, exchanged[module])
 
 
 @contextmanager

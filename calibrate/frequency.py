@@ -38,26 +38,28 @@ def top_k_mask(scores: Tensor, keep: int) -> Tensor:
 
 
 class TieBreaker:
-    """Seeded random order among the zero-score blocks of one layer; without it the first positions would win every tie.
+    """Seeded random order among blocks of one layer that score alike (all-zero blocks, flat backgrounds, equal APoZ counts).
 
-    The order is a pure function of (seed, layer, sample index), so statistics do not depend on how samples are batched:
-    one random field per layer, rotated by an offset drawn from the sample's index.
+    Without it the first positions would win every tie. The order is a pure function of (seed, layer, sample index), so statistics
+    do not depend on how samples are batched: one random field per layer, rotated by an offset drawn from the sample's index.
     """
 
     def __init__(self, size: int, *, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
-        field = -torch.rand(size, generator=generator) - 0.5
-        self._field = torch.cat([field, field])
-        self._size, self._salt = size, int(torch.randint(1 << 30, (1,), generator=generator))
+        self._size, self._period = size, max(size, 1 << 16)  # a short field would have too few rotations to favour no position
+        field = torch.randperm(self._period, generator=generator)
+        self._field = torch.cat([field, field[:size]])
+        self._salt = int(torch.randint(1 << 30, (1,), generator=generator))
 
     def apply(self, scores: Tensor, indices: Tensor) -> Tensor:
-        """scores[N,C,P] with zeros replaced by distinct negative values; indices[N] are the samples' places in the data set."""
-        zero = scores <= 0
-        if not zero.any():
-            return scores
-        offsets = ((indices.cpu() * 2654435761 + self._salt) % self._size).tolist()
-        order = torch.stack([self._field[offset : offset + self._size] for offset in offsets])
-        return torch.where(zero, order.view(scores.shape).to(scores.device, scores.dtype), scores)
+        """int64 keys, all different, that sort as scores[N,C,P] >= 0 do; indices[N] are the samples' places in the data set."""
+        # Read as integers, the bits of non-negative floats rise with their value; the lower half then has room for the field.
+        keys = scores.float().contiguous().view(torch.int32).long().bitwise_left_shift_(32)
+        field = self._field.to(scores.device)
+        for row, index in zip(keys.flatten(1), indices.tolist(), strict=True):
+            offset = (index * 2654435761 + self._salt) % self._period
+            row |= field[offset : offset + self._size]
+        return keys
 
 
 def _box_sum(x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> Tensor:

@@ -37,7 +37,7 @@ class Statistics:
         if not isinstance(other, Statistics):
             return NotImplemented
         mine, theirs = {"kind": self.kind, **self.settings}, {"kind": other.kind, **other.settings}
-        for key in sorted(mine.keys() | theirs.keys()):
+        for key in ["kind", *sorted(self.settings.keys() | other.settings.keys())]:
             if mine.get(key) != theirs.get(key):
                 raise UsageError(
                     f"statistics differ in {key}: {mine.get(key)!r} and {theirs.get(key)!r}; only parts of one calibration add up"
@@ -48,9 +48,12 @@ class Statistics:
         return replace(self, samples=self.samples + other.samples, layers=layers)
 
     def save(self, folder: Path | str) -> None:
-        """Write the folder whole or not at all."""
+        """Write the folder whole or not at all; older statistics there are replaced, any other folder is refused (UsageError)."""
         from safetensors.torch import save_file
 
+        folder = Path(folder)
+        if folder.exists() and not (folder / FACTS).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
+            raise UsageError(f"{folder} exists and holds no statistics; choose another output folder")
         with atomic_path(folder) as temporary:
             temporary.mkdir()
             save_file(
@@ -70,15 +73,19 @@ class Statistics:
             raise UsageError(f"{folder} holds no statistics ({FACTS} is missing); run `fineprune calibrate` first")
         facts = read_json(folder / FACTS)
         if facts.get("schema") != SCHEMA:
-            raise RunError(f"{folder / FACTS} has schema {facts.get('schema')}, this version reads {SCHEMA}; calibrate again")
+            raise RunError(
+                f"{folder / FACTS} has schema {facts.get('schema')}, this version reads {SCHEMA}; delete {folder} and calibrate again"
+            )
         try:
             tensors = load_file(folder / TENSORS)
         except (OSError, SafetensorError) as error:
-            raise RunError(f"cannot read {folder / TENSORS} ({error}); it was truncated or removed, calibrate again") from error
+            raise RunError(
+                f"cannot read {folder / TENSORS} ({error}); it was truncated or removed; delete {folder} and calibrate again"
+            ) from error
         layers: dict[str, dict[str, Tensor]] = {name: {} for name in facts["layers"]}
         for key, value in tensors.items():
             name, _, item = key.rpartition("/")
-            layers[name][item] = value
+            layers.setdefault(name, {})[item] = value
         return cls(kind=facts["kind"], settings=facts["settings"], samples=facts["samples"], layers=layers)
 
 

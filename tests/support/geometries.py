@@ -64,8 +64,9 @@ def geometries(draw: st.DrawFn) -> Geometry:
     stride, dilation = draw(_pairs(1, 3)), draw(_pairs(1, 2))
     padding = draw(_pairs(0, 2))
     least = [max(1, dilation[a] * (kernel[a] - 1) + 1 - 2 * padding[a]) for a in (0, 1)]
-    size = draw(st.sampled_from([s for s in (2, 3, 5, 7) if s >= least[0]] or [least[0]])), draw(
-        st.sampled_from([s for s in (2, 3, 5, 7) if s >= least[1]] or [least[1]])
+    size = (
+        draw(st.sampled_from([s for s in (2, 3, 5, 7) if s >= least[0]] or [least[0]])),
+        draw(st.sampled_from([s for s in (2, 3, 5, 7) if s >= least[1]] or [least[1]])),
     )
     return Geometry(
         samples=draw(st.sampled_from([1, 2, 3])),

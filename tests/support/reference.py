@@ -87,13 +87,15 @@ def _pair(value: Pair) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else value
 
 
-def block_scores(x: NDArray, kernel: Pair, stride: Pair = 1, padding: Padding = 0, dilation: Pair = 1, norm: str = "l2") -> NDArray[np.float64]:
+def block_scores(
+    x: NDArray, kernel: Pair, stride: Pair = 1, padding: Padding = 0, dilation: Pair = 1, norm: str = "l2"
+) -> NDArray[np.float64]:
     """Norm of every block of x [N,C,H,W] -> [N,C,oh,ow]: "l2", "l1", or "apoz", the number of non-zeros."""
     b = blocks(x, kernel, stride, padding, dilation)
     scores = np.zeros(b.shape[:4])
     for n, c, i, j in np.ndindex(*scores.shape):
         block = b[n, c, i, j].reshape(-1)
-        scores[n, c, i, j] = {"l2": np.sqrt(np.sum(block**2)), "l1": np.sum(np.abs(block)), "apoz": np.count_nonzero(block)}[norm]
+        scores[n, c, i, j] = np.count_nonzero(block) if norm == "apoz" else np.linalg.norm(block, {"l2": 2, "l1": 1}[norm])
     return scores
 
 
@@ -135,7 +137,7 @@ def tap_taylor(
     dilation: Pair = 1,
     groups: int = 1,
 ) -> NDArray[np.float64]:
-    """T[q,k,u,v] = sum_n ( sum_{f in set q} w[f,k,u,v] * sum_{i,j} g[n,f,i,j] * M[c,i,j] * b[n,c,i,j,u,v] )^2, c being input k of f's group.
+    """T[q,k,u,v] = sum_n ( sum_{f in set q} w[f,k,u,v] * sum_{i,j} g[n,f,i,j] * M[c,i,j] * b[n,c,i,j,u,v] )^2; c: input k of f's group.
 
     sets[F] numbers the set of filters that each filter belongs to.
     """

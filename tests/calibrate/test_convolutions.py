@@ -1,0 +1,145 @@
+"""Which convolutions can carry masks, choosing among them by globs, and exchanging them in place."""
+
+import pytest
+import torch
+from fineprune.calibrate.convolutions import ConvSite, evaluating, find_convolutions, probe, replace_modules, replaced, select_sites
+from support.networks import CONVOLUTIONS, SHAPE, varied
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
+
+from fineprune.common.errors import UsageError
+
+
+class OwnForward(nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) * 2
+
+
+class OwnConvForward(nn.Conv2d):
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(input, weight - weight.mean(), bias)
+
+
+class Awkward(nn.Module):
+    """One convolution that can carry masks among those that cannot."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Conv2d(3, 3, 3)
+        self.fine = nn.Conv2d(3, 3, 3, padding=1)
+        self.twice = nn.Conv2d(3, 3, 1)
+        self.transposed = nn.ConvTranspose2d(3, 3, 3, padding=1)
+        self.volume = nn.Conv3d(1, 1, 3, padding=1)
+        self.line = nn.Conv1d(3, 3, 1)
+        self.unbatched = nn.Conv2d(3, 3, 1)
+        self.parametrized = parametrizations.weight_norm(nn.Conv2d(3, 3, 1))
+        self.pruned = prune.l1_unstructured(nn.Conv2d(3, 3, 1), "weight", 0.5)
+        self.own = OwnForward(3, 3, 1)
+        self.standardised = OwnConvForward(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.twice(self.twice(self.fine(x)))
+        x = self.volume(self.transposed(x)[:, None])[:, 0]
+        x = self.line(x.flatten(2)).view_as(x)
+        return self.standardised(self.own(self.pruned(self.parametrized(self.unbatched(x[0])[None]))))
+
+
+def test_convolutions_that_stay_dense_are_named_with_the_reason() -> None:
+    sites, skipped = find_convolutions(Awkward(), SHAPE)
+    assert [site.name for site in sites] == ["fine"]
+    assert {s.name: s.reason for s in skipped} == {
+        "unused": "the forward pass does not call it as a module",
+        "twice": "it runs 2 times in one forward pass, and a mask belongs to one place",
+        "transposed": "ConvTranspose2d is not a 2-D convolution",
+        "volume": "Conv3d is not a 2-D convolution",
+        "line": "Conv1d is not a 2-D convolution",
+        "unbatched": "its input has no batch axis",
+        "parametrized": "its weight is parametrized; remove the parametrization first",
+        "pruned": "its weight is computed by a hook (weight_norm, torch.nn.utils.prune); remove that first",
+        "own": "OwnForward replaces the forward of Conv2d",
+        "standardised": "OwnConvForward replaces the forward of Conv2d",
+    }
+
+
+def test_sites_have_the_shapes_of_the_layers_in_order_of_execution() -> None:
+    sites, skipped = find_convolutions(varied(), SHAPE)
+    assert skipped == []
+    assert [site.name for site in sites] == CONVOLUTIONS
+    assert sites[1] == ConvSite(
+        name="grouped", in_channels=6, out_channels=4, kernel=(3, 2), groups=2, input_size=(7, 5), output_size=(7, 5)
+    )
+    down = sites[-1]
+    assert (down.output_size, down.positions, down.taps, down.block_macs, down.macs) == ((3, 2), 6, 9, 45, 6 * 6 * 45)
+    assert sites[1].block_macs == 2 * 6, "two filters read a channel"
+
+
+def test_looking_changes_nothing() -> None:
+    model = varied()
+    model.train()
+    model.norm.eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    training = [module.training for module in model.modules()]
+    find_convolutions(model, SHAPE)
+    with pytest.raises(UsageError):
+        find_convolutions(model, (1, 7, 5))
+    assert [module.training for module in model.modules()] == training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_an_input_that_does_not_fit_is_named() -> None:
+    with pytest.raises(UsageError, match=r"the network does not accept an input of shape 3x1x1: .*; give its input as --input CxHxW"):
+        probe(varied(), (3, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "expected"),
+    [
+        ((), (), CONVOLUTIONS),
+        (("*wise", "stem"), (), ["stem", "depthwise", "pointwise"]),
+        ((), ("stem", "d*"), ["grouped", "pointwise"]),
+        (("*wise",), ("depth*",), ["pointwise"]),
+    ],
+)
+def test_sites_are_chosen_by_globs(include: tuple[str, ...], exclude: tuple[str, ...], expected: list[str]) -> None:
+    sites, _ = find_convolutions(varied(), SHAPE)
+    assert [site.name for site in select_sites(sites, include=include, exclude=exclude)] == expected
+
+
+@pytest.mark.parametrize("where", ["include", "exclude"])
+def test_a_glob_without_a_match_is_refused(where: str) -> None:
+    sites, _ = find_convolutions(varied(), SHAPE)
+    message = r"the pattern 'Stem' matches no convolution; they are: stem, grouped, depthwise, pointwise, down"
+    with pytest.raises(UsageError, match=message):
+        select_sites(sites, **{where: ("stem", "Stem")})
+
+
+class TwoNames(nn.Module):
+    """Its convolution is reached by the second of its names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 1)
+        self.body = nn.Sequential(self.conv, nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+def test_a_module_is_exchanged_under_all_its_names() -> None:
+    model = TwoNames()
+    assert [site.name for site in find_convolutions(model, (1, 2, 2))[0]] == ["conv"]
+    other = nn.Conv2d(1, 1, 1)
+    replace_modules(model, {"conv": other})
+    assert model.body[0] is model.conv is other
+
+
+def test_replaced_and_evaluating_end_with_their_block() -> None:
+    model = TwoNames()
+    conv = model.conv
+    with pytest.raises(RuntimeError, match="inside"), evaluating(model), replaced(model, {"conv": nn.Identity()}):
+        assert isinstance(model.body[0], nn.Identity)
+        assert not model.training
+        raise RuntimeError("inside")
+    assert model.body[0] is model.conv is conv
+    assert all(module.training for module in model.modules())
