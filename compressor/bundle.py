@@ -39,7 +39,7 @@ class Bundle:
         """Take weights and masks from a baked network; RunError names a weight that is NaN or infinite."""
         weights = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
         for name, layer in masked_layers(model):
-            weights[f"{name}.weight"] = layer.masked_weight().detach().cpu().contiguous()
+            weights[f"{name}.weight"] = layer.masked_weight().detach().cpu().clone().contiguous()
         for name, value in weights.items():
             if not torch.isfinite(value).all():
                 raise RunError(
@@ -105,10 +105,15 @@ def is_bundle(folder: Path | str) -> bool:
 
 
 def check_target(folder: Path | str) -> None:
-    """UsageError when saving a bundle to `folder` would overwrite something that is not a bundle."""
+    """UsageError when saving a bundle to `folder` would remove anything but an older bundle."""
     folder = Path(folder)
-    if folder.exists() and not (folder.is_dir() and (is_bundle(folder) or not any(folder.iterdir()))):
+    if not folder.exists():
+        return
+    others = sorted({path.name for path in folder.iterdir()} - {MANIFEST, WEIGHTS, MASKS}) if folder.is_dir() else []
+    if not folder.is_dir() or (others and not is_bundle(folder)):
         raise UsageError(f"{folder} exists and is not a bundle; choose another output folder")
+    if others:
+        raise UsageError(f"{folder} holds {others[0]!r} beside the old bundle and would be replaced; choose another output folder")
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

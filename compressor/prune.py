@@ -11,9 +11,9 @@ from ..calibrate.convolutions import ConvSite, Skipped, find_convolutions
 from ..calibrate.statistics import Statistics, fingerprint
 from ..common.errors import UsageError
 from ..common.progress import Progress, Silent
-from .bake import bake
+from .bake import bake, masked_layers
 from .config import PruneConfig
-from .selection import filter_groups, kept_blocks, select_blocks, select_taps
+from .selection import chosen_sites, filter_groups, kept_blocks, select_blocks, select_taps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,15 +81,19 @@ def prune(
     sites, skipped = find_convolutions(model, run.input_shape)
     if not sites:
         raise UsageError("the network has no convolution that can carry masks" + "".join(f"; {s.name}: {s.reason}" for s in skipped))
+    if any(masked_layers(model)):
+        raise UsageError("the network carries masks already; prune the dense network it came from")
+    for part in (config.ffp, config.fwp):
+        chosen_sites(sites, part)  # a glob without a match fails before any pass over the samples
     ffp_masks: dict[str, Tensor] = {}
     if _prunes(config.ffp):
-        blocks = _checked(blocks, model, {}) or run.block_statistics(model, sites, config)
+        blocks = _checked(blocks, model, {}, run) or run.block_statistics(model, sites, config)
         ffp_masks = select_blocks(blocks, sites, config.ffp)
     masked = bake(model, ffp_masks=ffp_masks)
     fwp_masks: dict[str, Tensor] = {}
     groups: dict[str, Tensor] = {}
     if _prunes(config.fwp):
-        weights = _checked(weights, masked, ffp_masks) or run.weight_statistics(masked, config)
+        weights = _checked(weights, masked, ffp_masks, run) or run.weight_statistics(masked, config)
         parameters = {site.name: _weight(masked, site) for site in sites}
         fwp_masks = select_taps(weights, parameters, ffp_masks, sites, config.fwp)
         if config.fwp.sharing == "group":
@@ -111,8 +115,15 @@ def _prunes(config: object) -> bool:
     return bool(getattr(config, "ratio", 0) or any(getattr(config, "per_layer", {}).values()))
 
 
-def _checked(statistics: Statistics | None, model: nn.Module, masks: dict[str, Tensor]) -> Statistics | None:
-    if statistics is not None and statistics.settings.get("network") != fingerprint(model, masks):
+def _checked(statistics: Statistics | None, model: nn.Module, masks: dict[str, Tensor], run: CalibrationRun) -> Statistics | None:
+    if statistics is None:
+        return None
+    if statistics.settings.get("network") != fingerprint(model, masks):
         what = "network" if statistics.kind == "blocks" else "network or with other block masks"
         raise UsageError(f"the {statistics.kind} statistics were collected on another {what}; calibrate again with the same options")
+    size = statistics.settings.get("input_shape")
+    if size != list(run.input_shape):
+        raise UsageError(
+            f"the {statistics.kind} statistics were collected on inputs of {size}, not {list(run.input_shape)}; calibrate again"
+        )
     return statistics

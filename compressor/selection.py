@@ -16,17 +16,21 @@ from .config import FFPConfig, FWPConfig
 from .ranking import global_threshold, keep_count, top_k
 
 
+def chosen_sites(sites: Sequence[ConvSite], config: FFPConfig | FWPConfig) -> list[ConvSite]:
+    """The sites to prune; UsageError for a glob of include, exclude or per_layer that matches none."""
+    chosen = select_sites(sites, include=config.include, exclude=config.exclude)
+    select_sites(chosen, include=tuple(config.per_layer))
+    return chosen
+
+
 def kept_blocks(sites: Sequence[ConvSite], config: FFPConfig) -> dict[str, int]:
     """K of stage 1 for each layer that FFP prunes: blocks kept of each channel, the same number as in stage 2."""
-    return {
-        site.name: keep_count(site.positions, _ratio(site, config))
-        for site in select_sites(sites, include=config.include, exclude=config.exclude)
-    }
+    return {site.name: keep_count(site.positions, _ratio(site, config)) for site in chosen_sites(sites, config)}
 
 
 def select_blocks(statistics: Statistics, sites: Sequence[ConvSite], config: FFPConfig) -> dict[str, Tensor]:
     """FFP masks, bool [C,oh,ow] by layer; a layer of which nothing is dropped is left out."""
-    chosen = select_sites(sites, include=config.include, exclude=config.exclude)
+    chosen = chosen_sites(sites, config)
     scores = {site.name: _block_scores(statistics, site, config) for site in chosen}
     in_one_list = [site for site in chosen if config.scope == "global" and config.override(site.name) is None]
     masks = {}
@@ -46,7 +50,7 @@ def select_taps(
 
     weights[name] is the layer's weight; ffp_masks tells how often each tap is used, which is what dropping it saves.
     """
-    chosen = select_sites(sites, include=config.include, exclude=config.exclude)
+    chosen = chosen_sites(sites, config)
     chosen = [site for site in chosen if not (config.pointwise == "exempt" and site.taps == 1)]
     assignments = {site.name: filter_groups(statistics, site, config) for site in chosen}
     scores, costs = {}, {}
@@ -88,14 +92,14 @@ def _field(statistics: Statistics, site: ConvSite, name: str) -> Tensor:
     try:
         return statistics.layers[site.name][name]
     except KeyError:
-        raise UsageError(
-            f"the statistics hold no {name!r} for layer {site.name} (they hold {statistics.settings.get('criterion', statistics.kind)!r}); "
-            "calibrate with the criterion that you prune by"
-        ) from None
+        raise UsageError(f"the statistics hold no {name!r} for layer {site.name}; calibrate with the criterion that you prune by") from None
 
 
 def _block_scores(statistics: Statistics, site: ConvSite, config: FFPConfig) -> tuple[Tensor, Tensor | None]:
     """(scores, tie-break), each [C,oh,ow]."""
+    collected = statistics.settings.get("criterion", statistics.kind)
+    if collected != config.criterion:
+        raise UsageError(f"the statistics hold block scores of {collected!r}, not of {config.criterion!r}; calibrate with that criterion")
     if config.criterion == "taylor":
         return _field(statistics, site, "taylor"), None
     return _field(statistics, site, "frequency"), _field(statistics, site, "norm")

@@ -6,17 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+
 from fineprune.calibrate import collect
 from fineprune.calibrate.collect import CalibrationConfig, Source, collect_block_statistics, collect_weight_statistics
 from fineprune.calibrate.convolutions import find_convolutions
 from fineprune.calibrate.statistics import Statistics, total
+from fineprune.common.errors import RunError, UsageError
 from fineprune.compressor.bake import bake
 from support.fakes import FakeBatch, FakeSplit, Recorder
 from support.networks import CONVOLUTIONS, SHAPE, samples, varied
 from support.slow_calibration import SumsConv, TopKConv, exchanged, first_order_effects
-from torch import Tensor, nn
-
-from fineprune.common.errors import RunError, UsageError
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-10}
 SMALL = CalibrationConfig(batch_size=3)

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from fineprune.calibrate.convolutions import ConvSite, evaluating, find_convolutions, probe, replace_modules, replaced, select_sites
-from support.networks import CONVOLUTIONS, SHAPE, varied
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
+from fineprune.calibrate.convolutions import ConvSite, evaluating, find_convolutions, probe, replace_modules, replaced, select_sites
 from fineprune.common.errors import UsageError
+from support.networks import CONVOLUTIONS, SHAPE, varied
 
 
 class OwnForward(nn.Conv2d):

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from fineprune.calibrate.frequency import NORMS, TieBreaker, block_norms, top_k_mask
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from fineprune.calibrate.frequency import NORMS, TieBreaker, block_norms, top_k_mask
 from support import reference, vectors
 from support.geometries import KINDS, Geometry, geometries, problem
 from support.tolerances import FLOAT64

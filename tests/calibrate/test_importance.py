@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from fineprune.calibrate.importance import group_filters, tap_sums
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from fineprune.calibrate.importance import group_filters, tap_sums
 from support import reference, vectors
 from support.geometries import Geometry, geometries, problem
 from support.tolerances import FLOAT64

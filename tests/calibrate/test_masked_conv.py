@@ -5,15 +5,15 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from fineprune.calibrate import masked_conv
-from fineprune.calibrate.masked_conv import masked_conv2d
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from fineprune.calibrate import masked_conv
+from fineprune.calibrate.masked_conv import masked_conv2d
+from fineprune.common.errors import UsageError
 from support import reference, vectors
 from support.geometries import KINDS, Geometry, geometries, problem
 from support.tolerances import FLOAT32, FLOAT64
-
-from fineprune.common.errors import UsageError
 
 every_kind = pytest.mark.parametrize("geometry", KINDS.values(), ids=KINDS)
 

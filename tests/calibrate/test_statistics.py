@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from fineprune.calibrate.statistics import FACTS, TENSORS, Statistics, fingerprint, total
 from torch import nn
 
+from fineprune.calibrate.statistics import FACTS, TENSORS, Statistics, fingerprint, total
 from fineprune.common.errors import RunError, UsageError
 
 

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from fineprune.calibrate import masked_conv
 from fineprune.calibrate.importance import group_filters
 from fineprune.calibrate.taylor import block_taylor, tap_taylor
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from support import reference
 from support.geometries import KINDS, Geometry, geometries, problem
 

@@ -1,0 +1,215 @@
+"""Bundles on disk: bit-exact, whole or absent, and never in the place of something else."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from fineprune.common.errors import RunError, UsageError
+from fineprune.compressor.bake import bake, masks_of
+from fineprune.compressor.bundle import MANIFEST, MASKS, WEIGHTS, Bundle, check_target, is_bundle
+from support.networks import samples, varied
+
+FACTS = {"model": {"name": "varied"}, "asked": {"ffp": 0.37}, "note": "käse"}
+
+
+def masked(seed: int = 0) -> nn.Module:
+    """Masks of 105, 175, 36, 72, 36, 270 and 1 elements, few of them whole bytes."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator) < 0.5
+
+    ffp = {"stem": random(3, 7, 5), "down": random(6, 3, 2), "pointwise": random(4, 7, 5)}
+    fwp = {"down": random(5, 6, 3, 3), "grouped": random(4, 3, 3, 2), "depthwise": random(4, 1, 3, 3)}
+    return bake(varied(seed), ffp_masks=ffp, fwp_masks=fwp).eval()
+
+
+def bundle(seed: int = 0) -> Bundle:
+    return Bundle.of(masked(seed), FACTS, {"down": torch.tensor([0, 1, 1, 0, 2])})
+
+
+def test_a_round_trip_is_bit_exact(tmp_path: Path) -> None:
+    model, images = masked(), samples(4, dtype=torch.float64).images
+    bundle().save(tmp_path / "b")
+    loaded = Bundle.load(tmp_path / "b")
+    assert loaded.facts == FACTS
+    assert loaded.groups["down"].tolist() == [0, 1, 1, 0, 2]
+    for got, expected in ((loaded.ffp_masks, masks_of(model)[0]), (loaded.fwp_masks, masks_of(model)[1])):
+        assert got.keys() == expected.keys()
+        assert all(got[name].dtype == torch.bool and torch.equal(got[name], expected[name]) for name in expected)
+    restored = loaded.restore(varied(seed=9))
+    assert not restored.training
+    assert torch.equal(restored(images), model(images))
+    for name, value in model.state_dict().items():
+        expected = model.get_submodule("down").masked_weight() if name == "down.weight" else value  # type: ignore[operator]
+        if name not in ("grouped.weight", "depthwise.weight"):
+            assert torch.equal(restored.state_dict()[name], expected), name
+
+
+def test_masks_are_packed_eight_to_a_byte_and_dropped_weights_are_zero(tmp_path: Path) -> None:
+    model = bake(
+        nn.Sequential(nn.Conv2d(1, 1, 3)), ffp_masks={"0": torch.tensor([[[True, False, True], [True, True, True], [True, True, True]]])}
+    )
+    Bundle.of(model, {}).save(tmp_path / "b")
+    assert load_file(tmp_path / "b" / MASKS)["0/ffp"].tolist() == [0b10111111, 0b10000000]
+    weights = bundle().weights["down.weight"]
+    mask = masks_of(masked())[1]["down"]
+    assert (weights[~mask] == 0).all()
+    assert (weights[mask] != 0).all()
+
+
+def test_the_same_bundle_makes_the_same_files(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        bundle().save(tmp_path / name)
+    for file in (MANIFEST, WEIGHTS, MASKS):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_a_bundle_holds_copies() -> None:
+    model = masked()
+    held = Bundle.of(model, {})
+    before = {name: value.clone() for name, value in held.weights.items()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    assert all(torch.equal(value, before[name]) for name, value in held.weights.items())
+
+
+def test_a_network_without_masks_is_a_bundle_too(tmp_path: Path) -> None:
+    Bundle.of(varied(), {}).save(tmp_path / "b")
+    assert Bundle.load(tmp_path / "b").ffp_masks == {}
+
+
+@pytest.mark.parametrize("file", [WEIGHTS, MASKS])
+def test_files_that_are_missing_truncated_or_altered_are_named(file: str, tmp_path: Path) -> None:
+    bundle().save(tmp_path / "b")
+    path = tmp_path / "b" / file
+    content = path.read_bytes()
+    for damaged in (content[:-1], content[:-9] + bytes([content[-9] ^ 1]) + content[-8:], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(RunError, match=f"{file} does not match the hash in {MANIFEST}; it was truncated or altered, compress again"):
+            Bundle.load(tmp_path / "b")
+    path.unlink()
+    with pytest.raises(RunError, match=f"{file} is missing; the bundle is incomplete, compress again"):
+        Bundle.load(tmp_path / "b")
+
+
+def edit_manifest(folder: Path, **changes: object) -> None:
+    facts = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps({**facts, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schema": 9}, f"{MANIFEST} has schema 9, this version reads 1; compress again or use the version that wrote it"),
+        ({"sha256": None}, f"{MANIFEST} has no sha256; it was edited, compress again"),
+        ({"mask_shapes": []}, f"{MANIFEST} has no mask_shapes; it was edited, compress again"),
+        ({"mask_shapes": {"stem": {"ffp": [3, 7, 50]}}}, r"stem/ffp does not hold a mask of shape \[3, 7, 50\]; the bundle is damaged"),
+        ({"mask_shapes": {"other": {"ffp": [1]}}}, r"other/ffp does not hold a mask of shape \[1\]; the bundle is damaged"),
+    ],
+)
+def test_an_edited_manifest_is_named(changes: dict, message: str, tmp_path: Path) -> None:
+    bundle().save(tmp_path / "b")
+    edit_manifest(tmp_path / "b", **changes)
+    with pytest.raises(RunError, match=message):
+        Bundle.load(tmp_path / "b")
+
+
+def test_a_truncated_manifest_is_named(tmp_path: Path) -> None:
+    bundle().save(tmp_path / "b")
+    manifest = tmp_path / "b" / MANIFEST
+    manifest.write_bytes(manifest.read_bytes()[:40])
+    with pytest.raises(RunError, match=f"{MANIFEST} is not valid JSON"):
+        Bundle.load(tmp_path / "b")
+
+
+def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"there is no bundle at .*nowhere; check the path"):
+        Bundle.load(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match=rf"is not a bundle \({MANIFEST} is missing\); name the output folder of `fineprune compress`"):
+        Bundle.load(tmp_path)
+    assert not is_bundle(tmp_path)
+
+
+def test_another_network_is_refused() -> None:
+    class Other(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 6, 3)
+
+    with pytest.raises(RunError, match=r"the bundle does not fit the network Other: .* rebuild it with the arguments of its manifest"):
+        bundle().restore(Other())
+    wider = varied()
+    wider.head = nn.Linear(5, 4)
+    with pytest.raises(RunError, match=r"the bundle does not fit the network Varied: .*head.weight.*3, 5.*4, 5"):
+        bundle().restore(wider)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(value: float) -> None:
+    model = masked()
+    model.norm.running_var[2] = value  # type: ignore[index, operator, union-attr]
+    with pytest.raises(RunError, match=r"norm.running_var has NaN or infinite values; the bundle was not written"):
+        Bundle.of(model, {})
+
+
+def test_an_older_bundle_is_replaced_and_nothing_else_is(tmp_path: Path) -> None:
+    target = tmp_path / "b"
+    bundle(0).save(target)
+    bundle(1).save(target)
+    assert torch.equal(Bundle.load(target).weights["head.weight"], bundle(1).weights["head.weight"])
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+    (target / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match=r"holds 'notes.txt' beside the old bundle and would be replaced; choose another output folder"):
+        bundle(0).save(target)
+    for name in ("file", "folder/thesis.tex"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    for other in ("file", "folder"):
+        with pytest.raises(UsageError, match=f"{other} exists and is not a bundle; choose another output folder"):
+            bundle(0).save(tmp_path / other)
+    (tmp_path / "empty").mkdir()
+    check_target(tmp_path / "empty")
+    assert (tmp_path / "folder" / "thesis.tex").read_text() == "mine"
+
+
+def no_way_to(target: Path, move: Callable[[Path, Path], Path]) -> Callable[[Path, Path], Path]:
+    """`move`, which fails when a new folder is to become `target` (the old one may come back)."""
+
+    def moves_elsewhere(self: Path, to: Path) -> Path:
+        if Path(to) == target and self.name != "replaced":
+            raise OSError(28, "No space left on device")
+        return move(self, to)
+
+    return moves_elsewhere
+
+
+@pytest.mark.parametrize("old", [True, False])
+@pytest.mark.parametrize("step", ["weights", "manifest", "rename"])
+def test_a_failed_save_leaves_what_was_there(step: str, old: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "b"
+    if old:
+        bundle(0).save(target)
+
+    def fail(*args: object, **options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    if step == "weights":
+        monkeypatch.setattr("safetensors.torch.save_file", fail)
+    elif step == "manifest":
+        monkeypatch.setattr("fineprune.compressor.bundle.write_json", fail)
+    else:
+        monkeypatch.setattr(Path, "rename", no_way_to(target, Path.rename))
+        monkeypatch.setattr(Path, "replace", no_way_to(target, Path.replace))
+    with pytest.raises(RunError, match=r"cannot write .*b: No space left on device; check its folder's permissions and free space"):
+        bundle(1).save(target)
+    assert [path.name for path in tmp_path.iterdir()] == (["b"] if old else [])
+    if old:
+        assert torch.equal(Bundle.load(target).weights["head.weight"], bundle(0).weights["head.weight"])

@@ -1,0 +1,91 @@
+"""Settings refuse what makes no sense before any work starts."""
+
+import json
+import math
+
+import pytest
+
+from fineprune.common.errors import UsageError
+from fineprune.compressor.config import FFPConfig, FWPConfig, prune_config
+
+
+@pytest.mark.parametrize("value", [1.0, -0.1, math.nan, math.inf])
+@pytest.mark.parametrize(("config", "kind"), [(FFPConfig, "FFP"), (FWPConfig, "FWP")])
+def test_ratios_are_pruned_fractions(config: type, kind: str, value: float) -> None:
+    for options, name in (({"ratio": value}, "ratio"), ({"per_layer": {"conv*": value}}, "ratio of 'conv*'"), ({"floor": value}, "floor")):
+        with pytest.raises(UsageError) as error:
+            config(**options)
+        assert str(error.value) == f"{kind} {name} must be a pruned fraction in [0, 1), got {value}"
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "message"),
+    [
+        (FFPConfig, {"criterion": "l3"}, "unknown FFP criterion 'l3'; choose one of l2, l1, apoz, taylor"),
+        (FFPConfig, {"scope": "kernel"}, "unknown FFP scope 'kernel'; choose one of channel, layer, position, global"),
+        (FFPConfig, {"propagate": "no"}, "unknown FFP propagate 'no'; choose one of masked, dense"),
+        (FFPConfig, {"criterion": "l2"}, "FFP scope 'global' needs the criterion 'taylor', got 'l2'"),
+        (FWPConfig, {"criterion": "l2"}, "unknown FWP criterion 'l2'; choose one of wis, wis-signed, magnitude, taylor"),
+        (FWPConfig, {"scope": "position"}, "unknown FWP scope 'position'; choose one of kernel, group, channel, filter, layer, global"),
+        (FWPConfig, {"share": "all"}, "unknown FWP share 'all'; choose one of filter, group, channel"),
+        (FWPConfig, {"pointwise": "no"}, "unknown FWP pointwise 'no'; choose one of filter, exempt"),
+        (FWPConfig, {"lanes": 0}, "FWP lanes must be at least 1, got 0"),
+        (FWPConfig, {"criterion": "wis"}, "FWP scope 'global' needs the criterion 'taylor' or 'magnitude', got 'wis'"),
+        (
+            FWPConfig,
+            {"scope": "kernel", "share": "group"},
+            "FWP share='group' goes with scope 'layer' or 'global'",
+        ),
+    ],
+)
+def test_unknown_and_contradicting_choices_are_named(config: type, options: dict, message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        config(**options)
+    assert str(error.value).startswith(message)
+
+
+def test_presets() -> None:
+    thesis, taylor = prune_config("thesis"), prune_config()
+    assert (thesis.ffp.criterion, thesis.ffp.scope, thesis.ffp.propagate) == ("l2", "channel", "masked")
+    assert (thesis.fwp.criterion, thesis.fwp.scope, thesis.fwp.sharing) == ("wis", "kernel", "filter")
+    assert (taylor.ffp.criterion, taylor.ffp.scope, taylor.fwp.criterion, taylor.fwp.scope) == ("taylor", "global", "taylor", "global")
+    with pytest.raises(UsageError, match="unknown preset 'best'; choose one of thesis, taylor"):
+        prune_config("best")
+
+
+def test_changes_go_over_the_preset_and_none_leaves_it() -> None:
+    config = prune_config("thesis", ffp={"ratio": 0.37, "scope": None}, fwp={"scope": "group", "lanes": 8})
+    assert (config.ffp.ratio, config.ffp.scope, config.fwp.criterion, config.fwp.sharing, config.fwp.lanes) == (
+        0.37,
+        "channel",
+        "wis",
+        "group",
+        8,
+    )
+
+
+def test_the_last_glob_that_matches_a_layer_wins() -> None:
+    config = FFPConfig(ratio=0.5, per_layer={"layer*": 0.3, "layer1.*": 0.0})
+    assert [config.override(name) for name in ("conv1", "layer2.conv", "layer1.conv")] == [None, 0.3, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("scope", "share", "sharing"),
+    [
+        ("kernel", "filter", "filter"),
+        ("group", "filter", "group"),
+        ("channel", "filter", "channel"),
+        ("filter", "filter", "filter"),
+        ("layer", "group", "group"),
+        ("global", "channel", "channel"),
+    ],
+)
+def test_sharing_follows_scope(scope: str, share: str, sharing: str) -> None:
+    assert FWPConfig(scope=scope, share=share).sharing == sharing  # type: ignore[arg-type]
+
+
+def test_settings_go_into_json() -> None:
+    facts = prune_config(ffp={"per_layer": {"conv1": 0.1}, "exclude": ("stem",)}).to_json()
+    assert json.loads(json.dumps(facts)) == facts
+    assert facts["ffp"]["exclude"] == ["stem"]
+    assert facts["ffp"]["per_layer"] == {"conv1": 0.1}

@@ -1,0 +1,158 @@
+"""Network and samples in, masked network out: every pass in its order, and the whole of one convolution by naive loops."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fineprune.calibrate.collect import CalibrationConfig, collect_block_statistics
+from fineprune.calibrate.convolutions import find_convolutions
+from fineprune.common.errors import UsageError
+from fineprune.compressor.config import prune_config
+from fineprune.compressor.macs import count_macs
+from fineprune.compressor.prune import CalibrationRun, prune
+from support import reference
+from support.fakes import FakeSplit, Recorder
+from support.networks import CONVOLUTIONS, SHAPE, samples, varied
+from support.tolerances import FLOAT64
+
+
+def calibration(**options: object) -> CalibrationRun:
+    settings = {"source": samples(6, dtype=torch.float64), "input_shape": SHAPE, "config": CalibrationConfig(batch_size=4)}
+    return CalibrationRun(**{**settings, **options})  # type: ignore[arg-type]
+
+
+class OneConvolution(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, stride=2, padding=1, dtype=torch.float64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x).mean((2, 3))
+
+
+@pytest.mark.parametrize(("ffp", "fwp"), [(0.4, 0.556), (0.25, 0.25), (0.7, 0.8)])
+def test_the_thesis_on_one_convolution_equals_naive_loops(ffp: float, fwp: float) -> None:
+    """Algorithm 8, Algorithm 9 and the masked convolution, each as a loop, against `prune`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = OneConvolution()
+    source = samples(9, dtype=torch.float64)
+    x, w, bias = source.images.numpy(), model.conv.weight.detach().numpy(), model.conv.bias.detach().numpy()  # type: ignore[union-attr]
+    where = {"stride": 2, "padding": 1}
+
+    scores = reference.block_scores(x, 3, **where)
+    positions = scores.shape[2] * scores.shape[3]
+    keep, keep_taps = positions - round(ffp * positions), 9 - round(fwp * 9)
+    frequency = np.zeros(scores.shape[1:], int)
+    for n, c in np.ndindex(*scores.shape[:2]):
+        frequency[c].reshape(-1)[np.argsort(-scores[n, c].reshape(-1))[:keep]] += 1
+    mask = np.zeros(frequency.shape, bool)
+    for c in range(3):
+        order = sorted(range(positions), key=lambda i: (-frequency[c].flat[i], -scores[:, c].sum(0).flat[i], i))
+        mask[c].reshape(-1)[order[:keep]] = True
+    importance = np.abs(w) * reference.tap_sums(np.abs(x), mask, 3, **where)
+    taps = np.zeros(w.shape, bool)
+    for f, c in np.ndindex(*w.shape[:2]):
+        taps[f, c].reshape(-1)[np.argsort(-importance[f, c].reshape(-1))[:keep_taps]] = True
+    expected = reference.masked_conv2d(x, w * taps, bias, mask, **where)
+
+    pruned = prune(model, prune_config("thesis", ffp={"ratio": ffp}, fwp={"ratio": fwp}), calibration(source=source))
+    assert np.array_equal(pruned.ffp_masks["conv"], mask)
+    assert np.array_equal(pruned.fwp_masks["conv"], taps)
+    rtol, atol = FLOAT64
+    np.testing.assert_allclose(pruned.model(source.images).detach(), expected.mean((2, 3)), rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("preset", ["thesis", "taylor"])
+def test_both_presets_cut_a_varied_network(preset: str) -> None:
+    model = varied()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    pruned = prune(model, prune_config(preset, ffp={"ratio": 0.37}, fwp={"ratio": 0.556}), calibration())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert pruned.skipped == []
+    report, dense = count_macs(pruned.model, SHAPE), count_macs(model, SHAPE)
+    if preset == "taylor":
+        assert (report.macs / dense.macs) == pytest.approx(0.63 * 0.444, abs=0.01)
+    assert 0.2 < report.macs / dense.macs < 0.4
+    assert torch.isfinite(pruned.model(samples(2, dtype=torch.float64).images)).all()
+
+
+def test_one_half_alone() -> None:
+    blocks_only = prune(varied(), prune_config(ffp={"ratio": 0.3}), calibration())
+    assert blocks_only.fwp_masks == {}
+    assert blocks_only.ffp_masks
+    weights_only = prune(varied(), prune_config("thesis", fwp={"per_layer": {"stem": 0.5}}), calibration())
+    assert weights_only.ffp_masks == {}
+    assert list(weights_only.fwp_masks) == ["stem"]
+
+
+def test_groups_come_with_the_scope_that_has_them() -> None:
+    config = prune_config("thesis", fwp={"ratio": 0.5, "scope": "group", "lanes": 2})
+    pruned = prune(varied(), config, calibration())
+    assert set(pruned.groups) == set(pruned.fwp_masks) == set(CONVOLUTIONS)
+    for name, mask in pruned.fwp_masks.items():
+        for number in pruned.groups[name].unique():
+            members = mask[pruned.groups[name] == number]
+            assert (members == members[:1]).all()
+
+
+def test_nothing_to_prune_is_said() -> None:
+    progress = Recorder()
+    pruned = prune(varied(), prune_config(), calibration(progress=progress))
+    assert progress.lines == ["warning: nothing was pruned; give --ffp or --fwp a fraction above 0"]
+    assert (pruned.ffp_masks, pruned.fwp_masks, progress.loops) == ({}, {}, [])
+
+
+def test_finished_passes_are_used_again(tmp_path: Path) -> None:
+    config = prune_config(ffp={"ratio": 0.3}, fwp={"ratio": 0.3})
+    source = samples(6, dtype=torch.float64)
+    first = prune(varied(), config, calibration(source=source, folder=tmp_path / "statistics"))
+    assert len(source.seen) == 4
+    again = prune(varied(), config, calibration(source=source, folder=tmp_path / "statistics"))
+    assert len(source.seen) == 4
+    for one, other in ((first.ffp_masks, again.ffp_masks), (first.fwp_masks, again.fwp_masks)):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_statistics_at_hand_replace_a_pass_and_must_fit() -> None:
+    model, source = varied(), samples(6, dtype=torch.float64)
+    statistics = collect_block_statistics(model, source, input_shape=SHAPE)
+    source.seen.clear()
+    config = prune_config(ffp={"ratio": 0.3})
+    assert prune(model, config, calibration(source=source), blocks=statistics).ffp_masks
+    assert source.seen == []
+    with pytest.raises(UsageError, match="the blocks statistics were collected on another network; calibrate again with the same options"):
+        prune(varied(seed=1), config, calibration(), blocks=statistics)
+    message = r"the blocks statistics were collected on inputs of \[3, 7, 5\], not \[3, 9, 9\]; calibrate again"
+    with pytest.raises(UsageError, match=message):
+        prune(model, config, calibration(input_shape=(3, 9, 9)), blocks=statistics)
+    message = "the statistics hold block scores of 'taylor', not of 'l2'; calibrate with that criterion"
+    with pytest.raises(UsageError, match=message):
+        prune(model, prune_config("thesis", ffp={"ratio": 0.3}), calibration(), blocks=statistics)
+
+
+@pytest.mark.parametrize("half", ["ffp", "fwp"])
+def test_a_glob_without_a_match_fails_before_any_pass(half: str) -> None:
+    source = FakeSplit(torch.zeros(0), torch.zeros(0))  # would fail by itself
+    options = {"ffp": {"ratio": 0.3}, "fwp": {"ratio": 0.3}}
+    options[half] = {"ratio": 0.3, "per_layer": {"layer9": 0.1}}  # type: ignore[dict-item]
+    with pytest.raises(UsageError, match="the pattern 'layer9' matches no convolution"):
+        prune(varied(), prune_config(**options), calibration(source=source))  # type: ignore[arg-type]
+
+
+def test_networks_with_nothing_to_mask_are_refused_with_the_reasons() -> None:
+    model = nn.Sequential(nn.ConvTranspose2d(3, 3, 3), nn.Flatten())
+    message = "the network has no convolution that can carry masks; 0: ConvTranspose2d is not a 2-D convolution"
+    with pytest.raises(UsageError, match=message):
+        prune(model, prune_config(ffp={"ratio": 0.3}), calibration())
+
+
+def test_a_masked_network_is_not_masked_again() -> None:
+    config = prune_config(ffp={"ratio": 0.3})
+    masked = prune(varied(), config, calibration()).model
+    assert len(find_convolutions(masked, SHAPE)[0]) == len(CONVOLUTIONS)
+    with pytest.raises(UsageError, match="the network carries masks already; prune the dense network it came from"):
+        prune(masked, config, calibration())
