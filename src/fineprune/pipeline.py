@@ -86,6 +86,8 @@ class _Pipeline:
     progress: Progress
 
     def run(self) -> dict[str, Any]:
+        from .report import write_report
+
         train = self._stage("train", {**self._sources(), "train": self._table("train")}, self._train) if "train" in self.settings else None
         checkpoint = Path(train["checkpoint"]) if train else Path(self.settings["model"]["checkpoint"])
         network = {**self._sources(), "checkpoint": _file_hash(checkpoint)}
@@ -100,6 +102,7 @@ class _Pipeline:
         bench = self._stage("bench", {**bundle, **files, "bench": self._table("bench")}, self._bench) if "bench" in self.settings else None
         summary = summarise(self.folder, compress, export, bench)
         write_json(self.folder / "summary.json", summary)
+        write_report(self.folder / "bundle", self.folder / "report.html", bench=bench)
         return {**summary, "details": {"train": train, "compress": compress, "export": export["compressed"], "bench": bench}}
 
     def _stage(self, name: str, inputs: Mapping[str, Any], work: Callable[[], tuple[dict[str, Any], list[Path]]]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from .evaluate import evaluate
 from .export import export
 from .macs import macs
 from .models import models
+from .report import report
 from .run import run
 from .train import train
 
@@ -24,5 +25,5 @@ def command(debug: bool) -> None:
     """
 
 
-for _command in (compress, export, train, calibrate, evaluate, macs, bench, run, models):
+for _command in (compress, export, train, calibrate, evaluate, macs, bench, report, run, models):
     command.add_command(_command)

@@ -30,4 +30,4 @@ def run(recipe: Path, output: Path | None, force: bool, device: str, as_json: bo
     if details.get("bench"):
         print_bench(details["bench"])
     print_table("summary", ["", "dense", "compressed"], summary["table"])
-    click.echo(f"wrote {summary['folder']}/summary.json")
+    click.echo(f"wrote {summary['folder']}/summary.json and report.html")

@@ -1,0 +1,183 @@
+"""A page to look at: what a compression saved, where, and what it cost. One HTML file, pictures inside."""
+
+import html
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .common.files import write_bytes
+from .compressor.bundle import Bundle
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DENSE, KEPT, ACCENT = "#c9d3de", "#1f5f8b", "#d1603d"
+
+STEPS = {
+    "dense": "dense",
+    "masked": "masked",
+    "batchnorm_recalibrated": "BatchNorm\nchosen",
+    "finetuned": "fine-tuned",
+    "dense_finetuned": "dense,\nfine-tuned alike",
+}
+"""Keys of a manifest's accuracies, in order, and how they read on an axis."""
+
+_STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
+h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2.2rem}table{border-collapse:collapse}
+td,th{padding:.25rem .9rem .25rem 0;text-align:right}
+td:first-child,th:first-child{text-align:left}tr{border-bottom:1px solid #ddd}figure{margin:1rem 0}svg{max-width:100%;height:auto}
+figcaption{color:#555;font-size:.9rem}"""
+
+
+def write_report(bundle: Bundle | Path | str, path: Path | str, *, bench: dict[str, Any] | None = None) -> None:
+    """Write the page of a bundle to `path`; `bench` is a BenchmarkReport as JSON, shown where given."""
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
+    facts = bundle.facts
+    name = facts["model"]["name"] if facts.get("model") else "network"
+    sections = [
+        f"<h1>{html.escape(name)}: {1 - facts['conv_macs_kept']:.1%} of the convolution multiply-adds removed</h1>",
+        _summary(facts),
+        _section("Accuracy", accuracy_figure(facts["accuracy"]), f"on {facts['accuracy']['samples']} {facts['accuracy']['split']} images"),
+        _section("Multiply-adds by layer", macs_figure(facts["macs"]["layers"]), "light: dense, dark: kept under the masks"),
+    ]
+    if bundle.ffp_masks:
+        caption = "for each output position, the fraction of input channels whose block is kept (white: none, dark: all)"
+        sections.append(_section("Where blocks are kept", masks_figure(bundle.ffp_masks), caption))
+    if facts.get("training", {}).get("finetune"):
+        sections.append(_section("Fine-tuning", training_figure(facts["training"]), "validation accuracy after each epoch"))
+    if bench:
+        sections.append(
+            _section("Latency", latency_figure(bench), f"median and quartiles over {bench['config']['rounds']} rounds, {_machine(bench)}")
+        )
+    page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(name)}, compressed</title><style>{_STYLE}</style>'
+    write_bytes(path, (page + "\n".join(sections) + "</html>\n").encode())
+
+
+def accuracy_figure(accuracy: dict[str, Any]) -> "Figure":
+    """Bars of the accuracy after each step."""
+    steps = [(label, accuracy[key]) for key, label in STEPS.items() if accuracy.get(key) is not None]
+    figure, axes = _figure(8, 2.8)
+    bars = axes.bar(
+        [label for label, _ in steps], [value * 100 for _, value in steps], color=[KEPT if "dense" not in s else DENSE for s, _ in steps]
+    )
+    axes.bar_label(bars, fmt="%.2f %%")
+    axes.set_ylim(0, 112)
+    axes.set_ylabel("accuracy, %")
+    return figure
+
+
+def macs_figure(layers: Sequence[dict[str, Any]]) -> "Figure":
+    """Horizontal bars: dense multiply-adds behind, kept ones in front."""
+    rows = [layer for layer in layers if layer["macs_dense"]][::-1]
+    figure, axes = _figure(8, 0.6 + 0.24 * len(rows))
+    names = [row["name"] for row in rows]
+    axes.barh(names, [row["macs_dense"] / 1e6 for row in rows], color=DENSE)
+    axes.barh(names, [row["macs"] / 1e6 for row in rows], color=KEPT)
+    for row in rows:
+        axes.text(row["macs_dense"] / 1e6, row["name"], f" {row['macs'] / row['macs_dense']:.0%}", va="center", fontsize=8)
+    axes.tick_params(axis="y", labelsize=8)
+    axes.set_xlabel("million multiply-adds per sample")
+    axes.margins(x=0.1, y=0.01)
+    return figure
+
+
+def masks_figure(masks: dict[str, torch.Tensor]) -> "Figure":
+    """One map per layer: the kept fraction of channels at each output position."""
+    from matplotlib.figure import Figure
+
+    columns = 6
+    rows = -(-len(masks) // columns)
+    figure = Figure(figsize=(9, 1.75 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes in grid:
+        axes.set_axis_off()
+    image = None
+    for axes, (name, mask) in zip(grid, masks.items(), strict=False):
+        image = axes.imshow(mask.float().mean(0).numpy(), vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
+        axes.set_title(f"{name}\n{mask.float().mean().item():.0%}", fontsize=7)
+    if image is not None:
+        figure.colorbar(image, ax=list(grid), shrink=0.6)
+    return figure
+
+
+def training_figure(training: dict[str, Any]) -> "Figure":
+    """Validation accuracy by epoch, of the masked network and (where it was trained) of the dense one."""
+    figure, axes = _figure(8, 2.8)
+    for key, label, colour in (("finetune", "masked", KEPT), ("dense_finetune", "dense", ACCENT)):
+        history = training.get(key, {}).get("history", [])
+        points = [(r["epoch"], r["validation_accuracy"] * 100) for r in history if r["validation_accuracy"] is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), "o-", color=colour, label=label)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("validation accuracy, %")
+    axes.legend(frameon=False)
+    return figure
+
+
+def latency_figure(bench: dict[str, Any]) -> "Figure":
+    """Bars of the median latency per image, quartiles as whiskers, grouped by batch size and threads."""
+    groups = list(dict.fromkeys((row["batch_size"], row["threads"]) for row in bench["rows"]))
+    runtimes = list(dict.fromkeys(row["runtime"] for row in bench["rows"]))
+    figure, axes = _figure(8, 3)
+    width = 0.8 / len(runtimes)
+    for number, runtime in enumerate(runtimes):
+        rows = [next(r for r in bench["rows"] if (r["runtime"], r["batch_size"], r["threads"]) == (runtime, *group)) for group in groups]
+        places = [g + (number - (len(runtimes) - 1) / 2) * width for g in range(len(groups))]
+        medians = [row["median_ms"] / row["batch_size"] for row in rows]
+        whiskers = [
+            [(r["median_ms"] - r["p25_ms"]) / r["batch_size"] for r in rows],
+            [(r["p75_ms"] - r["median_ms"]) / r["batch_size"] for r in rows],
+        ]
+        colour = KEPT if "compressed" in runtime else (DENSE, "#e5d5c5", "#d9e5d0")[number % 3]
+        bars = axes.bar(places, medians, width, yerr=whiskers, color=colour, label=runtime, ecolor="#555")
+        axes.bar_label(bars, fmt="%.2f", fontsize=8, padding=2)
+    axes.set_xticks(range(len(groups)), [f"batch {batch}, {threads} thread{'s' * (threads > 1)}" for batch, threads in groups])
+    axes.set_ylabel("ms per image")
+    axes.margins(y=0.15)
+    axes.legend(frameon=False)
+    return figure
+
+
+def _figure(width: float, height: float) -> tuple["Figure", Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _section(title: str, figure: "Figure", caption: str) -> str:
+    from matplotlib import rc_context
+
+    stream = io.StringIO()
+    with rc_context({"svg.hashsalt": title, "svg.fonttype": "none"}):
+        figure.savefig(stream, format="svg", metadata={"Date": None})
+    svg = stream.getvalue()
+    return f"<h2>{title}</h2><figure>{svg[svg.index('<svg') :]}<figcaption>{html.escape(caption)}</figcaption></figure>"
+
+
+def _summary(facts: dict[str, Any]) -> str:
+    macs, ratios, accuracy = facts["macs"], facts["ratios"], facts["accuracy"]
+    final = next((accuracy[k] for k in ("finetuned", "batchnorm_recalibrated", "masked") if accuracy.get(k) is not None), None)
+    rows = [
+        ("convolution multiply-adds, million", f"{macs['conv_macs_dense'] / 1e6:.2f}", f"{macs['conv_macs'] / 1e6:.2f}"),
+        ("all multiply-adds, million", f"{macs['macs_dense'] / 1e6:.2f}", f"{macs['macs'] / 1e6:.2f}"),
+        ("blocks pruned (FFP)", "", f"{ratios['achieved']['ffp']:.1%}"),
+        ("weights pruned of what is left (FWP)", "", f"{ratios['achieved']['fwp']:.1%}"),
+    ]
+    if final is not None:
+        rows.insert(0, ("accuracy", f"{accuracy['dense']:.2%}", f"{final:.2%}"))
+    if accuracy.get("dense_finetuned") is not None:
+        rows.insert(1, ("accuracy, dense network fine-tuned alike", f"{accuracy['dense_finetuned']:.2%}", ""))
+    cells = "".join(f"<tr><td>{a}</td><td>{b}</td><td>{c}</td></tr>" for a, b, c in rows)
+    return f"<table><tr><th></th><th>dense</th><th>compressed</th></tr>{cells}</table>"
+
+
+def _machine(bench: dict[str, Any]) -> str:
+    machine = bench["machine"]
+    return f"{machine['cpu']}, {machine['usable_cores']} cores"
