@@ -88,6 +88,7 @@ def prune(
     ffp_masks: dict[str, Tensor] = {}
     if _prunes(config.ffp):
         blocks = _checked(blocks, model, {}, run) or run.block_statistics(model, sites, config)
+        _check_counts(blocks, sites, config)
         ffp_masks = select_blocks(blocks, sites, config.ffp)
     masked = bake(model, ffp_masks=ffp_masks)
     fwp_masks: dict[str, Tensor] = {}
@@ -113,6 +114,17 @@ def _weight(model: nn.Module, site: ConvSite) -> Tensor:
 
 def _prunes(config: object) -> bool:
     return bool(getattr(config, "ratio", 0) or any(getattr(config, "per_layer", {}).values()))
+
+
+def _check_counts(blocks: Statistics, sites: list[ConvSite], config: PruneConfig) -> None:
+    """Frequencies count top-K memberships, so they serve only the K that they were collected with."""
+    asked = kept_blocks(sites, config.ffp)
+    for name, counted in blocks.settings.get("keep", {}).items():
+        if name in asked and asked[name] != counted:
+            raise UsageError(
+                f"the frequencies of {name} were counted with {counted} blocks kept of a channel and not {asked[name]}; "
+                "calibrate again with the ratios that you prune by"
+            )
 
 
 def _checked(statistics: Statistics | None, model: nn.Module, masks: dict[str, Tensor], run: CalibrationRun) -> Statistics | None:

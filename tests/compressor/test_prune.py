@@ -9,6 +9,7 @@ from torch import nn
 
 from fineprune.calibrate.collect import CalibrationConfig, collect_block_statistics
 from fineprune.calibrate.convolutions import find_convolutions
+from fineprune.calibrate.statistics import Statistics
 from fineprune.common.errors import UsageError
 from fineprune.compressor.config import prune_config
 from fineprune.compressor.macs import count_macs
@@ -132,6 +133,16 @@ def test_statistics_at_hand_replace_a_pass_and_must_fit() -> None:
     message = "the statistics hold block scores of 'taylor', not of 'l2'; calibrate with that criterion"
     with pytest.raises(UsageError, match=message):
         prune(model, prune_config("thesis", ffp={"ratio": 0.3}), calibration(), blocks=statistics)
+
+
+def test_frequencies_serve_only_the_ratio_that_they_were_counted_with(tmp_path: Path) -> None:
+    config = prune_config("thesis", ffp={"ratio": 0.3})
+    prune(varied(), config, calibration(folder=tmp_path))
+    frequencies = Statistics.load(tmp_path / "blocks")
+    assert prune(varied(), config, calibration(source=[]), blocks=frequencies).ffp_masks
+    message = "the frequencies of stem were counted with 25 blocks kept of a channel and not 17; calibrate again with the ratios"
+    with pytest.raises(UsageError, match=message):
+        prune(varied(), prune_config("thesis", ffp={"ratio": 0.5}), calibration(), blocks=frequencies)
 
 
 @pytest.mark.parametrize("half", ["ffp", "fwp"])
