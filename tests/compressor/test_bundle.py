@@ -192,7 +192,7 @@ def no_way_to(target: Path, move: Callable[[Path, Path], Path]) -> Callable[[Pat
 
 
 @pytest.mark.parametrize("old", [True, False])
-@pytest.mark.parametrize("step", ["weights", "manifest", "rename"])
+@pytest.mark.parametrize("step", ["tensors", "manifest", "rename"])
 def test_a_failed_save_leaves_what_was_there(step: str, old: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "b"
     if old:
@@ -201,8 +201,8 @@ def test_a_failed_save_leaves_what_was_there(step: str, old: bool, tmp_path: Pat
     def fail(*args: object, **options: object) -> None:
         raise OSError(28, "No space left on device")
 
-    if step == "weights":
-        monkeypatch.setattr("safetensors.torch.save_file", fail)
+    if step == "tensors":
+        monkeypatch.setattr("fineprune.compressor.bundle.sha256", fail)
     elif step == "manifest":
         monkeypatch.setattr("fineprune.compressor.bundle.write_json", fail)
     else:
