@@ -210,6 +210,7 @@ def test_a_failed_save_leaves_what_was_there(step: str, old: bool, tmp_path: Pat
         monkeypatch.setattr(Path, "replace", no_way_to(target, Path.replace))
     with pytest.raises(RunError, match=r"cannot write .*b: No space left on device; check its folder's permissions and free space"):
         bundle(1).save(target)
+    monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == (["b"] if old else [])
     if old:
         assert torch.equal(Bundle.load(target).weights["head.weight"], bundle(0).weights["head.weight"])
