@@ -49,16 +49,13 @@ class Statistics:
 
     def save(self, folder: Path | str) -> None:
         """Write the folder whole or not at all; older statistics there are replaced, any other folder is refused (UsageError)."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
-        folder = Path(folder)
-        if folder.exists() and not (folder / FACTS).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
-            raise UsageError(f"{folder} exists and holds no statistics; choose another output folder")
+        check_target(folder)
         with atomic_path(folder) as temporary:
             temporary.mkdir()
-            save_file(
-                {f"{name}/{key}": v.contiguous() for name, fields in self.layers.items() for key, v in fields.items()}, temporary / TENSORS
-            )
+            tensors = {f"{name}/{key}": v.contiguous() for name, fields in self.layers.items() for key, v in fields.items()}
+            (temporary / TENSORS).write_bytes(save(tensors))
             facts = {"schema": SCHEMA, "kind": self.kind, "samples": self.samples, "settings": self.settings, "layers": list(self.layers)}
             write_json(temporary / FACTS, facts)
 
@@ -87,6 +84,13 @@ class Statistics:
             name, _, item = key.rpartition("/")
             layers.setdefault(name, {})[item] = value
         return cls(kind=facts["kind"], settings=facts["settings"], samples=facts["samples"], layers=layers)
+
+
+def check_target(folder: Path | str) -> None:
+    """UsageError when saving statistics to `folder` would remove anything but older ones."""
+    folder = Path(folder)
+    if folder.exists() and not (folder / FACTS).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UsageError(f"{folder} exists and holds no statistics; choose another output folder")
 
 
 def total(parts: Sequence[Statistics]) -> Statistics:

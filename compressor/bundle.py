@@ -62,7 +62,7 @@ class Bundle:
 
     def save(self, folder: Path | str) -> None:
         """Write the folder whole or not at all; an older bundle there is replaced, any other folder is refused (UsageError)."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         check_target(folder)
         with atomic_path(folder) as temporary:
@@ -73,8 +73,9 @@ class Bundle:
                 for name, mask in masks.items():
                     shapes.setdefault(name, {})[kind] = list(mask.shape)
                     packed[f"{name}/{kind}"] = torch.from_numpy(np.packbits(mask.cpu().numpy().reshape(-1)))
-            save_file(self.weights, temporary / WEIGHTS)
-            save_file(packed, temporary / MASKS)
+            # Not by save_file: its failures are no OSError, and only the owner may read what it writes.
+            (temporary / WEIGHTS).write_bytes(save(self.weights))
+            (temporary / MASKS).write_bytes(save(packed))
             hashes = {name: sha256(temporary / name) for name in (WEIGHTS, MASKS)}
             write_json(temporary / MANIFEST, {"schema": SCHEMA, **self.facts, "mask_shapes": shapes, "sha256": hashes})
 

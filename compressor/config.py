@@ -1,7 +1,7 @@
 """What to prune: self-validating settings of FFP and FWP, and the two presets."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
@@ -123,12 +123,17 @@ def prune_config(preset: str = "taylor", *, ffp: Mapping[str, Any] | None = None
     def merged(key: str, changes: Mapping[str, Any] | None) -> dict[str, Any]:
         return {**base[key], **{k: v for k, v in (changes or {}).items() if v is not None}}
 
+    for kind, cls, changes in (("FFP", FFPConfig, ffp), ("FWP", FWPConfig, fwp)):
+        accepted = [f.name for f in fields(cls)]
+        unknown = sorted(set(changes or {}) - set(accepted))
+        if unknown:
+            raise UsageError(f"unknown {kind} setting {unknown[0]!r}; known are {', '.join(accepted)}")
     return PruneConfig(ffp=FFPConfig(**merged("ffp", ffp)), fwp=FWPConfig(**merged("fwp", fwp)))
 
 
 def _check_ratio(kind: str, name: str, value: float) -> None:
-    if not 0 <= value < 1:
-        raise UsageError(f"{kind} {name} must be a pruned fraction in [0, 1), got {value}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise UsageError(f"{kind} {name} must be a pruned fraction in [0, 1), got {value!r}")
 
 
 def _check_choice(name: str, value: str, choices: Any) -> None:

@@ -10,6 +10,8 @@ import click
 from .cli import command
 from .common.errors import FinepruneError
 
+_RESUMABLE = ("train", "calibrate", "compress", "run")
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code. `--debug` anywhere (or FINEPRUNE_DEBUG=1) shows tracebacks."""
@@ -18,14 +20,16 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = [argument for argument in arguments if argument != "--debug"]
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        command.main(arguments, prog_name="fineprune", standalone_mode=False)
+        # Not command.main(): it prints an empty line of its own when it is interrupted.
+        with command.make_context("fineprune", arguments or ["--help"]) as context:
+            command.invoke(context)
         return 0
     except click.exceptions.Exit as exit_request:
         return exit_request.exit_code
     except click.ClickException as error:
         return _fail(error.format_message(), 2 if isinstance(error, click.UsageError) else 1, _help_hint(error))
-    except (KeyboardInterrupt, click.Abort):
-        return _fail("interrupted; what was done is kept, run the same command again to go on", 1)
+    except (KeyboardInterrupt, click.Abort) as error:
+        return _fail(_interruption(error, arguments), 1)
     except FinepruneError as error:
         return _raise_or_fail(debug, " ".join(str(error).split()), error.exit_code)
     except BrokenPipeError:
@@ -45,6 +49,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
+
+
+def _interruption(error: BaseException, arguments: list[str]) -> str:
+    """What the trainer says about where it stopped, or else whether the command resumes."""
+    if error.args:
+        return str(error)
+    if arguments and arguments[0] in _RESUMABLE:
+        return "interrupted; what was done is kept, run the same command again to go on"
+    return "interrupted; nothing was written, run the same command again"
 
 
 def _raise_or_fail(debug: bool, message: str, code: int) -> int:

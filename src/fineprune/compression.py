@@ -20,7 +20,7 @@ from torch import nn
 from .calibrate.collect import CalibrationConfig
 from .calibrate.statistics import Statistics, fingerprint
 from .common.errors import RunError, UsageError
-from .common.files import read_json, write_json
+from .common.files import check_writable, read_json, write_json
 from .common.progress import Progress, Silent
 from .compressor.bundle import Bundle, check_target
 from .compressor.config import PruneConfig, prune_config
@@ -32,6 +32,7 @@ from .models.training.batchnorm import recalibrate_batchnorm
 from .models.training.config import TrainConfig
 from .models.training.device import resolve_device
 from .models.training.evaluate import evaluate
+from .models.training.step import first_nonfinite
 from .models.training.trainer import train
 from .models.zoo import ModelSpec
 from .networks import completed, open_model
@@ -90,7 +91,7 @@ def compress(
     `finetune` gives all its settings. samples: calibrate on so many training samples. statistics: a folder of `fineprune calibrate`.
     """
     job = Job(
-        config=prune_config(preset, ffp=_ratio(ffp), fwp=_ratio(fwp)),
+        config=prune_config(preset, ffp=ratio_settings(ffp), fwp=ratio_settings(fwp)),
         preset=preset,
         calibration=CalibrationConfig(samples=samples),
         finetune=finetune or finetune_config(epochs=epochs),
@@ -130,7 +131,12 @@ def compress_network(
     """`compress` with everything resolved. An interrupted run with the same settings goes on from `output`.work."""
     if output is not None:
         check_target(output)
+        check_writable(output)
+    broken = first_nonfinite(model)
+    if broken is not None:
+        raise RunError(f"{broken} of the network is NaN or infinite; load a checkpoint of a training that did not diverge")
     device = resolve_device(job.device)
+    given = read_statistics(statistics)
     run = _Run(model, data, job, device, progress, _work_folder(output, model, data, job))
     report = count_macs(model, data.input_shape)
     accuracy = {"dense": run.accuracy(model, "dense")}
@@ -142,12 +148,10 @@ def compress_network(
             input_shape=data.input_shape,
             config=job.calibration,
             device=device,
-            folder=run.folder / "statistics",
+            folder=run.folder and run.folder / "statistics",
             progress=progress,
-        )
-        if run.folder
-        else CalibrationRun(source=data.train, input_shape=data.input_shape, config=job.calibration, device=device, progress=progress),
-        **_statistics(statistics),
+        ),
+        **given,
     )
     for skipped in pruned.skipped:
         progress.log(f"left dense: {skipped.name}: {skipped.reason}")
@@ -225,11 +229,12 @@ class _Run:
         return result.to_json()
 
 
-def _ratio(value: float | Mapping[str, Any]) -> dict[str, Any]:
+def ratio_settings(value: float | Mapping[str, Any]) -> dict[str, Any]:
+    """A pruned fraction, or a mapping with settings of FFPConfig or FWPConfig, as the latter."""
     return dict(value) if isinstance(value, Mapping) else {"ratio": value}
 
 
-def _statistics(folder: Path | str | None) -> dict[str, Statistics]:
+def read_statistics(folder: Path | str | None) -> dict[str, Statistics]:
     """Statistics that `fineprune calibrate` left in `folder`, as arguments of `prune`."""
     if folder is None:
         return {}
@@ -247,12 +252,17 @@ def _work_folder(output: Path | str | None, model: nn.Module, data: ImageData, j
     key = {"job": job.to_json(), "data": data.to_json(), "network": fingerprint(model)}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     marker = folder / "job.json"
-    if folder.exists() and not marker.is_file():
+    if folder.exists() and not marker.is_file() and not _only_leftovers(folder, marker.name):
         raise UsageError(f"{folder} exists and is not the work folder of an earlier run; remove it or choose another output folder")
     if marker.is_file() and _digest_in(marker) != digest:
         shutil.rmtree(folder, ignore_errors=True)
     write_json(marker, {"sha256": digest})
     return folder
+
+
+def _only_leftovers(folder: Path, name: str) -> bool:
+    """Whether a run was killed before its first file was whole."""
+    return folder.is_dir() and all(path.name.startswith(f".{name}.") for path in folder.iterdir())
 
 
 def _digest_in(marker: Path) -> str | None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .common.errors import UsageError
-from .common.files import write_json
+from .common.files import check_writable, write_json
 from .common.progress import Progress, Silent
 from .compressor.bake import masked_layers
 from .compressor.bundle import Bundle
@@ -49,25 +49,26 @@ def to_onnx(
 
     samples[N,C,H,W] are compared; by default 256 of the test split that the manifest names. RunError when the file computes something else.
     """
+    check_onnx_target(path)
     network = network_of(bundle, model=model) if isinstance(bundle, Bundle) else open_bundle(bundle, model=model)
+    if samples is None and network.data is not None:
+        samples = real_samples(network, PARITY_SAMPLES)
     return export_network(network, path, plain=plain, samples=samples, progress=progress or Silent())
 
 
 def export_network(
     network: Network, path: Path | str, *, plain: bool = False, samples: torch.Tensor | None = None, progress: Progress
 ) -> Exported:
-    """`to_onnx` for a network that is open."""
+    """`to_onnx` for a network that is open; without samples nothing is compared."""
     from .export.exporter import export_onnx
     from .export.parity import check_parity
 
     check_onnx_target(path)
     model = network.model.cpu().eval()
-    if samples is None and network.data is not None:
-        samples = real_samples(network, PARITY_SAMPLES)
     report = export_onnx(model, network.input_shape, path, plain=plain, metadata=_metadata(network))
     parity = None
     if samples is None:
-        progress.log("parity was not checked: no data set is known; give --data")
+        progress.log("parity was not checked: there are no samples to compare on")
     else:
         parity = check_parity(model, path, samples.numpy(), threads=torch.get_num_threads(), progress=progress)
         write_json(f"{path}.parity.json", parity.to_json())
@@ -76,15 +77,21 @@ def export_network(
 
 
 def check_onnx_target(path: Path | str) -> None:
-    """UsageError where `path` cannot be an ONNX file."""
-    if Path(path).is_dir():
-        raise UsageError(f"{path} is a folder; give a file name such as {Path(path) / 'model.onnx'}")
+    """UsageError where `path` is something else than an ONNX file, RunError where it cannot be written."""
+    path = Path(path)
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; give a file name such as {path / 'model.onnx'}")
+    if path.exists() and path.suffix != ".onnx":
+        raise UsageError(f"{path} exists and is not named as an ONNX file; give another name such as {path.with_suffix('.onnx')}")
+    check_writable(path)
 
 
 def real_samples(network: Network, count: int) -> torch.Tensor:
     """The first `count` samples of the held-out split of the data that the network's manifest names."""
     if network.data is None:
         raise UsageError("no data set is known for this network; give --data")
+    if count < 1:
+        raise UsageError(f"the number of samples to compare is at least 1, got {count}")
     data = data_from_facts(network.data)
     split = next((s for s in (data.test, data.validation, data.train) if len(s)), None)
     if split is None:

@@ -1,22 +1,11 @@
-"""A recipe: the whole job as one TOML file, stage by stage. Each stage's inputs are hashed, so nothing runs twice or stale.
-
-[model]     name, args, checkpoint        (a checkpoint takes the place of [train])
-[data]      spec and any argument of load_data
-[train]     fields of TrainConfig
-[compress]  preset, ffp, fwp (a ratio or a table), samples, calibration_batch_size, compare_dense
-[finetune]  fields of TrainConfig; epochs = 0 leaves it out
-[export]    plain, parity_samples
-[bench]     batch_sizes, threads, rounds
-output      the run folder
-"""
+"""A recipe: the whole job as one TOML file, stage by stage. Each stage's inputs are hashed, so nothing runs twice or stale."""
 
 import hashlib
 import json
 import os
 import shutil
-import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +13,7 @@ from . import __version__
 from .common.errors import RunError, UsageError
 from .common.files import read_json, sha256, write_json
 from .common.progress import Progress, Silent
-
-TABLES = ("model", "data", "train", "compress", "finetune", "export", "bench")
-_COMPRESS = ("preset", "ffp", "fwp", "samples", "calibration_batch_size", "compare_dense", "batchnorm_samples", "seed")
+from .recipe import bench_config, job_of, read_recipe, train_config
 
 
 def run(
@@ -38,42 +25,6 @@ def run(
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; give another run folder with --output")
     return _Pipeline(Path(recipe), settings, folder, force, device, progress or Silent()).run()
-
-
-def read_recipe(path: Path | str) -> dict[str, Any]:
-    """Parse and check a recipe; UsageError names the file and the entry that is wrong."""
-    path = Path(path)
-    try:
-        settings = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise UsageError(f"cannot read the recipe {path}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not valid TOML: {error}") from error
-    from .models.training.config import TrainConfig
-
-    accepted: dict[str, tuple[str, ...]] = {
-        "model": ("name", "args", "checkpoint"),
-        "data": ("spec", "validation", "seed", "image_size", "mean", "std"),
-        "train": tuple(f.name for f in fields(TrainConfig)),
-        "compress": _COMPRESS,
-        "finetune": tuple(f.name for f in fields(TrainConfig)),
-        "export": ("plain", "parity_samples"),
-        "bench": ("batch_sizes", "threads", "rounds", "seed"),
-    }
-    for name, table in settings.items():
-        if name == "output":
-            continue
-        if name not in accepted:
-            raise UsageError(f"{path}: unknown entry {name!r}; a recipe has output and the tables {', '.join(accepted)}")
-        unknown = set(table) - set(accepted[name]) if isinstance(table, dict) else {"(no table)"}
-        if unknown:
-            raise UsageError(f"{path}: [{name}] has unknown {', '.join(sorted(unknown))}; it takes {', '.join(accepted[name])}")
-    for name, entry in (("model", "name"), ("data", "spec")):
-        if entry not in settings.get(name, {}):
-            raise UsageError(f"{path}: [{name}] must say its {entry}")
-    if ("train" in settings) == ("checkpoint" in settings["model"]):
-        raise UsageError(f"{path}: give either [train] or a checkpoint in [model]")
-    return settings
 
 
 @dataclass(frozen=True)
@@ -115,16 +66,22 @@ class _Pipeline:
             self.progress.log(f"{name}: unchanged, kept")
             return record["result"]
         self.progress.log(f"{name}: running")
-        if record is not None and record["key"] != key:
+        started = self.folder / "stages" / f"{name}.started.json"
+        if self.force or _read_key(started) != key:
             self._discard(name)
+        write_json(started, {"key": key})
         result, outputs = work()
         write_json(record_path, {"key": key, "result": result, "outputs": {str(path): _path_hash(path) for path in outputs}})
         return result
 
     def _discard(self, name: str) -> None:
-        """A stage with new inputs must not resume from the state of the old ones."""
+        """A stage with new inputs must not resume from the state of the old ones (compression sees to that itself)."""
+        from .models.training.state import STATE_FILE
+
         if name == "train":
-            shutil.rmtree(self.folder / "train", ignore_errors=True)
+            (self.folder / "train" / STATE_FILE).unlink(missing_ok=True)
+        elif name == "compress" and self.force:
+            shutil.rmtree(self.folder / "bundle.work", ignore_errors=True)
 
     def _table(self, name: str) -> dict[str, Any]:
         return dict(self.settings.get(name, {}))
@@ -149,36 +106,18 @@ class _Pipeline:
         return ModelSpec(name=self.settings["model"]["name"], args=dict(self.settings["model"].get("args", {})))
 
     def _train(self) -> tuple[dict[str, Any], list[Path]]:
-        from .models.training.config import TrainConfig
         from .training import train_network
 
-        if self.force:
-            self._discard("train")
-        config = TrainConfig(**self._table("train"))
         output = self.folder / "train"
+        config = train_config(self.settings)
         facts = train_network(self._spec(), self._load_data(), config, output=output, device=self.device, progress=self.progress)
         return facts, [output / "model.safetensors"]
 
     def _compress(self, checkpoint: Path) -> tuple[dict[str, Any], list[Path]]:
-        from .calibrate.collect import CalibrationConfig
-        from .compression import Job, _ratio, compress_network, finetune_config
-        from .compressor.config import prune_config
+        from .compression import compress_network
         from .networks import open_model
 
-        table = self._table("compress")
-        preset = table.get("preset", "taylor")
-        calibration = CalibrationConfig(
-            samples=table.get("samples"), batch_size=table.get("calibration_batch_size", 128), seed=table.get("seed", 0)
-        )
-        job = Job(
-            config=prune_config(preset, ffp=_ratio(table.get("ffp", 0.0)), fwp=_ratio(table.get("fwp", 0.0))),
-            preset=preset,
-            calibration=calibration,
-            finetune=finetune_config(**self._table("finetune")),
-            compare_dense=table.get("compare_dense", False),
-            batchnorm_samples=table.get("batchnorm_samples", 4096),
-            device=self.device,
-        )
+        job = job_of(self.settings, self.device)
         data = self._load_data()
         network = open_model(self._spec(), checkpoint=checkpoint, data=data)
         bundle = compress_network(network.model, data, job, spec=network.spec, output=self.folder / "bundle", progress=self.progress)
@@ -192,7 +131,8 @@ class _Pipeline:
 
         table = self._table("export")
         network = open_bundle(self.folder / "bundle")
-        samples = real_samples(network, table.get("parity_samples", PARITY_SAMPLES))
+        count = table.get("parity_samples", PARITY_SAMPLES)
+        samples = real_samples(network, count) if count else None
         compressed = export_network(
             network, self.folder / "compressed.onnx", plain=table.get("plain", False), samples=samples, progress=self.progress
         )
@@ -203,10 +143,9 @@ class _Pipeline:
 
     def _bench(self) -> tuple[dict[str, Any], list[Path]]:
         from .deployment import bench
-        from .export.benchmark import BenchmarkConfig
 
-        table: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in self._table("bench").items()}
-        report = bench(self.folder / "bundle", BenchmarkConfig(**table), onnx=self.folder / "compressed.onnx", progress=self.progress)
+        onnx = self.folder / "compressed.onnx"
+        report = bench(self.folder / "bundle", bench_config(self.settings), onnx=onnx, progress=self.progress)
         return report.to_json(), []
 
 
@@ -258,6 +197,13 @@ def _read_record(path: Path) -> dict[str, Any] | None:
     except RunError:
         return None
     return record if isinstance(record, dict) and {"key", "result", "outputs"} <= record.keys() else None
+
+
+def _read_key(path: Path) -> str | None:
+    try:
+        return read_json(path).get("key")
+    except (RunError, AttributeError):
+        return None
 
 
 def _path_hash(path: Path) -> str:

@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from .common.errors import UsageError
-from .common.files import atomic_path, write_json
+from .common.files import check_writable, sha256, write_bytes, write_json
 from .common.progress import Progress, Silent
 from .export.machine import package_versions
 from .models.data import ImageData
 from .models.training.config import TrainConfig
 from .models.training.evaluate import evaluate
+from .models.training.state import STATE_FILE
 from .models.training.trainer import train
 from .models.zoo import ModelSpec, build, load_checkpoint
 from .networks import completed
@@ -28,23 +29,22 @@ def train_network(
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Train `spec` on `data` into the folder `output` and return the facts written there; resumes from the state that the folder holds."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     if data is None:
         raise UsageError("training needs a data set; give --data")
-    if output.exists() and not output.is_dir():
-        raise UsageError(f"{output} is a file; give a folder")
+    check_target(output)
     progress = progress or Silent()
     spec = completed(spec, data.input_shape, data)
     model = build(spec, seed=config.seed)
     if checkpoint is not None:
         load_checkpoint(model, checkpoint)
-    result = train(model, data, config, output=output, device=device, progress=progress)
+    start = {} if checkpoint is None else {"checkpoint": sha256(checkpoint)}
+    result = train(model, data, config, output=output, device=device, progress=progress, identity=start)
     held_out = "test" if len(data.test) else "validation"
     split = getattr(data, held_out)
     value = evaluate(model, split, device=device, progress=progress).accuracy if len(split) else None
-    with atomic_path(output / CHECKPOINT) as temporary:
-        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}, temporary)
+    write_bytes(output / CHECKPOINT, save({key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}))
     facts = {
         "model": spec.to_json(),
         "data": data.to_json(),
@@ -56,3 +56,12 @@ def train_network(
     }
     write_json(output / FACTS, facts)
     return facts
+
+
+def check_target(output: Path) -> None:
+    """UsageError where training into `output` would replace weights from elsewhere, RunError where it cannot write."""
+    if output.exists() and not output.is_dir():
+        raise UsageError(f"{output} is a file; give a folder")
+    if (output / CHECKPOINT).exists() and not any((output / name).exists() for name in (FACTS, STATE_FILE)):
+        raise UsageError(f"{output / CHECKPOINT} exists and is not of a training in {output}; choose another output folder")
+    check_writable(output / CHECKPOINT)

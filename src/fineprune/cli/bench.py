@@ -5,10 +5,10 @@ from typing import Any
 
 import click
 
-from .options import bundle_argument, data_options, input_option, json_option, model_options, open_network, open_optional_data
+from .options import bundle_argument, check_named, data_options, input_option, json_option, model_options, open_network, open_optional_data
 
 
-@click.command()
+@click.command(short_help="Measure latency, dense and compressed.")
 @bundle_argument
 @model_options
 @data_options
@@ -26,6 +26,7 @@ def bench(as_json: bool, onnx: Path | None, batch_sizes: tuple[int, ...], thread
     from .render import print_bench, print_json
 
     config = BenchmarkConfig(batch_sizes=batch_sizes, threads=threads, rounds=rounds)
+    check_named(options)
     network = open_network(options, open_optional_data(options))
     report = measure(network, config, onnx=onnx, progress=Bars()).to_json()
     if as_json:

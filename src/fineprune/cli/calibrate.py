@@ -5,10 +5,21 @@ from typing import Any
 
 import click
 
-from .options import calibration_options, data_options, device_option, model_options, open_data, open_network, prune_options, prune_settings
+from .options import (
+    calibration_options,
+    check_named,
+    data_options,
+    device_option,
+    model_options,
+    open_data,
+    open_network,
+    prune_options,
+    prune_settings,
+    warn_random,
+)
 
 
-@click.command()
+@click.command(short_help="Collect the statistics that masks are chosen by.")
 @model_options
 @data_options
 @prune_options
@@ -19,6 +30,8 @@ from .options import calibration_options, data_options, device_option, model_opt
 def calibrate(output: Path, device: str, **options: Any) -> None:
     """Collect the statistics that `fineprune compress --statistics` selects masks by. Run it again to resume."""
     from ..calibrate.collect import CalibrationConfig
+    from ..calibrate.statistics import check_target
+    from ..common.files import check_writable
     from ..common.progress import Bars
     from ..compressor.prune import CalibrationRun, prune
     from ..models.training.device import resolve_device
@@ -26,6 +39,11 @@ def calibrate(output: Path, device: str, **options: Any) -> None:
     config = prune_settings(options)
     calibration = CalibrationConfig(samples=options["samples"], batch_size=options["calibration_batch_size"], seed=options["seed"])
     where = resolve_device(device)
+    for kind in ("blocks", "weights"):
+        check_target(output / kind)
+        check_writable(output / kind)
+    check_named(options)
+    warn_random(options)
     data = open_data(options)
     network = open_network(options, data)
     progress = Bars()
@@ -35,4 +53,5 @@ def calibrate(output: Path, device: str, **options: Any) -> None:
     pruned = prune(network.model, config, run)
     for skipped in pruned.skipped:
         progress.log(f"left dense: {skipped.name}: {skipped.reason}")
-    click.echo(f"wrote statistics of {len(data.train) if options['samples'] is None else options['samples']} samples to {output}")
+    samples = min(options["samples"] or len(data.train), len(data.train))
+    click.echo(f"wrote statistics of {samples} samples to {output}; next: fineprune compress --statistics {output} with the same ratios")

@@ -7,6 +7,7 @@ import click
 
 from .options import (
     calibration_options,
+    check_named,
     data_options,
     device_option,
     json_option,
@@ -17,16 +18,20 @@ from .options import (
     prune_settings,
     training_options,
     training_settings,
+    warn_random,
 )
 
 
-@click.command()
+@click.command(short_help="Prune and fine-tune a trained network into a bundle.")
 @model_options
 @data_options
 @prune_options
 @calibration_options
 @click.option("--statistics", type=click.Path(path_type=Path), help="Statistics of `fineprune calibrate` instead of a new calibration.")
-@training_options
+@training_options(
+    **{"epochs": "10", "batch-size": "128", "optimizer": "sgd", "lr": "0.02", "momentum": "0.9", "weight-decay": "0.0005"},
+    **{"schedule": "cosine", "precision": "auto"},
+)
 @click.option("--compare-dense", is_flag=True, help="Fine-tune the dense network alike and report it beside.")
 @device_option
 @json_option
@@ -37,13 +42,12 @@ def compress(as_json: bool, output: Path, device: str, **options: Any) -> None:
     The training options are those of the fine-tuning; --epochs 0 leaves it out.
     """
     from ..calibrate.collect import CalibrationConfig
+    from ..common.files import check_writable
     from ..common.progress import Bars
     from ..compression import Job, compress_network, finetune_config
     from ..compressor.bundle import check_target
     from .render import print_compression, print_json
 
-    check_target(output)
-    progress = Bars()
     job = Job(
         config=prune_settings(options),
         preset=options["preset"],
@@ -52,13 +56,13 @@ def compress(as_json: bool, output: Path, device: str, **options: Any) -> None:
         compare_dense=options["compare_dense"],
         device=device,
     )
+    check_target(output)
+    check_writable(output)
+    check_named(options)
+    warn_random(options)
     data = open_data(options)
     network = open_network(options, data)
-    if options["checkpoint"] is None:
-        progress.log("warning: no --checkpoint, so the weights are random; train the network first (fineprune train)")
-    bundle = compress_network(
-        network.model, data, job, spec=network.spec, statistics=options["statistics"], output=output, progress=progress
-    )
+    bundle = compress_network(network.model, data, job, spec=network.spec, statistics=options["statistics"], output=output, progress=Bars())
     if as_json:
         print_json(bundle.facts)
     else:

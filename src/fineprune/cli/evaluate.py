@@ -4,10 +4,21 @@ from typing import Any
 
 import click
 
-from .options import bundle_argument, data_options, device_option, json_option, model_options, open_data, open_network, open_optional_data
+from .options import (
+    bundle_argument,
+    check_named,
+    data_options,
+    device_option,
+    json_option,
+    model_options,
+    open_data,
+    open_network,
+    open_optional_data,
+    warn_random,
+)
 
 
-@click.command("eval")
+@click.command("eval", short_help="Measure accuracy and loss.")
 @bundle_argument
 @model_options
 @data_options
@@ -23,6 +34,8 @@ def evaluate(as_json: bool, split: str, batch_size: int, device: str, **options:
     from ..networks import data_from_facts
     from .render import print_json
 
+    check_named(options)
+    warn_random(options)
     data = open_optional_data(options) if options["bundle"] is not None else open_data(options)
     network = open_network(options, data)
     if data is None:

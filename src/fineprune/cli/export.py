@@ -5,10 +5,20 @@ from typing import Any
 
 import click
 
-from .options import bundle_argument, data_options, input_option, json_option, model_options, open_network, open_optional_data
+from .options import (
+    bundle_argument,
+    check_named,
+    data_options,
+    input_option,
+    json_option,
+    model_options,
+    open_network,
+    open_optional_data,
+    warn_random,
+)
 
 
-@click.command()
+@click.command(short_help="Write a bundle as ONNX and check it.")
 @bundle_argument
 @model_options
 @data_options
@@ -26,14 +36,14 @@ def export(as_json: bool, output: Path, plain: bool, parity_samples: int, **opti
     from .render import print_json, print_parity
 
     check_onnx_target(output)
+    check_named(options)
+    warn_random(options)
     data = open_optional_data(options)
     network = open_network(options, data)
     if data is not None:
         network = replace(network, data=data.to_json())
     samples = real_samples(network, parity_samples) if parity_samples and network.data is not None else None
-    exported = export_network(
-        replace(network, data=network.data if parity_samples else None), output, plain=plain, samples=samples, progress=Bars()
-    )
+    exported = export_network(network, output, plain=plain, samples=samples, progress=Bars())
     facts = exported.to_json()
     if as_json:
         print_json(facts)

@@ -1,13 +1,19 @@
 """`fineprune macs`."""
 
-from typing import Any
+import contextlib
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import bundle_argument, data_options, input_option, json_option, model_options, open_network, open_optional_data
+from .options import bundle_argument, check_named, data_options, input_option, json_option, model_options, open_network, open_optional_data
+
+if TYPE_CHECKING:
+    from ..compressor.macs import MacReport
+    from ..models.data import ImageData
+    from ..networks import Network
 
 
-@click.command()
+@click.command(short_help="Count multiply-adds.")
 @bundle_argument
 @model_options
 @data_options
@@ -15,18 +21,33 @@ from .options import bundle_argument, data_options, input_option, json_option, m
 @json_option
 def macs(as_json: bool, **options: Any) -> None:
     """Count multiply-adds of BUNDLE (exactly, under its masks) or of --model, per layer and in total."""
-    from ..compressor.macs import count_macs
     from .render import print_json, print_macs
 
+    check_named(options)
     data = open_optional_data(options)
     if data is None and options["bundle"] is None and options["input_shape"] is None:
         options["input_shape"] = _native_shape(options["model"])
-    network = open_network(options, data)
-    report = count_macs(network.model, network.input_shape)
+    network, report = _counted(options, data)
     if as_json:
         print_json({"model": network.spec.to_json() if network.spec else None, **report.to_json()})
     else:
         print_macs(report, str(options["bundle"] or options["model"]))
+
+
+def _counted(options: dict[str, Any], data: "ImageData | None") -> "tuple[Network, MacReport]":
+    """The network and its counts. Without weights to load nothing needs to be computed: shapes on the meta device tell."""
+    import torch
+
+    from ..common.errors import FinepruneError
+    from ..compressor.macs import count_macs
+
+    if options["bundle"] is None and options["checkpoint"] is None and _native_shape(options["model"]) is not None:
+        # A few networks compute with numbers while they are built; they, and those that fail anyway, go the long way.
+        with contextlib.suppress(FinepruneError), torch.device("meta"):
+            network = open_network(options, data)
+            return network, count_macs(network.model, network.input_shape)
+    network = open_network(options, data)
+    return network, count_macs(network.model, network.input_shape)
 
 
 def _native_shape(model: str | None) -> str | None:

@@ -3,7 +3,7 @@
 import click
 
 
-@click.command()
+@click.command(short_help="List the networks known by name.")
 def models() -> None:
     """List the networks that --model knows by name, with their arguments."""
     from ..models.zoo import accepted_by, names

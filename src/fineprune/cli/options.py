@@ -55,8 +55,8 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 
 prune_options = stack(
     click.option("--preset", default="taylor", show_default=True, help="taylor (one global threshold) or thesis (the source's ranking)."),
-    click.option("--ffp", "ffp_ratio", type=float, default=0.0, metavar="RATIO", help="Fraction of feature-map blocks to prune, in [0,1)."),
-    click.option("--fwp", "fwp_ratio", type=float, default=0.0, metavar="RATIO", help="Fraction of weights to prune, in [0,1)."),
+    click.option("--ffp", "ffp_ratio", type=float, metavar="RATIO", help="Fraction of feature-map blocks to prune, in [0,1)."),
+    click.option("--fwp", "fwp_ratio", type=float, metavar="RATIO", help="Fraction of weights to prune, in [0,1)."),
     click.option("--ffp-layer", multiple=True, metavar="GLOB=RATIO", help="Another FFP ratio for these layers (repeatable)."),
     click.option("--fwp-layer", multiple=True, metavar="GLOB=RATIO", help="Another FWP ratio for these layers (repeatable)."),
     click.option("--ffp-criterion", help="taylor, l2, l1 or apoz."),
@@ -74,24 +74,35 @@ calibration_options = stack(
     click.option("--samples", type=int, help="Calibrate on so many training samples, chosen by --seed (default: all)."),
     click.option("--calibration-batch-size", type=int, default=128, show_default=True),
 )
-training_options = stack(
-    click.option("--epochs", type=int),
-    click.option("--batch-size", type=int),
-    click.option("--optimizer", help="sgd, adam or adamw."),
-    click.option("--lr", type=float, help="Peak learning rate."),
-    click.option("--momentum", type=float),
-    click.option("--weight-decay", type=float),
-    click.option("--schedule", help="cosine, multistep, plateau or constant."),
-    click.option("--milestones", metavar="E1,E2", help="multistep: epochs after which the rate drops."),
-    click.option("--gamma", type=float, help="multistep, plateau: factor of each drop."),
-    click.option("--warmup-epochs", type=float),
-    click.option("--label-smoothing", type=float),
-    click.option("--max-grad-norm", type=float),
-    click.option("--precision", help="auto, float32, bfloat16 or float16."),
-    click.option("--no-augment", is_flag=True, help="Train on the images as they are."),
-    click.option("--workers", type=int, help="Processes that decode images which do not fit in memory."),
-    click.option("--seed", type=int, default=0, show_default=True, help="Of weights, order, augmentation and calibration samples."),
-)
+
+
+def training_options(**defaults: str) -> Callable[[Command], Command]:
+    """The options of a training; `defaults` are those shown in the help, for they differ between training and fine-tuning."""
+
+    def option(name: str, kind: type, text: str, **settings: Any) -> Callable[[Command], Command]:
+        shown = f"{text}  [default: {defaults[name]}]" if name in defaults else text
+        return click.option(f"--{name}", type=kind, help=shown, **settings)
+
+    return stack(
+        option("epochs", int, "Passes over the training images."),
+        option("batch-size", int, "Images a step."),
+        option("optimizer", str, "sgd, adam or adamw."),
+        option("lr", float, "Peak learning rate."),
+        option("momentum", float, "Of sgd."),
+        option("weight-decay", float, "L2 penalty of the weights."),
+        option("schedule", str, "cosine, multistep, plateau or constant."),
+        option("milestones", str, "multistep: epochs after which the rate drops.", metavar="E1,E2"),
+        option("gamma", float, "multistep, plateau: factor of each drop."),
+        option("warmup-epochs", float, "Linear rise to the learning rate at the start."),
+        option("label-smoothing", float, "Share of the label spread over all classes."),
+        option("max-grad-norm", float, "Clip the gradient to this L2 norm."),
+        option("precision", str, "auto, float32, bfloat16 or float16."),
+        click.option("--no-augment", is_flag=True, help="Train on the images as they are."),
+        option("workers", int, "Threads that decode images which do not fit in memory."),
+        click.option("--seed", type=int, default=0, show_default=True, help="Of weights, order, augmentation and calibration samples."),
+    )
+
+
 _TRAINING = (
     *("epochs", "batch_size", "optimizer", "lr", "momentum", "weight_decay", "schedule", "gamma", "warmup_epochs"),
     *("label_smoothing", "max_grad_norm", "precision", "workers", "seed"),
@@ -115,6 +126,8 @@ def prune_settings(options: dict[str, Any]) -> "PruneConfig":
     """The settings of both masks from the options given."""
     from ..compressor.config import prune_config
 
+    if options["ffp_ratio"] is None and options["fwp_ratio"] is None and not options["ffp_layer"] and not options["fwp_layer"]:
+        raise UsageError("nothing to prune; give --ffp and --fwp (fractions such as 0.3), or --ffp-layer and --fwp-layer")
     layers = {"include": tuple(options["include"]) or None, "exclude": tuple(options["exclude"]) or None}
     return prune_config(
         options["preset"],
@@ -174,6 +187,8 @@ def open_data(options: dict[str, Any]) -> "ImageData":
 def open_optional_data(options: dict[str, Any]) -> "ImageData | None":
     """The data set of --data and --data-arg, or None where it is not given."""
     if options["data"] is None:
+        if options["data_args"]:
+            raise UsageError("--data-arg belongs to --data; name the data set, too")
         return None
     from ..models.data import load_data
 
@@ -199,6 +214,26 @@ def _floats(text: str) -> tuple[float, ...]:
     return tuple(float(part) for part in text.split(","))
 
 
+def check_named(options: dict[str, Any]) -> None:
+    """Fail for a network or a checkpoint that does not exist, before data are read."""
+    from ..models.zoo import accepted_by
+
+    if options.get("bundle") is not None:
+        return
+    accepted_by(model_spec(options["model"], options["model_args"]).name)
+    checkpoint = options["checkpoint"]
+    if checkpoint is not None and not checkpoint.is_file():
+        raise UsageError(
+            f"checkpoint {checkpoint} {'is a folder' if checkpoint.is_dir() else 'does not exist'}; give the path of a weights file"
+        )
+
+
+def warn_random(options: dict[str, Any]) -> None:
+    """Say so where a network is used untrained."""
+    if options.get("bundle") is None and options["checkpoint"] is None:
+        click.echo("warning: no --checkpoint, so the weights are random; train the network first (fineprune train)", err=True)
+
+
 def model_spec(name: str | None, pairs: Iterable[str]) -> "ModelSpec":
     """The network of --model and --model-arg."""
     from ..models.zoo import ModelSpec, parse_args
@@ -213,8 +248,11 @@ def open_network(options: dict[str, Any], data: "ImageData | None" = None) -> "N
     from ..networks import open_bundle, open_model
 
     if options.get("bundle") is not None:
-        if options["model"] is not None:
-            raise UsageError("give a bundle or --model, not both")
+        given = [
+            f"--{name}" for name, key in (("model", "model"), ("model-arg", "model_args"), ("checkpoint", "checkpoint")) if options[key]
+        ]
+        if given:
+            raise UsageError(f"a bundle says its network itself; leave {' and '.join(given)} or the bundle out")
         network = open_bundle(options["bundle"])
         shape = parse_shape(options.get("input_shape")) or network.input_shape
         if shape != network.input_shape:

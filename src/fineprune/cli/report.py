@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 
-@click.command()
+@click.command(short_help="Draw a bundle as an HTML page.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--output", type=click.Path(path_type=Path), help="HTML file to write (default: BUNDLE.html).")
 @click.option("--bench", type=click.Path(path_type=Path), help="Output of `fineprune bench --json`, to show latencies too.")

@@ -31,7 +31,7 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
             _sync(temporary)
             _replace(temporary, target, scratch)
         except OSError as error:
-            raise RunError(f"cannot write {target}: {error.strerror or error}; check its folder's permissions and free space") from error
+            raise _unwritable(target, error) from error
     finally:
         if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -41,6 +41,19 @@ def write_bytes(target: Path | str, content: bytes) -> None:
     """Write `content` to `target` atomically."""
     with atomic_path(target) as temporary:
         temporary.write_bytes(content)
+
+
+def check_writable(target: Path | str) -> None:
+    """RunError when `target` could not be written: asked before work that takes long. Nothing is left behind."""
+    target = Path(target)
+    folder = target.absolute().parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=folder):
+            pass
+    except OSError as error:
+        raise _unwritable(target, error) from error
 
 
 def write_json(target: Path | str, value: Any) -> None:
@@ -62,6 +75,10 @@ def sha256(path: Path | str) -> str:
     """Hex digest of a file's content."""
     with Path(path).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _unwritable(target: Path, error: OSError) -> RunError:
+    return RunError(f"cannot write {target}: {error.strerror or error}; check its folder's permissions and free space")
 
 
 def _replace(temporary: Path, target: Path, scratch: Path) -> None:

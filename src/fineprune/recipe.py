@@ -1,0 +1,148 @@
+"""A recipe file: what it may say, checked whole before any stage runs.
+
+[model]     name, args, checkpoint        (a checkpoint takes the place of [train])
+[data]      spec and any argument of load_data
+[train]     fields of TrainConfig
+[compress]  preset, ffp, fwp (a ratio or a table), samples, calibration_batch_size, compare_dense, batchnorm_samples, seed
+[finetune]  fields of TrainConfig; epochs = 0 leaves it out
+[export]    plain, parity_samples
+[bench]     batch_sizes, threads, rounds, seed
+output      the run folder
+"""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .common.errors import UsageError
+
+if TYPE_CHECKING:
+    from .compression import Job
+    from .export.benchmark import BenchmarkConfig
+    from .models.training.config import TrainConfig
+
+Settings = Mapping[str, Any]
+
+_NUMBER = (int, float)
+_TABLES: dict[str, dict[str, tuple[type, ...]]] = {
+    "model": {"name": (str,), "args": (dict,), "checkpoint": (str,)},
+    "data": {
+        **{"spec": (str,), "validation": _NUMBER, "seed": (int,), "image_size": (int,)},
+        **{"mean": (list,), "std": (list,)},
+    },
+    "train": {},  # the fields of TrainConfig, which checks them itself
+    "compress": {
+        **{"preset": (str,), "ffp": (*_NUMBER, dict), "fwp": (*_NUMBER, dict), "samples": (int,), "calibration_batch_size": (int,)},
+        **{"compare_dense": (bool,), "batchnorm_samples": (int,), "seed": (int,)},
+    },
+    "finetune": {},
+    "export": {"plain": (bool,), "parity_samples": (int,)},
+    "bench": {"batch_sizes": (list,), "threads": (list,), "rounds": (int,), "seed": (int,)},
+}
+_KINDS = {str: "text", dict: "a table", int: "a whole number", float: "a number", list: "a list", bool: "true or false"}
+
+
+def read_recipe(path: Path | str) -> dict[str, Any]:
+    """Parse and check a recipe; UsageError names the file and the entry that is wrong."""
+    path = Path(path)
+    try:
+        settings = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise UsageError(f"cannot read the recipe {path}: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid TOML: {error}") from error
+    for name, value in settings.items():
+        _check_entry(path, name, value)
+    for name, entry in (("model", "name"), ("data", "spec")):
+        if entry not in settings.get(name, {}):
+            raise UsageError(f"{path}: [{name}] must say its {entry}")
+    if ("train" in settings) == ("checkpoint" in settings["model"]):
+        raise UsageError(f"{path}: give either [train] or a checkpoint in [model]")
+    if not settings.get("compress", {}).keys() & {"ffp", "fwp"}:
+        raise UsageError(f"{path}: nothing to prune; give ffp and fwp in [compress] (fractions such as 0.3)")
+    makers = (("train", train_config), ("finetune", finetune_of), ("compress", job_of), ("bench", bench_config))
+    for name, make in makers:
+        if name in settings:
+            try:
+                make(settings)
+            except UsageError as error:
+                raise UsageError(f"{path}: [{name}] {error}") from error
+    return settings
+
+
+def train_config(settings: Settings) -> "TrainConfig":
+    """Of [train]."""
+    from .models.training.config import TrainConfig
+
+    return TrainConfig(**settings.get("train", {}))
+
+
+def finetune_of(settings: Settings) -> "TrainConfig | None":
+    """Of [finetune]."""
+    from .compression import finetune_config
+
+    return finetune_config(**settings.get("finetune", {}))
+
+
+def job_of(settings: Settings, device: str = "auto") -> "Job":
+    """Of [compress] and [finetune]."""
+    from .calibrate.collect import CalibrationConfig
+    from .compression import Job, ratio_settings
+    from .compressor.config import prune_config
+
+    table = settings.get("compress", {})
+    preset = table.get("preset", "taylor")
+    return Job(
+        config=prune_config(preset, ffp=ratio_settings(table.get("ffp", 0.0)), fwp=ratio_settings(table.get("fwp", 0.0))),
+        preset=preset,
+        calibration=CalibrationConfig(
+            samples=table.get("samples"), batch_size=table.get("calibration_batch_size", 128), seed=table.get("seed", 0)
+        ),
+        finetune=finetune_of(settings),
+        compare_dense=table.get("compare_dense", False),
+        batchnorm_samples=table.get("batchnorm_samples", 4096),
+        device=device,
+    )
+
+
+def bench_config(settings: Settings) -> "BenchmarkConfig":
+    """Of [bench]."""
+    from .export.benchmark import BenchmarkConfig
+
+    table: dict[str, Any] = dict(settings.get("bench", {}))
+    for name in ("batch_sizes", "threads"):
+        if not all(type(value) is int for value in table.get(name, ())):
+            raise UsageError(f"{name} is a list of whole numbers, got {table[name]}")
+        if name in table:
+            table[name] = tuple(table[name])
+    return BenchmarkConfig(**table)
+
+
+def _check_entry(path: Path, name: str, value: Any) -> None:
+    """An entry of the top level: `output` or a table."""
+    if name == "output":
+        if not isinstance(value, str) or not value:
+            raise UsageError(f"{path}: output is the path of the run folder, got {value!r}")
+        return
+    if name not in _TABLES:
+        raise UsageError(f"{path}: unknown entry {name!r}; a recipe has output and the tables {', '.join(_TABLES)}")
+    if not isinstance(value, dict):
+        raise UsageError(f"{path}: {name} is a table, written [{name}], got {value!r}")
+    accepted = _accepted(name)
+    unknown = set(value) - set(accepted)
+    if unknown:
+        raise UsageError(f"{path}: [{name}] has unknown {', '.join(sorted(unknown))}; it takes {', '.join(accepted)}")
+    for key, item in value.items():
+        kinds = accepted[key]
+        if kinds and (not isinstance(item, kinds) or (isinstance(item, bool) and bool not in kinds)):
+            raise UsageError(f"{path}: [{name}] {key} is {' or '.join(_KINDS[kind] for kind in kinds)}, got {item!r}")
+
+
+def _accepted(name: str) -> dict[str, tuple[type, ...]]:
+    if name not in ("train", "finetune"):
+        return _TABLES[name]
+    from .models.training.config import TrainConfig
+
+    return {f.name: (list,) if f.name == "milestones" else () for f in fields(TrainConfig)}
