@@ -47,9 +47,13 @@ class Source(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationConfig:
-    """How samples are streamed. `samples` None means all of them; otherwise a seeded random choice."""
+    """How samples are streamed. `samples` None means all of them; otherwise a seeded random choice.
+
+    `data` names the data set: statistics of another one are neither added nor resumed.
+    """
 
     samples: int | None = None
+    data: str = ""
     batch_size: int = 128
     seed: int = 0
     checkpoint_every_s: float = 30.0
@@ -147,7 +151,7 @@ def _stream(
     if not collectors:
         raise UsageError("the network has no convolution that can carry masks")
     masks = {name: mask for name, c in collectors.items() if (mask := getattr(c.conv, "ffp_mask", None)) is not None}
-    stream_settings = {k: v for k, v in asdict(config).items() if k in ("samples", "seed")}
+    stream_settings = {k: v for k, v in asdict(config).items() if k in ("samples", "seed", "data")}
     settings = {**settings, **stream_settings, "input_shape": list(input_shape), "network": fingerprint(model, masks)}
     order = _order(len(source), config)
     done = _resume(checkpoint, kind, settings, collectors)

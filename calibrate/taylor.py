@@ -38,6 +38,10 @@ def block_taylor(x: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry, gr
     return total.permute(0, 2, 1).reshape(groups * per_group, oh, ow)
 
 
+_PRODUCT_BYTES = 32 << 20
+"""Per-sample weight gradients formed at a time: as large as the weights each, 10 MB in a wide layer."""
+
+
 class TapTaylor(NamedTuple):
     """T of weights, float64 on the CPU: of one filter [F,C/g,kh,kw], of a group of filters [Q,C/g,kh,kw], of all filters [C,kh,kw]."""
 
@@ -61,13 +65,16 @@ def tap_taylor(
     by_kernel = torch.zeros(matrix.shape, dtype=torch.float64)
     by_channel = torch.zeros(matrix.shape[:2], dtype=torch.float64)
     by_group = torch.zeros(*matrix.shape[:2], members.shape[2], dtype=torch.float64)
+    at_once = max(1, _PRODUCT_BYTES // (matrix.numel() * matrix.element_size()))
     for rows, patches in masked_patches(x, mask, kernel, geometry, groups):
         outer = grad_nhwc[rows].flatten(1, 2).permute(2, 0, 1, 3)
-        per_sample = torch.matmul(patches.unflatten(1, (-1, positions)).transpose(2, 3), outer)
-        per_sample *= matrix[:, None]
-        by_kernel += per_sample.square().sum(1).to("cpu", torch.float64)
-        by_channel += per_sample.sum(3).square().sum(1).to("cpu", torch.float64)
-        by_group += torch.matmul(per_sample, members[:, None]).square().sum(1).to("cpu", torch.float64)
+        features = patches.unflatten(1, (-1, positions)).transpose(2, 3)
+        for some, gradients in zip(features.split(at_once, dim=1), outer.split(at_once, dim=1), strict=True):
+            per_sample = torch.matmul(some, gradients)
+            per_sample *= matrix[:, None]
+            by_kernel += per_sample.square().sum(1).to("cpu", torch.float64)
+            by_channel += per_sample.sum(3).square().sum(1).to("cpu", torch.float64)
+            by_group += torch.matmul(per_sample, members[:, None]).square().sum(1).to("cpu", torch.float64)
 
     def unflatten(scores: Tensor) -> Tensor:
         return scores.unflatten(1, (*kernel, per_group))

@@ -7,8 +7,8 @@ from torch import Tensor
 
 
 def keep_count(size: int, ratio: float) -> int:
-    """K = size - round(ratio * size): how many of `size` stay when the fraction `ratio` is pruned."""
-    return size - round(ratio * size)
+    """K = size - round(ratio * size): how many of `size` stay when the fraction `ratio` is pruned; at least one, or the row would be cut off."""
+    return max(1, size - round(ratio * size))
 
 
 def top_k(scores: Tensor, keep: int, *, tie_break: Tensor | None = None) -> Tensor:

@@ -57,6 +57,8 @@ def select_taps(
     for site in chosen:
         scores[site.name] = _tap_scores(statistics, site, weights[site.name], assignments[site.name], config)
         costs[site.name] = _tap_costs(site, ffp_masks.get(site.name), assignments[site.name])
+        if config.criterion == "magnitude":  # the usual baseline ranks |w| itself, and a list in common divides by the cost
+            scores[site.name] = scores[site.name] * costs[site.name]
     in_one_list = [site.name for site in chosen if config.scope == "global" and config.override(site.name) is None]
     shared = {}
     if in_one_list:
