@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def keep_count(size: int, ratio: float) -> int:
-    """K = size - round(ratio * size): how many of `size` stay when the fraction `ratio` is pruned; at least one, or the row would be cut off."""
+    """K = size - round(ratio * size): how many of `size` stay when `ratio` of them is pruned; at least one, or the row would be cut off."""
     return max(1, size - round(ratio * size))
 
 
