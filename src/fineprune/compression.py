@@ -10,7 +10,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,21 @@ def compress(
     return compress_network(module, loaded, job, spec=named, statistics=statistics, output=output, progress=progress or Silent())
 
 
+def calibration_run(
+    data: ImageData, config: CalibrationConfig, device: torch.device, folder: Path | None, progress: Progress
+) -> CalibrationRun:
+    """Calibration on the training split, its statistics labelled with the data set that they belong to."""
+    identity = hashlib.sha256(json.dumps(data.to_json(), sort_keys=True).encode()).hexdigest()
+    return CalibrationRun(
+        source=data.train,
+        input_shape=data.input_shape,
+        config=replace(config, data=f"{data.name} {identity[:16]}"),
+        device=device,
+        folder=folder,
+        progress=progress,
+    )
+
+
 def finetune_config(**settings: Any) -> TrainConfig | None:
     """Fine-tuning settings: the defaults with those given (not None) changed; None for epochs=0."""
     given = {key: value for key, value in settings.items() if value is not None}
@@ -143,14 +158,7 @@ def compress_network(
     pruned = prune(
         model,
         job.config,
-        CalibrationRun(
-            source=data.train,
-            input_shape=data.input_shape,
-            config=job.calibration,
-            device=device,
-            folder=run.folder and run.folder / "statistics",
-            progress=progress,
-        ),
+        calibration_run(data, job.calibration, device, run.folder and run.folder / "statistics", progress),
         **given,
     )
     for skipped in pruned.skipped:

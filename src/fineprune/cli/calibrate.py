@@ -33,7 +33,8 @@ def calibrate(output: Path, device: str, **options: Any) -> None:
     from ..calibrate.statistics import check_target
     from ..common.files import check_writable
     from ..common.progress import Bars
-    from ..compressor.prune import CalibrationRun, prune
+    from ..compression import calibration_run
+    from ..compressor.prune import prune
     from ..models.training.device import resolve_device
 
     config = prune_settings(options)
@@ -47,10 +48,7 @@ def calibrate(output: Path, device: str, **options: Any) -> None:
     data = open_data(options)
     network = open_network(options, data)
     progress = Bars()
-    run = CalibrationRun(
-        source=data.train, input_shape=network.input_shape, config=calibration, device=where, folder=output, progress=progress
-    )
-    pruned = prune(network.model, config, run)
+    pruned = prune(network.model, config, calibration_run(data, calibration, where, output, progress))
     for skipped in pruned.skipped:
         progress.log(f"left dense: {skipped.name}: {skipped.reason}")
     samples = min(options["samples"] or len(data.train), len(data.train))
