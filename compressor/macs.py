@@ -23,6 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..calibrate.convolutions import evaluating
 from ..common.errors import FinepruneError, UsageError
 
 FUNCTIONAL = "(functional)"
@@ -129,7 +130,7 @@ def count_macs(model: nn.Module, input_shape: Sequence[int]) -> MacReport:
     tally = _Tally(model)
     first = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     with ExitStack() as stack:
-        for context in (_eval_mode(model), torch.no_grad(), _unfused_attention(), tally.hooks(), tally.flops):
+        for context in (evaluating(model), torch.no_grad(), _unfused_attention(), tally.hooks(), tally.flops):
             stack.enter_context(context)
         try:
             model(torch.zeros(1, *shape, dtype=first.dtype, device=first.device))
@@ -285,18 +286,6 @@ def _misfit(shape: tuple[int, ...], running: list[tuple[str, str]], error: Excep
     text = str(error) if isinstance(error, FinepruneError) else (str(error).splitlines() or [type(error).__name__])[0]
     where = f"layer {running[-1][0]!r} ({running[-1][1]})" if running and running[-1][0] else "its forward function"
     return f"the model does not accept an input of {'x'.join(map(str, shape))}: {where} failed: {text}; give the shape it was made for"
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode, each module's own flag restored (a fine-tuned model may hold frozen parts)."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 @contextmanager
