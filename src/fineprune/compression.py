@@ -8,7 +8,8 @@ Each step's result is in the manifest, so that the bundle says what was saved an
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -152,35 +153,10 @@ def compress_network(
         raise RunError(f"{broken} of the network is NaN or infinite; load a checkpoint of a training that did not diverge")
     device = resolve_device(job.device)
     given = read_statistics(statistics)
-    run = _Run(model, data, job, device, progress, _work_folder(output, model, data, job))
-    report = count_macs(model, data.input_shape)
-    accuracy = {"dense": run.accuracy(model, "dense")}
-    pruned = prune(
-        model,
-        job.config,
-        calibration_run(data, job.calibration, device, run.folder and run.folder / "statistics", progress),
-        **given,
-    )
-    for skipped in pruned.skipped:
-        progress.log(f"left dense: {skipped.name}: {skipped.reason}")
-    masked_report = count_macs(pruned.model, data.input_shape)
-    accuracy["masked"] = run.accuracy(pruned.model, "masked")
-    if run.recalibrate(pruned.model):
-        accuracy["batchnorm_recalibrated"] = run.accuracy(pruned.model, "with the better BatchNorm statistics")
-    history: dict[str, Any] = {}
-    if job.finetune is not None:
-        history["finetune"] = run.finetune(pruned.model, "finetune")
-        accuracy["finetuned"] = run.accuracy(pruned.model, "fine-tuned")
-        if job.compare_dense:
-            dense = deepcopy(model)
-            history["dense_finetune"] = run.finetune(dense, "dense-finetune")
-            accuracy["dense_finetuned"] = run.accuracy(dense, "dense, fine-tuned alike")
-    facts = _facts(data, job, spec, pruned, report, masked_report, accuracy, run, history)
-    bundle = Bundle.of(pruned.model, facts, pruned.groups)
-    if output is not None:
-        bundle.save(output)
-        if run.folder:
-            shutil.rmtree(run.folder, ignore_errors=True)
+    with _work_folder(output, model, data, job) as folder:
+        bundle = _Run(model, data, job, device, progress, folder).bundle(spec, given)
+        if output is not None:
+            bundle.save(output)
     return bundle
 
 
@@ -194,6 +170,30 @@ class _Run:
     device: torch.device
     progress: Progress
     folder: Path | None
+
+    def bundle(self, spec: ModelSpec | None, statistics: Mapping[str, Statistics]) -> Bundle:
+        """All steps in order."""
+        report = count_macs(self.model, self.data.input_shape)
+        accuracy = {"dense": self.accuracy(self.model, "dense")}
+        where = self.folder and self.folder / "statistics"
+        calibration = calibration_run(self.data, self.job.calibration, self.device, where, self.progress)
+        pruned = prune(self.model, self.job.config, calibration, **statistics)
+        for skipped in pruned.skipped:
+            self.progress.log(f"left dense: {skipped.name}: {skipped.reason}")
+        masked_report = count_macs(pruned.model, self.data.input_shape)
+        accuracy["masked"] = self.accuracy(pruned.model, "masked")
+        if self.recalibrate(pruned.model):
+            accuracy["batchnorm_recalibrated"] = self.accuracy(pruned.model, "with the better BatchNorm statistics")
+        history: dict[str, Any] = {}
+        if self.job.finetune is not None:
+            history["finetune"] = self.finetune(pruned.model, "finetune")
+            accuracy["finetuned"] = self.accuracy(pruned.model, "fine-tuned")
+            if self.job.compare_dense:
+                dense = deepcopy(self.model)
+                history["dense_finetune"] = self.finetune(dense, "dense-finetune")
+                accuracy["dense_finetuned"] = self.accuracy(dense, "dense, fine-tuned alike")
+        facts = _facts(self.data, self.job, spec, pruned, report, masked_report, accuracy, self, history)
+        return Bundle.of(pruned.model, facts, pruned.groups)
 
     @property
     def held_out(self) -> str:
@@ -252,10 +252,15 @@ def read_statistics(folder: Path | str | None) -> dict[str, Statistics]:
     return found
 
 
-def _work_folder(output: Path | str | None, model: nn.Module, data: ImageData, job: Job) -> Path | None:
-    """Where an interrupted run goes on: OUTPUT.work, emptied when it belongs to a run with other settings."""
+@contextmanager
+def _work_folder(output: Path | str | None, model: nn.Module, data: ImageData, job: Job) -> Iterator[Path | None]:
+    """Where an interrupted run goes on: OUTPUT.work, emptied when it belongs to a run with other settings.
+
+    It is removed after success, and after a failure before anything was worth keeping.
+    """
     if output is None:
-        return None
+        yield None
+        return
     folder = Path(f"{Path(output)}.work")
     key = {"job": job.to_json(), "data": data.to_json(), "network": fingerprint(model)}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
@@ -265,12 +270,17 @@ def _work_folder(output: Path | str | None, model: nn.Module, data: ImageData, j
     if marker.is_file() and _digest_in(marker) != digest:
         shutil.rmtree(folder, ignore_errors=True)
     write_json(marker, {"sha256": digest})
-    return folder
+    try:
+        yield folder
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        if _only_leftovers(folder, marker.name):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _only_leftovers(folder: Path, name: str) -> bool:
-    """Whether a run was killed before its first file was whole."""
-    return folder.is_dir() and all(path.name.startswith(f".{name}.") for path in folder.iterdir())
+    """Whether a run stopped before it left anything but its marker `name`, perhaps not whole."""
+    return folder.is_dir() and all(path.name == name or path.name.startswith(f".{name}.") for path in folder.iterdir())
 
 
 def _digest_in(marker: Path) -> str | None:

@@ -1,0 +1,93 @@
+"""The Python API with the user's own network and data."""
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+import fineprune
+from fineprune.common.errors import RunError, UsageError
+from fineprune.models.data import load_data
+from fineprune.models.data.load import data_from_arrays
+
+
+def own_module(num_classes: int = 10) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.AdaptiveMaxPool2d(1), nn.Flatten(),
+            nn.Linear(8, num_classes),
+        )  # fmt: skip
+
+
+def test_own_module_to_bundle_to_onnx(data: str, tmp_path: Path) -> None:
+    bundle = fineprune.compress(own_module(), load_data(data), ffp=0.3, fwp=0.4, epochs=1)
+    bundle.save(tmp_path / "bundle")
+    model = fineprune.load(tmp_path / "bundle", own_module())
+    exported = fineprune.to_onnx(bundle, tmp_path / "m.onnx", model=own_module())
+    assert exported.parity is not None and exported.parity.passed
+    x = np.random.default_rng(0).standard_normal((2, 1, 16, 16)).astype(np.float32)
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    with torch.no_grad():
+        np.testing.assert_allclose(session.run(None, {session.get_inputs()[0].name: x})[0], model(torch.from_numpy(x)), atol=1e-5)
+    assert bundle.facts["model"] is None
+    with pytest.raises(UsageError, match=r"made from a network without a name; give its dense architecture: load\(folder, model\)"):
+        fineprune.load(tmp_path / "bundle")
+
+
+def test_compress_leaves_the_callers_network_alone(data: str) -> None:
+    model = own_module().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    fineprune.compress(model, data, ffp=0.3, epochs=1, samples=50)
+    assert model.training
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_own_files_by_name(folder: Path, network: str, own_environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    own_environment.chdir(tmp_path)
+    (tmp_path / "mydata.py").write_text(
+        "import numpy as np\n\n\ndef digits():\n"
+        f"    a = np.load({str(folder / 'digits.npz')!r})\n"
+        "    return (a['train_images'], a['train_labels']), (a['test_images'], a['test_labels'])\n"
+    )
+    bundle = fineprune.compress(network, "mydata.py:digits", model_args={"width": 6}, ffp=0.3, fwp=0.4, epochs=0, output=tmp_path / "b")
+    assert bundle.facts["model"]["args"] == {"width": 6, "num_classes": 10}
+    assert [entry["name"] for entry in bundle.facts["left_dense"]] == ["up"]
+    assert {"depthwise", "grouped"} <= bundle.ffp_masks.keys()
+    assert fineprune.load(tmp_path / "b").head.in_features == 6
+
+
+def test_weights_that_are_not_finite_are_refused(data: str, tmp_path: Path) -> None:
+    model = own_module()
+    with torch.no_grad():
+        model[3].weight[0, 0, 0, 0] = torch.nan
+    with pytest.raises(RunError, match=r"3\.weight of the network is NaN or infinite; load a checkpoint"):
+        fineprune.compress(model, data, ffp=0.3, epochs=0, output=tmp_path / "b")
+    assert not list(tmp_path.iterdir())
+
+
+def test_too_few_outputs_for_the_classes(data: str, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="the model has 7 outputs but the data hold class 9; build it with more classes"):
+        fineprune.compress(own_module(7), data, ffp=0.3, epochs=0, output=tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+def test_images_of_another_shape() -> None:
+    colour = data_from_arrays("colour", (np.zeros((20, 16, 16, 3), np.uint8), np.arange(20) % 2))
+    with pytest.raises(UsageError, match=r"does not accept an input of 3x16x16: layer '0' \(Conv2d given 3x16x16\) failed"):
+        fineprune.compress(own_module(2), colour, ffp=0.3, epochs=0)
+
+
+def test_a_network_without_convolutions(data: str) -> None:
+    with pytest.raises(UsageError, match="the network has no convolution that can carry masks"):
+        fineprune.compress(nn.Sequential(nn.Flatten(), nn.Linear(256, 10)), data, ffp=0.3, epochs=0)
+
+
+def test_unknown_attribute() -> None:
+    with pytest.raises(AttributeError, match="module 'fineprune' has no attribute 'nothing'"):
+        fineprune.nothing  # noqa: B018

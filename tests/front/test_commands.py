@@ -1,0 +1,186 @@
+"""Each command on real data, through the command line."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from safetensors.torch import load_file
+
+from fineprune.compressor.bundle import Bundle
+from support.command import TRAINING, fineprune, succeed
+
+
+def test_train_writes_weights_and_facts(checkpoint: Path, network: str, data: str) -> None:
+    facts = json.loads((checkpoint.parent / "training.json").read_text())
+    assert facts["model"] == {"name": network, "args": {"num_classes": 10, "width": 6}}
+    assert len(facts["history"]) == 8
+    assert facts["data"]["spec"] == data
+    assert facts["accuracy"]["samples"] == 80
+    assert facts["accuracy"]["value"] > 0.3
+    assert load_file(checkpoint)["stem.weight"].shape == (6, 1, 3, 3)
+    assert checkpoint.stat().st_mode & 0o077 == (checkpoint.parent / "training.json").stat().st_mode & 0o077
+
+
+def test_train_twice_is_done_at_once(checkpoint: Path, named: list[object]) -> None:
+    arguments = ["train", *named, *TRAINING, "--output", checkpoint.parent]
+    before = load_file(checkpoint)
+    result = fineprune(*arguments, "--json")
+    assert len(result.json()["history"]) == 8
+    assert "epoch 1" not in result.err
+    assert all((before[name] == value).all() for name, value in load_file(checkpoint).items())
+
+
+def test_compress_leaves_a_bundle_and_no_work_folder(bundle: Path) -> None:
+    facts = json.loads((bundle / "manifest.json").read_text())
+    assert facts["ratios"]["achieved"]["ffp"] == pytest.approx(0.3, abs=0.01)
+    assert facts["ratios"]["achieved"]["fwp"] == pytest.approx(0.5, abs=0.01)
+    convolutions = [layer for layer in facts["macs"]["layers"] if layer["kind"] == "conv2d"]
+    kept = sum(layer["macs"] for layer in convolutions) / sum(layer["macs_dense"] for layer in convolutions)
+    assert kept == pytest.approx(0.35, abs=0.01)
+    assert kept < facts["conv_macs_kept"] < 1, "the transposed convolution stays dense and counts"
+    assert {"dense", "masked", "finetuned"} <= facts["accuracy"].keys()
+    assert {path.name for path in bundle.parent.iterdir() if path.name.startswith("bundle")} == {"bundle"}
+    masks = Bundle.load(bundle).ffp_masks
+    assert masks and not all(mask.all() for mask in masks.values())
+
+
+def test_thesis_preset_with_layers_of_their_own(trained: list[object], tmp_path: Path) -> None:
+    arguments = ["--preset", "thesis", "--ffp", 0.3, "--ffp-layer", "group*=0", "--fwp", 0.5, "--exclude", "stem", "--epochs", 0]
+    result = succeed("compress", *trained, *arguments, "--samples", 100, "--output", tmp_path / "b")
+    assert f"next: fineprune export {tmp_path / 'b'}" in result.out
+    written = Bundle.load(tmp_path / "b")
+    assert written.ffp_masks.keys() == {"depthwise"}
+    assert written.fwp_masks.keys() == {"depthwise", "grouped"}
+    assert written.facts["training"] == {}
+    assert "finetuned" not in written.facts["accuracy"]
+    assert written.facts["settings"]["ffp"]["criterion"] == "l2"
+
+
+def test_compare_dense_trains_the_dense_network_alike(trained: list[object], tmp_path: Path) -> None:
+    facts = fineprune(
+        "compress", *trained, "--ffp", 0.2, "--epochs", 1, "--samples", 60, "--compare-dense", "--json", "--output", tmp_path / "b"
+    ).json()
+    assert facts["accuracy"]["dense_finetuned"] is not None
+    assert len(facts["training"]["dense_finetune"]["history"]) == 1
+
+
+def test_statistics_of_calibrate_give_the_masks_of_compress(trained: list[object], bundle: Path, tmp_path: Path) -> None:
+    ratios = ["--ffp", 0.3, "--fwp", 0.5]
+    assert "216 samples" in succeed("calibrate", *trained, *ratios, "--output", tmp_path / "s").out
+    assert {path.name for path in (tmp_path / "s").iterdir()} == {"blocks", "weights"}
+    result = succeed("compress", *trained, *ratios, "--statistics", tmp_path / "s", "--epochs", 0, "--output", tmp_path / "b")
+    assert "wrote" in result.out
+    own, given = Bundle.load(bundle), Bundle.load(tmp_path / "b")
+    assert own.ffp_masks.keys() == given.ffp_masks.keys()
+    assert all((own.ffp_masks[name] == mask).all() for name, mask in given.ffp_masks.items())
+    assert all((own.fwp_masks[name] == mask).all() for name, mask in given.fwp_masks.items())
+
+
+def test_eval_reproduces_the_manifest(bundle: Path, trained: list[object], checkpoint: Path) -> None:
+    facts = json.loads((bundle / "manifest.json").read_text())
+    result = fineprune("eval", bundle, "--json").json()
+    assert result["accuracy"] == facts["accuracy"]["finetuned"]
+    assert result["samples"] == 80
+    dense = fineprune("eval", *trained, "--split", "test", "--json").json()
+    assert dense["accuracy"] == facts["accuracy"]["dense"]
+    assert "validation accuracy" in succeed("eval", bundle, "--split", "validation").out
+
+
+def test_macs_of_a_bundle_are_exact_under_its_masks(bundle: Path) -> None:
+    report = fineprune("macs", bundle, "--json").json()
+    written = Bundle.load(bundle)
+    rows = {layer["name"]: layer for layer in report["layers"]}
+    total = 0
+    for name, row in rows.items():
+        blocks, taps = written.ffp_masks.get(name), written.fwp_masks.get(name)
+        if row["kind"] != "conv2d" or blocks is None or taps is None:
+            total += row["macs"]
+            continue
+        per_group = taps.shape[1]
+        filters = len(taps) * per_group // len(blocks)
+        by_hand = sum(
+            int(blocks[c].sum()) * int(taps[c // per_group * filters :][:filters, c % per_group].sum()) for c in range(len(blocks))
+        )
+        assert row["macs"] == by_hand, name
+        total += by_hand
+    assert report["macs"] == total < report["macs_dense"]
+    assert report["thesis_ops"] < report["thesis_ops_dense"]
+    assert "conv2d" in succeed("macs", bundle).out
+
+
+@pytest.mark.parametrize("arguments", [["resnet20"], ["lenet"], ["torchvision:squeezenet1_1"], ["torchvision:regnet_y_400mf"]])
+def test_macs_without_weights_counts_as_with_them(arguments: list[str]) -> None:
+    """Shapes are enough: networks are built on the meta device where they can be."""
+    from fineprune.compressor.macs import count_macs
+    from fineprune.models.zoo import build
+
+    shape = (3, 224, 224) if arguments[0].startswith("torchvision") else (3, 32, 32)
+    expected = count_macs(build(arguments[0], seed=0), shape)
+    assert fineprune("macs", "--model", *arguments, "--json").json()["macs"] == expected.macs
+
+
+def test_macs_by_input_and_by_data(data: str, network: str) -> None:
+    given = fineprune("macs", "--model", network, "--input", "1x16x16", "--json").json()
+    assert given["macs"] == fineprune("macs", "--model", network, "--data", data, "--json").json()["macs"]
+    assert given["macs"] == 4 * 9 * 256 + 4 * 9 * 64 + 8 * 2 * 9 * 64 + 8 * 4 * 4 * 64 + 40
+
+
+def test_export_agrees_with_pytorch(bundle: Path, tmp_path: Path) -> None:
+    result = fineprune("export", bundle, "--output", tmp_path / "m.onnx", "--json").json()
+    assert result["parity"]["passed"] and result["parity"]["runtimes"][0]["samples"] == 80
+    assert json.loads((tmp_path / "m.onnx.parity.json").read_text())["max_abs_error"] < 1e-4
+    written = onnx.load(tmp_path / "m.onnx")
+    assert "MaskedConv" in {function.name for function in written.functions}
+    properties = {p.key: p.value for p in written.metadata_props}
+    assert json.loads(properties["fineprune.macs"])["macs"] == fineprune("macs", bundle, "--json").json()["macs"]
+    batch = np.zeros((3, 1, 16, 16), np.float32)
+    assert onnxruntime.InferenceSession(tmp_path / "m.onnx").run(None, {written.graph.input[0].name: batch})[0].shape == (3, 10)
+
+
+def test_export_plain_and_without_samples(bundle: Path, tmp_path: Path) -> None:
+    result = succeed("export", bundle, "--plain", "--parity-samples", 0, "--output", tmp_path / "m.onnx")
+    assert "parity was not checked" in result.err
+    assert not (tmp_path / "m.onnx.parity.json").exists()
+    assert not onnx.load(tmp_path / "m.onnx").functions
+
+
+def test_export_of_a_dense_network(trained: list[object], tmp_path: Path) -> None:
+    assert "parity with PyTorch" in succeed("export", *trained, "--parity-samples", 8, "--output", tmp_path / "d.onnx").out
+
+
+def test_bench_compares_dense_and_compressed(bundle: Path) -> None:
+    report = fineprune("bench", bundle, "--rounds", 1, "--batch", 1, "--batch", 2, "--json").json()
+    assert {row["runtime"] for row in report["rows"]} == {"onnxruntime dense", "torch dense", "onnxruntime compressed"}
+    assert {row["batch_size"] for row in report["rows"]} == {1, 2}
+    assert all(row["median_ms"] > 0 for row in report["rows"])
+
+
+def test_report_draws_the_bundle(bundle: Path, tmp_path: Path) -> None:
+    succeed("report", bundle, "--output", tmp_path / "r.html")
+    assert "depthwise" in (tmp_path / "r.html").read_text()
+
+
+def test_models_lists_names_and_arguments() -> None:
+    lines = succeed("models").out.splitlines()
+    assert any(line.startswith("resnet20 ") and "width" in line for line in lines)
+
+
+def test_image_folder_and_torchvision(tmp_path: Path) -> None:
+    from PIL import Image
+
+    generator = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for label in ("light", "dark"):
+            place = tmp_path / "images" / part / label
+            place.mkdir(parents=True)
+            for number in range(6):
+                pixels = generator.integers(0, 128, (20, 24, 3)) + (100 if label == "light" else 0)
+                Image.fromarray(pixels.astype(np.uint8)).save(place / f"{number}.png")
+    named = ["--model", "torchvision:squeezenet1_1", "--data", f"imagefolder:{tmp_path / 'images'}", "--data-arg", "image_size=32"]
+    result = fineprune("compress", *named, "--ffp", 0.2, "--fwp", 0.2, "--epochs", 0, "--json", "--output", tmp_path / "b")
+    assert result.json()["data"]["classes"] == ["dark", "light"]
+    assert "the weights are random" in result.err
+    assert fineprune("eval", tmp_path / "b", "--json").json()["samples"] == 12

@@ -1,0 +1,54 @@
+"""The command line answers for itself, fast and by its own help texts."""
+
+import subprocess
+import sys
+
+import click
+import pytest
+
+from fineprune.cli import command
+from support.command import fineprune, succeed
+
+COMMANDS = ("bench", "calibrate", "compress", "eval", "export", "macs", "models", "report", "run", "train")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from fineprune.__main__ import main; code = main(['--help']); "
+        "heavy = {'torch', 'numpy', 'rich', 'onnx', 'onnxruntime', 'torchvision', 'PIL'} & set(sys.modules); "
+        "sys.exit(f'{code} {heavy}' if code or heavy else 0)"
+    )
+    result = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "compress" in result.stdout
+
+
+def test_no_arguments_is_help() -> None:
+    assert fineprune() == fineprune("--help")
+    assert "Usage: fineprune" in succeed().out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name: str) -> None:
+    text = succeed(name, "-h").out
+    assert text.startswith(f"Usage: fineprune {name}")
+    assert "None" not in text
+
+
+@pytest.mark.parametrize("name", ["train", "compress"])
+def test_help_shows_the_real_defaults(name: str) -> None:
+    from fineprune.compression import finetune_config
+    from fineprune.models.training.config import TrainConfig
+
+    config = TrainConfig() if name == "train" else finetune_config()
+    shown = {
+        option.name: option.help.partition("[default: ")[2].rstrip("]")
+        for option in command.commands[name].params
+        if isinstance(option, click.Option) and "[default: " in (option.help or "")
+    }
+    assert shown == {field: str(getattr(config, field)) for field in shown}
+    assert {"epochs", "batch_size", "lr", "weight_decay", "schedule"} <= shown.keys()
+
+
+def test_version() -> None:
+    assert succeed("--version").out.startswith("fineprune, version ")

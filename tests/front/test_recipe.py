@@ -1,0 +1,159 @@
+"""A recipe runs the whole job, and again only what changed."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fineprune.common.errors import UsageError
+from fineprune.recipe import read_recipe
+from support.command import fineprune, succeed
+
+STAGES = ("train", "compress", "export", "bench")
+
+
+def recipe(spec: str, network: str = "resnet20", /, **changes: str) -> str:
+    """A small recipe; `changes` replace whole tables."""
+    tables = {
+        "model": f'name = "{network}"\nargs = {{ width = 6 }}',
+        "data": f'spec = "{spec}"',
+        "train": "epochs = 1\nbatch_size = 64",
+        "compress": "ffp = 0.3\nfwp = 0.5\nsamples = 64",
+        "finetune": "epochs = 1",
+        "export": "parity_samples = 8",
+        "bench": "rounds = 1",
+        **changes,
+    }
+    return "".join(f"[{name}]\n{text}\n" for name, text in tables.items() if text)
+
+
+def stages(err: str) -> dict[str, bool]:
+    """Which stages ran (True) or were kept (False)."""
+    return {line.partition(":")[0]: line.endswith("running") for line in err.splitlines() if line.partition(":")[0] in STAGES}
+
+
+@pytest.fixture(scope="module")
+def finished(folder: Path, data: str, network: str) -> Path:
+    """The run folder of a finished recipe."""
+    path = folder / "small.toml"
+    path.write_text(recipe(data, network))
+    result = succeed("run", path, "--output", folder / "run")
+    assert stages(result.err) == dict.fromkeys(STAGES, True)
+    assert "summary" in result.out and "latency" in result.out
+    return folder / "run"
+
+
+@pytest.fixture
+def again(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run folder, to change."""
+    shutil.copytree(finished, tmp_path / "run")
+    for record in (tmp_path / "run" / "stages").iterdir():
+        record.write_text(record.read_text().replace(str(finished), str(tmp_path / "run")))
+    return tmp_path / "run"
+
+
+def test_summary_holds_the_figures(finished: Path) -> None:
+    summary = json.loads((finished / "summary.json").read_text())
+    manifest = json.loads((finished / "bundle" / "manifest.json").read_text())
+    assert summary["onnx_bytes"] == {name: (finished / f"{name}.onnx").stat().st_size for name in ("dense", "compressed")}
+    assert summary["conv_macs_kept"] == manifest["conv_macs_kept"] < 0.7
+    assert 0 <= summary["parity_max_abs_error"] < 1e-4
+    assert {"onnxruntime dense", "onnxruntime compressed", "torch dense"} == summary["latency_ms"].keys()
+    assert summary["dense_accuracy"] == manifest["accuracy"]["dense"]
+    assert summary["compressed_accuracy"] == manifest["accuracy"]["finetuned"]
+    assert (finished / "report.html").is_file()
+    assert not (finished / "bundle.work").exists()
+
+
+def test_second_run_keeps_every_stage(again: Path, data: str, network: str, tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text(recipe(data, network))
+    before = (again / "summary.json").read_text().replace(str(again.parent), "")
+    result = fineprune("run", path, "--output", again, "--json")
+    assert stages(result.err) == dict.fromkeys(STAGES, False)
+    assert json.loads(before)["latency_ms"] == result.json()["latency_ms"]
+
+
+def test_changed_finetuning_trains_nothing_again(again: Path, data: str, network: str, tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text(recipe(data, network, finetune="epochs = 0", bench=""))
+    result = succeed("run", path, "--output", again)
+    assert stages(result.err) == {"train": False, "compress": True, "export": True}
+
+
+def test_changed_training_starts_anew(again: Path, data: str, network: str, tmp_path: Path) -> None:
+    """Not from the state of the old settings, which the trainer would refuse; a stranger's file in the folder stays."""
+    path = tmp_path / "r.toml"
+    (again / "train" / "notes.txt").write_text("mine")
+    path.write_text(recipe(data, network, train="epochs = 2\nbatch_size = 64", finetune="epochs = 0", bench=""))
+    result = succeed("run", path, "--output", again)
+    assert stages(result.err)["train"]
+    assert "epoch 2/2" in result.err
+    assert (again / "train" / "notes.txt").read_text() == "mine"
+
+
+def test_deleted_output_is_made_again(again: Path, data: str, network: str, tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text(recipe(data, network, bench=""))
+    (again / "dense.onnx").unlink()
+    result = succeed("run", path, "--output", again)
+    assert stages(result.err) == {"train": False, "compress": False, "export": True}
+    assert (again / "dense.onnx").is_file()
+
+
+def test_checkpoint_in_place_of_training(data: str, network: str, checkpoint: Path, tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    model = f'name = "{network}"\nargs = {{ width = 6 }}\ncheckpoint = "{checkpoint}"'
+    tables = {"train": "", "finetune": "epochs = 0", "bench": "", "export": "parity_samples = 0"}
+    path.write_text(recipe(data, network, model=model, **tables))
+    summary = fineprune("run", path, "--output", tmp_path / "run", "--json").json()
+    assert summary["parity"] is None
+    assert summary["latency_ms"] == {}
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ({"model": ""}, r"\[model\] must say its name"),
+        ({"data": ""}, r"\[data\] must say its spec"),
+        ({"train": ""}, r"give either \[train\] or a checkpoint in \[model\]"),
+        ({"trian": "epochs = 1"}, "unknown entry 'trian'; a recipe has output and the tables model, data, train"),
+        ({"train": "epoch = 1"}, r"\[train\] has unknown epoch; it takes epochs, batch_size"),
+        ({"train": "epochs = '3'"}, r"\[train\] epochs is a whole number of at least 1, got '3'"),
+        ({"train": "milestones = 3"}, r"\[train\] milestones is a list, got 3"),
+        ({"model": "name = 3"}, r"\[model\] name is text, got 3"),
+        ({"model": "name = 'lenet'\nargs = 3"}, r"\[model\] args is a table, got 3"),
+        ({"data": "spec = 'digits'\nvalidation = 'x'"}, r"\[data\] validation is a whole number or a number, got 'x'"),
+        ({"compress": ""}, "nothing to prune; give ffp and fwp"),
+        ({"compress": "ffp = 1.5"}, r"\[compress\] FFP ratio must be a pruned fraction in \[0, 1\), got 1.5"),
+        ({"compress": "ffp = true"}, r"\[compress\] ffp is a whole number or a number or a table, got True"),
+        ({"compress": "ffp = { ratio = '0.3' }"}, r"FFP ratio must be a pruned fraction in \[0, 1\), got '0.3'"),
+        ({"compress": "fwp = { rato = 0.3 }"}, "unknown FWP setting 'rato'; known are ratio, per_layer"),
+        ({"compress": "ffp = 0.3\npreset = 'best'"}, "unknown preset 'best'; choose one of thesis, taylor"),
+        ({"compress": "ffp = 0.3\nsamples = 0"}, r"\[compress\] samples must be at least 1, got 0"),
+        ({"bench": "threads = ['all']"}, r"\[bench\] threads is a list of whole numbers"),
+        ({"export": "plain = 'yes'"}, r"\[export\] plain is true or false, got 'yes'"),
+    ],
+)
+def test_a_wrong_entry_is_named_before_anything_runs(tables: dict[str, str], message: str, tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text(recipe("digits", **tables))
+    with pytest.raises(UsageError, match=message) as caught:
+        read_recipe(path)
+    assert str(path) in str(caught.value)
+
+
+def test_unreadable_recipes(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    with pytest.raises(UsageError, match=f"cannot read the recipe {path}: No such file"):
+        read_recipe(path)
+    path.write_text("[model\n")
+    with pytest.raises(UsageError, match=f"{path} is not valid TOML: .*line 1"):
+        read_recipe(path)
+    path.write_text("model = 3\n")
+    with pytest.raises(UsageError, match=r"model is a table, written \[model\], got 3"):
+        read_recipe(path)
+    path.write_text("output = 3\n")
+    with pytest.raises(UsageError, match="output is the path of the run folder, got 3"):
+        read_recipe(path)
