@@ -5,15 +5,15 @@ import json
 import numpy as np
 import pytest
 import torch
-from fineprune.compressor.layers import MaskedConv2d
-from fineprune.compressor.macs import FUNCTIONAL, count_macs, masked_conv_macs
-from fineprune.models.zoo import build
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fineprune.common.errors import UsageError
+from fineprune.compressor.layers import MaskedConv2d
+from fineprune.compressor.macs import FUNCTIONAL, count_macs, masked_conv_macs
+from fineprune.models.zoo import build
 
 BASELINES = [
     ("resnet20", {"width": 83}, "1090.748"),

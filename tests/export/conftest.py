@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from fineprune.compressor.layers import MaskedConv2d
 from fineprune.export.exporter import ExportReport, export_onnx
-from torch import Tensor, nn
 
 INPUT_SHAPE = (3, 11, 7)
 

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fineprune.export.benchmark import BenchmarkConfig, benchmark
-from fineprune.export.machine import machine_facts
-from fineprune.export.runtimes import OnnxRuntime, TorchRuntime
 from numpy.typing import NDArray
 
 from fineprune.common.errors import RunError, UsageError
+from fineprune.export.benchmark import BenchmarkConfig, benchmark
+from fineprune.export.machine import machine_facts
+from fineprune.export.runtimes import OnnxRuntime, TorchRuntime
 
 FAST = {"rounds": 3, "turn_s": 0.0, "warmup_s": 0.0}
 

@@ -9,15 +9,15 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from torch import nn
+
+from fineprune.common.errors import RunError, UsageError
 from fineprune.compressor.layers import MaskedConv2d
 from fineprune.export.exporter import export_onnx
 from fineprune.export.pack import unpack_bits, unpack_weights
 from fineprune.export.parity import check_parity
 from support.onnx_graphs import run_onnxruntime, run_reference
 from support.tolerances import ONNX_LOGITS
-from torch import nn
-
-from fineprune.common.errors import RunError, UsageError
 
 INPUT_SHAPE = (3, 11, 7)
 

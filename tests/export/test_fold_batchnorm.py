@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+
 from fineprune.export.fold_batchnorm import fold_batchnorm, fold_bias
 from fineprune.export.functions import MASKED
 from fineprune.export.transform import add_functions
-from numpy.typing import NDArray
 from support.onnx_graphs import OPSET, append, conv_graph, op_types, run_onnxruntime, serialize
 from support.reference import masked_conv2d
 from support.tolerances import FLOAT32

@@ -8,12 +8,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from fineprune.export.functions import DOMAIN, OPSETS, UNPACK_WEIGHTS, functions
-from fineprune.export.pack import pack_masks, pack_weights
-from fineprune.export.transform import add_functions, inline, simplify
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+
+from fineprune.export.functions import DOMAIN, OPSETS, UNPACK_WEIGHTS, functions
+from fineprune.export.pack import pack_masks, pack_weights
+from fineprune.export.transform import add_functions, inline, simplify
 from support.onnx_graphs import OPSET, conv_graph, op_types, run_onnxruntime, run_reference, serialize
 from support.reference import masked_conv2d, output_size
 from support.tolerances import FLOAT32

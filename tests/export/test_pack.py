@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
-from fineprune.export.functions import UNPACK_WEIGHTS
-from fineprune.export.pack import drop_full_masks, pack_bits, pack_masks, pack_weights, unpack_bits, unpack_weights
-from fineprune.export.transform import add_functions, simplify
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
+
+from fineprune.export.functions import UNPACK_WEIGHTS
+from fineprune.export.pack import drop_full_masks, pack_bits, pack_masks, pack_weights, unpack_bits, unpack_weights
+from fineprune.export.transform import add_functions, simplify
 from support.onnx_graphs import OPSET, conv_graph, op_types, run_onnxruntime, serialize
 from support.reference import masked_conv2d
 from support.tolerances import FLOAT32

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fineprune.export.parity import TOLERANCE, check_parity
-from fineprune.export.runtimes import OnnxRuntime
 from torch import nn
 
 from fineprune.common.errors import RunError, UsageError
+from fineprune.export.parity import TOLERANCE, check_parity
+from fineprune.export.runtimes import OnnxRuntime
 
 SAMPLES = np.random.default_rng(0).standard_normal((40, 3, 11, 7), dtype=np.float32)
 

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from fineprune.models.training import TrainConfig, evaluate, resolve_device, train
-from fineprune.models.training.device import resolve_precision
-from fineprune.models.training.step import EpochSums, StepResult
-from support.fakes import FakeSplit, Recorder, fake_data, small_network
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fineprune.common.errors import RunError, UsageError
+from fineprune.models.training import TrainConfig, evaluate, resolve_device, train
+from fineprune.models.training.device import resolve_precision
+from fineprune.models.training.step import EpochSums, StepResult
+from support.fakes import FakeSplit, Recorder, fake_data, small_network
 
 
 def config(**changes: object) -> TrainConfig:

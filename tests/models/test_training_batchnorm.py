@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from fineprune.models.training import recalibrate_batchnorm
-from support.fakes import FakeSplit, fake_data, small_network
 from torch import nn
 
 from fineprune.common.errors import RunError
+from fineprune.models.training import recalibrate_batchnorm
+from support.fakes import FakeSplit, fake_data, small_network
 
 
 def test_statistics_are_averages_weighted_by_batch_size() -> None:

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+
+from fineprune.common.errors import RunError
 from fineprune.compressor.layers import MaskedConv2d
 from fineprune.models.data import ImageData, load_data
 from fineprune.models.training import TrainConfig, evaluate, recalibrate_batchnorm, train
 from fineprune.models.zoo import build
 from support.fakes import Recorder
-from torch import nn
-
-from fineprune.common.errors import RunError
 
 
 @pytest.fixture(scope="module")

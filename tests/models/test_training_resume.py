@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from fineprune.models.training import TrainConfig, TrainResult, train
-from fineprune.models.training import trainer as trainer_module
-from support.fakes import FakeData, Recorder, fake_data, small_network
 from torch import nn
 
 from fineprune.common.errors import RunError
+from fineprune.models.training import TrainConfig, TrainResult, train
+from fineprune.models.training import trainer as trainer_module
+from support.fakes import FakeData, Recorder, fake_data, small_network
 
 CONFIG = TrainConfig(epochs=3, batch_size=16, lr=0.1, seed=5, warmup_epochs=0.5, checkpoint_every_s=0)
 

@@ -3,10 +3,10 @@
 import math
 
 import pytest
-from fineprune.models.training import TrainConfig
-from fineprune.models.training.schedule import LearningRate
 
 from fineprune.common.errors import UsageError
+from fineprune.models.training import TrainConfig
+from fineprune.models.training.schedule import LearningRate
 
 
 def rates(config: TrainConfig, batches: int = 2) -> list[float]:

@@ -5,10 +5,11 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-from fineprune.export.functions import DEPTHWISE, DOMAIN, MASKED
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from onnxscript import ir
+
+from fineprune.export.functions import DEPTHWISE, DOMAIN, MASKED
 
 OPSET = 18
 
