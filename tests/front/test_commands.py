@@ -89,6 +89,19 @@ def test_eval_reproduces_the_manifest(bundle: Path, trained: list[object], check
     assert "validation accuracy" in succeed("eval", bundle, "--split", "validation").out
 
 
+def test_eval_on_other_data_keeps_the_normalisation_of_the_training(trained: list[object], data: str, tmp_path: Path) -> None:
+    ratios = ["--ffp", 0.1, "--samples", 50, "--epochs", 0]
+    own = ["--data-arg", "mean=0.4", "--data-arg", "std=0.2"]
+    succeed("compress", *trained, *own, *ratios, "--output", tmp_path / "b")
+    losses = [fineprune("eval", tmp_path / "b", *options, "--json").json()["loss"] for options in ([], ["--data", data])]
+    assert losses[0] == losses[1]
+    other = fineprune("eval", tmp_path / "b", "--data", data, "--data-arg", "mean=0.1", "--json").json()["loss"]
+    assert other != losses[0]
+    succeed("export", tmp_path / "b", "--data", data, "--parity-samples", 4, "--output", tmp_path / "m.onnx")
+    properties = {p.key: p.value for p in onnx.load(tmp_path / "m.onnx").metadata_props}
+    assert json.loads(properties["fineprune.normalisation"]) == {"mean": [0.4], "std": [0.2]}
+
+
 def test_macs_of_a_bundle_are_exact_under_its_masks(bundle: Path) -> None:
     report = fineprune("macs", bundle, "--json").json()
     written = Bundle.load(bundle)

@@ -1,6 +1,6 @@
 """`fineprune eval`."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,10 +12,13 @@ from .options import (
     json_option,
     model_options,
     open_data,
+    open_data_like,
     open_network,
-    open_optional_data,
     warn_random,
 )
+
+if TYPE_CHECKING:
+    from ..models.data import ImageData
 
 
 @click.command("eval", short_help="Measure accuracy and loss.")
@@ -36,8 +39,12 @@ def evaluate(as_json: bool, split: str, batch_size: int, device: str, **options:
 
     check_named(options)
     warn_random(options)
-    data = open_optional_data(options) if options["bundle"] is not None else open_data(options)
-    network = open_network(options, data)
+    if options["bundle"] is None:
+        data: ImageData | None = open_data(options)
+        network = open_network(options, data)
+    else:
+        network = open_network(options)
+        data = open_data_like(options, network)
     if data is None:
         if network.data is None:
             raise UsageError(f"the manifest of {options['bundle']} names no data set; give --data")

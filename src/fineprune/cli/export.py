@@ -12,6 +12,7 @@ from .options import (
     input_option,
     json_option,
     model_options,
+    open_data_like,
     open_network,
     open_optional_data,
     warn_random,
@@ -38,8 +39,12 @@ def export(as_json: bool, output: Path, plain: bool, parity_samples: int, **opti
     check_onnx_target(output)
     check_named(options)
     warn_random(options)
-    data = open_optional_data(options)
-    network = open_network(options, data)
+    if options["bundle"] is None:
+        data = open_optional_data(options)
+        network = open_network(options, data)
+    else:
+        network = open_network(options)
+        data = open_data_like(options, network)
     if data is not None:
         network = replace(network, data=data.to_json())
     samples = real_samples(network, parity_samples) if parity_samples and network.data is not None else None

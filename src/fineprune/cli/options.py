@@ -195,6 +195,20 @@ def open_optional_data(options: dict[str, Any]) -> "ImageData | None":
     return load_data(options["data"], **data_arguments(options["data_args"]))
 
 
+def open_data_like(options: dict[str, Any], network: "Network") -> "ImageData | None":
+    """The data set of --data, normalised as the network's own unless --data-arg says otherwise; None where --data is not given.
+
+    A network wants the normalisation that it was trained with, whatever is usual for the data. The user's own code keeps its own.
+    """
+    from ..models.data import load_data
+    from ..models.user_code import is_user_spec
+
+    if options["data"] is None or network.data is None or is_user_spec(options["data"]):
+        return open_optional_data(options)
+    own = {key: tuple(network.data[key]) for key in ("mean", "std")}
+    return load_data(options["data"], **{**own, **data_arguments(options["data_args"])})
+
+
 def data_arguments(pairs: Iterable[str]) -> dict[str, Any]:
     """Arguments of `load_data` from KEY=VALUE pairs."""
     kinds: dict[str, Callable[[str], Any]] = {"validation": float, "seed": int, "image_size": int, "mean": _floats, "std": _floats}
