@@ -39,7 +39,10 @@ def network_of(bundle: Bundle, *, model: nn.Module | None = None, where: str = "
     if model is None:
         if spec is None:
             raise UsageError(f"{where} was made from a network without a name; give its dense architecture: load(folder, model)")
-        model = build(spec)
+        try:
+            model = build(spec)
+        except UsageError as error:
+            raise UsageError(f"{where} needs the network {spec.name}: {error}; file names are relative to the current folder") from error
     channels, height, width = bundle.facts["input_shape"]
     return Network(
         model=bundle.restore(model), spec=spec, input_shape=(channels, height, width), bundle=bundle, data=bundle.facts.get("data")
@@ -74,4 +77,7 @@ def completed(spec: ModelSpec, input_shape: tuple[int, int, int], data: ImageDat
 def data_from_facts(facts: dict[str, Any]) -> ImageData:
     """Load the data set that a manifest names, with the same split and normalisation."""
     arguments = {key: facts[key] for key in ("validation", "seed", "image_size") if facts.get(key) is not None}
-    return load_data(facts["spec"], mean=tuple(facts["mean"]), std=tuple(facts["std"]), **arguments)
+    try:
+        return load_data(facts["spec"], mean=tuple(facts["mean"]), std=tuple(facts["std"]), **arguments)
+    except UsageError as error:
+        raise UsageError(f"the manifest names the data {facts['spec']}: {error}; or give --data") from error

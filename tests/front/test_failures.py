@@ -173,6 +173,17 @@ def test_bundles_that_are_none(bundle: Path, trained: list[object], tmp_path: Pa
     assert_fails(2, "a bundle says its network itself; leave --checkpoint or", "eval", bundle, "--checkpoint", "x")
 
 
+def test_bundles_whose_sources_are_gone(bundle: Path, tmp_path: Path) -> None:
+    text = (bundle / "manifest.json").read_text()
+    for path in bundle.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "manifest.json").write_text(text.replace("net.py:small", "gone.py:small"))
+    assert_fails(2, "needs the network .*gone.py:small: .* does not exist; .*file names are relative", "eval", tmp_path)
+    (tmp_path / "manifest.json").write_text(text.replace("digits.npz", "gone.npz"))
+    assert_fails(2, "the manifest names the data npz:.*gone.npz: .*; or give --data", "eval", tmp_path)
+    assert fineprune("macs", tmp_path).code == 0
+
+
 def test_a_truncated_bundle(bundle: Path, tmp_path: Path) -> None:
     for path in bundle.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -214,6 +225,8 @@ def test_outputs_that_are_something_else(named: list[object], trained: list[obje
     assert_fails(2, "blocks exists and holds no statistics", "calibrate", *trained, "--ffp", 0.3, "--output", tmp_path)
     assert_fails(2, "is a folder; give a file name such as", "export", bundle, "--output", tmp_path)
     assert_fails(2, "notes.txt exists and is not named as an ONNX file", "export", bundle, "--output", tmp_path / "notes.txt")
+    assert_fails(2, "notes.txt exists and is not named as an HTML file", "report", bundle, "--output", tmp_path / "notes.txt")
+    assert_fails(2, "there is no file /nowhere.json", "report", bundle, "--bench", "/nowhere.json", "--output", tmp_path / "r.html")
     assert sorted(tmp_path.rglob("*")) == before
     assert (tmp_path / "notes.txt").read_text() == "mine"
 

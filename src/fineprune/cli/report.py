@@ -11,9 +11,15 @@ import click
 @click.option("--bench", type=click.Path(path_type=Path), help="Output of `fineprune bench --json`, to show latencies too.")
 def report(bundle: Path, output: Path | None, bench: Path | None) -> None:
     """Draw BUNDLE as one HTML page: accuracy, multiply-adds by layer, where blocks are kept, fine-tuning."""
-    from ..common.files import read_json
+    from ..common.errors import UsageError
+    from ..common.files import check_writable, read_json
     from ..report import write_report
 
     output = output or Path(f"{bundle}.html")
+    if output.is_dir() or (output.exists() and output.suffix != ".html"):
+        raise UsageError(f"{output} exists and is not named as an HTML file; give another name with --output")
+    if bench is not None and not bench.is_file():
+        raise UsageError(f"there is no file {bench}; write it by `fineprune bench {bundle} --json`")
+    check_writable(output)
     write_report(bundle, output, bench=read_json(bench) if bench else None)
     click.echo(f"wrote {output}")
