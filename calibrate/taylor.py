@@ -55,13 +55,16 @@ def tap_taylor(
 ) -> TapTaylor:
     """T of every tap under the FFP mask (bool [C,oh,ow] or None), summed over the samples of x.
 
-    assignment[F] (int64, in range(Q)) names each filter's group of filters; a group lies within one convolution group.
+    assignment[F] (int64, in range(Q)) names each filter's group of filters; every convolution group has Q/groups of them, numbered
+    in the order of the convolution groups (as `group_filters` does).
     """
     filters, per_group, *kernel = weight.shape
     taps, positions = kernel[0] * kernel[1], grad.shape[2] * grad.shape[3]
     matrix = weight_matrix(weight, groups)
     grad_nhwc = _grad_nhwc(grad, groups)
-    members = torch.nn.functional.one_hot(assignment).to(weight.dtype).to(weight.device).view(groups, filters // groups, -1)
+    # Numbered within its convolution group: a depthwise layer has as many groups of filters as channels, each of one.
+    numbers = assignment.view(groups, filters // groups)
+    members = torch.nn.functional.one_hot(numbers - numbers.amin(1, keepdim=True)).to(weight.device, weight.dtype)
     by_kernel = torch.zeros(matrix.shape, dtype=torch.float64)
     by_channel = torch.zeros(matrix.shape[:2], dtype=torch.float64)
     by_group = torch.zeros(*matrix.shape[:2], members.shape[2], dtype=torch.float64)
@@ -81,7 +84,7 @@ def tap_taylor(
 
     return TapTaylor(
         kernel=unflatten(by_kernel).permute(0, 4, 3, 1, 2).flatten(0, 1).contiguous(),
-        group=unflatten(by_group).sum(0).permute(3, 2, 0, 1).contiguous(),
+        group=unflatten(by_group).permute(0, 4, 3, 1, 2).flatten(0, 1).contiguous(),
         channel=by_channel.unflatten(1, (taps, per_group)).permute(0, 2, 1).reshape(-1, *kernel).contiguous(),
     )
 

@@ -1,7 +1,7 @@
 """From a bundle to a file that runs anywhere, and to figures of what it gained."""
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .common.errors import UsageError
-from .common.files import check_writable, write_json
+from .common.files import atomic_path, check_writable, write_json
 from .common.progress import Progress, Silent
 from .compressor.bake import masked_layers
 from .compressor.bundle import Bundle
@@ -65,15 +65,18 @@ def export_network(
 
     check_onnx_target(path)
     model = network.model.cpu().eval()
-    report = export_onnx(model, network.input_shape, path, plain=plain, metadata=_metadata(network))
     parity = None
-    if samples is None:
-        progress.log("parity was not checked: there are no samples to compare on")
-    else:
-        parity = check_parity(model, path, samples.numpy(), threads=torch.get_num_threads(), progress=progress)
+    with atomic_path(path) as unchecked:  # a file that computes something else never takes the place of a good one
+        report = export_onnx(model, network.input_shape, unchecked, plain=plain, metadata=_metadata(network))
+        if samples is None:
+            progress.log("parity was not checked: there are no samples to compare on")
+        else:
+            parity = check_parity(model, unchecked, samples.numpy(), threads=torch.get_num_threads(), progress=progress)
+            parity = replace(parity, path=str(path))
+            parity.require()
+    if parity is not None:
         write_json(f"{path}.parity.json", parity.to_json())
-        parity.require()
-    return Exported(report=report, parity=parity)
+    return Exported(report=replace(report, path=str(path)), parity=parity)
 
 
 def check_onnx_target(path: Path | str) -> None:
