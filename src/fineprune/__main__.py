@@ -18,6 +18,9 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments or os.environ.get("FINEPRUNE_DEBUG", "") not in ("", "0")
     arguments = [argument for argument in arguments if argument != "--debug"]
+    # Threads of torch that wait by spinning take the core that the others need: on a shared machine small networks trained
+    # 20 times slower. Read when torch is first imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
         # Not command.main(): it prints an empty line of its own when it is interrupted.
