@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .masked_conv import output_size
+from .geometry import output_size
 
 
 def tap_sums(

@@ -42,7 +42,8 @@ class MaskedConv2d(nn.Conv2d):
         if self.ffp_mask is None:
             return self._conv_forward(input, self.masked_weight(), self.bias)
         x, padding = explicit_padding(self, input)
-        return masked_conv2d(x, self.masked_weight(), self.bias, self.ffp_mask, self.stride, padding, self.dilation, self.groups)
+        where = (self.stride, padding, self.dilation, self.groups)
+        return masked_conv2d(x, self.masked_weight(), self.bias, self.ffp_mask, *where, weight_mask=self.fwp_mask)
 
     def extra_repr(self) -> str:
         """Geometry, then the kept fraction of blocks and weights."""

@@ -53,8 +53,11 @@ def trace(model: nn.Module, input_shape: tuple[int, int, int], *, opset: int) ->
     return program.model
 
 
-def _translate(x: Any, weight: Any, mask: Any, stride: Any, padding: Any, dilation: Any, groups: int) -> Any:
-    """torch.ops.fineprune.masked_conv2d as a node of ours; the bias, a separate addition in torch, joins it by a rule later."""
+def _translate(x: Any, weight: Any, mask: Any, stride: Any, padding: Any, dilation: Any, groups: int, weight_mask: Any = None) -> Any:
+    """torch.ops.fineprune.masked_conv2d as a node of ours; the bias, a separate addition in torch, joins it by a rule later.
+
+    weight_mask only tells which weights are zero.
+    """
     top, left = padding
     return _operator(DEPTHWISE if weight.shape[1] == 1 else MASKED)(
         x,

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fineprune.calibrate import masked_conv
+from fineprune.calibrate import masked_conv_torch
 from fineprune.calibrate.masked_conv import masked_conv2d
 from fineprune.common.errors import UsageError
 from support import reference, vectors
@@ -51,7 +51,7 @@ def test_many_small_chunks_equal_one(geometry: Geometry, monkeypatch: pytest.Mon
         whole = masked_conv2d(*inputs, None, each, **geometry.options)
         grads = torch.autograd.grad(whole.square().sum(), inputs)
         with monkeypatch.context() as patch:
-            patch.setattr(masked_conv, "_CHUNK_BYTES", {"cpu": 1})
+            patch.setattr(masked_conv_torch, "_CHUNK_BYTES", {"cpu": 1})
             pieces = masked_conv2d(*inputs, None, each, **geometry.options)
             torch.testing.assert_close(pieces, whole)
             for got, expected in zip(torch.autograd.grad(pieces.square().sum(), inputs), grads, strict=True):
@@ -78,8 +78,10 @@ def test_is_a_sound_operator(geometry: Geometry) -> None:
         arranged = x.contiguous(memory_format=memory_format)
         leaf = arranged.detach().requires_grad_()
         torch.library.opcheck(torch.ops.fineprune.masked_conv2d, (leaf, w.requires_grad_(), mask, *where, geometry.groups))
-        args = (grad.contiguous(memory_format=memory_format), arranged, w.detach(), mask, *where, geometry.groups)
-        torch.library.opcheck(torch.ops.fineprune.masked_conv2d_backward, args)
+        arranged_grad = grad.contiguous(memory_format=memory_format)
+        args = (mask, *where, geometry.groups, None)
+        torch.library.opcheck(torch.ops.fineprune.masked_conv2d_input_grad, (arranged_grad, w.detach(), *args, list(x.shape[2:])))
+        torch.library.opcheck(torch.ops.fineprune.masked_conv2d_weight_grad, (arranged_grad, arranged, *args, list(w.shape[2:])))
 
 
 @every_kind

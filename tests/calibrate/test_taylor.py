@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fineprune.calibrate import masked_conv
+from fineprune.calibrate import masked_conv_torch
 from fineprune.calibrate.importance import group_filters
 from fineprune.calibrate.taylor import block_taylor, tap_taylor
 from support import reference
@@ -50,6 +50,6 @@ def test_many_small_chunks_equal_one(geometry: Geometry, monkeypatch: pytest.Mon
         return [blocks, *tap_taylor(x, grad, w, mask, geometry.where, geometry.groups, assignment)]
 
     whole = scores()
-    monkeypatch.setattr(masked_conv, "_CHUNK_BYTES", {"cpu": 1})
+    monkeypatch.setattr(masked_conv_torch, "_CHUNK_BYTES", {"cpu": 1})
     for piecewise, expected in zip(scores(), whole, strict=True):
         torch.testing.assert_close(piecewise, expected)

@@ -3,6 +3,9 @@
 FLOAT32 = (1e-4, 1e-5)
 """One convolution of unit-scale values in float32 against a float64 loop."""
 
+FLOAT32_SUMS = (1e-4, 2e-4)
+"""Sums over a batch of unit-scale products in float32 against float64."""
+
 FLOAT64 = (1e-10, 1e-12)
 
 ONNX_LOGITS = (1e-3, 1e-4)

@@ -1,0 +1,346 @@
+"""The three convolutions over bands: forward, input gradient and weight gradient; only kept blocks cost time.
+
+With the samples in the lanes, a weight is a scalar and every multiply-add of a vector is useful, whatever the masks look like:
+
+    y[f,p,:]         += w[f,c,t] * x[c,p+t,:]          for the channels c kept at p and the taps t kept in (f,c)
+    gx[c,p+t,:]      += w[f,c,t] * gy[f,p,:]           for the same
+    gw[f,c,t]        += sum over lanes of x[c,p+t,:] * gy[f,p,:]      for every tap of the channels kept at p
+
+Weights come as lists of entries, in the order of use (plan.py). `rows` of the register tile is the number of weights of an entry: 1 where
+each filter keeps taps of its own; several, sharing what a vector load brings, where they keep the same ones.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .jit import jit
+from .layout import Band, Map, pack, unpack
+from .simd import (
+    LANES,
+    at,
+    tile_add_gathered,
+    tile_add_products,
+    tile_add_scaled,
+    tile_column_sums,
+    tile_lane_sums,
+    tile_load,
+    tile_store,
+    tile_zeros,
+)
+
+FORWARD_BLOCK = 64
+"""Filters at a time, so that their outputs and the patches of two channels fit the first-level cache."""
+GRAD_BLOCK = 64
+"""Filters at a time in the input gradient: their gradients at one position fit the first-level cache."""
+WEIGHT_BLOCK = 32
+"""Filters at a time in the weight gradient: their gradients in a band fit the second-level cache."""
+FILTER_TILE = 4
+"""Bands of y have a multiple of this many filters."""
+TILE_TAPS, TILE_AREA = 3, 9
+"""Taps per side of the weight gradient's register tile: 2 filters x 3 x 3 taps."""
+
+
+class Geometry(NamedTuple):
+    """Sizes of a convolution and of its maps (before padding)."""
+
+    x: Map
+    y: Map
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+
+
+@cache
+def forward_kernel(rows: int, vectors: int) -> Callable[..., None]:
+    block = FORWARD_BLOCK // rows
+
+    @jit
+    def forward(
+        x: NDArray,
+        weights: NDArray,
+        offsets: NDArray,
+        segments: NDArray,
+        starts: NDArray,
+        active: NDArray,
+        y: NDArray,
+        tasks: NDArray,
+        x_packed: NDArray,
+        y_packed: NDArray,
+        xb: Band,
+        yb: Band,
+        g: Geometry,
+    ) -> None:
+        """y[N,oh,ow,F] for tasks [sample, samples, first row, rows]."""
+        groups = yb.channels // rows
+        for task in range(len(tasks)):
+            sample, samples, top, height = tasks[task, 0], tasks[task, 1], tasks[task, 2], tasks[task, 3]
+            needed = (height - 1) * g.stride[0] + (g.kernel[0] - 1) * g.dilation[0] + 1
+            pack(x, g.x, sample, samples, top * g.stride[0] - g.padding[0], needed, x_packed, xb)
+            for i in range(height):
+                for j in range(g.y.width):
+                    p = (top + i) * g.y.width + j
+                    patch = i * g.stride[0] * xb.row + j * g.stride[1] * xb.column
+                    for first in range(0, groups, block):
+                        last = min(first + block, groups)
+                        for lane in range(0, xb.lanes, vectors * LANES):
+                            out = i * yb.row + j * yb.column + lane
+                            for q in range(first, last):
+                                tile_store(tile_zeros(rows, vectors), y_packed, out + q * rows * yb.lanes, yb.lanes)
+                            # Two channels at a time, because loading and storing the sums costs as much as a few multiply-adds.
+                            for k in range(at(starts, p), at(starts, p + 1), 2):
+                                c = at(active, k)
+                                d = at(active, k + 1) if k + 1 < at(starts, p + 1) else xb.channels
+                                c_patch, d_patch = patch + c * xb.lanes + lane, patch + d * xb.lanes + lane
+                                ce, de = at(segments, c * groups + first), at(segments, d * groups + first)
+                                for q in range(first, last):
+                                    c_stop, d_stop = at(segments, c * groups + q + 1), at(segments, d * groups + q + 1)
+                                    tile = tile_load(y_packed, out + q * rows * yb.lanes, yb.lanes, rows, vectors)
+                                    while ce < c_stop:
+                                        tile = tile_add_scaled(tile, weights, ce * rows, x_packed, c_patch + at(offsets, ce))
+                                        ce += 1
+                                    while de < d_stop:
+                                        tile = tile_add_scaled(tile, weights, de * rows, x_packed, d_patch + at(offsets, de))
+                                        de += 1
+                                    tile_store(tile, y_packed, out + q * rows * yb.lanes, yb.lanes)
+            unpack(y_packed, yb, y, g.y, sample, samples, top, height)
+
+    return forward
+
+
+@cache
+def input_grad_kernel(rows: int, vectors: int) -> Callable[..., None]:
+    @jit
+    def input_grad(
+        grad: NDArray,
+        weights: NDArray,
+        filters: NDArray,
+        segments: NDArray,
+        starts: NDArray,
+        active: NDArray,
+        grad_x: NDArray,
+        tasks: NDArray,
+        x_packed: NDArray,
+        y_packed: NDArray,
+        xb: Band,
+        yb: Band,
+        g: Geometry,
+    ) -> None:
+        """grad_x[N,H,W,C] for tasks [sample, samples, first row of x, rows of x]."""
+        taps = g.kernel[1] // rows
+        blocks = (yb.channels + GRAD_BLOCK - 1) // GRAD_BLOCK
+        for task in range(len(tasks)):
+            sample, samples, top, height = tasks[task, 0], tasks[task, 1], tasks[task, 2], tasks[task, 3]
+            begin = top + g.padding[0] - (g.kernel[0] - 1) * g.dilation[0]
+            begin = max(0, (begin + g.stride[0] - 1) // g.stride[0])
+            end = min(g.y.height, (top + height - 1 + g.padding[0]) // g.stride[0] + 1)
+            pack(grad, g.y, sample, samples, begin, max(0, end - begin), y_packed, yb)
+            x_packed[: height * xb.row] = 0
+            for i in range(begin, end):
+                for j in range(g.y.width):
+                    p = i * g.y.width + j
+                    for block in range(blocks):
+                        for lane in range(0, xb.lanes, vectors * LANES):
+                            source = (i - begin) * yb.row + j * yb.column + block * GRAD_BLOCK * yb.lanes + lane
+                            for k in range(at(starts, p), at(starts, p + 1)):
+                                c = at(active, k)
+                                for u in range(g.kernel[0]):
+                                    line = i * g.stride[0] + u * g.dilation[0] - g.padding[0] - top
+                                    if line < 0 or line >= height:
+                                        continue
+                                    segment = ((block * xb.channels + c) * g.kernel[0] + u) * taps
+                                    for v in range(taps):
+                                        column = j * g.stride[1] + v * rows * g.dilation[1]
+                                        out = line * xb.row + column * xb.column + c * xb.lanes + lane
+                                        tile = tile_load(x_packed, out, g.dilation[1] * xb.column, rows, vectors)
+                                        for e in range(at(segments, segment + v), at(segments, segment + v + 1)):
+                                            tile = tile_add_scaled(tile, weights, e * rows, y_packed, source + at(filters, e))
+                                        tile_store(tile, x_packed, out, g.dilation[1] * xb.column)
+            unpack(x_packed, xb, grad_x, g.x, sample, samples, top, height)
+
+    return input_grad
+
+
+@jit
+def full_weight_grad(
+    x: NDArray,
+    grad: NDArray,
+    row_starts: NDArray,
+    columns: NDArray,
+    grad_weight: NDArray,
+    tasks: NDArray,
+    x_packed: NDArray,
+    y_packed: NDArray,
+    xb: Band,
+    yb: Band,
+    g: Geometry,
+) -> None:
+    """Add the sum over tasks [sample, samples, first row of y, rows of y] to grad_weight[F,C,kh,kw]."""
+    sums, places = np.empty(2 * TILE_AREA, np.float32), np.empty((2, yb.rows * yb.columns), np.int64)
+    for task in range(len(tasks)):
+        _pack_both(x, grad, tasks[task], x_packed, y_packed, xb, yb, g)
+        for block in range(0, g.y.channels, WEIGHT_BLOCK):
+            for c in range(g.x.channels):
+                count = _places(places, row_starts, columns, c, tasks[task, 2], tasks[task, 3], xb, yb, g)
+                for u in range(0, g.kernel[0], TILE_TAPS):
+                    for v in range(0, g.kernel[1], TILE_TAPS):
+                        for f in range(block, min(block + WEIGHT_BLOCK, g.y.channels), 2):
+                            patch = u * g.dilation[0] * xb.row + v * g.dilation[1] * xb.column + c * xb.lanes
+                            tile = tile_zeros(2, TILE_AREA)
+                            for k in range(count):
+                                for lane in range(0, xb.lanes, LANES):
+                                    tile = tile_add_products(
+                                        tile,
+                                        y_packed,
+                                        at(places[1], k) + f * yb.lanes + lane,
+                                        yb.lanes,
+                                        x_packed,
+                                        at(places[0], k) + patch + lane,
+                                        TILE_TAPS,
+                                        g.dilation[0] * xb.row,
+                                        g.dilation[1] * xb.column,
+                                    )
+                            tile_lane_sums(tile, sums, 0)
+                            _add_taps(sums, grad_weight, f, c, u, v, g)
+
+
+@jit
+def _pack_both(x: NDArray, grad: NDArray, task: NDArray, x_packed: NDArray, y_packed: NDArray, xb: Band, yb: Band, g: Geometry) -> None:
+    sample, samples, top, height = task
+    needed = (height - 1) * g.stride[0] + (g.kernel[0] - 1) * g.dilation[0] + 1
+    pack(x, g.x, sample, samples, top * g.stride[0] - g.padding[0], needed, x_packed, xb)
+    pack(grad, g.y, sample, samples, top, height, y_packed, yb)
+
+
+@jit
+def _places(places: NDArray, row_starts: NDArray, columns: NDArray, c: int, top: int, height: int, xb: Band, yb: Band, g: Geometry) -> int:
+    """Where the kept positions of channel c lie in the bands of x and of y; how many there are."""
+    count = 0
+    for i in range(height):
+        row = (top + i) * g.x.channels + c
+        for k in range(row_starts[row], row_starts[row + 1]):
+            places[0, count] = i * g.stride[0] * xb.row + columns[k] * g.stride[1] * xb.column
+            places[1, count] = i * yb.row + columns[k] * yb.column
+            count += 1
+    return count
+
+
+@jit
+def _add_taps(sums: NDArray, grad_weight: NDArray, f: int, c: int, u: int, v: int, g: Geometry) -> None:
+    for r in range(min(2, g.y.channels - f)):
+        for du in range(min(TILE_TAPS, g.kernel[0] - u)):
+            for dv in range(min(TILE_TAPS, g.kernel[1] - v)):
+                to = (((f + r) * g.x.channels + c) * g.kernel[0] + u + du) * g.kernel[1] + v + dv
+                grad_weight[to] += sums[(r * TILE_TAPS + du) * TILE_TAPS + dv]
+
+
+@cache
+def _gathering(taps: int, rows: int) -> Callable[..., None]:
+    """Sums over tiles of `taps` taps of one filter, all of one channel."""
+
+    @jit
+    def gathering(
+        x_packed: NDArray,
+        y_packed: NDArray,
+        places: NDArray,
+        count: int,
+        grad_weight: NDArray,
+        sums: NDArray,
+        filters: NDArray,
+        offsets: NDArray,
+        index: NDArray,
+        first: int,
+        last: int,
+        channel: int,
+        lanes: int,
+    ) -> None:
+        for e in range(first, last):
+            filter_start = at(filters, e) * lanes
+            tile = tile_zeros(rows, taps)
+            for k in range(count):
+                for lane in range(0, lanes, rows * LANES):
+                    tile = tile_add_gathered(
+                        tile,
+                        y_packed,
+                        at(places[1], k) + filter_start + lane,
+                        x_packed,
+                        at(places[0], k) + channel + lane,
+                        offsets,
+                        e * taps,
+                    )
+            tile_column_sums(tile, sums, 0)
+            for tap in range(taps):
+                to = at(index, e * taps + tap)
+                if to >= 0:
+                    grad_weight[to] += sums[tap]
+
+    return gathering
+
+
+_gather_four, _gather_two = _gathering(4, 2), _gathering(2, 4)
+
+
+@jit
+def sparse_weight_grad(
+    x: NDArray,
+    grad: NDArray,
+    row_starts: NDArray,
+    columns: NDArray,
+    grad_weight: NDArray,
+    filters4: NDArray,
+    offsets4: NDArray,
+    index4: NDArray,
+    segments4: NDArray,
+    filters2: NDArray,
+    offsets2: NDArray,
+    index2: NDArray,
+    segments2: NDArray,
+    tasks: NDArray,
+    x_packed: NDArray,
+    y_packed: NDArray,
+    xb: Band,
+    yb: Band,
+    g: Geometry,
+) -> None:
+    """full_weight_grad for few taps a filter: tiles of four and of two taps of one filter (plan.weight_grad_tiles)."""
+    sums, places = np.empty(4, np.float32), np.empty((2, yb.rows * yb.columns), np.int64)
+    for task in range(len(tasks)):
+        _pack_both(x, grad, tasks[task], x_packed, y_packed, xb, yb, g)
+        for block in range((g.y.channels + WEIGHT_BLOCK - 1) // WEIGHT_BLOCK):
+            for c in range(g.x.channels):
+                count = _places(places, row_starts, columns, c, tasks[task, 2], tasks[task, 3], xb, yb, g)
+                s = block * g.x.channels + c
+                _gather_four(
+                    x_packed,
+                    y_packed,
+                    places,
+                    count,
+                    grad_weight,
+                    sums,
+                    filters4,
+                    offsets4,
+                    index4,
+                    segments4[s],
+                    segments4[s + 1],
+                    c * xb.lanes,
+                    xb.lanes,
+                )
+                _gather_two(
+                    x_packed,
+                    y_packed,
+                    places,
+                    count,
+                    grad_weight,
+                    sums,
+                    filters2,
+                    offsets2,
+                    index2,
+                    segments2[s],
+                    segments2[s + 1],
+                    c * xb.lanes,
+                    xb.lanes,
+                )
