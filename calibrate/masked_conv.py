@@ -7,10 +7,13 @@ filters, and by all samples unless it has a leading batch axis (calibration conv
 
 `fineprune::masked_conv2d` is the only masked convolution of the code base: torch.compile, torch.export and the ONNX
 exporter see one operator. Batches of float32 on the CPU run in `kernels`, which skip what the masks drop, forward and backward;
-everything else runs in `masked_conv_torch`.
+CUDA tensors run in `masked_conv_triton`; everything else runs in `masked_conv_torch`.
 """
 
 from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +66,17 @@ def explicit_padding(conv: nn.Conv2d, x: Tensor) -> tuple[Tensor, tuple[int, int
     return F.pad(x, conv._reversed_padding_repeated_twice, mode=mode), (0, 0)
 
 
+def _library(x: Tensor, weight: Sequence[int]) -> ModuleType:
+    """The module that convolves where `kernels` do not: Triton on CUDA; torch elsewhere and where its dense convolution serves."""
+    dense_serves = weight[1] == 1 or tuple(weight[2:]) == (1, 1)
+    if x.is_cuda and not dense_serves and x.dtype in _TRITON_DTYPES and find_spec("triton") is not None:
+        return import_module(".masked_conv_triton", __package__)
+    return masked_conv_torch
+
+
+_TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
 @torch.library.custom_op("fineprune::masked_conv2d", mutates_args=())
 def _forward(
     x: Tensor,
@@ -77,7 +91,7 @@ def _forward(
     conv = Conv.of(stride, padding, dilation, groups)
     if kernels.cover(x, weight.shape, mask, conv):
         return kernels.forward(x, weight, mask, weight_mask, conv)
-    return masked_conv_torch.forward(x, weight, mask, conv)
+    return _library(x, weight.shape).forward(x, weight, mask, conv)
 
 
 @_forward.register_fake
@@ -110,7 +124,7 @@ def _input_grad(
     conv = Conv.of(stride, padding, dilation, groups)
     if kernels.cover(grad, weight.shape, mask, conv):
         return kernels.input_grad(grad, weight, mask, weight_mask, conv, size)
-    return masked_conv_torch.input_grad(grad, weight, mask, conv, size)
+    return _library(grad, weight.shape).input_grad(grad, weight, mask, conv, size)
 
 
 @_input_grad.register_fake
@@ -143,7 +157,7 @@ def _weight_grad(
     conv = Conv.of(stride, padding, dilation, groups)
     if kernels.cover(x, (grad.shape[1], x.shape[1] // groups, *kernel), mask, conv):
         return kernels.weight_grad(grad, x, mask, weight_mask, conv, kernel)
-    result = masked_conv_torch.weight_grad(grad, x, mask, conv, kernel)
+    result = _library(x, (grad.shape[1], x.shape[1] // groups, *kernel)).weight_grad(grad, x, mask, conv, kernel)
     return result if weight_mask is None else result * weight_mask
 
 
