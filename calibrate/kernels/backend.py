@@ -3,8 +3,8 @@
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,9 @@ from .layout import Band, Map, band, gather
 from .simd import LANES
 
 MOST_LANES, FEWEST_LANES = 8 * LANES, 4 * LANES
-BAND_BYTES = 3 << 20
+BAND_BYTES = 2 << 20
 """Size of the bands of a task: some rows, which should stay in the second-level cache."""
-GAIN_OF_SHARING = 1.6
+GAIN_OF_SHARING = 2.0
 """How much faster a multiply-add is in a tile of weights that share what they load."""
 
 
@@ -33,12 +33,12 @@ def forward(x: Tensor, weight: Tensor, mask: Tensor, weight_mask: Tensor | None,
     if _nothing_to_skip(mask, weight_mask):
         return F.conv2d(x, weight, None, *conv[:3]).contiguous(memory_format=torch.channels_last)
     g = _geometry(x.shape, weight.shape, conv)
-    lanes = _lanes(x.shape[0])
-    xb, yb, tasks = _bands(g, x.shape[0], lanes)
     rows = FILTER_TILE if _worth_sharing(weight_mask, "filters") else 1
+    lanes = _lanes(x.shape[0], rows)
+    xb, yb, tasks = _bands(g, x.shape[0], lanes)
     lists = _entries(weight_mask, weight.shape, ("forward", rows, g.kernel[1], g.dilation[0] * xb.row, g.dilation[1] * xb.column))
     y = x.new_empty(x.shape[0], g.y.height, g.y.width, g.y.channels)
-    _convolve(forward_kernel(rows, 4 if rows > 1 else lanes // LANES), x, weight, lists, mask, y, tasks, xb, yb, g)
+    _convolve(forward_kernel(rows, lanes // LANES), x, weight, lists, mask, y, tasks, xb, yb, g)
     return y.permute(0, 3, 1, 2)
 
 
@@ -48,12 +48,12 @@ def input_grad(grad: Tensor, weight: Tensor, mask: Tensor, weight_mask: Tensor |
     if _nothing_to_skip(mask, weight_mask):
         return dense_input_grad(grad, weight, conv, shape)
     g = _geometry(shape, weight.shape, conv)
-    lanes = _lanes(shape[0])
-    xb, yb, tasks = _input_bands(g, shape[0], lanes)
     rows = 3 if g.kernel[1] == 3 and _worth_sharing(weight_mask, "taps") else 1
+    lanes = _lanes(shape[0], rows)
+    xb, yb, tasks = _input_bands(g, shape[0], lanes)
     lists = _entries(weight_mask, weight.shape, ("input_grad", rows, lanes))
     grad_x = grad.new_empty(shape[0], *size, shape[1])
-    _convolve(input_grad_kernel(rows, 4 if rows > 1 else lanes // LANES), grad, weight, lists, mask, grad_x, tasks, xb, yb, g)
+    _convolve(input_grad_kernel(rows, lanes // LANES), grad, weight, lists, mask, grad_x, tasks, xb, yb, g)
     return grad_x.permute(0, 3, 1, 2)
 
 
@@ -64,7 +64,7 @@ def weight_grad(grad: Tensor, x: Tensor, mask: Tensor, weight_mask: Tensor | Non
         result = dense_weight_grad(grad, x, conv, shape)
         return result if weight_mask is None else result * weight_mask
     g = _geometry(x.shape, shape, conv)
-    xb, yb, tasks = _bands(g, x.shape[0], _lanes(x.shape[0]))
+    xb, yb, tasks = _bands(g, x.shape[0], FEWEST_LANES)
     few = not _worth_sharing(weight_mask, "all")
     tiles = _weight_grad_tiles(weight_mask, shape, g, xb) if few else ()
     kernel_ = sparse_weight_grad if few else full_weight_grad
@@ -110,9 +110,11 @@ def _geometry(x: Sequence[int], weight: Sequence[int], conv: Conv) -> Geometry:
     return Geometry(Map(x[2], x[3], x[1]), Map(*output, weight[0]), (weight[2], weight[3]), *conv[:3])
 
 
-def _lanes(samples: int) -> int:
-    """Samples at a time: those with the fewest idle lanes."""
-    return min((MOST_LANES, FEWEST_LANES), key=lambda lanes: -(-samples // lanes) * lanes)
+def _lanes(samples: int, rows: int) -> int:
+    """Samples at a time, all of them in the vectors of a tile: the more, the fewer loads of weights, unless rows of the tile share
+    these; but not so many that more lanes would idle."""
+    choices = (FEWEST_LANES,) if rows > 1 else (MOST_LANES, FEWEST_LANES)
+    return min(choices, key=lambda lanes: -(-samples // lanes) * lanes)
 
 
 def _bands(g: Geometry, samples: int, lanes: int) -> tuple[Band, Band, NDArray]:
@@ -236,14 +238,35 @@ def _threads(tasks: int) -> int:
 
 
 def _run(shares: Sequence[Callable[[], None]]) -> None:
-    """All shares, each in a thread of its own, the first in this one."""
-    futures = [_pool(torch.get_num_threads(), os.getpid()).submit(share) for share in shares[1:]]
-    shares[0]()
-    for future in futures:
-        future.result()
+    """All shares, each in a thread of its own, the first in this one; the first error of any is raised."""
+    finished: SimpleQueue[BaseException | None] = SimpleQueue()
+    for share in shares[1:]:
+        # By process, because threads do not survive a fork.
+        _workers(torch.get_num_threads() - 1, os.getpid()).put((share, finished))
+    errors = [_outcome(shares[0]), *(finished.get() for _ in shares[1:])]
+    for error in errors:
+        if error is not None:
+            raise error
 
 
-@lru_cache(maxsize=1)
-def _pool(threads: int, process: int) -> ThreadPoolExecutor:
-    # By process, because threads do not survive a fork.
-    return ThreadPoolExecutor(threads - 1, thread_name_prefix="fineprune")
+@lru_cache
+def _workers(count: int, process: int) -> "SimpleQueue[tuple[Callable[[], None], SimpleQueue]]":
+    """Where `count` threads wait for work. Simple queues wake a thread twice as fast as concurrent.futures."""
+    waiting: SimpleQueue[tuple[Callable[[], None], SimpleQueue]] = SimpleQueue()
+
+    def work() -> None:
+        while True:
+            share, finished = waiting.get()
+            finished.put(_outcome(share))
+
+    for _ in range(count):
+        threading.Thread(target=work, name="fineprune", daemon=True).start()
+    return waiting
+
+
+def _outcome(share: Callable[[], None]) -> BaseException | None:
+    try:
+        share()
+    except BaseException as error:
+        return error
+    return None

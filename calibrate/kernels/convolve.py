@@ -87,26 +87,25 @@ def forward_kernel(rows: int, vectors: int) -> Callable[..., None]:
                     patch = i * g.stride[0] * xb.row + j * g.stride[1] * xb.column
                     for first in range(0, groups, block):
                         last = min(first + block, groups)
-                        for lane in range(0, xb.lanes, vectors * LANES):
-                            out = i * yb.row + j * yb.column + lane
+                        out = i * yb.row + j * yb.column
+                        for q in range(first, last):
+                            tile_store(tile_zeros(rows, vectors), y_packed, out + q * rows * yb.lanes, yb.lanes)
+                        # Two channels at a time, because loading and storing the sums costs as much as a few multiply-adds.
+                        for k in range(at(starts, p), at(starts, p + 1), 2):
+                            c = at(active, k)
+                            d = at(active, k + 1) if k + 1 < at(starts, p + 1) else xb.channels
+                            c_patch, d_patch = patch + c * xb.lanes, patch + d * xb.lanes
+                            ce, de = at(segments, c * groups + first), at(segments, d * groups + first)
                             for q in range(first, last):
-                                tile_store(tile_zeros(rows, vectors), y_packed, out + q * rows * yb.lanes, yb.lanes)
-                            # Two channels at a time, because loading and storing the sums costs as much as a few multiply-adds.
-                            for k in range(at(starts, p), at(starts, p + 1), 2):
-                                c = at(active, k)
-                                d = at(active, k + 1) if k + 1 < at(starts, p + 1) else xb.channels
-                                c_patch, d_patch = patch + c * xb.lanes + lane, patch + d * xb.lanes + lane
-                                ce, de = at(segments, c * groups + first), at(segments, d * groups + first)
-                                for q in range(first, last):
-                                    c_stop, d_stop = at(segments, c * groups + q + 1), at(segments, d * groups + q + 1)
-                                    tile = tile_load(y_packed, out + q * rows * yb.lanes, yb.lanes, rows, vectors)
-                                    while ce < c_stop:
-                                        tile = tile_add_scaled(tile, weights, ce * rows, x_packed, c_patch + at(offsets, ce))
-                                        ce += 1
-                                    while de < d_stop:
-                                        tile = tile_add_scaled(tile, weights, de * rows, x_packed, d_patch + at(offsets, de))
-                                        de += 1
-                                    tile_store(tile, y_packed, out + q * rows * yb.lanes, yb.lanes)
+                                c_stop, d_stop = at(segments, c * groups + q + 1), at(segments, d * groups + q + 1)
+                                tile = tile_load(y_packed, out + q * rows * yb.lanes, yb.lanes, rows, vectors)
+                                while ce < c_stop:
+                                    tile = tile_add_scaled(tile, weights, ce * rows, x_packed, c_patch + at(offsets, ce))
+                                    ce += 1
+                                while de < d_stop:
+                                    tile = tile_add_scaled(tile, weights, de * rows, x_packed, d_patch + at(offsets, de))
+                                    de += 1
+                                tile_store(tile, y_packed, out + q * rows * yb.lanes, yb.lanes)
             unpack(y_packed, yb, y, g.y, sample, samples, top, height)
 
     return forward
@@ -144,22 +143,21 @@ def input_grad_kernel(rows: int, vectors: int) -> Callable[..., None]:
                 for j in range(g.y.width):
                     p = i * g.y.width + j
                     for block in range(blocks):
-                        for lane in range(0, xb.lanes, vectors * LANES):
-                            source = (i - begin) * yb.row + j * yb.column + block * GRAD_BLOCK * yb.lanes + lane
-                            for k in range(at(starts, p), at(starts, p + 1)):
-                                c = at(active, k)
-                                for u in range(g.kernel[0]):
-                                    line = i * g.stride[0] + u * g.dilation[0] - g.padding[0] - top
-                                    if line < 0 or line >= height:
-                                        continue
-                                    segment = ((block * xb.channels + c) * g.kernel[0] + u) * taps
-                                    for v in range(taps):
-                                        column = j * g.stride[1] + v * rows * g.dilation[1]
-                                        out = line * xb.row + column * xb.column + c * xb.lanes + lane
-                                        tile = tile_load(x_packed, out, g.dilation[1] * xb.column, rows, vectors)
-                                        for e in range(at(segments, segment + v), at(segments, segment + v + 1)):
-                                            tile = tile_add_scaled(tile, weights, e * rows, y_packed, source + at(filters, e))
-                                        tile_store(tile, x_packed, out, g.dilation[1] * xb.column)
+                        source = (i - begin) * yb.row + j * yb.column + block * GRAD_BLOCK * yb.lanes
+                        for k in range(at(starts, p), at(starts, p + 1)):
+                            c = at(active, k)
+                            for u in range(g.kernel[0]):
+                                line = i * g.stride[0] + u * g.dilation[0] - g.padding[0] - top
+                                if line < 0 or line >= height:
+                                    continue
+                                segment = ((block * xb.channels + c) * g.kernel[0] + u) * taps
+                                for v in range(taps):
+                                    column = j * g.stride[1] + v * rows * g.dilation[1]
+                                    out = line * xb.row + column * xb.column + c * xb.lanes
+                                    tile = tile_load(x_packed, out, g.dilation[1] * xb.column, rows, vectors)
+                                    for e in range(at(segments, segment + v), at(segments, segment + v + 1)):
+                                        tile = tile_add_scaled(tile, weights, e * rows, y_packed, source + at(filters, e))
+                                    tile_store(tile, x_packed, out, g.dilation[1] * xb.column)
             unpack(x_packed, xb, grad_x, g.x, sample, samples, top, height)
 
     return input_grad
