@@ -1,9 +1,7 @@
 """What a calibration pass leaves: additive sums per layer, on disk as safetensors beside JSON."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import reduce
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Self
@@ -91,11 +89,6 @@ def check_target(folder: Path | str) -> None:
     folder = Path(folder)
     if folder.exists() and not (folder / FACTS).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UsageError(f"{folder} exists and holds no statistics; choose another output folder")
-
-
-def total(parts: Sequence[Statistics]) -> Statistics:
-    """Add the statistics of several parts of one data set."""
-    return reduce(lambda a, b: a + b, parts)
 
 
 def fingerprint(model: nn.Module, masks: dict[str, Tensor] | None = None) -> str:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fineprune.calibrate.statistics import FACTS, TENSORS, Statistics, fingerprint, total
+from fineprune.calibrate.statistics import FACTS, TENSORS, Statistics, fingerprint
 from fineprune.common.errors import RunError, UsageError
 
 
@@ -32,7 +32,7 @@ def test_save_and_load_change_nothing(tmp_path: Path) -> None:
 
 
 def test_sums_add_and_groups_do_not() -> None:
-    twice = total([statistics(), statistics()])
+    twice = statistics() + statistics()
     assert twice.samples == 10
     assert torch.equal(twice.layers["layer1.0.conv1"]["frequency"], 2 * torch.arange(6).view(1, 2, 3))
     assert twice.layers["conv"]["groups"].tolist() == [0, 1, 1]
