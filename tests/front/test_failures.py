@@ -4,6 +4,7 @@ import errno
 import re
 import resource
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -231,21 +232,26 @@ def test_outputs_that_are_something_else(named: list[object], trained: list[obje
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-@pytest.fixture
+@contextmanager
 def small_files() -> Iterator[None]:
-    """No file may grow beyond 4 KiB: writing fails as on a full disk, in whatever library does it."""
+    """No file may grow beyond 4 KiB: writing fails as on a full disk, in whatever library does it.
+
+    Not a fixture: pytest reports a test before its fixtures are torn down, and its own output may be a file that is longer.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.usefixtures("small_files")
 def test_disks_that_fill_up(named: list[object], trained: list[object], bundle: Path, tmp_path: Path) -> None:
     remedy = "check its folder's permissions and free space"
-    assert_fails(1, f"cannot write .*{remedy}", "train", *named, *TRAINING_ONCE, "--output", tmp_path / "t")
-    assert_fails(1, f"cannot write .*{remedy}", "compress", *trained, *COMPRESS, "--output", tmp_path / "b")
-    assert_fails(1, f"cannot write .*{remedy}", "export", bundle, "--output", tmp_path / "m.onnx")
+    with small_files():
+        assert_fails(1, f"cannot write .*{remedy}", "train", *named, *TRAINING_ONCE, "--output", tmp_path / "t")
+        assert_fails(1, f"cannot write .*{remedy}", "compress", *trained, *COMPRESS, "--output", tmp_path / "b")
+        assert_fails(1, f"cannot write .*{remedy}", "export", bundle, "--output", tmp_path / "m.onnx")
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name not in ("job.json", "statistics.json")]
     assert not (tmp_path / "b").exists()
 
