@@ -7,89 +7,23 @@ the same names stand for numpy twins, so that kernels also run, and are tested, 
 Arrays are one-dimensional, contiguous and float32 (`at`: any type). A position counts elements and is not checked.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from functools import reduce
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numba import config, types
-from numba.core import cgutils
-from numba.extending import intrinsic, models, register_model
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-LANES = 16
-_VECTOR = ir.VectorType(ir.FloatType(), LANES)
-_UNDEFINED = ir.Constant(_VECTOR, ir.Undefined)
-
-
-class Tile(types.Type):
-    """Numba type of a tile."""
-
-    def __init__(self, rows: int, vectors: int) -> None:
-        self.rows, self.vectors = rows, vectors
-        super().__init__(name=f"Tile({rows}, {vectors})")
-
-
-@register_model(Tile)
-class _TileModel(models.PrimitiveModel):
-    def __init__(self, manager: Any, tile: Tile) -> None:
-        # LLVM splits an array value that is only indexed by constants into its elements: every vector gets a register.
-        super().__init__(manager, tile, ir.ArrayType(_VECTOR, tile.rows * tile.vectors))
-
-
-class _Emitter:
-    """Writes the LLVM instructions of one call."""
-
-    def __init__(self, context: Any, builder: Any, signature: Any, args: Sequence[Any]) -> None:
-        self.context, self.builder, self.types, self.args = context, builder, signature.args, args
-
-    def data(self, argument: int) -> Any:
-        return self.context.make_array(self.types[argument])(self.context, self.builder, self.args[argument]).data
-
-    def element(self, data: Any, start: Any, *steps: tuple[int, Any]) -> Any:
-        """Pointer to data[start + sum of count * stride]."""
-        for count, stride in steps:
-            if count:
-                start = self.builder.add(start, self.builder.mul(stride, ir.Constant(stride.type, count), flags=("nsw",)), flags=("nsw",))
-        return self.builder.gep(data, [start], inbounds=True)
-
-    def load(self, pointer: Any) -> Any:
-        vector = self.builder.load(self.builder.bitcast(pointer, _VECTOR.as_pointer()))
-        vector.align = 4
-        return vector
-
-    def store(self, vector: Any, pointer: Any) -> None:
-        self.builder.store(vector, self.builder.bitcast(pointer, _VECTOR.as_pointer())).align = 4
-
-    def broadcast(self, pointer: Any) -> Any:
-        first = self.builder.insert_element(_UNDEFINED, self.builder.load(pointer), ir.Constant(ir.IntType(32), 0))
-        return self.shuffle(first, _UNDEFINED, [0] * LANES)
-
-    def shuffle(self, low: Any, high: Any, lanes: Sequence[int]) -> Any:
-        return self.builder.shuffle_vector(low, high, ir.Constant(ir.VectorType(ir.IntType(32), LANES), list(lanes)))
-
-    def multiply_add(self, a: Any, b: Any, c: Any) -> Any:
-        kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
-        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, f"llvm.fma.v{LANES}f32"), [a, b, c])
-
-    def lane_sum(self, vector: Any) -> Any:
-        kind = ir.FunctionType(ir.FloatType(), [ir.FloatType(), _VECTOR])
-        function = cgutils.get_or_insert_function(self.builder.module, kind, f"llvm.vector.reduce.fadd.v{LANES}f32")
-        return self.builder.call(function, [ir.Constant(ir.FloatType(), -0.0), vector], fastmath=("reassoc",))
-
-    def update(self, tile: Tile, value: Any, change: Callable[[int, int, Any], Any]) -> Any:
-        for row in range(tile.rows):
-            for vector in range(tile.vectors):
-                k = row * tile.vectors + vector
-                value = self.builder.insert_value(value, change(row, vector, self.builder.extract_value(value, k)), k)
-        return value
+from ...common.simd import LANES, Emitter, Tile
 
 
 @intrinsic
 def _at(typing: Any, array: Any, position: Any) -> Any:
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        e = _Emitter(context, builder, signature, args)
+        e = Emitter(context, builder, signature, args)
         return builder.load(e.element(e.data(0), args[1]))
 
     return array.dtype(array, types.intp), emit
@@ -110,7 +44,7 @@ def _tile_load(typing: Any, array: Any, start: Any, row_stride: Any, rows: Any, 
     tile = Tile(rows.literal_value, vectors.literal_value)
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        e = _Emitter(context, builder, signature, args)
+        e = Emitter(context, builder, signature, args)
         data, lanes = e.data(0), ir.Constant(args[1].type, LANES)
         empty = ir.Constant(context.get_value_type(tile), ir.Undefined)
         return e.update(tile, empty, lambda row, vector, _: e.load(e.element(data, args[1], (row, args[2]), (vector, lanes))))
@@ -121,7 +55,7 @@ def _tile_load(typing: Any, array: Any, start: Any, row_stride: Any, rows: Any, 
 @intrinsic
 def _tile_store(typing: Any, tile: Any, array: Any, start: Any, row_stride: Any) -> Any:
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        e = _Emitter(context, builder, signature, args)
+        e = Emitter(context, builder, signature, args)
         data, lanes = e.data(1), ir.Constant(args[2].type, LANES)
         for k in range(tile.rows * tile.vectors):
             row, vector = divmod(k, tile.vectors)
@@ -134,7 +68,7 @@ def _tile_store(typing: Any, tile: Any, array: Any, start: Any, row_stride: Any)
 @intrinsic
 def _tile_add_scaled(typing: Any, tile: Any, scales: Any, scale: Any, array: Any, start: Any) -> Any:
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        e = _Emitter(context, builder, signature, args)
+        e = Emitter(context, builder, signature, args)
         scale_data, data, lanes = e.data(1), e.data(3), ir.Constant(args[4].type, LANES)
         one = ir.Constant(args[2].type, 1)
         factors = [e.broadcast(e.element(scale_data, args[2], (row, one))) for row in range(tile.rows)]
@@ -149,7 +83,7 @@ def _tile_add_products(
     typing: Any, tile: Any, a: Any, a_start: Any, a_stride: Any, b: Any, b_start: Any, columns: Any, b_stride: Any, b_column: Any
 ) -> Any:
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        e = _Emitter(context, builder, signature, args)
+        e = Emitter(context, builder, signature, args)
         a_data, b_data = e.data(1), e.data(4)
         left = [e.load(e.element(a_data, args[2], (row, args[3]))) for row in range(tile.rows)]
         right = []
@@ -164,7 +98,7 @@ def _tile_add_products(
 @intrinsic
 def _tile_add_gathered(typing: Any, tile: Any, a: Any, a_start: Any, b: Any, b_start: Any, offsets: Any, first: Any) -> Any:
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        e = _Emitter(context, builder, signature, args)
+        e = Emitter(context, builder, signature, args)
         a_data, b_data, offset_data = e.data(1), e.data(3), e.data(5)
         one, lanes = ir.Constant(args[2].type, 1), ir.Constant(args[2].type, LANES)
         left = [e.load(e.element(a_data, args[2], (row, lanes))) for row in range(tile.rows)]
@@ -184,7 +118,7 @@ def _tile_add_gathered(typing: Any, tile: Any, a: Any, a_start: Any, b: Any, b_s
 @intrinsic
 def _tile_lane_sums(typing: Any, tile: Any, out: Any, start: Any) -> Any:
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        e = _Emitter(context, builder, signature, args)
+        e = Emitter(context, builder, signature, args)
         data, one = e.data(1), ir.Constant(args[2].type, 1)
         for k in range(tile.rows * tile.vectors):
             builder.store(e.lane_sum(builder.extract_value(args[0], k)), e.element(data, args[2], (k, one)))
@@ -196,7 +130,7 @@ def _tile_lane_sums(typing: Any, tile: Any, out: Any, start: Any) -> Any:
 @intrinsic
 def _tile_column_sums(typing: Any, tile: Any, out: Any, start: Any) -> Any:
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        e = _Emitter(context, builder, signature, args)
+        e = Emitter(context, builder, signature, args)
         data, one = e.data(1), ir.Constant(args[2].type, 1)
         for vector in range(tile.vectors):
             column = [builder.extract_value(args[0], row * tile.vectors + vector) for row in range(tile.rows)]
@@ -209,7 +143,7 @@ def _tile_column_sums(typing: Any, tile: Any, out: Any, start: Any) -> Any:
 @intrinsic
 def _transpose(typing: Any, source: Any, start: Any, stride: Any, out: Any, out_start: Any, out_stride: Any) -> Any:
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        e = _Emitter(context, builder, signature, args)
+        e = Emitter(context, builder, signature, args)
         source_data, data = e.data(0), e.data(3)
         rows = [e.load(e.element(source_data, args[1], (row, args[2]))) for row in range(LANES)]
         for row, vector in enumerate(_transposed(e, rows)):
@@ -219,7 +153,7 @@ def _transpose(typing: Any, source: Any, start: Any, stride: Any, out: Any, out_
     return types.void(source, types.intp, types.intp, out, types.intp, types.intp), emit
 
 
-def _transposed(e: _Emitter, rows: list[Any]) -> Iterable[Any]:
+def _transposed(e: Emitter, rows: list[Any]) -> Iterable[Any]:
     """Swap the off-diagonal halves of ever smaller squares of the matrix."""
     size = LANES // 2
     while size:
