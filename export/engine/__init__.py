@@ -1,0 +1,1 @@
+"""The engine: runs exported networks at the speed that the dropped multiply-adds promise."""
