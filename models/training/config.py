@@ -1,13 +1,15 @@
 """What a training run is asked to do. Every value is checked before any work starts."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from ...common.errors import UsageError
+from .auto_lr import AutoRateConfig
+from .sampling.config import PolicyConfig
 
 OptimizerName = Literal["sgd", "adam", "adamw"]
-ScheduleName = Literal["constant", "multistep", "cosine", "plateau"]
+ScheduleName = Literal["constant", "multistep", "cosine", "plateau", "auto"]
 PrecisionName = Literal["auto", "float32", "bfloat16", "float16"]
 
 _WITHOUT_EFFECT = ("checkpoint_every_s", "workers")
@@ -16,7 +18,7 @@ _WITHOUT_EFFECT = ("checkpoint_every_s", "workers")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Settings of the plain trainer; UsageError names the first one that is out of range."""
+    """Settings of a training; UsageError names the first one that is out of range."""
 
     epochs: int = 20
     batch_size: int = 128
@@ -37,6 +39,8 @@ class TrainConfig:
     """plateau: epochs without a lower validation loss before a drop."""
     min_lr: float = 0.0
     """cosine: rate at the end; plateau: no drop goes below."""
+    auto_lr: AutoRateConfig = field(default_factory=AutoRateConfig)
+    """auto: its rule; a mapping will do."""
     warmup_epochs: float = 0.0
     """Linear rise to the schedule's rate, batch by batch."""
     label_smoothing: float = 0.0
@@ -47,6 +51,10 @@ class TrainConfig:
     channels_last: bool = True
     """Train in NHWC memory: a CIFAR ResNet-20 step of 128 images took 20-40 % less time on a CPU with AVX-512."""
     augment: bool = True
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    """Which samples each epoch visits; a name or a mapping with `name` will do."""
+    record_losses: bool = False
+    """Keep every sample's loss in every epoch (2 bytes each), for a report on bad data."""
     seed: int = 0
     checkpoint_every_s: float = 60.0
     """State is saved at each epoch's end and this often in between (seconds; 0 means after every batch)."""
@@ -54,6 +62,8 @@ class TrainConfig:
     """Threads that read images ahead where they do not fit in memory."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "policy", PolicyConfig.of(self.policy))
+        object.__setattr__(self, "auto_lr", AutoRateConfig.of(self.auto_lr))
         for name, choices in (("optimizer", OptimizerName), ("schedule", ScheduleName), ("precision", PrecisionName)):
             if getattr(self, name) not in get_args(choices):
                 raise UsageError(f"{name} is one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}")
@@ -61,6 +71,9 @@ class TrainConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise UsageError(f"{name} is a whole number of at least {least}, got {value!r}")
+        for name in ("nesterov", "augment", "channels_last", "record_losses"):
+            if not isinstance(getattr(self, name), bool):
+                raise UsageError(f"{name} is true or false, got {getattr(self, name)!r}")
         self._check_numbers()
         self._check_combinations()
 
@@ -100,12 +113,14 @@ class TrainConfig:
             raise UsageError(f"the multistep schedule needs increasing milestones (epochs such as 10,15), got {list(self.milestones)}")
         if self.schedule != "multistep" and self.milestones:
             raise UsageError(f"milestones belong to the multistep schedule, not to {self.schedule}; leave one of the two out")
+        if self.schedule != "auto" and self.auto_lr != AutoRateConfig():
+            raise UsageError(f"auto_lr belongs to the auto schedule, not to {self.schedule}; leave one of the two out")
         if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
             raise UsageError("nesterov needs the sgd optimizer and a momentum above 0")
 
     def to_json(self) -> dict[str, Any]:
         """Every setting as JSON types."""
-        return {**asdict(self), "milestones": list(self.milestones)}
+        return {**asdict(self), "milestones": list(self.milestones), "policy": self.policy.to_json()}
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide the result: a resumed run must have the same."""

@@ -19,6 +19,46 @@ class EpochRecord:
     lr: float
     """Of the epoch's last batch."""
     seconds: float
+    """Wall time, validation included."""
+    cpu_seconds: float = 0.0
+    """Processor time of all threads."""
+    validation_seconds: float = 0.0
+    policy_seconds: float = 0.0
+    """Choosing samples and taking in their losses."""
+    visits: int = 0
+    """Samples trained on."""
+    rate_loss: float | None = None
+    """The loss that the learning rate may follow: of validation, or of test data where that was asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saving:
+    """Shares of the regular run's time, in [0,1); seconds of the policy's own work."""
+
+    policy: str
+    predicted: float
+    """From the batches of every epoch (infobatch: as they turned out, for its choice depends on the losses)."""
+    thesis: float | None
+    """By the closed form; None where it does not apply (infobatch)."""
+    measured: float | None
+    """Of wall time, against the epochs of the same run that visited every sample; None where there is none."""
+    measured_cpu: float | None
+    """The same of processor time, which other work on the machine disturbs less."""
+    overhead_s: float
+    visits: int
+    """Samples trained on, counted each time."""
+    regular_visits: int
+
+    def line(self) -> str:
+        """One line for people."""
+        measured = "not measured (no epoch visited every sample)"
+        if self.measured is not None and self.measured_cpu is not None:
+            measured = f"measured {self.measured:.2%} ({self.measured_cpu:.2%} of processor time)"
+        thesis = "" if self.thesis is None else f" (thesis formula {self.thesis:.2%})"
+        return (
+            f"{self.policy}: {self.visits:,} of {self.regular_visits:,} sample visits; training time saved: predicted "
+            f"{self.predicted:.2%}{thesis}, {measured}; overhead of the policy {self.overhead_s:.2f} s"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +72,8 @@ class TrainResult:
     """Validation accuracy of `best_epoch`."""
     seconds: float
     """All epochs, those before an interruption too."""
+    saving: Saving | None = None
+    """Time that leaving samples out, or stopping early, saved; None for a full run."""
 
     def to_json(self) -> dict[str, Any]:
         """The same as JSON types."""

@@ -4,12 +4,15 @@ rate(e, k) = lr * warmup(t) * drop(t),  t = (e*n + k) / n in epochs, for batch k
 warmup = min(1, (t + 1/n) / warmup_epochs)
 multistep  gamma^(milestones <= e)      cosine  from lr to min_lr over the epochs after the warm-up
 plateau    gamma^drops, one drop after more than patience_epochs epochs without a lower validation loss
+auto       factor^drops, see auto_lr.py
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from .auto_lr import AutoRate
 from .config import TrainConfig
 
 
@@ -21,6 +24,23 @@ class LearningRate:
     best_loss: float = math.inf
     bad_epochs: int = 0
     drops: int = 0
+    auto: AutoRate | None = None
+
+    def __post_init__(self) -> None:
+        if self.config.schedule == "auto" and self.auto is None:
+            rule = self.config.auto_lr.for_epochs(self.config.epochs)
+            self.auto = AutoRate(rule, self.config.lr, rule.threshold)
+
+    @classmethod
+    def from_json(cls, config: TrainConfig, state: Mapping[str, Any]) -> "LearningRate":
+        """The inverse of `to_json`."""
+        auto = AutoRate(config.auto_lr.for_epochs(config.epochs), **state["auto"]) if state["auto"] else None
+        return cls(config, **{**state, "auto": auto})
+
+    @property
+    def finished(self) -> bool:
+        """Whether the schedule has nothing left to try (only auto)."""
+        return self.auto is not None and self.auto.finished
 
     def at(self, epoch: int, batch: int, batches: int) -> float:
         """Rate of `batch` (0-based, of `batches`) in `epoch` (0-based)."""
@@ -32,7 +52,10 @@ class LearningRate:
         return rate
 
     def observe(self, validation_loss: float) -> None:
-        """Take note of an epoch's validation loss (only plateau uses it)."""
+        """Take note of an epoch's validation loss (plateau and auto use it)."""
+        if self.auto is not None:
+            self.auto.observe(validation_loss)
+            return
         if validation_loss < self.best_loss:
             self.best_loss, self.bad_epochs = validation_loss, 0
             return
@@ -42,12 +65,15 @@ class LearningRate:
 
     def to_json(self) -> dict[str, Any]:
         """What was observed so far, without the config."""
-        return {key: value for key, value in asdict(self).items() if key != "config"}
+        state = {key: value for key, value in asdict(self).items() if key != "config"}
+        return {**state, "auto": self.auto.to_json() if self.auto is not None else None}
 
     def _drop(self, epoch: int) -> float:
         config = self.config
         if config.schedule == "multistep":
             return config.gamma ** sum(milestone <= epoch for milestone in config.milestones)
+        if self.auto is not None:
+            return config.auto_lr.factor**self.auto.drops
         if config.schedule == "plateau":
             return max(config.gamma**self.drops, config.min_lr / config.lr)
         return 1.0

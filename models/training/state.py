@@ -20,7 +20,7 @@ from .config import TrainConfig
 from .interfaces import DataLike
 
 STATE_FILE = "training.pt"
-_FORMAT = 1
+_FORMAT = 2
 
 
 def run_identity(model: nn.Module, data: DataLike, config: TrainConfig, extra: Mapping[str, Any] | None) -> dict[str, str]:

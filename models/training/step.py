@@ -1,6 +1,7 @@
 """One optimizer step, and the sums over an epoch's steps. Losses are per sample, with the samples' indices beside them."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -33,8 +34,11 @@ class Stepper:
     dtype: torch.dtype
     memory_format: torch.memory_format
 
-    def step(self, images: Tensor, labels: Tensor, indices: Tensor) -> StepResult:
-        """Forward, backward on the mean of the per-sample losses, update. images [N,C,H,W], labels and indices [N]."""
+    def step(self, images: Tensor, labels: Tensor, indices: Tensor, weights: Tensor | None = None) -> StepResult:
+        """Forward, backward on the mean of the per-sample losses, update. images [N,C,H,W], labels and indices [N].
+
+        weights: float32 [N], factors of the losses in that mean; the result's losses are without them.
+        """
         x = images.to(self.device, non_blocking=True)
         x = x.contiguous(memory_format=self.memory_format) if x.dim() == 4 else x
         target = labels.to(self.device, non_blocking=True)
@@ -43,7 +47,8 @@ class Stepper:
             logits = forward(self.model, x)
         check_logits(logits, labels)
         losses = F.cross_entropy(logits.float(), target, reduction="none", label_smoothing=self.config.label_smoothing)
-        self.scaler.scale(losses.mean()).backward()
+        weighted = losses if weights is None else losses * weights.to(self.device, non_blocking=True)
+        self.scaler.scale(weighted.mean()).backward()
         if self.config.max_grad_norm is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
@@ -95,23 +100,30 @@ class EpochSums:
     loss: float = 0.0
     correct: int = 0
     samples: int = 0
-    _waiting: list[tuple[int, Tensor, Tensor, int]] = field(default_factory=list)
+    _waiting: list[tuple[int, StepResult]] = field(default_factory=list)
 
     def add(self, batch: int, result: StepResult) -> None:
         """Take in the step of `batch` (0-based)."""
-        self._waiting.append((batch, result.losses.sum(), result.correct.sum(), result.losses.shape[0]))
+        self._waiting.append((batch, result))
 
-    def flush(self) -> int | None:
-        """Bring the sums up to date; the first batch whose loss is not finite, if any."""
+    def flush(self, observe: Callable[[Tensor, Tensor], None] | None = None) -> int | None:
+        """Bring the sums up to date; the first batch whose loss is not finite, if any.
+
+        observe: gets the indices and losses, on the CPU, of each step before that one, in order.
+        """
         if not self._waiting:
             return None
-        losses = torch.stack([loss for _, loss, _, _ in self._waiting]).tolist()
-        corrects = torch.stack([correct for _, _, correct, _ in self._waiting]).tolist()
+        results = [result for _, result in self._waiting]
+        losses = torch.stack([result.losses.sum() for result in results]).tolist()
+        corrects = torch.stack([result.correct.sum() for result in results]).tolist()
+        each = torch.cat([result.losses for result in results]).cpu().split([len(result.losses) for result in results])
         broken = None
-        for (batch, _, _, samples), loss, correct in zip(self._waiting, losses, corrects, strict=True):
+        for (batch, result), loss, correct, own in zip(self._waiting, losses, corrects, each, strict=True):
             if broken is None and not math.isfinite(loss):
                 broken = batch
-            self.loss, self.correct, self.samples = self.loss + loss, self.correct + int(correct), self.samples + samples
+            if broken is None and observe is not None:
+                observe(result.indices, own)
+            self.loss, self.correct, self.samples = self.loss + loss, self.correct + int(correct), self.samples + len(own)
         self._waiting.clear()
         return broken
 

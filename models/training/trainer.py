@@ -1,4 +1,6 @@
-"""The plain trainer: minimises the mean cross-entropy over epochs and ends with the weights that validated best.
+"""The trainer: minimises the mean cross-entropy over epochs and ends with the weights that validated best.
+
+A policy (sampling/) may leave samples out of an epoch; it learns from the losses that the steps compute anyway.
 
 A run with an `output` folder can be killed at any moment and started again: it goes on from the last saved batch and ends, for the
 same seed, with the same weights as if it had never stopped (bit for bit on a CPU). Nothing random outlives a batch: order and
@@ -17,17 +19,21 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor, nn
 
-from ...common.errors import RunError, UsageError
+from ...common.errors import RunError
 from ...common.progress import Progress, Silent
+from .checks import check_request
+from .clock import Clock
 from .config import TrainConfig
 from .device import derive_seed, memory_format, private_randomness, reproducible_kernels, resolve_device, resolve_precision, seed_generators
 from .evaluate import Evaluation, NonFiniteLossError, evaluate
 from .interfaces import DataLike, SplitLike
 from .interrupt import Interrupts, deferred_interrupts
 from .results import EpochRecord, TrainResult, epoch_line
+from .sampling.loss_log import LossLog
+from .sampling.policies import Policy, Selection, make_policy
+from .sampling.time_model import saving_of_run, trained_batches
 from .schedule import LearningRate
 from .state import STATE_FILE, load_state, run_identity, save_state
 from .step import EpochSums, Stepper, first_nonfinite, make_optimizer
@@ -60,7 +66,8 @@ def train(
     """
     where = resolve_device(device)
     dtype = resolve_precision(config.precision, where)
-    _check_request(model, data, config)
+    check_request(model, data, config)
+    policy = make_policy(config.policy, samples=len(data.train), epochs=config.epochs, seed=config.seed, batch_size=config.batch_size)
     with ExitStack() as stack:
         stack.enter_context(private_randomness(where))
         stack.enter_context(reproducible_kernels())
@@ -75,7 +82,9 @@ def train(
             identity=run_identity(model, data, config, identity),
             interrupts=interrupts,
             progress=progress,
+            policy=policy,
             rate=LearningRate(config),
+            log=LossLog(len(data.train)) if config.record_losses else None,
         )
         try:
             run.restore()
@@ -86,15 +95,9 @@ def train(
             raise KeyboardInterrupt("interrupted again before the state was saved; the same command resumes from the one before") from None
 
 
-def batches_per_epoch(split: SplitLike, batch_size: int) -> int:
-    """Batches that are trained on: all, but for a last one of a single sample."""
-    batches = split.number_of_batches(batch_size)
-    return batches - 1 if batches > 1 and batch_size > 1 and len(split) % batch_size == 1 else batches
-
-
 @dataclass
 class _Run:
-    """A run in progress: the fields after `rate` are what a resume restores."""
+    """A run in progress: the fields from `policy` on are what a resume restores."""
 
     stepper: Stepper
     data: DataLike
@@ -102,13 +105,17 @@ class _Run:
     identity: dict[str, str]
     interrupts: Interrupts
     progress: Progress
+    policy: Policy
     rate: LearningRate
+    log: LossLog | None
+    selection: Selection = field(default_factory=Selection)
+    """Of the epoch that runs."""
     epoch: int = 0
     """Finished epochs."""
     batch: int = 0
     """Finished batches of the epoch that runs."""
     sums: EpochSums = field(default_factory=EpochSums)
-    epoch_seconds: float = 0.0
+    clock: Clock = field(default_factory=Clock)
     history: list[EpochRecord] = field(default_factory=list)
     best: dict[str, Any] | None = None
     """{"epoch": counted from 1, "accuracy", "weights": state dict on the CPU}."""
@@ -118,6 +125,17 @@ class _Run:
     @property
     def config(self) -> TrainConfig:
         return self.stepper.config
+
+    @property
+    def batches(self) -> int:
+        """Batches of the epoch that runs."""
+        chosen = self.selection.indices
+        return trained_batches(self.policy.samples if chosen is None else len(chosen), self.config.batch_size)
+
+    @property
+    def finished(self) -> bool:
+        """All epochs are done, or the learning rate has nothing left to try."""
+        return self.epoch >= self.config.epochs or self.rate.finished
 
     def restore(self) -> None:
         """Go to the state in the output folder, or write the first one: an unusable folder fails before any work."""
@@ -131,23 +149,28 @@ class _Run:
         stepper.model.load_state_dict(state["model"])
         stepper.optimizer.load_state_dict(state["optimizer"])
         stepper.scaler.load_state_dict(state["scaler"])
-        self.rate = LearningRate(self.config, **state["rate"])
-        self.epoch, self.batch, self.epoch_seconds = state["epoch"], state["batch"], state["epoch_seconds"]
+        self.policy.load_state_dict(state["policy"])
+        self.rate = LearningRate.from_json(self.config, state["rate"])
+        self.selection = Selection(*state["selection"])
+        if self.log is not None:
+            self.log.rows = state["losses"]
+        self.epoch, self.batch, self.clock = state["epoch"], state["batch"], Clock(**state["clock"])
         self.sums = EpochSums(**state["sums"])
         self.history = [EpochRecord(**record) for record in state["history"]]
         self.best = state["best"]
         self._saved_at = time.monotonic()
-        if self.epoch < self.config.epochs:
+        if not self.finished:
             self.progress.log(f"resuming at epoch {self.epoch + 1}, batch {self.batch + 1} from {self.output / STATE_FILE}")
 
     def finish(self, on_epoch: Callable[[EpochRecord], None] | None) -> TrainResult:
         """Train the epochs that are left and load the best weights."""
         model = self.stepper.model
-        if len(self.data.validation) == 0 and self.epoch < self.config.epochs:
+        done = self.finished
+        if len(self.data.validation) == 0 and not done:
             self.progress.log("no validation images: the last weights are kept, the best cannot be told")
-        while self.epoch < self.config.epochs:
+        while not self.finished:
             self._train_epoch()
-            record = self._close_epoch(self._validate())
+            record = self._close_epoch(*self._validate())
             self.progress.log(epoch_line(record, self.config.epochs, self._seconds_left()))
             if on_epoch is not None:
                 on_epoch(record)
@@ -156,36 +179,64 @@ class _Run:
         if self.best is not None:
             model.load_state_dict(self.best["weights"])
         model.eval()
+        saving = saving_of_run(
+            self.policy.config, self.history, epochs=self.config.epochs, samples=self.policy.samples, batch_size=self.config.batch_size
+        )
+        if saving is not None and not done:
+            self.progress.log(saving.line())
         return TrainResult(
             history=tuple(self.history),
             best_epoch=self.best["epoch"] if self.best else len(self.history),
             best_accuracy=self.best["accuracy"] if self.best else None,
             seconds=sum(record.seconds for record in self.history),
+            saving=saving,
         )
 
     def _train_epoch(self) -> None:
         config, stepper, split = self.config, self.stepper, self.data.train
-        total = batches_per_epoch(split, config.batch_size)
+        self.clock.start()
+        if self.batch == 0:
+            self._choose_samples()
+        total = self.batches
         if self.batch >= total:  # stopped between the last batch and the end of validation
             return
         stepper.model.train()
-        started = time.monotonic() - self.epoch_seconds
+        indices, weights = self.selection
         generator = torch.Generator().manual_seed(derive_seed(config.seed, "order", self.epoch))
         batches = split.batches(
-            config.batch_size, generator=generator, augment=config.augment, workers=config.workers, start_batch=self.batch
+            config.batch_size,
+            generator=generator,
+            augment=config.augment,
+            indices=indices,
+            workers=config.workers,
+            start_batch=self.batch,
         )
         rest = itertools.islice(batches, total - self.batch)
         for batch in self.progress(rest, total=total, description=f"epoch {self.epoch + 1}/{config.epochs}", start=self.batch):
             seed_generators(stepper.device, derive_seed(config.seed, "layers", self.epoch, self.batch))
             for group in stepper.optimizer.param_groups:
                 group["lr"] = self.rate.at(self.epoch, self.batch, total)
-            self.sums.add(self.batch, stepper.step(batch.images, batch.labels, batch.indices))
+            factors = None if weights is None else weights[batch.indices]
+            self.sums.add(self.batch, stepper.step(batch.images, batch.labels, batch.indices, factors))
             self.batch += 1
-            self.epoch_seconds = time.monotonic() - started
+            self.clock.tick()
             self._after_step()
         if self.batch < total:
             raise RunError(f"the training split gave {self.batch} of {total} batches in epoch {self.epoch + 1}; its length is wrong")
         self._check_losses()
+        self.clock.tick()
+
+    def _choose_samples(self) -> None:
+        with self.clock.part("policy"):
+            self.selection = self.policy.epoch(self.epoch)
+        if self.log is not None:
+            self.log.start_epoch()
+
+    def _observe(self, indices: Tensor, losses: Tensor) -> None:
+        with self.clock.part("policy"):
+            self.policy.observe(indices, losses)
+        if self.log is not None:
+            self.log.observe(indices, losses)
 
     def _after_step(self) -> None:
         if self.stepper.device.type == "cpu" or self.batch % _STEPS_UNCHECKED == 0:
@@ -198,32 +249,37 @@ class _Run:
         if self.output is not None and time.monotonic() - self._saved_at >= interval:
             self._save()
 
-    def _validate(self) -> Evaluation | None:
-        """Validation, with its time added to the epoch's; an interruption here loses none of the epoch's training."""
+    def _validate(self) -> tuple[Evaluation | None, float | None]:
+        """Validation, and the loss that the learning rate follows."""
         self._check_weights()
-        if len(self.data.validation) == 0:
-            return None
-        started, config = time.monotonic(), self.config
+        validation = self._evaluate(self.data.validation, "validation") if len(self.data.validation) else None
+        if self.config.schedule == "auto" and self.config.auto_lr.split == "test":
+            return validation, self._evaluate(getattr(self.data, "test"), "test").loss  # noqa: B009 - not every DataLike has it
+        return validation, validation.loss if validation else None
+
+    def _evaluate(self, split: SplitLike, name: str) -> Evaluation:
+        """With its time added to the epoch's; an interruption here loses none of the epoch's training."""
+        self.clock.start()
         try:
-            with self.interrupts.at_once():
+            with self.interrupts.at_once(), self.clock.part("validation"):
                 evaluation = evaluate(
                     self.stepper.model,
-                    self.data.validation,
-                    batch_size=config.batch_size,
+                    split,
+                    batch_size=self.config.batch_size,
                     device=self.stepper.device,
-                    workers=config.workers,
+                    workers=self.config.workers,
                     progress=self.progress,
-                    description=f"validation after epoch {self.epoch + 1}",
+                    description=f"{name} after epoch {self.epoch + 1}",
                 )
         except KeyboardInterrupt:
             self._save()
             self._stop()
         except NonFiniteLossError:
-            self._diverged("the validation loss is not finite", self.batch - 1)
-        self.epoch_seconds += time.monotonic() - started
+            self._diverged(f"the {name} loss is not finite", self.batch - 1)
+        self.clock.tick()
         return evaluation
 
-    def _close_epoch(self, validation: Evaluation | None) -> EpochRecord:
+    def _close_epoch(self, validation: Evaluation | None, rate_loss: float | None) -> EpochRecord:
         """Record the epoch, keep its weights if they are the best so far, save."""
         last_lr = self.stepper.optimizer.param_groups[0]["lr"]
         self.epoch += 1
@@ -234,15 +290,20 @@ class _Run:
             validation_loss=validation.loss if validation else None,
             validation_accuracy=validation.accuracy if validation else None,
             lr=last_lr,
-            seconds=self.epoch_seconds,
+            seconds=self.clock.wall,
+            cpu_seconds=self.clock.cpu,
+            validation_seconds=self.clock.validation,
+            policy_seconds=self.clock.policy,
+            visits=self.sums.samples,
+            rate_loss=rate_loss,
         )
         self.history.append(record)
-        if validation is not None:
-            self.rate.observe(validation.loss)
-            if self.best is None or validation.accuracy >= self.best["accuracy"]:
-                weights = {name: _copy(value) for name, value in self.stepper.model.state_dict().items()}
-                self.best = {"epoch": self.epoch, "accuracy": validation.accuracy, "weights": weights}
-        self.batch, self.sums, self.epoch_seconds = 0, EpochSums(), 0.0
+        if rate_loss is not None:
+            self.rate.observe(rate_loss)
+        if validation is not None and (self.best is None or validation.accuracy >= self.best["accuracy"]):
+            weights = {name: _copy(value) for name, value in self.stepper.model.state_dict().items()}
+            self.best = {"epoch": self.epoch, "accuracy": validation.accuracy, "weights": weights}
+        self.batch, self.sums, self.clock, self.selection = 0, EpochSums(), Clock(), Selection()
         self._save()
         return record
 
@@ -256,8 +317,11 @@ class _Run:
         state = {
             "epoch": self.epoch,
             "batch": self.batch,
-            "epoch_seconds": self.epoch_seconds,
+            "clock": self.clock.to_json(),
             "sums": self.sums.to_json(),
+            "policy": self.policy.state_dict(),
+            "selection": tuple(self.selection),
+            "losses": self.log.rows if self.log is not None else None,
             "rate": self.rate.to_json(),
             "history": [asdict(record) for record in self.history],
             "best": self.best,
@@ -270,7 +334,7 @@ class _Run:
         self._save_cost = self._saved_at - started
 
     def _check_losses(self) -> None:
-        broken = self.sums.flush()
+        broken = self.sums.flush(self._observe)
         if broken is not None:
             self._diverged("the loss is not finite", broken)
 
@@ -280,7 +344,7 @@ class _Run:
             self._diverged(f"{name} is not finite", max(self.batch - 1, 0))
 
     def _diverged(self, what: str, batch: int) -> NoReturn:
-        total = batches_per_epoch(self.data.train, self.config.batch_size)
+        total = self.batches
         kept = "" if self.output is None else f" in another output folder ({self.output / STATE_FILE} keeps the last good state)"
         raise RunError(
             f"{what} at epoch {self.epoch + 1}, batch {batch + 1} of {total}, learning rate {self.rate.at(self.epoch, batch, total):.3g}; "
@@ -289,7 +353,7 @@ class _Run:
 
     def _stop(self) -> NoReturn:
         remedy = "run the same command to resume" if self.output is not None else "nothing was saved, as no output folder was given"
-        where = f"at epoch {self.epoch + 1}, batch {self.batch + 1}" if self.epoch < self.config.epochs else "after the last epoch"
+        where = f"at epoch {self.epoch + 1}, batch {self.batch + 1}" if not self.finished else "after the last epoch"
         raise KeyboardInterrupt(f"interrupted {where}; {remedy}")
 
     def _seconds_left(self) -> float:
@@ -299,16 +363,3 @@ class _Run:
 def _copy(value: Any) -> Any:
     """An own copy on the CPU, in plain memory order."""
     return value.detach().to("cpu", copy=True).contiguous() if isinstance(value, torch.Tensor) else value
-
-
-def _check_request(model: nn.Module, data: DataLike, config: TrainConfig) -> None:
-    broken = first_nonfinite(model)
-    if broken is not None:
-        raise RunError(f"{broken} of the given model is not finite; build it or load its weights again before training")
-    images = len(data.train)
-    if images < 2:
-        raise RunError(f"the training split has {images} images; training needs at least 2")
-    if config.schedule == "plateau" and len(data.validation) == 0:
-        raise UsageError("the plateau schedule follows the validation loss and there are no validation images; use another schedule")
-    if config.batch_size == 1 and any(isinstance(module, _BatchNorm) for module in model.modules()):
-        raise UsageError("batch_size 1 leaves BatchNorm no variance to normalise with; use at least 2")

@@ -23,7 +23,7 @@ CONFIG = TrainConfig(epochs=3, batch_size=16, lr=0.1, seed=5, warmup_epochs=0.5,
 
 
 def outcome(result: TrainResult, model: nn.Module) -> tuple:
-    history = [replace(record, seconds=0.0) for record in result.history]
+    history = [replace(record, seconds=0.0, cpu_seconds=0.0, validation_seconds=0.0, policy_seconds=0.0) for record in result.history]
     return history, result.best_epoch, result.best_accuracy, {name: value.clone() for name, value in model.state_dict().items()}
 
 

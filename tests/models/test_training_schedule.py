@@ -41,7 +41,7 @@ def test_plateau_waits_drops_and_stops_at_the_least_rate() -> None:
         rate.observe(loss)
         got.append(rate.at(0, 0, 1))
     assert got == pytest.approx([1.0, 1.0, 1.0, 0.1, 0.1, 0.1, 0.05, 0.05])
-    again = LearningRate(config, **rate.to_json())
+    again = LearningRate.from_json(config, rate.to_json())
     assert again == rate
 
 
@@ -52,7 +52,7 @@ def test_plateau_waits_drops_and_stops_at_the_least_rate() -> None:
         ({"batch_size": 2.5}, "batch_size is a whole number of at least 1, got 2.5"),
         ({"seed": -1}, "seed is a whole number of at least 0, got -1"),
         ({"optimizer": "lion"}, "optimizer is one of sgd, adam, adamw, got 'lion'"),
-        ({"schedule": "steps"}, "schedule is one of constant, multistep, cosine, plateau"),
+        ({"schedule": "steps"}, "schedule is one of constant, multistep, cosine, plateau, auto"),
         ({"precision": "int8"}, "precision is one of auto, float32, bfloat16, float16"),
         ({"lr": 0.0}, "lr is above 0, got 0.0"),
         ({"lr": math.nan}, "lr is above 0, got nan"),

@@ -1,0 +1,53 @@
+"""What a training is refused for before it starts."""
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ...common.errors import RunError, UsageError
+from .config import TrainConfig
+from .interfaces import DataLike, SplitLike
+from .step import first_nonfinite
+
+
+def check_request(model: nn.Module, data: DataLike, config: TrainConfig) -> None:
+    """RunError for a model or data that cannot be trained, UsageError for settings that do not fit them."""
+    broken = first_nonfinite(model)
+    if broken is not None:
+        raise RunError(f"{broken} of the given model is not finite; build it or load its weights again before training")
+    images = len(data.train)
+    if images < 2:
+        raise RunError(f"the training split has {images} images; training needs at least 2")
+    _check_schedule(data, config)
+    if config.batch_size == 1 and any(isinstance(module, _BatchNorm) for module in model.modules()):
+        raise UsageError("batch_size 1 leaves BatchNorm no variance to normalise with; use at least 2")
+    if config.policy.name != "none" or config.record_losses:
+        _check_indices(data.train, config.policy.name)
+
+
+def _check_schedule(data: DataLike, config: TrainConfig) -> None:
+    if config.schedule not in ("plateau", "auto"):
+        return
+    followed = config.auto_lr.split if config.schedule == "auto" else "validation"
+    if not len(getattr(data, followed, ())):
+        raise UsageError(
+            f"the {config.schedule} schedule follows the {followed} loss and there are no {followed} images; use another schedule"
+        )
+    interval = config.auto_lr.for_epochs(config.epochs).interval or 0
+    if config.schedule == "auto" and 2 * interval >= config.epochs:
+        raise UsageError(
+            f"the auto schedule compares the last {2 * interval} losses and there are {config.epochs} epochs; "
+            f"lower auto_lr's interval={interval}"
+        )
+
+
+def _check_indices(split: SplitLike, policy: str) -> None:
+    """A policy visits some samples only, and must be told which ones a batch holds: ask for one and look."""
+    asked = torch.tensor([len(split) - 1])
+    try:
+        batch = next(iter(split.batches(1, indices=asked)))
+        told = torch.as_tensor(batch.indices)
+    except (TypeError, AttributeError, StopIteration) as error:
+        raise UsageError(f"policy {policy} needs data whose batches take and hold `indices`; the training split fails ({error})") from error
+    if told.tolist() != asked.tolist():
+        raise UsageError(f"policy {policy} asked the training split for sample {asked.tolist()} and got {told.tolist()}; fix its `indices`")

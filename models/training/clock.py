@@ -1,0 +1,41 @@
+"""Seconds of the epoch that runs, summed over interruptions: wall, processor, and the parts that pruning does not shorten."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+
+
+@dataclass
+class Clock:
+    """`start` it before work and `tick` while it goes on; the fields are what a saved state holds."""
+
+    wall: float = 0.0
+    cpu: float = 0.0
+    """Of all threads of the process: on a machine with other work it says more than wall time, on an accelerator less."""
+    validation: float = 0.0
+    policy: float = 0.0
+
+    def start(self) -> None:
+        """Begin to count here."""
+        self._last = time.monotonic(), time.process_time()
+
+    def tick(self) -> None:
+        """Add the time since `start` or the last tick."""
+        wall, cpu = self._last
+        self.start()
+        self.wall += self._last[0] - wall
+        self.cpu += self._last[1] - cpu
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Count the block's wall time as `validation` or `policy`, too."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            setattr(self, name, getattr(self, name) + time.monotonic() - started)
+
+    def to_json(self) -> dict[str, float]:
+        """The sums."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
