@@ -4,13 +4,15 @@
     UnpackWeights   values, bits -> weights    the values at the ones of the bit mask, row-major; zeros elsewhere
     MaskedConv      X, W, M, B -> Y            Y[n,f] = sum_c M[c] * sum_uv W[f,c,u,v] * X[n,c] at tap (u,v)  + B[f]
     MaskedDepthwiseConv  (the same signature)  the same sum where a group has one channel: M[c] factors out of it
+    MaskedPointwiseConv  (the same signature)  the same sum for 1x1 kernels, stride 1, no padding: M multiplies the input
 
 MaskedConv gathers the patches by a convolution with one-hot kernels, one output channel a tap (im2col), multiplies them by
-the mask and convolves the result 1x1 with the reshaped weights. Everything that depends on initializers only (unpacking,
-one-hot kernels, shapes) is folded by ONNX Runtime when a session is made: Conv, Mul, Conv and two Reshapes are left to run.
+the mask and convolves the result 1x1 with the matching weights. Of each channel it gathers `taps` taps only: those that any
+filter uses, made up to that number with unused ones. Everything that depends on initializers only (unpacking, the choice of
+taps, one-hot kernels, shapes) is folded by ONNX Runtime when a session is made: Conv, Mul, Conv and two Reshapes are left to run.
 
 Shapes: X[N,C,H,W], W[F,C/group,kh,kw], M bool [C,oh,ow], B[F], Y[N,F,oh,ow]. Attributes: strides, pads, dilations, group as
-of ONNX Conv, channels = C; shape = the unpacked shape.
+of ONNX Conv, channels = C; taps = the most taps that the filters use of a channel; shape = the unpacked shape.
 """
 
 from typing import Any
@@ -22,9 +24,10 @@ OPSETS = range(18, 24)
 
 DEPTHWISE = "MaskedDepthwiseConv"
 MASKED = "MaskedConv"
+POINTWISE = "MaskedPointwiseConv"
 UNPACK_MASK = "UnpackMask"
 UNPACK_WEIGHTS = "UnpackWeights"
-MASKED_CONVS = (MASKED, DEPTHWISE)
+MASKED_CONVS = (MASKED, DEPTHWISE, POINTWISE)
 
 _BODIES = {
     UNPACK_MASK: """
@@ -61,23 +64,41 @@ UnpackWeights <shape> (values, bits) => (weights)
   weights = Reshape (dense, shape)
 }""",
     MASKED: """
-MaskedConv <strides, pads, dilations, group, channels> (X, W, M, B) => (Y)
+MaskedConv <strides, pads, dilations, group, channels, taps> (X, W, M, B) => (Y)
 {
   same = Constant <value_ints = [0]> ()
   one = Constant <value_ints = [1]> ()
   rest = Constant <value_ints = [-1]> ()
+  group_count = Constant <value_int : int = @group> ()
+  groups = Reshape (group_count, one)
   channel_count = Constant <value_int : int = @channels> ()
   channels = Reshape (channel_count, one)
+  tap_count = Constant <value_int : int = @taps> ()
+  taps = Reshape (tap_count, one)
   kernel = Shape <start = 2, end = 4> (W)
   size = Shape <start = 1, end = 3> (M)
-  taps = ReduceProd <keepdims = 1> (kernel)
-  square = Concat <axis = 0> (taps, taps)
+  filters = Shape <start = 0, end = 1> (W)
+  filter_channels = Shape <start = 1, end = 2> (W)
+  all_taps = ReduceProd <keepdims = 1> (kernel)
+  table_shape = Concat <axis = 0> (groups, rest, filter_channels, all_taps)
+  table = Reshape (W, table_shape)
+  magnitudes = Abs (table)
+  largest = ReduceMax <keepdims = 1> (magnitudes, one)
+  use = Sign (largest)
+  most, used_taps = TopK <axis = -1> (use, taps)
+  filters_in_group = Div (filters, groups)
+  chosen_shape = Concat <axis = 0> (groups, filters_in_group, filter_channels, taps)
+  chosen = Expand (used_taps, chosen_shape)
+  kept = GatherElements <axis = 3> (table, chosen)
+  matrix_shape = Concat <axis = 0> (filters, rest, one, one)
+  matrix = Reshape (kept, matrix_shape)
+  square = Concat <axis = 0> (all_taps, all_taps)
   blank = ConstantOfShape <value = float[1] {0.0}> (square)
   identity = EyeLike (blank)
-  tap_shape = Concat <axis = 0> (taps, one, kernel)
-  tap_kernels = Reshape (identity, tap_shape)
-  repeats = Concat <axis = 0> (channels, one, one, one)
-  one_hot = Tile (tap_kernels, repeats)
+  tap_list = Reshape (used_taps, rest)
+  tap_kernels = Gather (identity, tap_list)
+  one_hot_shape = Concat <axis = 0> (rest, one, kernel)
+  one_hot = Reshape (tap_kernels, one_hot_shape)
   columns = Conv <strides : ints = @strides, pads : ints = @pads, dilations : ints = @dilations, group : int = @channels> (X, one_hot)
   split = Concat <axis = 0> (same, channels, taps, size)
   blocks = Reshape (columns, split)
@@ -86,9 +107,14 @@ MaskedConv <strides, pads, dilations, group, channels> (X, W, M, B) => (Y)
   masked = Mul (blocks, keep_taps)
   join = Concat <axis = 0> (same, rest, size)
   rows = Reshape (masked, join)
-  matrix_shape = Concat <axis = 0> (same, rest, one, one)
-  matrix = Reshape (W, matrix_shape)
   Y = Conv <group : int = @group> (rows, matrix, B)
+}""",
+    POINTWISE: """
+MaskedPointwiseConv <strides, pads, dilations, group, channels> (X, W, M, B) => (Y)
+{
+  keep = Cast <to = 1> (M)
+  masked = Mul (X, keep)
+  Y = Conv <group : int = @group> (masked, W, B)
 }""",
     DEPTHWISE: """
 MaskedDepthwiseConv <strides, pads, dilations, group, channels> (X, W, M, B) => (Y)

@@ -47,7 +47,7 @@ def drop_full_masks(model: Any) -> list[Refusal]:
         if mask is None or not mask.all():
             continue
         x, weights, _, *bias = node.inputs
-        attributes = [attribute for name, attribute in node.attributes.items() if name != "channels"]
+        attributes = [attribute for name, attribute in node.attributes.items() if name not in ("channels", "taps")]
         kernel = [int(size) for size in constant(weights).shape[2:]]  # type: ignore[union-attr]
         dense = ir.Node("", "Conv", [x, weights, *bias], [*attributes, ir.AttrInt64s("kernel_shape", kernel)], name=node.name)
         _replace(model, node, dense)

@@ -59,7 +59,8 @@ def _translate(x: Any, weight: Any, mask: Any, stride: Any, padding: Any, dilati
     weight_mask only tells which weights are zero.
     """
     top, left = padding
-    return _operator(DEPTHWISE if weight.shape[1] == 1 else MASKED)(
+    depthwise = weight.shape[1] == 1
+    return _operator(DEPTHWISE if depthwise else MASKED)(
         x,
         weight,
         mask,
@@ -68,6 +69,7 @@ def _translate(x: Any, weight: Any, mask: Any, stride: Any, padding: Any, dilati
         dilations=list(dilation),
         group=groups,
         channels=int(weight.shape[1]) * groups,
+        **({} if depthwise else {"taps": int(weight.shape[2]) * int(weight.shape[3])}),
     )
 
 
@@ -76,7 +78,8 @@ def _operator(name: str) -> Any:
     from onnx.defs import OpSchema
     from onnxscript.values import Op, Opset
 
-    parameter, integers = OpSchema.FormalParameter, ("strides", "pads", "dilations")
+    parameter, lists = OpSchema.FormalParameter, ("strides", "pads", "dilations")
+    integers = ("group", "channels") if name == DEPTHWISE else ("group", "channels", "taps")
     schema = OpSchema(
         name,
         DOMAIN,
@@ -85,8 +88,8 @@ def _operator(name: str) -> Any:
         outputs=[parameter("Y", "T")],
         type_constraints=[("T", ["tensor(float)"], "")],
         attributes=[
-            *(OpSchema.Attribute(attribute, OpSchema.AttrType.INTS) for attribute in integers),
-            *(OpSchema.Attribute(attribute, OpSchema.AttrType.INT) for attribute in ("group", "channels")),
+            *(OpSchema.Attribute(attribute, OpSchema.AttrType.INTS) for attribute in lists),
+            *(OpSchema.Attribute(attribute, OpSchema.AttrType.INT) for attribute in integers),
         ],
     )
     return Op(Opset(DOMAIN, VERSION), name, schema)

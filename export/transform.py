@@ -11,13 +11,30 @@ import numpy as np
 
 from ..common.errors import RunError
 from .fold_batchnorm import fold_batchnorm, fold_bias
-from .functions import DOMAIN, VERSION, functions
+from .functions import DOMAIN, MASKED, POINTWISE, VERSION, functions
 from .graph import Refusal, constant, is_conv, is_masked_conv, masked_convs, remove_unused
 from .pack import drop_full_masks, pack_masks, pack_weights
 
 Rule = Callable[[Any], list[Refusal]]
 
-SIMPLIFY: tuple[Rule, ...] = (fold_bias, fold_batchnorm, drop_full_masks)
+
+def choose_bodies(model: Any) -> list[Refusal]:
+    """1x1 kernels with stride 1 and no padding multiply their input by the mask; the others gather the taps that some filter uses."""
+    from onnxscript import ir
+
+    for node in masked_convs(model):
+        if node.op_type != MASKED:
+            continue
+        strides, pads = (node.attributes[name].as_ints() for name in ("strides", "pads"))
+        if [*node.inputs[1].shape[2:], *strides] == [1, 1, 1, 1] and not any(pads):
+            node.op_type = POINTWISE
+            del node.attributes["taps"]
+        else:
+            node.attributes["taps"] = ir.AttrInt64("taps", _most_taps(node))
+    return []
+
+
+SIMPLIFY: tuple[Rule, ...] = (fold_bias, fold_batchnorm, drop_full_masks, choose_bodies)
 PACK: tuple[Rule, ...] = (pack_masks, pack_weights)
 
 
@@ -108,6 +125,20 @@ def layer_facts(model: Any) -> list[LayerFacts]:
             )
         )
     return facts
+
+
+def _most_taps(node: Any) -> int:
+    """The most taps that the filters use of a channel of which any block is kept (at least 1); all where the weights are computed."""
+    weights, mask = constant(node.inputs[1]), constant(node.inputs[2])
+    filters, per_group, *kernel = (int(size) for size in node.inputs[1].shape)
+    taps = int(np.prod(kernel))
+    if weights is None:
+        return taps
+    group = node.attributes["group"].as_int()
+    used = (weights != 0).reshape(group, filters // group, per_group, taps).any(1).reshape(-1, taps)
+    if mask is not None:
+        used &= mask.any((1, 2))[:, None]
+    return max(1, int(used.sum(1).max()))
 
 
 def _apply(rules: tuple[Rule, ...], model: Any) -> list[Refusal]:

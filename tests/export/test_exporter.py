@@ -20,6 +20,7 @@ from support.onnx_graphs import run_onnxruntime, run_reference
 from support.tolerances import ONNX_LOGITS
 
 INPUT_SHAPE = (3, 11, 7)
+KINDS = ("", "Depthwise", "Pointwise")
 
 
 @pytest.mark.parametrize("kind", ["packed", "plain", "dense"])
@@ -37,10 +38,8 @@ def test_the_file_computes_the_model_for_any_batch(kind: str, request: pytest.Fi
 
 def test_nodes_of_the_packed_file(packed: Any) -> None:
     nodes = packed.report.nodes
-    counts = {
-        name: nodes.get(name, 0) for name in ("BatchNormalization", "Conv", "fineprune::MaskedConv", "fineprune::MaskedDepthwiseConv")
-    }
-    assert counts == {"BatchNormalization": 0, "Conv": 2, "fineprune::MaskedConv": 3, "fineprune::MaskedDepthwiseConv": 1}
+    counts = {name: nodes.get(name, 0) for name in ("BatchNormalization", "Conv", *(f"fineprune::Masked{kind}Conv" for kind in KINDS))}
+    assert list(counts.values()) == [0, 2, 3, 1, 0]
     assert nodes["fineprune::UnpackMask"] == 4 and nodes["Gemm"] == 1 and "Add" in nodes
     assert not {"Gather", "Range", "Expand"} & set(nodes)  # what torch makes of channels-last outputs
     assert packed.report.masked_layers == ("stem", "body", "depthwise", "shortcut")
@@ -80,8 +79,9 @@ def test_packed_tensors_are_the_masks_and_the_folded_weights(packed: Any) -> Non
     weights = unpack_weights(initializers["body.weight.values"], initializers["body.weight.bits"], shapes["body.weight.unpack"])
     scale = (norm.weight / torch.sqrt(norm.running_var + norm.eps)).detach()
     np.testing.assert_allclose(weights, layer.masked_weight().detach() * scale[:, None, None, None], rtol=1e-6)
+    taps = int((weights.reshape(5, 4, 2, 9) != 0).any(1).sum(2).max())
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in nodes["body"].attribute}
-    assert attributes == {"strides": [2, 2], "pads": [1, 1, 1, 1], "dilations": [1, 1], "group": 5, "channels": 10}
+    assert attributes == {"strides": [2, 2], "pads": [1, 1, 1, 1], "dilations": [1, 1], "group": 5, "channels": 10, "taps": taps}
     assert list(nodes["body"].input)[1:] == ["body.weight", "body.ffp_mask", "body.bias"]
 
 

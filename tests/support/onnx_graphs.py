@@ -27,7 +27,7 @@ def conv_graph(
     group: int = 1,
 ) -> Any:
     """x -> Conv -> y, or where there is a mask x -> MaskedConv (-> Add of the bias) -> y; weights are called "layer.weight"."""
-    attributes = {"strides": list(strides), "pads": list(pads), "dilations": list(dilations), "group": group}
+    attributes: dict[str, Any] = {"strides": list(strides), "pads": list(pads), "dilations": list(dilations), "group": group}
     inputs, domain, op_type = ["x", "layer.weight"], "", "Conv"
     initializers = [onnx.numpy_helper.from_array(w.astype(np.float32), "layer.weight")]
     if mask is not None:
@@ -35,6 +35,8 @@ def conv_graph(
         inputs.append("layer.ffp_mask")
         domain, op_type = DOMAIN, DEPTHWISE if w.shape[1] == 1 else MASKED
         attributes["channels"] = input_shape[0]
+        if op_type == MASKED:
+            attributes["taps"] = w[0, 0].size
     addition = []
     if bias is not None:
         if mask is None:
