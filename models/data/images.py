@@ -1,5 +1,6 @@
 """What a data set is to the rest of the program: three splits whose samples carry their labels and their positions."""
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -73,6 +74,12 @@ class Split:
         seed = generator.initial_seed() if generator is not None and augment else None
         count = self.number_of_batches(batch_size, order, drop_last=drop_last)
         return self._batches(order, batch_size, seed, range(start_batch, count), workers)
+
+    def subset(self, indices: Tensor) -> "Split":
+        """Only the samples int64 [n] of this split, which become samples 0 .. n-1."""
+        smaller = copy.copy(self)
+        smaller._positions = self._positions[indices]
+        return smaller
 
     def _order(self, generator: torch.Generator | None, indices: Tensor | None) -> Tensor:
         chosen = torch.arange(len(self)) if indices is None else torch.as_tensor(indices, dtype=torch.int64).cpu()

@@ -25,8 +25,8 @@ class AutoRateConfig:
 
     rule: Rule = "default"
     interval: int | None = None
-    """i, in epochs. None: 10, in runs of fewer than 160 epochs in proportion, at least 2 (`for_epochs`)."""
-    threshold: float = 0.02
+    """i, in epochs. None: 10, in runs of fewer than 160 epochs in proportion, at least 3 (`for_epochs`)."""
+    threshold: float = 0.01
     """h, in nats."""
     least_threshold: float = 0.001
     """h_min."""
@@ -73,7 +73,7 @@ class AutoRateConfig:
         """With the interval, where it is not given, in the proportion that the source's 10 has to 160 epochs."""
         if self.interval is not None:
             return self
-        return replace(self, interval=min(_SOURCE_INTERVAL, max(2, round(epochs * _SOURCE_INTERVAL / _SOURCE_EPOCHS))))
+        return replace(self, interval=min(_SOURCE_INTERVAL, max(3, round(epochs * _SOURCE_INTERVAL / _SOURCE_EPOCHS))))
 
 
 class Point(NamedTuple):

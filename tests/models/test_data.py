@@ -258,3 +258,13 @@ def test_digits_keep_the_scans_pixels() -> None:
 def test_bad_specs(spec: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         load_data(spec)
+
+
+def test_a_subset_numbers_its_samples_anew() -> None:
+    split = load_data("digits").train
+    chosen = torch.tensor([7, 3, 100])
+    smaller = split.subset(chosen)
+    whole = next(split.batches(3, indices=chosen))
+    batch = next(smaller.batches(3))
+    assert len(smaller) == 3 and torch.equal(smaller.labels, split.labels[chosen])
+    assert torch.equal(batch.images, whole.images) and batch.indices.tolist() == [0, 1, 2]

@@ -79,7 +79,7 @@ def test_the_schedule_drops_the_rate_stops_and_is_resumed() -> None:
     assert not kept.finished and kept.at(30, 0, 1) == pytest.approx(0.004)
 
 
-@pytest.mark.parametrize(("epochs", "interval"), [(200, 10), (160, 10), (80, 5), (24, 2), (8, 2)])
+@pytest.mark.parametrize(("epochs", "interval"), [(200, 10), (160, 10), (80, 5), (24, 3), (8, 3)])
 def test_the_interval_scales_with_short_runs(epochs: int, interval: int) -> None:
     assert AutoRateConfig().for_epochs(epochs).interval == interval
     assert AutoRateConfig(interval=7).for_epochs(epochs).interval == 7
@@ -94,7 +94,7 @@ def test_the_interval_scales_with_short_runs(epochs: int, interval: int) -> None
         ({"max_drops": 0}, "max_drops is a whole number of at least 1"),
         ({"factor": 1.0}, r"factor is in \(0,1\), got 1.0"),
         ({"threshold": 0.0}, "threshold is above 0, got 0.0"),
-        ({"least_threshold": 0.5}, r"least_threshold is in \[0, threshold=0.02\], got 0.5"),
+        ({"least_threshold": 0.5}, r"least_threshold is in \[0, threshold=0.01\], got 0.5"),
         ({"stop_early": "yes"}, "stop_early is true or false, got 'yes'"),
     ],
 )
