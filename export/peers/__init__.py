@@ -1,0 +1,72 @@
+"""Other runtimes that a benchmark sets beside ours: OpenVINO, MNN and ncnn (extra `bench`), and ONNX Runtime in int8."""
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from ..runtimes import Runtime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peer:
+    """A runtime of a dense ONNX file, the packages that it needs, and how to make it."""
+
+    name: str
+    packages: tuple[str, ...]
+    make: Callable[[Path, NDArray[np.float32]], "Runtime"]
+    """(dense ONNX file, samples[N,C,H,W]) -> runtime"""
+
+    def missing(self) -> tuple[str, ...]:
+        """Packages that are not installed."""
+        return tuple(name for name in self.packages if importlib.util.find_spec(name) is None)
+
+
+def _openvino(path: Path, samples: NDArray[np.float32]) -> "Runtime":
+    from .openvino import OpenVinoRuntime
+
+    return OpenVinoRuntime("openvino dense", path)
+
+
+def _mnn(path: Path, samples: NDArray[np.float32]) -> "Runtime":
+    from .mnn import MnnRuntime
+
+    return MnnRuntime("MNN dense", path)
+
+
+def _ncnn(path: Path, samples: NDArray[np.float32]) -> "Runtime":
+    from .ncnn import NcnnRuntime
+
+    return NcnnRuntime("ncnn dense", path, samples.shape[1:])
+
+
+def _int8(path: Path, samples: NDArray[np.float32]) -> "Runtime":
+    from .int8 import Int8Runtime
+
+    return Int8Runtime("onnxruntime int8", path, samples)
+
+
+PEERS = (
+    Peer(name="openvino", packages=("openvino",), make=_openvino),
+    Peer(name="MNN", packages=("MNN",), make=_mnn),
+    Peer(name="ncnn", packages=("ncnn", "pnnx"), make=_ncnn),
+    Peer(name="int8", packages=(), make=_int8),
+)
+
+
+def installed_peers(path: Path, samples: NDArray[np.float32], names: Sequence[str] | None = None) -> tuple[list["Runtime"], list[str]]:
+    """Runtimes of the dense file `path` for the peers called `names` (default: all) that are installed, and a line for each that is not.
+
+    samples[N,C,H,W] give the input shape and calibrate int8.
+    """
+    chosen = [peer for peer in PEERS if names is None or peer.name in names]
+    absent = [peer for peer in chosen if peer.missing()]
+    lines = [
+        f"{peer.name} is left out: {' and '.join(peer.missing())} not installed; pip install 'fineprune[bench]' adds it" for peer in absent
+    ]
+    return [peer.make(path, samples) for peer in chosen if peer not in absent], lines
