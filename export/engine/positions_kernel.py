@@ -1,0 +1,223 @@
+"""The compiled part of the kernel "positions": packing of patches, sparse weights times patches, and the epilogue.
+
+A tile of the output is a strip of `segment` columns; each of its vectors holds LANES / segment rows of the strip, `span` rows apart.
+Its patches are packed, block of channels by block of channels, so that the vectors of a tap are aligned loads from the first-level
+cache. Integers of an operation, after the header, are named below; positions in constants and index count from those of the operation.
+"""
+
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .conv import CONSTANTS, HEADER, INDEX
+from .jit import jit, jit_cached
+from .positions_simd import (
+    LANES,
+    at,
+    pack_line,
+    tile_add_patches,
+    tile_broadcast,
+    tile_clip,
+    tile_keep,
+    tile_load,
+    tile_load_rows,
+    tile_plus,
+    tile_store,
+    tile_store_first,
+    tile_store_rows,
+)
+
+(
+    VECTORS, SEGMENT, SPAN, PADDED_SPAN, STRIP_TILES, SETS, FILTERS, PATCHES,
+    X_START, X_ROW, X_ROWS, X_STRIP, ROW_STEP, COLUMN_STEP,
+    Y_START, Y_CHANNEL, Y_ROW, Y_HEIGHT, Y_WIDTH, RESIDUAL, R_START, R_CHANNEL, R_ROW,
+    TILE_BLOCKS, BLOCKS, JOBS, SET_STARTS, RECORDS, HALVES,
+) = range(HEADER, HEADER + 29)  # fmt: skip
+META = HEADER + 29
+
+ROWS_OF = {8: 2, 7: 2, 4: 4, 1: 8}
+"""Vectors of a tile -> filters at a time: some sixteen accumulators hide the latency of multiply-adds and leave registers to spare."""
+MOST_ROWS = 8
+JOB, BLOCK, SET_START = 4, 5, 3
+"""Integers of a packing job (source, first row, lines, mask or -1), of a block of channels (first job, jobs, whether it begins and
+ends its filters' sums, set starts), and of a set's start in a block (record, half, weight)."""
+
+
+@cache
+def _packer(segment: int, step: int) -> Callable[..., None]:
+    """Packs vectors of rows that lie row_step apart; the segments of a vector lie `between` rows apart, and rows end at `last`."""
+
+    @jit
+    def pack(
+        arena: NDArray,
+        source: int,
+        row: int,
+        row_step: int,
+        between: int,
+        last: int,
+        stride: int,
+        lines: int,
+        index: NDArray,
+        mask: int,
+        out: int,
+    ) -> None:
+        if mask < 0:
+            for line in range(lines):
+                vector = pack_line(arena, source, row + line * row_step, between, last, stride, segment, step)
+                tile_store(vector, arena, out + line * LANES)
+        else:
+            for line in range(lines):
+                vector = pack_line(arena, source, row + line * row_step, between, last, stride, segment, step)
+                tile_store(tile_keep(vector, at(index, mask + line)), arena, out + line * LANES)
+
+    return pack
+
+
+@jit
+def _pack_any(
+    arena: NDArray, source: int, row: int, row_step: int, between: int, last: int, stride: int, lines: int, index: NDArray, mask: int,
+    out: int, segment: int, step: int,
+) -> None:  # fmt: skip
+    """The same for any step between columns, number by number."""
+    for line in range(lines):
+        bits = at(index, mask + line) if mask >= 0 else -1
+        for lane in range(LANES):
+            number = min(row + line * row_step + lane // segment * between, last)
+            value = at(arena, source + number * stride + lane % segment * step)
+            arena[out + line * LANES + lane] = value if bits >> lane & 1 else 0
+
+
+_pack_16, _pack_8, _pack_4 = _packer(16, 1), _packer(8, 1), _packer(4, 1)
+_pack_16_by_2, _pack_8_by_2, _pack_4_by_2 = _packer(16, 2), _packer(8, 2), _packer(4, 2)
+
+
+@jit
+def _pack_block(arena: NDArray, index: NDArray, meta: NDArray, op: int, block: int, strip: int, top: int, out: int) -> None:
+    """The patches of a block of channels under the tile that begins at vector `top` of a strip."""
+    first, row_step, stride = at(meta, op + INDEX), at(meta, op + ROW_STEP), at(meta, op + X_ROW)
+    segment, step, last = at(meta, op + SEGMENT), at(meta, op + COLUMN_STEP), at(meta, op + X_ROWS) - 1
+    between = at(meta, op + SPAN) * row_step
+    begin = at(meta, op + X_START) + strip * at(meta, op + X_STRIP)
+    job = first + at(meta, op + JOBS) + at(index, block) * JOB
+    for _ in range(at(index, block + 1)):
+        source, row, count, mask = begin + at(index, job), at(index, job + 1) + top * row_step, at(index, job + 2), at(index, job + 3)
+        lines = min(count, (last - row) // row_step + 1)  # those below the map are never stored
+        if mask >= 0:
+            mask += first + strip * at(meta, op + PADDED_SPAN) + top
+        if step == 1 and segment == 16:
+            _pack_16(arena, source, row, row_step, between, last, stride, lines, index, mask, out)
+        elif step == 1 and segment == 8:
+            _pack_8(arena, source, row, row_step, between, last, stride, lines, index, mask, out)
+        elif step == 1:
+            _pack_4(arena, source, row, row_step, between, last, stride, lines, index, mask, out)
+        elif step == 2 and segment == 16:
+            _pack_16_by_2(arena, source, row, row_step, between, last, stride, lines, index, mask, out)
+        elif step == 2 and segment == 8:
+            _pack_8_by_2(arena, source, row, row_step, between, last, stride, lines, index, mask, out)
+        elif step == 2:
+            _pack_4_by_2(arena, source, row, row_step, between, last, stride, lines, index, mask, out)
+        else:
+            _pack_any(arena, source, row, row_step, between, last, stride, lines, index, mask, out, segment, step)
+        out += count * LANES
+        job += JOB
+
+
+@jit
+def _finish(
+    arena: NDArray, meta: NDArray, op: int, sums: int, filter_: int, strip: int, top: int, low: np.float32, high: np.float32
+) -> None:
+    """y = clip(sums + residual) of one filter in a tile; only positions of the map are written."""
+    vectors, segment, span = at(meta, op + VECTORS), at(meta, op + SEGMENT), at(meta, op + SPAN)
+    column = strip * segment
+    columns = min(segment, at(meta, op + Y_WIDTH) - column)
+    y_row, r_row, has_residual = at(meta, op + Y_ROW), at(meta, op + R_ROW), at(meta, op + RESIDUAL)
+    row = top
+    for part in range(LANES // segment):
+        y = at(meta, op + Y_START) + filter_ * at(meta, op + Y_CHANNEL) + row * y_row + column
+        r = at(meta, op + R_START) + filter_ * at(meta, op + R_CHANNEL) + row * r_row + column
+        source = sums + part * segment
+        for line in range(min(vectors, span - top, at(meta, op + Y_HEIGHT) - row)):
+            vector = tile_load(arena, source + line * LANES)
+            if has_residual:
+                vector = tile_plus(vector, tile_load(arena, r + line * r_row))
+            vector = tile_clip(vector, low, high)
+            if columns == LANES:
+                tile_store(vector, arena, y + line * y_row)
+            else:
+                tile_store_first(vector, arena, y + line * y_row, columns)
+        row += span
+
+
+@cache
+def _multiplier(vectors: int) -> Callable[..., None]:
+    rows = ROWS_OF[vectors]
+    pairs = rows // 2
+    size = vectors * LANES
+
+    @jit
+    def multiply(
+        arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int, block: int, begin: int, end: int, patches: int,
+        strip: int, top: int,
+    ) -> None:  # fmt: skip
+        """Adds what a block of channels gives to the filters of the sets begin <= s < end, and finishes them in the last block."""
+        first, bias, filters = at(meta, op + INDEX), at(meta, op + CONSTANTS), at(meta, op + FILTERS)
+        done = patches + at(meta, op + PATCHES)
+        sums = done + rows * size + LANES
+        low, high = at(constants, bias + filters + 1), at(constants, bias + filters + 2)
+        opens, closes = at(index, block + 2), at(index, block + 3)
+        sets = first + at(meta, op + SET_STARTS) + at(index, block + 4)
+        record = first + at(meta, op + RECORDS) + at(index, sets + begin * SET_START)
+        stop = first + at(meta, op + RECORDS) + at(index, sets + end * SET_START)
+        half = 2 * (first + at(meta, op + HALVES)) + at(index, sets + begin * SET_START + 1)
+        weight = bias + filters + 3 + at(index, sets + begin * SET_START + 2)
+        while record < stop:
+            if opens:
+                tile = tile_broadcast(constants, bias, index, record, rows, vectors)
+            else:
+                tile = tile_load_rows(arena, sums, size, index, record, rows, vectors)
+            for _ in range(at(index, record + rows)):
+                tile = tile_add_patches(tile, constants, weight, arena, patches, index, half, 2)
+                weight, half = weight + rows, half + pairs
+            for _ in range(at(index, record + rows + 1)):
+                tile = tile_add_patches(tile, constants, weight, arena, patches, index, half, 1)
+                weight, half = weight + rows, half + rows
+            if closes:
+                tile_store_rows(tile, arena, done, size, index, first)  # the index begins with 0, 1, 2, ...
+                for row in range(rows):
+                    if at(index, record + row) < filters:
+                        _finish(arena, meta, op, done + row * size, at(index, record + row), strip, top, low, high)
+            else:
+                tile_store_rows(tile, arena, sums, size, index, record)
+            record += rows + 2
+
+    return multiply
+
+
+_multiply_8, _multiply_7, _multiply_4, _multiply_1 = (_multiplier(vectors) for vectors in (8, 7, 4, 1))
+
+
+@jit_cached
+def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
+    """See conv.py. Work item: a set of filters in a tile; sets of the same tile share its patches."""
+    sets, strip_tiles, vectors = at(meta, op + SETS), at(meta, op + STRIP_TILES), at(meta, op + VECTORS)
+    start = at(meta, op + INDEX)
+    item = first
+    while item < last:
+        tile, begin = item // sets, item % sets
+        end = min(sets, begin + last - item)
+        strip, top = tile // strip_tiles, tile % strip_tiles * vectors
+        blocks = start + at(meta, op + TILE_BLOCKS) + 2 * tile
+        for number in range(at(index, blocks + 1)):
+            block = start + at(meta, op + BLOCKS) + (at(index, blocks) + number) * BLOCK
+            _pack_block(arena, index, meta, op, block, strip, top, scratch)
+            if vectors == 8:
+                _multiply_8(arena, constants, index, meta, op, block, begin, end, scratch, strip, top)
+            elif vectors == 7:
+                _multiply_7(arena, constants, index, meta, op, block, begin, end, scratch, strip, top)
+            elif vectors == 4:
+                _multiply_4(arena, constants, index, meta, op, block, begin, end, scratch, strip, top)
+            else:
+                _multiply_1(arena, constants, index, meta, op, block, begin, end, scratch, strip, top)
+        item += end - begin

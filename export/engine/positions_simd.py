@@ -1,0 +1,324 @@
+"""Vector operations of the kernel "positions", on the tiles of common/simd.py: a row of a tile belongs to a filter, its lanes to positions.
+
+With NUMBA_DISABLE_JIT=1 the same names stand for numpy twins. Arrays are one-dimensional and contiguous: float32, but for `index`
+(int32), whose halves `half` numbers hold what is short. A position counts elements and is not checked.
+"""
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import config, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from ...common.simd import LANES, UNDEFINED, VECTOR, Emitter, Tile
+
+_BITS = ir.IntType(LANES)
+_HALF = ir.IntType(16)
+OFFSET_UNIT = 2
+"""Floats that an offset of a patch vector counts: eight bytes, the largest factor of an x86 address, so that 16 bits reach 512 KiB."""
+
+
+def _empty(context: Any, tile: Tile) -> Any:
+    return ir.Constant(context.get_value_type(tile), ir.Undefined)
+
+
+def _lanes(e: Emitter, count: int, of: int) -> Any:
+    return ir.Constant(e.args[of].type, count)
+
+
+@intrinsic
+def _at(typing: Any, array: Any, position: Any) -> Any:
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emitter(context, builder, signature, args)
+        value = builder.load(e.element(e.data(0), args[1]))
+        return builder.sext(value, args[1].type) if isinstance(array.dtype, types.Integer) else value
+
+    return (types.intp if isinstance(array.dtype, types.Integer) else array.dtype)(array, types.intp), emit
+
+
+@intrinsic(prefer_literal=True)
+def _tile_broadcast(typing: Any, array: Any, start: Any, index: Any, position: Any, rows: Any, vectors: Any) -> Any:
+    tile = Tile(rows.literal_value, vectors.literal_value)
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emitter(context, builder, signature, args)
+        scalars = [e.broadcast(e.element(e.data(0), builder.add(args[1], number))) for number in _numbers(e, 2, tile.rows)]
+        return e.update(tile, _empty(context, tile), lambda row, vector, _: scalars[row])
+
+    return tile(array, types.intp, index, types.intp, rows, vectors), emit
+
+
+def _numbers(e: Emitter, argument: int, count: int) -> list[Any]:
+    """index[position], index[position + 1], ...; the arguments from `argument` on are (index, position)."""
+    position = e.args[argument + 1]
+    pointers = [e.element(e.data(argument), position, (k, _lanes(e, 1, argument + 1))) for k in range(count)]
+    return [e.builder.sext(e.builder.load(pointer), position.type) for pointer in pointers]
+
+
+def _row_starts(e: Emitter, argument: int, rows: int) -> list[Any]:
+    """start + index[position + row] * stride; the arguments from `argument` on are (array, start, stride, index, position)."""
+    start, stride = e.args[argument + 1 : argument + 3]
+    return [e.builder.add(start, e.builder.mul(number, stride)) for number in _numbers(e, argument + 3, rows)]
+
+
+@intrinsic(prefer_literal=True)
+def _tile_load_rows(typing: Any, array: Any, start: Any, stride: Any, index: Any, position: Any, rows: Any, vectors: Any) -> Any:
+    tile = Tile(rows.literal_value, vectors.literal_value)
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emitter(context, builder, signature, args)
+        starts, lanes, data = _row_starts(e, 0, tile.rows), _lanes(e, LANES, 1), e.data(0)
+        return e.update(tile, _empty(context, tile), lambda row, vector, _: e.load(e.element(data, starts[row], (vector, lanes))))
+
+    return tile(array, types.intp, types.intp, index, types.intp, rows, vectors), emit
+
+
+@intrinsic
+def _tile_store_rows(typing: Any, tile: Any, array: Any, start: Any, stride: Any, index: Any, position: Any) -> Any:
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emitter(context, builder, signature, args)
+        starts, lanes, data = _row_starts(e, 1, tile.rows), _lanes(e, LANES, 2), e.data(1)
+        for k in range(tile.rows * tile.vectors):
+            row, vector = divmod(k, tile.vectors)
+            e.store(builder.extract_value(args[0], k), e.element(data, starts[row], (vector, lanes)))
+        return context.get_dummy_value()
+
+    return types.void(tile, array, types.intp, types.intp, index, types.intp), emit
+
+
+def _halves(e: Emitter, argument: int, count: int) -> list[Any]:
+    """Numbers of 16 bits; the arguments from `argument` on are (index, half). Four at a time are loaded as one integer: loads cost."""
+    builder, position = e.builder, e.args[argument + 1]
+    together = min(4, count)
+    kind, data = ir.IntType(16 * together), builder.bitcast(e.data(argument), _HALF.as_pointer())
+    numbers = []
+    for k in range(0, count, together):
+        pointer = builder.gep(data, [builder.add(position, ir.Constant(position.type, k))], inbounds=True)
+        word = builder.load(builder.bitcast(pointer, kind.as_pointer()))
+        word.align = 2
+        shifted = [builder.lshr(word, ir.Constant(kind, 16 * n)) for n in range(together)]
+        numbers += [builder.trunc(bits, _HALF) if together > 1 else bits for bits in shifted]
+    return numbers
+
+
+@intrinsic(prefer_literal=True)
+def _tile_add_patches(
+    typing: Any, tile: Any, weights: Any, weight: Any, patches: Any, base: Any, index: Any, half: Any, sharing: Any
+) -> Any:
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emitter(context, builder, signature, args)
+        share, size, one = sharing.literal_value, args[4].type, _lanes(e, 1, 2)
+        factors = [e.broadcast(e.element(e.data(1), args[2], (row, one))) for row in range(tile.rows)]
+        first = builder.gep(e.data(3), [args[4]], inbounds=True)
+        value = args[0]
+        for begin, offset in enumerate(_halves(e, 5, tile.rows // share)):
+            wide = builder.mul(builder.zext(offset, size), ir.Constant(size, OFFSET_UNIT), flags=("nuw", "nsw"))
+            patch = builder.gep(first, [wide], inbounds=True)
+            for vector in range(tile.vectors):
+                shared = e.load(builder.gep(patch, [ir.Constant(size, vector * LANES)], inbounds=True))
+                for row in range(begin * share, begin * share + share):
+                    k = row * tile.vectors + vector
+                    value = builder.insert_value(value, e.multiply_add(factors[row], shared, builder.extract_value(value, k)), k)
+        return value
+
+    return tile(tile, weights, types.intp, patches, types.intp, index, types.intp, sharing), emit
+
+
+@intrinsic(prefer_literal=True)
+def _pack_line(typing: Any, array: Any, source: Any, row: Any, between: Any, last: Any, row_stride: Any, segment: Any, stride: Any) -> Any:
+    lanes, step, tile = segment.literal_value, stride.literal_value, Tile(1, 1)
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emitter(context, builder, signature, args)
+        kind = ir.VectorType(ir.FloatType(), lanes)
+
+        def part(number: int) -> Any:
+            row = builder.add(args[2], builder.mul(args[3], _lanes(e, number, 3)))
+            if number:
+                row = builder.select(builder.icmp_signed("<", row, args[4]), row, args[4])
+            start, loads = builder.add(args[1], builder.mul(row, args[5])), []
+            for k in range(step):
+                pointer = e.element(e.data(0), start, (k, ir.Constant(start.type, lanes)))
+                loads.append(builder.load(builder.bitcast(pointer, kind.as_pointer())))
+                loads[-1].align = 4
+            return _shuffled(builder, loads[0], loads[-1], [step * lane for lane in range(lanes)]) if step > 1 else loads[0]
+
+        parts = [part(k) for k in range(LANES // lanes)]
+        while len(parts) > 1:
+            width = LANES // len(parts)
+            parts = [_shuffled(builder, a, b, list(range(2 * width))) for a, b in zip(parts[::2], parts[1::2], strict=True)]
+        return builder.insert_value(_empty(context, tile), parts[0], 0)
+
+    size = types.intp
+    return tile(array, size, size, size, size, size, segment, stride), emit
+
+
+def _shuffled(builder: Any, low: Any, high: Any, lanes: list[int]) -> Any:
+    return builder.shuffle_vector(low, high, ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes))
+
+
+@intrinsic
+def _tile_keep(typing: Any, tile: Any, bits: Any) -> Any:
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emitter(context, builder, signature, args)
+        chosen = builder.bitcast(builder.trunc(args[1], _BITS), ir.VectorType(ir.IntType(1), LANES))
+        zero = ir.Constant(VECTOR, [0.0] * LANES)
+        return e.update(tile, args[0], lambda row, vector, old: builder.select(chosen, old, zero))
+
+    return tile(tile, types.intp), emit
+
+
+@intrinsic
+def _tile_load(typing: Any, array: Any, start: Any) -> Any:
+    tile = Tile(1, 1)
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emitter(context, builder, signature, args)
+        return builder.insert_value(_empty(context, tile), e.load(e.element(e.data(0), args[1])), 0)
+
+    return tile(array, types.intp), emit
+
+
+@intrinsic
+def _tile_plus(typing: Any, tile: Any, other: Any) -> Any:
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emitter(context, builder, signature, args)
+        return e.update(tile, args[0], lambda r, v, old: builder.fadd(old, builder.extract_value(args[1], r * tile.vectors + v)))
+
+    return tile(tile, tile), emit
+
+
+@intrinsic
+def _tile_clip(typing: Any, tile: Any, low: Any, high: Any) -> Any:
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emitter(context, builder, signature, args)
+
+        def everywhere(value: Any) -> Any:
+            return e.shuffle(builder.insert_element(UNDEFINED, value, ir.Constant(ir.IntType(32), 0)), UNDEFINED, [0] * LANES)
+
+        low, high = everywhere(args[1]), everywhere(args[2])
+
+        def change(row: int, vector: int, old: Any) -> Any:
+            raised = builder.select(builder.fcmp_ordered("<", old, low), low, old)
+            return builder.select(builder.fcmp_ordered(">", raised, high), high, raised)
+
+        return e.update(tile, args[0], change)
+
+    return tile(tile, types.float32, types.float32), emit
+
+
+@intrinsic
+def _tile_store_first(typing: Any, tile: Any, array: Any, start: Any, count: Any) -> Any:
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emitter(context, builder, signature, args)
+        pointer = builder.bitcast(e.element(e.data(1), args[2]), VECTOR.as_pointer())
+        whole = ir.Constant(_BITS, (1 << LANES) - 1)
+        bits = builder.lshr(whole, builder.trunc(builder.sub(_lanes(e, LANES, 3), args[3]), _BITS))
+        chosen = builder.bitcast(bits, ir.VectorType(ir.IntType(1), LANES))
+        kind = ir.FunctionType(ir.VoidType(), [VECTOR, VECTOR.as_pointer(), ir.IntType(32), chosen.type])
+        function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.masked.store.v{LANES}f32.p0")
+        builder.call(function, [builder.extract_value(args[0], 0), pointer, ir.Constant(ir.IntType(32), 4), chosen])
+        return context.get_dummy_value()
+
+    return types.void(tile, array, types.intp, types.intp), emit
+
+
+@intrinsic
+def _tile_store(typing: Any, tile: Any, array: Any, start: Any) -> Any:
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emitter(context, builder, signature, args)
+        e.store(builder.extract_value(args[0], 0), e.element(e.data(1), args[2]))
+        return context.get_dummy_value()
+
+    return types.void(tile, array, types.intp), emit
+
+
+def _numpy_at(array: NDArray, position: int) -> Any:
+    return int(array[position]) if array.dtype.kind == "i" else array[position]
+
+
+def _numpy_tile_broadcast(array: NDArray, start: int, index: NDArray, position: int, rows: int, vectors: int) -> NDArray:
+    return np.repeat(array[start + index[position : position + rows]], vectors * LANES).reshape(rows, vectors, LANES)
+
+
+def _numpy_lines(array: NDArray, starts: NDArray, vectors: int) -> NDArray:
+    return np.stack([array[start : start + vectors * LANES] for start in starts]).reshape(-1, vectors, LANES)
+
+
+def _numpy_tile_load_rows(array: NDArray, start: int, stride: int, index: NDArray, position: int, rows: int, vectors: int) -> NDArray:
+    return _numpy_lines(array, start + index[position : position + rows] * stride, vectors)
+
+
+def _numpy_tile_store_rows(tile: NDArray, array: NDArray, start: int, stride: int, index: NDArray, position: int) -> None:
+    for row, number in zip(tile, index[position : position + len(tile)], strict=True):
+        array[start + number * stride : start + number * stride + row.size] = row.reshape(-1)
+
+
+def _numpy_tile_add_patches(
+    tile: NDArray, weights: NDArray, weight: int, patches: NDArray, base: int, index: NDArray, half: int, sharing: int
+) -> NDArray:
+    offsets = index.view(np.uint16)[half : half + len(tile) // sharing].astype(np.int64) * OFFSET_UNIT
+    lines = _numpy_lines(patches, base + np.repeat(offsets, sharing), tile.shape[1])
+    return tile + weights[weight : weight + len(tile), None, None] * lines
+
+
+def _numpy_pack_line(array: NDArray, source: int, row: int, between: int, last: int, row_stride: int, segment: int, stride: int) -> NDArray:
+    rows = [row, *(min(row + k * between, last) for k in range(1, LANES // segment))]
+    starts = [source + r * row_stride for r in rows]
+    return np.concatenate([array[start : start + segment * stride : stride] for start in starts]).reshape(1, 1, LANES)
+
+
+def _numpy_tile_keep(tile: NDArray, bits: int) -> NDArray:
+    return np.where(bits >> np.arange(LANES) & 1, tile, np.float32(0))
+
+
+def _numpy_tile_load(array: NDArray, start: int) -> NDArray:
+    return array[start : start + LANES].reshape(1, 1, LANES)
+
+
+def _numpy_tile_plus(tile: NDArray, other: NDArray) -> NDArray:
+    return tile + other
+
+
+def _numpy_tile_clip(tile: NDArray, low: np.float32, high: np.float32) -> NDArray:
+    raised = np.where(tile < low, low, tile)
+    return np.where(raised > high, high, raised)
+
+
+def _numpy_tile_store_first(tile: NDArray, array: NDArray, start: int, count: int) -> None:
+    array[start : start + count] = tile.reshape(-1)[:count]
+
+
+def _numpy_tile_store(tile: NDArray, array: NDArray, start: int) -> None:
+    array[start : start + LANES] = tile.reshape(-1)
+
+
+at = _numpy_at if config.DISABLE_JIT else _at
+"""at(array, position): array[position], where a negative position does not count from the end."""
+tile_broadcast = _numpy_tile_broadcast if config.DISABLE_JIT else _tile_broadcast
+"""tile_broadcast(array, start, index, position, rows, vectors): tile[r,v] = array[start + index[position + r]] in all lanes."""
+tile_load_rows = _numpy_tile_load_rows if config.DISABLE_JIT else _tile_load_rows
+"""tile_load_rows(array, start, stride, index, position, rows, vectors): row r is array[start + index[position + r] * stride : ...]."""
+tile_store_rows = _numpy_tile_store_rows if config.DISABLE_JIT else _tile_store_rows
+"""tile_store_rows(tile, array, start, stride, index, position)"""
+tile_add_patches = _numpy_tile_add_patches if config.DISABLE_JIT else _tile_add_patches
+"""tile_add_patches(tile, weights, weight, patches, base, index, half, sharing):
+tile[r,v] += weights[weight + r] * patches[base + offset[half + r//sharing] * OFFSET_UNIT + v*LANES : + LANES], offset: halves of index."""
+pack_line = _numpy_pack_line if config.DISABLE_JIT else _pack_line
+"""pack_line(array, source, row, between, last, row_stride, segment, stride): a vector of segments,
+segment k is array[source + r*row_stride : : stride] of row r = min(row + k*between, last), the first r = row; stride 1 or 2."""
+tile_keep = _numpy_tile_keep if config.DISABLE_JIT else _tile_keep
+"""tile_keep(tile, bits): lane l stays if bit l is set, else it is 0, whatever it was."""
+tile_load = _numpy_tile_load if config.DISABLE_JIT else _tile_load
+"""tile_load(array, start): one vector."""
+tile_plus = _numpy_tile_plus if config.DISABLE_JIT else _tile_plus
+"""tile_plus(tile, other)"""
+tile_clip = _numpy_tile_clip if config.DISABLE_JIT else _tile_clip
+"""tile_clip(tile, low, high); NaN stays NaN."""
+tile_store_first = _numpy_tile_store_first if config.DISABLE_JIT else _tile_store_first
+"""tile_store_first(tile, array, start, count): the first 1 <= count <= LANES lanes; nothing else is touched."""
+tile_store = _numpy_tile_store if config.DISABLE_JIT else _tile_store
+"""tile_store(tile, array, start): one vector."""
