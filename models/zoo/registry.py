@@ -200,7 +200,7 @@ def _wrn(depth: int) -> Entry:
 TABLE: Mapping[str, Entry] = {
     "lenet": Entry(LeNet, "LeNet-5 with ReLU and max-pooling"),
     **{f"vgg{depth}": _vgg(depth) for depth in (13, 16, 19)},
-    **{f"resnet{depth}": _resnet(depth) for depth in (20, 32, 44, 56, 110)},
+    **{f"resnet{depth}": _resnet(depth) for depth in (8, 14, 20, 32, 44, 56, 110)},
     **{f"cifar-resnet{depth}": _imagenet_depth(depth, 4) for depth in (18, 34, 50)},
     **{f"resnet{depth}-3stage": _imagenet_depth(depth, 3) for depth in (18, 34, 50)},
     **{f"wrn{depth}": _wrn(depth) for depth in (10, 16, 22)},

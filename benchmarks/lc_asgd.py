@@ -1,0 +1,297 @@
+"""SGD, SSGD, ASGD, DC-ASGD and LC-ASGD under simulated delays: the source's table, its ablations, and a learning rate chosen for each.
+
+    python benchmarks/lc_asgd.py [--quick] [--json FILE] [--runs FOLDER] [--plots FOLDER] [--table]
+
+Every run leaves a file in the runs folder and is not done again, so the benchmark can be stopped and goes on; --table makes the table (and
+the JSON file and plots) of the runs that are there. ResNet-8 of 8-16-32 planes on 10,000 images of Fashion-MNIST at 14x14 pixels, batch
+32, five epochs (1,560 gradients), no momentum, the rate divided by ten after epochs 3 and 4; computation log-normal (sigma 0.2) with mean
+1, weights and gradients take 0.1 each way. The rate of each algorithm and number of workers is chosen on the validation images of seed 0
+out of one grid; test images decide nothing. All runs of one seed share initial weights and the order of images.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fineprune.common.files import read_json, write_json
+from fineprune.export.machine import machine_facts, package_versions
+from fineprune.models.data import ImageData, Split, load_data
+from fineprune.models.training import TrainConfig
+from fineprune.models.training.distributed.config import POLICIES, AsyncConfig
+from fineprune.models.training.distributed.trainer import train_async
+from fineprune.models.zoo import build
+
+RATES = (0.1, 0.2, 0.4, 0.8)
+COMMON_RATE = 0.2
+"""Of the rows in which all algorithms have the same rate, as in the source."""
+ASYNCHRONOUS = ("ssgd", "asgd", "dc-asgd", "lc-asgd")
+ABLATED_WORKERS = 8
+_HIGHEST_RATE = 6.4
+LAMBDAS = (0.02, 0.05, 0.2, 0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """How large the benchmark is."""
+
+    images: int = 10_000
+    validation: int = 4_000
+    test: int = 10_000
+    batch: int = 32
+    epochs: int = 5
+    workers: tuple[int, ...] = (4, 8, 16)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    rates: tuple[float, ...] = RATES
+
+
+QUICK = Sizes(images=1_280, validation=500, test=1_000, epochs=3, workers=(4, 8), seeds=(0, 1), rates=(0.2, 0.4))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training; `settings` are fields of AsyncConfig besides algorithm and workers."""
+
+    algorithm: str
+    workers: int
+    lr: float
+    seed: int
+    settings: dict[str, Any] = field(default_factory=dict)
+    label: str = ""
+    trace: bool = False
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        return f"{self.algorithm}{self.label and '-' + self.label}_m{self.workers}_lr{self.lr:.4g}_s{self.seed}"
+
+
+@dataclass
+class Bench:
+    """The runs folder and what its runs are made of."""
+
+    folder: Path
+    sizes: Sizes
+    only_table: bool
+    _data: ImageData | None = None
+
+    def result(self, run: Run) -> dict[str, Any] | None:
+        """From its file, or by training; None where there is no file and only the table is wanted."""
+        path = self.folder / f"{run.name}.json"
+        if path.exists():
+            return read_json(path)
+        if self.only_table:
+            return None
+        result = self._train(run)
+        write_json(path, result)
+        last = result["validation_accuracy"][-1]
+        print(f"{run.name}: validation {last:.4f}, test error {result['test_error']['async']:.4f}, {result['seconds']:.0f} s", flush=True)
+        return result
+
+    def results(self, run: Run, seeds: Iterable[int] | None = None) -> list[dict[str, Any]]:
+        """Of every seed."""
+        runs = (replace(run, seed=seed, trace=run.trace and seed == 0) for seed in seeds or self.sizes.seeds)
+        found = (self.result(run) for run in runs)
+        return [result for result in found if result is not None]
+
+    @property
+    def data(self) -> ImageData:
+        """The same images for every run."""
+        if self._data is None:
+            whole = load_data("fashion-mnist", image_size=14, validation=0.1, seed=0)
+            sizes = {"train": self.sizes.images, "validation": self.sizes.validation, "test": self.sizes.test}
+            self._data = replace(whole, **{name: _part(whole, getattr(whole, name), count) for name, count in sizes.items()})
+        return self._data
+
+    def _train(self, run: Run) -> dict[str, Any]:
+        epochs = self.sizes.epochs
+        config = TrainConfig(
+            epochs=epochs,
+            batch_size=self.sizes.batch,
+            lr=run.lr,
+            momentum=0.0,
+            schedule="multistep",
+            milestones=tuple(sorted({max(1, epochs - 2), max(1, epochs - 1)})),
+            augment=False,
+            channels_last=False,
+            seed=run.seed,
+        )
+        settings = AsyncConfig(algorithm=run.algorithm, workers=run.workers, **run.settings)  # type: ignore[arg-type]
+        model = build("resnet8", seed=run.seed, width=8, in_channels=1, num_classes=10)
+        tests: dict[str, float] = {}
+        arrivals: list[Any] = []
+
+        def measure(record: Any, simulated: Any) -> None:
+            if record.epoch == epochs:
+                tests.update({policy: 1 - simulated.validate(policy, self.data.test).accuracy for policy in POLICIES})
+                arrivals.extend(simulated.server.telemetry.trace or [])
+
+        started, processor = time.monotonic(), time.process_time()
+        facts = {"algorithm": run.algorithm, "workers": run.workers, "lr": run.lr, "seed": run.seed, "label": run.label, **run.settings}
+        try:
+            result = train_async(model, self.data, config, settings, device="cpu", on_epoch=measure, trace=run.trace)
+        except RuntimeError as error:
+            if "not finite" not in str(error):
+                raise
+            worst = dict.fromkeys(POLICIES, 0.9)
+            return {**facts, "diverged": str(error), "validation_accuracy": [0.1], "test_error": worst, "seconds": 0.0}
+        return {
+            **facts,
+            "validation_accuracy": [record.validation_accuracy for record in result.history],
+            "train_loss": [record.train_loss for record in result.history],
+            "test_error": tests,
+            "seconds": time.monotonic() - started,
+            "cpu_seconds": time.process_time() - processor,
+            **result.asynchronous,
+            "arrivals": [list(arrival) for arrival in arrivals],
+        }
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer images, epochs, seeds and rates: under five minutes")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--runs", type=Path, default=Path("runs/lc_asgd"), metavar="FOLDER")
+    parser.add_argument("--plots", type=Path, metavar="FOLDER")
+    parser.add_argument("--table", action="store_true", help="train nothing: the table of the runs that are there")
+    arguments = parser.parse_args()
+    folder = arguments.runs / ("quick" if arguments.quick else "full")
+    bench = Bench(folder, QUICK if arguments.quick else Sizes(), arguments.table)
+    torch.set_num_threads(1)
+    report = {"machine": machine_facts(), "packages": package_versions(), **collect(bench)}
+    print_report(report)
+    if arguments.json:
+        write_json(arguments.json, report)
+    if arguments.plots:
+        from lc_asgd_plots import draw
+
+        draw(folder, report, arguments.plots)
+
+
+def collect(bench: Bench) -> dict[str, Any]:
+    """Every row, in the order of what matters most: chosen rates, seeds, ablations, equal rates, delays, shards."""
+    sizes = bench.sizes
+    pairs = [("sgd", 1), *((algorithm, workers) for workers in sizes.workers for algorithm in ASYNCHRONOUS)]
+    rates = {pair: choose_rate(bench, *pair) for pair in pairs}
+    rows = [row(bench, "chosen rate", Run(algorithm=a, workers=m, lr=rate, seed=0, trace=_traced(a, m))) for (a, m), rate in rates.items()]
+    rows += ablations(bench, rates)
+    fewer = sizes.seeds[:2]
+    rows += [row(bench, "equal rate", Run(algorithm=a, workers=m, lr=COMMON_RATE, seed=0, trace=_traced(a, m)), fewer) for a, m in pairs]
+    for distribution in ("stragglers", "heterogeneous"):
+        for algorithm in ASYNCHRONOUS:
+            settings = {"time": {"distribution": distribution}}
+            rate = rates[algorithm, ABLATED_WORKERS]
+            run = Run(algorithm=algorithm, workers=ABLATED_WORKERS, lr=rate, seed=0, settings=settings, label=distribution)
+            rows.append(row(bench, distribution, run, fewer))
+    for shards, alpha in (("iid", 0.5), ("dirichlet", 0.3)):
+        for algorithm in ASYNCHRONOUS:
+            settings = {"shards": shards, "alpha": alpha}
+            rate = rates[algorithm, ABLATED_WORKERS]
+            run = Run(algorithm=algorithm, workers=ABLATED_WORKERS, lr=rate, seed=0, settings=settings, label=shards)
+            rows.append(row(bench, f"{shards} shards", run, fewer))
+    return {"rates": {f"{a} m{m}": rate for (a, m), rate in rates.items()}, "rows": [r for r in rows if r is not None]}
+
+
+def choose_rate(bench: Bench, algorithm: str, workers: int, settings: dict[str, Any] | None = None, label: str = "") -> float:
+    """The rate with the best validation accuracy after the last epoch of seed 0; the grid grows while its end is the best."""
+    scores: dict[float, float] = {}
+    waiting = list(bench.sizes.rates)
+    while waiting:
+        lr = waiting.pop(0)
+        run = Run(
+            algorithm=algorithm, workers=workers, lr=lr, seed=0, settings=settings or {}, label=label, trace=_traced(algorithm, workers)
+        )
+        result = bench.result(run)
+        if result is not None:
+            scores[lr] = result["validation_accuracy"][-1]
+        if not waiting and scores and max(scores, key=lambda lr: scores[lr]) == lr < _HIGHEST_RATE:
+            waiting = [2 * lr]
+    return max(scores, key=lambda lr: scores[lr]) if scores else COMMON_RATE
+
+
+def ablations(bench: Bench, rates: dict[tuple[str, int], float]) -> list[dict[str, Any] | None]:
+    """Of LC-ASGD: what each part is worth. Variants that change the mean step choose their own rate."""
+    m = ABLATED_WORKERS
+    rate = rates["lc-asgd", m]
+    lam = AsyncConfig(workers=m).strength
+    rows = [row(bench, "ablation", Run(algorithm="lc-asgd", workers=m, lr=rate, seed=0, settings={"mode": "literal"}, label="literal"))]
+    base = bench.result(Run(algorithm="lc-asgd", workers=m, lr=rate, seed=0))
+    if base is not None:
+        fair = rate * (1 + lam * base["mean_forecast_steps"])
+        rows.append(row(bench, "ablation", Run(algorithm="asgd", workers=m, lr=float(f"{fair:.3g}"), seed=0, label="fair")))
+    rows.append(row(bench, "ablation", Run(algorithm="lc-asgd", workers=m, lr=rate, seed=0, settings={"predictor": "last"}, label="off")))
+    variants: list[tuple[str, str, dict[str, Any]]] = [
+        ("lc-asgd", "normalised", {"mode": "normalised"}),
+        ("lc-asgd", "chain", {"mode": "chain"}),
+        ("lc-asgd", "normalised-strong", {"mode": "normalised", "lam": 1.0}),
+        ("dc-asgd", "adaptive", {"adaptive": True}),
+        ("dc-asgd", "strong", {"lam": 1.0}),
+    ]
+    for algorithm, label, settings in variants:
+        best = choose_rate(bench, algorithm, m, settings, label)
+        rows.append(row(bench, "ablation", Run(algorithm=algorithm, workers=m, lr=best, seed=0, settings=settings, label=label)))
+    for strength in LAMBDAS:
+        run = Run(algorithm="lc-asgd", workers=m, lr=rate, seed=0, settings={"lam": strength}, label=f"lam{strength:g}")
+        rows.append(row(bench, "lambda", run))
+    return rows
+
+
+def row(bench: Bench, group: str, run: Run, seeds: Iterable[int] | None = None) -> dict[str, Any] | None:
+    """Mean and deviation over the seeds; None where no run is there."""
+    results = bench.results(run, seeds)
+    if not results:
+        return None
+    errors = {policy: [100 * result["test_error"][policy] for result in results] for policy in POLICIES}
+    keys = ("mean_staleness", "mean_forecast_steps", "mean_forecast_ratio")
+    return {
+        "group": group,
+        "algorithm": run.algorithm + (run.label and f" {run.label}"),
+        "workers": run.workers,
+        "lr": run.lr,
+        "seeds": len(results),
+        "test_error": {policy: [statistics.mean(values), _deviation(values)] for policy, values in errors.items()},
+        "policy_gain": [a - b for a, b in zip(errors["last-worker"], errors["async"], strict=True)],
+        "virtual_seconds": statistics.mean(result.get("virtual_seconds", [0.0])[-1] for result in results),
+        "diverged": sum("diverged" in result for result in results),
+        **{key: statistics.mean(result.get(key, 0.0) for result in results) for key in keys},
+        "errors": results[0].get("mean_absolute_errors", {}),
+        "server_ms": results[0].get("server_ms_per_call", {}),
+        "seconds": statistics.mean(result["seconds"] for result in results),
+        "names": [replace(run, seed=result["seed"]).name for result in results],
+    }
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """The table on standard output; errors in percent, mean and standard deviation over seeds."""
+    print(f"{'group':14} {'algorithm':26} {'M':>3} {'lr':>6} {'seeds':>5}  {'Async-BN':>12} {'last-worker':>12} {'last-batch':>12} "
+          f"{'stale':>6} {'virtual s':>9}")  # fmt: skip
+    for entry in report["rows"]:
+        cells = "".join(f" {mean:6.2f} ±{deviation:4.2f}" for mean, deviation in (entry["test_error"][policy] for policy in POLICIES))
+        print(
+            f"{entry['group']:14} {entry['algorithm']:26} {entry['workers']:3} {entry['lr']:6.3g} {entry['seeds']:5}  {cells} "
+            f"{entry['mean_staleness']:6.2f} {entry['virtual_seconds']:9.0f}"
+        )
+
+
+def _part(data: ImageData, split: Split, count: int) -> Split:
+    """`count` samples of a split, the same ones always."""
+    chosen = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:count].sort().values
+    return split.subset(chosen)
+
+
+def _traced(algorithm: str, workers: int) -> bool:
+    return algorithm == "lc-asgd" and workers == ABLATED_WORKERS
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+if __name__ == "__main__":
+    main()

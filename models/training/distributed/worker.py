@@ -1,0 +1,85 @@
+"""A worker's step (Algorithm 4) in two halves: what it does before it hears from the server, and what after.
+
+pull w -> forward: l_m, BatchNorm statistics -> state to the server, its answer -> backward of the compensated loss -> gradient
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..config import TrainConfig
+from ..device import autocast, derive_seed, seed_generators
+from ..interfaces import BatchLike
+from ..step import check_logits, forward
+from .compensation import Compensation
+from .flat import FlatModel
+from .ledger import Ticket
+from .statistics import batch_norms, read_statistics
+
+
+class Forward(NamedTuple):
+    """Of one batch: mean loss in nats, hits, samples, and the BatchNorm layers' batch means and unbiased variances."""
+
+    loss: float
+    correct: int
+    samples: int
+    statistics: Tensor
+
+
+class Worker:
+    """Computes on `model`, which is its own between `forward` and `backward` and free in between iterations."""
+
+    def __init__(
+        self, model: nn.Module, config: TrainConfig, device: torch.device, dtype: torch.dtype, layout: torch.memory_format
+    ) -> None:
+        self.model, self.config, self.device, self.dtype, self.layout = model, config, device, dtype, layout
+        self.flat = FlatModel(model)
+        self.norms = batch_norms(model)
+        self._loss: Tensor | None = None
+
+    @staticmethod
+    def needs_pairs(model: nn.Module) -> bool:
+        """Whether BatchNorm layers make a batch of one sample useless."""
+        return any(isinstance(module, _BatchNorm) for module in model.modules())
+
+    def forward(self, weights: Tensor, batch: BatchLike, ticket: Ticket) -> Forward:
+        """The loss of `weights` on the batch; its graph is kept for `backward`."""
+        self.flat.load(weights)
+        return self.evaluate(batch, ticket)
+
+    def evaluate(self, batch: BatchLike, ticket: Ticket) -> Forward:
+        """`forward` with the weights that the model holds."""
+        config, shard = self.config, () if ticket.shard == 0 else (ticket.shard,)
+        self.model.train()
+        seed_generators(self.device, derive_seed(config.seed, "layers", ticket.epoch, ticket.batch, *shard))
+        x = batch.images.to(self.device, non_blocking=True)
+        x = x.contiguous(memory_format=self.layout) if x.dim() == 4 else x
+        target = batch.labels.to(self.device, non_blocking=True)
+        momenta = [norm.momentum for norm in self.norms]
+        try:
+            for norm in self.norms:
+                norm.momentum = 1.0  # running statistics become the batch's own
+            with autocast(self.device, self.dtype):
+                logits = forward(self.model, x)
+        finally:
+            for norm, momentum in zip(self.norms, momenta, strict=True):
+                norm.momentum = momentum
+        check_logits(logits, batch.labels)
+        self._loss = F.cross_entropy(logits.float(), target, reduction="none", label_smoothing=config.label_smoothing).mean()
+        correct = int((logits.detach().argmax(dim=1) == target).sum())
+        return Forward(self._loss.item(), correct, len(target), read_statistics(self.norms))
+
+    def backward(self, compensation: Compensation = Compensation()) -> Tensor:  # noqa: B008 - immutable
+        """The gradient of scale * loss + offset, as one vector on the worker's device."""
+        if self._loss is None:
+            raise RuntimeError("backward follows forward, once")
+        for parameter in self.flat.parameters:
+            parameter.grad = None
+        loss, self._loss = self._loss, None
+        (loss * compensation.scale + compensation.offset).backward()
+        if self.config.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self.flat.parameters, self.config.max_grad_norm)
+        return self.flat.gradient()
