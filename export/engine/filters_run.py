@@ -1,0 +1,131 @@
+"""The compiled loops of the kernel "filters" (filters.py).
+
+A work item has a block of output positions (its *slots*) and a panel of `vectors` vectors of filters. It goes through *passes*: a pass has
+entries, which are (channel, tap) pairs with the weights of the panel, and a list of slots, and does
+
+    sum[slot, :] += x[position of slot + offset of entry] * weights[entry, :]        for its entries and its slots
+
+A tile of several slots stays in registers over the entries of the pass. The sums of a block live in the first-level cache (scratch) from
+pass to pass; a pass with FROM_BIAS begins with the bias, and one with TO_Y ends with residual, clip and the store to y.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from ...common.simd import LANES
+from .conv import CONSTANTS, HEADER, INDEX
+from .filters_simd import add_channels, add_rows, add_tap, clip, load_slots, same_rows, store_rows, store_slots
+
+X, Y, RESIDUAL, ITEMS = range(HEADER, HEADER + 4)
+"""Positions in meta: first elements of the tensors in the arena (no residual: -1), and of the work items in the index."""
+META = HEADER + 4
+VECTORS, WEIGHTS, FILTER, TAPS, FIRST_PASS, LAST_PASS, TABLES, SLOTS, ITEM = range(9)
+"""Integers of a work item: vectors of its panel; where its weights begin in the constants, its filters among all, and the offsets of its
+entries in the index; its passes; tables of the positions of its slots in x, y and residual, one after another, of SLOTS integers each."""
+MODE, FIRST_ENTRY, LAST_ENTRY, LIST, COUNT, PASS = range(6)
+"""Integers of a pass: FIRST_ENTRY <= entry < LAST_ENTRY, and a list of COUNT slots."""
+FROM_BIAS, TO_Y = 1, 2
+LOW, HIGH, BIAS = 0, 1, LANES
+"""Positions in the constants."""
+TILES = {1: (8, 4, 1), 2: (8, 4, 1), 4: (4, 2, 1)}
+"""Numbers of rows of the register tiles, by vectors."""
+DEPTHWISE = 0
+"""Stands for the vectors of a panel of LANES channels of a depthwise convolution, whose activations are in the lanes too."""
+
+
+_OPTIONS = {"nogil": True, "boundscheck": False, "error_model": "numpy"}
+
+
+def _tiles(rows: int, vectors: int, add: Callable[..., Any]) -> Any:
+    """As many whole tiles as a list of slots has."""
+
+    def tiles(
+        at: int,
+        stop: int,
+        mode: int,
+        first: int,
+        last: int,
+        taps: int,
+        weights: int,
+        bias: int,
+        sums: int,
+        x: int,
+        y: int,
+        residual: int,
+        tables: int,
+        slots: int,
+        arena: NDArray,
+        constants: NDArray,
+        index: NDArray,
+        low: float,
+        high: float,
+    ) -> int:
+        while at + rows <= stop:
+            tile = same_rows(constants, bias, rows, vectors) if mode & FROM_BIAS else load_slots(arena, sums, index, at, rows, vectors)
+            for entry in range(first, last):
+                weight = weights + entry * (vectors * LANES)
+                tile = add(tile, arena, x, index, tables, at, taps + entry, constants, weight)
+            if mode & TO_Y:
+                if residual >= 0:
+                    tile = add_rows(tile, arena, residual, index, tables + 2 * slots, at)
+                tile = clip(tile, low, high)
+                store_rows(tile, arena, y, index, tables + slots, at)
+            else:
+                store_slots(tile, arena, sums, index, at)
+            at += rows
+        return at
+
+    return njit(forceinline=True, **_OPTIONS)(tiles)
+
+
+def _item(vectors: int, add: Callable[..., Any] = add_tap) -> Any:
+    large, small, one = (_tiles(rows, vectors, add) for rows in TILES[vectors])
+
+    def item(
+        work: int, base: int, numbers: int, sums: int, x: int, y: int, residual: int, arena: NDArray, constants: NDArray, index: NDArray
+    ) -> None:
+        """work: position of the item's integers; base and numbers: of the operation's index and constants."""
+        weights, taps = numbers + index[work + WEIGHTS], base + index[work + TAPS]
+        offset, tables, slots = index[work + FILTER], base + index[work + TABLES], np.intp(index[work + SLOTS])
+        bias, low, high = numbers + BIAS + offset, constants[numbers + LOW], constants[numbers + HIGH]
+        y += offset
+        if residual >= 0:
+            residual += offset
+        for p in range(base + index[work + FIRST_PASS], base + index[work + LAST_PASS], PASS):
+            mode, first, last = np.intp(index[p + MODE]), np.intp(index[p + FIRST_ENTRY]), np.intp(index[p + LAST_ENTRY])
+            at = base + index[p + LIST]
+            stop = at + index[p + COUNT]
+            at = large(
+                at, stop, mode, first, last, taps, weights, bias, sums, x, y, residual, tables, slots, arena, constants, index, low, high
+            )
+            at = small(
+                at, stop, mode, first, last, taps, weights, bias, sums, x, y, residual, tables, slots, arena, constants, index, low, high
+            )
+            one(at, stop, mode, first, last, taps, weights, bias, sums, x, y, residual, tables, slots, arena, constants, index, low, high)
+
+    return njit(**_OPTIONS)(item)
+
+
+_one, _two, _four = (_item(vectors) for vectors in sorted(TILES))
+_depthwise = _item(1, add_channels)
+
+
+@njit(**_OPTIONS)
+def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
+    base, numbers = meta[op + INDEX], meta[op + CONSTANTS]
+    x, y, residual = meta[op + X], meta[op + Y], meta[op + RESIDUAL]
+    for k in range(first, last):
+        work = base + meta[op + ITEMS] + k * ITEM
+        vectors = index[work + VECTORS]
+        if vectors == 4:
+            _four(work, base, numbers, scratch, x, y, residual, arena, constants, index)
+        elif vectors == 2:
+            _two(work, base, numbers, scratch, x, y, residual, arena, constants, index)
+        elif vectors == DEPTHWISE:
+            _depthwise(work, base, numbers, scratch, x + index[work + FILTER], y, residual, arena, constants, index)
+        else:
+            _one(work, base, numbers, scratch, x, y, residual, arena, constants, index)
