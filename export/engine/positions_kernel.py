@@ -15,8 +15,11 @@ from .conv import CONSTANTS, HEADER, INDEX
 from .jit import jit, jit_cached
 from .positions_simd import (
     LANES,
+    Pointer,
     at,
     pack_line,
+    pointer,
+    put,
     tile_add_patches,
     tile_broadcast,
     tile_clip,
@@ -51,7 +54,7 @@ def _packer(segment: int, step: int) -> Callable[..., None]:
 
     @jit
     def pack(
-        arena: NDArray,
+        arena: Pointer,
         source: int,
         row: int,
         row_step: int,
@@ -59,7 +62,7 @@ def _packer(segment: int, step: int) -> Callable[..., None]:
         last: int,
         stride: int,
         lines: int,
-        index: NDArray,
+        index: Pointer,
         mask: int,
         out: int,
     ) -> None:
@@ -77,7 +80,7 @@ def _packer(segment: int, step: int) -> Callable[..., None]:
 
 @jit
 def _pack_any(
-    arena: NDArray, source: int, row: int, row_step: int, between: int, last: int, stride: int, lines: int, index: NDArray, mask: int,
+    arena: Pointer, source: int, row: int, row_step: int, between: int, last: int, stride: int, lines: int, index: Pointer, mask: int,
     out: int, segment: int, step: int,
 ) -> None:  # fmt: skip
     """The same for any step between columns, number by number."""
@@ -86,7 +89,7 @@ def _pack_any(
         for lane in range(LANES):
             number = min(row + line * row_step + lane // segment * between, last)
             value = at(arena, source + number * stride + lane % segment * step)
-            arena[out + line * LANES + lane] = value if bits >> lane & 1 else 0
+            put(arena, out + line * LANES + lane, value if bits >> lane & 1 else np.float32(0))
 
 
 _pack_16, _pack_8, _pack_4 = _packer(16, 1), _packer(8, 1), _packer(4, 1)
@@ -94,7 +97,7 @@ _pack_16_by_2, _pack_8_by_2, _pack_4_by_2 = _packer(16, 2), _packer(8, 2), _pack
 
 
 @jit
-def _pack_block(arena: NDArray, index: NDArray, meta: NDArray, op: int, block: int, strip: int, top: int, out: int) -> None:
+def _pack_block(arena: Pointer, index: Pointer, meta: Pointer, op: int, block: int, strip: int, top: int, out: int) -> None:
     """The patches of a block of channels under the tile that begins at vector `top` of a strip."""
     first, row_step, stride = at(meta, op + INDEX), at(meta, op + ROW_STEP), at(meta, op + X_ROW)
     segment, step, last = at(meta, op + SEGMENT), at(meta, op + COLUMN_STEP), at(meta, op + X_ROWS) - 1
@@ -126,7 +129,7 @@ def _pack_block(arena: NDArray, index: NDArray, meta: NDArray, op: int, block: i
 
 @jit
 def _finish(
-    arena: NDArray, meta: NDArray, op: int, sums: int, filter_: int, strip: int, top: int, low: np.float32, high: np.float32
+    arena: Pointer, meta: Pointer, op: int, sums: int, filter_: int, strip: int, top: int, low: np.float32, high: np.float32
 ) -> None:
     """y = clip(sums + residual) of one filter in a tile; only positions of the map are written."""
     vectors, segment, span = at(meta, op + VECTORS), at(meta, op + SEGMENT), at(meta, op + SPAN)
@@ -158,7 +161,7 @@ def _multiplier(vectors: int) -> Callable[..., None]:
 
     @jit
     def multiply(
-        arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int, block: int, begin: int, end: int, patches: int,
+        arena: Pointer, constants: Pointer, index: Pointer, meta: Pointer, op: int, block: int, begin: int, end: int, patches: int,
         strip: int, top: int,
     ) -> None:  # fmt: skip
         """Adds what a block of channels gives to the filters of the sets begin <= s < end, and finishes them in the last block."""
@@ -198,9 +201,8 @@ def _multiplier(vectors: int) -> Callable[..., None]:
 _multiply_8, _multiply_7, _multiply_4, _multiply_1 = (_multiplier(vectors) for vectors in (8, 7, 4, 1))
 
 
-@jit_cached
-def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
-    """See conv.py. Work item: a set of filters in a tile; sets of the same tile share its patches."""
+@jit
+def _run(first: int, last: int, scratch: int, arena: Pointer, constants: Pointer, index: Pointer, meta: Pointer, op: int) -> None:
     sets, strip_tiles, vectors = at(meta, op + SETS), at(meta, op + STRIP_TILES), at(meta, op + VECTORS)
     start = at(meta, op + INDEX)
     item = first
@@ -221,3 +223,9 @@ def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray,
             else:
                 _multiply_1(arena, constants, index, meta, op, block, begin, end, scratch, strip, top)
         item += end - begin
+
+
+@jit_cached
+def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
+    """See conv.py. Work item: a set of filters in a tile; sets of the same tile share its patches."""
+    _run(first, last, scratch, pointer(arena), pointer(constants), pointer(index), pointer(meta), op)

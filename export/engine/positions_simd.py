@@ -1,7 +1,8 @@
 """Vector operations of the kernel "positions", on the tiles of common/simd.py: a row of a tile belongs to a filter, its lanes to positions.
 
-With NUMBA_DISABLE_JIT=1 the same names stand for numpy twins. Arrays are one-dimensional and contiguous: float32, but for `index`
-(int32), whose halves `half` numbers hold what is short. A position counts elements and is not checked.
+With NUMBA_DISABLE_JIT=1 the same names stand for numpy twins. Their arguments are no arrays but pointers, since a call that passes
+arrays counts references to each, which takes longer than to pack some vectors: to float32, but for `index` (int32), whose halves,
+numbered by `half`, are short offsets. A position counts elements and is not checked.
 """
 
 from typing import Any
@@ -17,6 +18,7 @@ from ...common.simd import LANES, UNDEFINED, VECTOR, Emitter, Tile
 
 _BITS = ir.IntType(LANES)
 _HALF = ir.IntType(16)
+Pointer = NDArray
 OFFSET_UNIT = 2
 """Floats that an offset of a patch vector counts: eight bytes, the largest factor of an x86 address, so that 16 bits reach 512 KiB."""
 
@@ -30,10 +32,18 @@ def _lanes(e: Emitter, count: int, of: int) -> Any:
 
 
 @intrinsic
+def _pointer(typing: Any, array: Any) -> Any:
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return Emitter(context, builder, signature, args).data(0)
+
+    return types.CPointer(array.dtype)(array), emit
+
+
+@intrinsic
 def _at(typing: Any, array: Any, position: Any) -> Any:
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         e = Emitter(context, builder, signature, args)
-        value = builder.load(e.element(e.data(0), args[1]))
+        value = builder.load(e.element(e.args[0], args[1]))
         return builder.sext(value, args[1].type) if isinstance(array.dtype, types.Integer) else value
 
     return (types.intp if isinstance(array.dtype, types.Integer) else array.dtype)(array, types.intp), emit
@@ -45,7 +55,7 @@ def _tile_broadcast(typing: Any, array: Any, start: Any, index: Any, position: A
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         e = Emitter(context, builder, signature, args)
-        scalars = [e.broadcast(e.element(e.data(0), builder.add(args[1], number))) for number in _numbers(e, 2, tile.rows)]
+        scalars = [e.broadcast(e.element(e.args[0], builder.add(args[1], number))) for number in _numbers(e, 2, tile.rows)]
         return e.update(tile, _empty(context, tile), lambda row, vector, _: scalars[row])
 
     return tile(array, types.intp, index, types.intp, rows, vectors), emit
@@ -54,7 +64,7 @@ def _tile_broadcast(typing: Any, array: Any, start: Any, index: Any, position: A
 def _numbers(e: Emitter, argument: int, count: int) -> list[Any]:
     """index[position], index[position + 1], ...; the arguments from `argument` on are (index, position)."""
     position = e.args[argument + 1]
-    pointers = [e.element(e.data(argument), position, (k, _lanes(e, 1, argument + 1))) for k in range(count)]
+    pointers = [e.element(e.args[argument], position, (k, _lanes(e, 1, argument + 1))) for k in range(count)]
     return [e.builder.sext(e.builder.load(pointer), position.type) for pointer in pointers]
 
 
@@ -70,7 +80,7 @@ def _tile_load_rows(typing: Any, array: Any, start: Any, stride: Any, index: Any
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         e = Emitter(context, builder, signature, args)
-        starts, lanes, data = _row_starts(e, 0, tile.rows), _lanes(e, LANES, 1), e.data(0)
+        starts, lanes, data = _row_starts(e, 0, tile.rows), _lanes(e, LANES, 1), e.args[0]
         return e.update(tile, _empty(context, tile), lambda row, vector, _: e.load(e.element(data, starts[row], (vector, lanes))))
 
     return tile(array, types.intp, types.intp, index, types.intp, rows, vectors), emit
@@ -80,7 +90,7 @@ def _tile_load_rows(typing: Any, array: Any, start: Any, stride: Any, index: Any
 def _tile_store_rows(typing: Any, tile: Any, array: Any, start: Any, stride: Any, index: Any, position: Any) -> Any:
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         e = Emitter(context, builder, signature, args)
-        starts, lanes, data = _row_starts(e, 1, tile.rows), _lanes(e, LANES, 2), e.data(1)
+        starts, lanes, data = _row_starts(e, 1, tile.rows), _lanes(e, LANES, 2), e.args[1]
         for k in range(tile.rows * tile.vectors):
             row, vector = divmod(k, tile.vectors)
             e.store(builder.extract_value(args[0], k), e.element(data, starts[row], (vector, lanes)))
@@ -93,7 +103,7 @@ def _halves(e: Emitter, argument: int, count: int) -> list[Any]:
     """Numbers of 16 bits; the arguments from `argument` on are (index, half). Four at a time are loaded as one integer: loads cost."""
     builder, position = e.builder, e.args[argument + 1]
     together = min(4, count)
-    kind, data = ir.IntType(16 * together), builder.bitcast(e.data(argument), _HALF.as_pointer())
+    kind, data = ir.IntType(16 * together), builder.bitcast(e.args[argument], _HALF.as_pointer())
     numbers = []
     for k in range(0, count, together):
         pointer = builder.gep(data, [builder.add(position, ir.Constant(position.type, k))], inbounds=True)
@@ -111,8 +121,8 @@ def _tile_add_patches(
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         e = Emitter(context, builder, signature, args)
         share, size, one = sharing.literal_value, args[4].type, _lanes(e, 1, 2)
-        factors = [e.broadcast(e.element(e.data(1), args[2], (row, one))) for row in range(tile.rows)]
-        first = builder.gep(e.data(3), [args[4]], inbounds=True)
+        factors = [e.broadcast(e.element(e.args[1], args[2], (row, one))) for row in range(tile.rows)]
+        first = builder.gep(e.args[3], [args[4]], inbounds=True)
         value = args[0]
         for begin, offset in enumerate(_halves(e, 5, tile.rows // share)):
             wide = builder.mul(builder.zext(offset, size), ir.Constant(size, OFFSET_UNIT), flags=("nuw", "nsw"))
@@ -141,7 +151,7 @@ def _pack_line(typing: Any, array: Any, source: Any, row: Any, between: Any, las
                 row = builder.select(builder.icmp_signed("<", row, args[4]), row, args[4])
             start, loads = builder.add(args[1], builder.mul(row, args[5])), []
             for k in range(step):
-                pointer = e.element(e.data(0), start, (k, ir.Constant(start.type, lanes)))
+                pointer = e.element(e.args[0], start, (k, ir.Constant(start.type, lanes)))
                 loads.append(builder.load(builder.bitcast(pointer, kind.as_pointer())))
                 loads[-1].align = 4
             return _shuffled(builder, loads[0], loads[-1], [step * lane for lane in range(lanes)]) if step > 1 else loads[0]
@@ -177,7 +187,7 @@ def _tile_load(typing: Any, array: Any, start: Any) -> Any:
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         e = Emitter(context, builder, signature, args)
-        return builder.insert_value(_empty(context, tile), e.load(e.element(e.data(0), args[1])), 0)
+        return builder.insert_value(_empty(context, tile), e.load(e.element(e.args[0], args[1])), 0)
 
     return tile(array, types.intp), emit
 
@@ -214,7 +224,7 @@ def _tile_clip(typing: Any, tile: Any, low: Any, high: Any) -> Any:
 def _tile_store_first(typing: Any, tile: Any, array: Any, start: Any, count: Any) -> Any:
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         e = Emitter(context, builder, signature, args)
-        pointer = builder.bitcast(e.element(e.data(1), args[2]), VECTOR.as_pointer())
+        pointer = builder.bitcast(e.element(e.args[1], args[2]), VECTOR.as_pointer())
         whole = ir.Constant(_BITS, (1 << LANES) - 1)
         bits = builder.lshr(whole, builder.trunc(builder.sub(_lanes(e, LANES, 3), args[3]), _BITS))
         chosen = builder.bitcast(bits, ir.VectorType(ir.IntType(1), LANES))
@@ -230,10 +240,27 @@ def _tile_store_first(typing: Any, tile: Any, array: Any, start: Any, count: Any
 def _tile_store(typing: Any, tile: Any, array: Any, start: Any) -> Any:
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         e = Emitter(context, builder, signature, args)
-        e.store(builder.extract_value(args[0], 0), e.element(e.data(1), args[2]))
+        e.store(builder.extract_value(args[0], 0), e.element(e.args[1], args[2]))
         return context.get_dummy_value()
 
     return types.void(tile, array, types.intp), emit
+
+
+@intrinsic
+def _put(typing: Any, array: Any, position: Any, value: Any) -> Any:
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.store(args[2], Emitter(context, builder, signature, args).element(args[0], args[1]))
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, array.dtype), emit
+
+
+def _numpy_pointer(array: NDArray) -> NDArray:
+    return array
+
+
+def _numpy_put(array: NDArray, position: int, value: Any) -> None:
+    array[position] = value
 
 
 def _numpy_at(array: NDArray, position: int) -> Any:
@@ -296,6 +323,10 @@ def _numpy_tile_store(tile: NDArray, array: NDArray, start: int) -> None:
     array[start : start + LANES] = tile.reshape(-1)
 
 
+pointer = _numpy_pointer if config.DISABLE_JIT else _pointer
+"""pointer(array): to the first element of a one-dimensional, contiguous array."""
+put = _numpy_put if config.DISABLE_JIT else _put
+"""put(array, position, value)"""
 at = _numpy_at if config.DISABLE_JIT else _at
 """at(array, position): array[position], where a negative position does not count from the end."""
 tile_broadcast = _numpy_tile_broadcast if config.DISABLE_JIT else _tile_broadcast
