@@ -1,32 +1,15 @@
 """Offline work of the kernel "filters": panels, blocks of positions, and the passes over them (filters_run.py says what those are)."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...common.simd import LANES
 from .conv import ConvShape, Epilogue, Op, View
-from .filters_run import (
-    BIAS,
-    COUNT,
-    DEPTHWISE,
-    FIRST_ENTRY,
-    FROM_BIAS,
-    HIGH,
-    ITEMS,
-    LAST_ENTRY,
-    LOW,
-    META,
-    MODE,
-    PASS,
-    RESIDUAL,
-    TILES,
-    TO_Y,
-    X,
-    Y,
-)
+from .filters_run import BIAS, COUNT, DEPTHWISE, FROM_BIAS, HIGH, ITEMS, LOW, META, RESIDUAL, TILES, TO_Y, X, Y
+from .filters_tiles import Block, Entries, Numbers, blocks, passes
 
 SUMS = 4096
 """Floats of the sums of a block of positions: they have to stay in the first-level cache."""
@@ -101,130 +84,32 @@ class Layout:
         return np.arange(s.channels)[:, None] * self.x.channel_stride + taps
 
 
-class Numbers:
-    """An array that grows; equal parts are stored once."""
-
-    def __init__(self, dtype: type) -> None:
-        self._parts: list[NDArray] = []
-        self._known: dict[bytes, int] = {}
-        self._dtype, self._size = dtype, 0
-
-    def add(self, values: NDArray | list[int]) -> int:
-        """Position of these values."""
-        part: NDArray = np.asarray(values, self._dtype).reshape(-1)
-        key = part.tobytes()
-        if key not in self._known:
-            self._known[key] = self._size
-            self._parts.append(part)
-            self._size += part.size
-        return self._known[key]
-
-    def array(self) -> NDArray:
-        return np.concatenate([np.zeros(0, self._dtype), *self._parts])
-
-
-@dataclass(frozen=True)
-class Block:
-    """Successive positions, the slots of a work item. Channel c is kept at counts[c] of them, listed from lists[c] in the index on."""
-
-    first: int
-    slots: int
-    everywhere: int
-    """List of all slots."""
-    lists: NDArray
-    counts: NDArray
-
-
-def blocks(shape: ConvShape, mask: NDArray | None, slots: int, index: Numbers) -> list[Block]:
-    """Cut the positions into blocks of at most so many slots, and add their lists to the index."""
-    positions = shape.output[0] * shape.output[1]
-    everywhere = index.add(np.arange(slots))
-    result = []
-    for first in range(0, positions, slots):
-        size = min(slots, positions - first)
-        lists, counts = np.full(shape.channels, everywhere), np.full(shape.channels, size)
-        if mask is not None:
-            part = mask.reshape(shape.channels, -1)[:, first : first + size]
-            counts = part.sum(1)
-            lists = np.where(counts == size, everywhere, index.add(np.nonzero(part)[1]) + np.cumsum(counts) - counts)
-        result.append(Block(first, size, everywhere, lists, counts))
-    return result
-
-
-@dataclass(frozen=True)
-class Entries:
-    """(channel, tap) pairs in the order of use. Channels with as many taps follow each other: the processor predicts the length of a loop
-    by the last ones."""
-
-    pairs: tuple[NDArray, NDArray]
-    channels: NDArray
-    ends: NDArray
-    """Entries of channels[k] end before ends[k] and begin where those of its predecessor end."""
-
-    @classmethod
-    def of(cls, kept: NDArray) -> "Entries":
-        counts = kept.sum(1)
-        order = np.argsort(-counts, kind="stable")
-        k, tap = np.nonzero(kept[order])
-        return cls((order[k], tap), order, counts[order].cumsum())
-
-
-def passes(entries: Entries, block: Block, most: int) -> NDArray:
-    """[passes, PASS] integers; a pass takes at most so many entries, but at least a channel."""
-    first = np.concatenate([[0], entries.ends[:-1]])
-    count, start = block.counts[entries.channels], block.lists[entries.channels]
-    used = (first < entries.ends) & (count > 0)
-    first, last, count, start = first[used], entries.ends[used], count[used], start[used]
-    if not len(first):
-        return _with_ends(np.zeros((0, PASS), int), block)
-    joined = np.zeros(len(first), bool)
-    joined[1:] = (start[1:] == start[:-1]) & (count[1:] == count[:-1]) & (first[1:] == last[:-1])
-    run = np.maximum.accumulate(np.where(joined, 0, np.arange(len(first))))
-    part = (first - first[run]) // most
-    joined[1:] &= part[1:] == part[:-1]
-    begins = np.nonzero(~joined)[0]
-    ends = np.append(begins[1:], len(first)) - 1
-    return _with_ends(np.stack([np.zeros_like(begins), first[begins], last[ends], start[begins], count[begins]], 1), block)
-
-
-def _with_ends(table: NDArray, block: Block) -> NDArray:
-    """Let the first pass begin with the bias and the last one finish; both have to go over all slots."""
-    full = np.nonzero(table[:, COUNT] == block.slots)[0]
-    middle, whole = np.delete(table, full[[0, -1]] if len(full) else full, 0), [0, 0, 0, block.everywhere, block.slots]
-    first = table[full[0]] if len(full) else whole
-    last = [table[full[-1]]] if len(full) > 1 else [whole] if len(middle) else []
-    table = np.stack([first, *middle, *last])
-    table[0, MODE] |= FROM_BIAS
-    table[-1, MODE] |= TO_Y
-    return table
-
-
 def operation(
     shape: ConvShape, weights: NDArray, mask: NDArray | None, bias: NDArray, layout: Layout, epilogue: Epilogue, vectors: int
 ) -> Op:
     """Plan a convolution with panels of so many vectors, or, with DEPTHWISE, of channels."""
-    mask = None if mask is None or mask.all() else mask
-    width = max(1, min(vectors, -(-shape.filters // LANES)))
-    count = -(-shape.filters // (width * LANES))
+    count = -(-shape.filters // LANES)
+    width = max(v for v in TILES if v <= max(1, min(vectors, count)))
     positions = shape.output[0] * shape.output[1]
-    wanted = max(LEAST_SLOTS, -(-positions * count // ITEMS_WANTED))
+    wanted = max(LEAST_SLOTS, -(-positions * count // (width * ITEMS_WANTED)))
     slots = min(SUMS // (width * LANES), wanted, positions)
+    kept = np.ones((shape.channels, positions), bool) if mask is None else mask.reshape(-1, positions)
     index, constants = Numbers(np.int32), Numbers(np.float32)
     index.add(np.arange(slots))
-    numbers = np.zeros((1 + count * width) * LANES, np.float32)
+    numbers = np.zeros((1 + count) * LANES, np.float32)
     numbers[[LOW, HIGH]], numbers[BIAS : BIAS + shape.filters] = (epilogue.low, epilogue.high), bias
     constants.add(numbers)
+    make = _depthwise_panels if vectors == DEPTHWISE else _filter_panels
+    cut, made = make(shape, weights, kept, layout.taps(), width, slots, index)
     views = [layout.patches(), layout.results(layout.y), *([layout.results(layout.residual)] if layout.residual else [])]
-    tables = [index.add(np.stack([view[first : first + slots] for view in views])) for first in range(0, positions, slots)]
-    panel_passes = _depthwise_passes if vectors == DEPTHWISE else _filter_passes
+    tables = [index.add(np.stack([view[block.positions] for view in views])) for block in cut]
     items, costs = [], []
-    for panel_vectors, first, packed, offsets, blocks in panel_passes(shape, weights, mask, layout.taps(), width, slots, index):
-        start, taps = constants.add(packed), index.add(offsets)
-        for k, table in enumerate(blocks):
-            passes = index.add(table)
-            size = min(slots, positions - k * slots)
-            items.append([panel_vectors, start, first, taps, passes, passes + table.size, tables[k], size])
-            costs.append(cycles(table, max(1, panel_vectors)))
+    for panel in made:
+        start, taps = constants.add(panel.weights), index.add(panel.offsets)
+        for block, table, steps in zip(cut, tables, panel.passes, strict=True):
+            first = index.add(steps)
+            items.append([panel.vectors, start, panel.first, taps, first, first + steps.size, table, len(block.positions)])
+            costs.append(cycles(steps, max(1, panel.vectors)))
     meta = np.zeros(META, np.int64)
     residual = layout.residual.start if layout.residual else -1
     meta[[X, Y, RESIDUAL, ITEMS]] = layout.x.start, layout.y.start, residual, index.add(np.array(items))
@@ -233,53 +118,56 @@ def operation(
     )
 
 
-PanelPasses = tuple[int, int, NDArray, NDArray, list[NDArray]]
-"""Vectors and first filter of a panel, its packed weights, the offsets of its entries, and the passes of each block of positions."""
+class PlannedPanel(NamedTuple):
+    """A panel as the kernel takes it: weights and offsets of its entries, and its passes over each block of positions."""
+
+    first: int
+    vectors: int
+    weights: NDArray
+    offsets: NDArray
+    passes: list[NDArray]
 
 
-def _filter_passes(
-    shape: ConvShape, weights: NDArray, mask: NDArray | None, taps: NDArray, width: int, slots: int, index: Numbers
-) -> Iterator[PanelPasses]:
-    cut = blocks(shape, mask, slots, index)
+def _filter_panels(
+    shape: ConvShape, weights: NDArray, kept: NDArray, taps: NDArray, width: int, slots: int, index: Numbers
+) -> tuple[list[Block], list[PlannedPanel]]:
+    cut, made, known = blocks(kept, slots, TILES[width][0]), [], {}
     for panel in panels(shape, weights, width):
+        key = panel.vectors, panel.kept.tobytes()
         entries = Entries.of(panel.kept)
-        most = max(1, PASS_WEIGHTS // (panel.vectors * LANES))
-        yield (
-            panel.vectors,
-            panel.first,
-            panel.weights[entries.pairs],
-            taps[entries.pairs],
-            [passes(entries, block, most) for block in cut],
-        )
+        if key not in known:
+            most = max(1, PASS_WEIGHTS // (panel.vectors * LANES))
+            known[key] = [passes(entries, block, most, index) for block in cut]
+        made.append(PlannedPanel(panel.first, panel.vectors, panel.weights[entries.pairs], taps[entries.pairs], known[key]))
+    return cut, made
 
 
-def _depthwise_passes(
-    shape: ConvShape, weights: NDArray, mask: NDArray | None, taps: NDArray, width: int, slots: int, index: Numbers
-) -> Iterator[PanelPasses]:
+def _depthwise_panels(
+    shape: ConvShape, weights: NDArray, kept: NDArray, taps: NDArray, width: int, slots: int, index: Numbers
+) -> tuple[list[Block], list[PlannedPanel]]:
     """Positions that keep the same channels of a panel share a pass, whose weights are zero for the other channels."""
-    positions = shape.output[0] * shape.output[1]
+    cut, made, count = blocks(np.zeros((1, kept.shape[1]), bool), slots, 1), [], taps.shape[1]
     for first in range(0, shape.filters, LANES):
-        part = weights[first : first + LANES].reshape(-1, taps.shape[1])
-        kept = np.ones((len(part), positions), bool) if mask is None else mask.reshape(-1, positions)[first : first + LANES]
-        patterns, which = np.unique(kept, axis=1, return_inverse=True)
-        packed = np.zeros((patterns.shape[1], taps.shape[1], LANES), np.float32)
+        part = weights[first : first + LANES].reshape(-1, count)
+        patterns, which = np.unique(kept[first : first + LANES], axis=1, return_inverse=True)
+        packed = np.zeros((patterns.shape[1], count, LANES), np.float32)
         packed[:, :, : len(part)] = patterns.T[:, None] * part.T
-        tables = []
-        for start in range(0, positions, slots):
-            block = which[start : start + slots]
+        steps = []
+        for block in cut:
             rows = []
-            for pattern in np.unique(block):
-                entries = pattern * taps.shape[1] + np.array([0, taps.shape[1] * patterns[:, pattern].any()])
-                members = np.nonzero(block == pattern)[0]
-                rows.append([FROM_BIAS | TO_Y, *entries, index.add(members), len(members)])
-            tables.append(np.array(rows))
-        yield DEPTHWISE, first, packed, np.tile(taps[0], patterns.shape[1]), tables
+            for pattern in np.unique(which[block.positions]):
+                segment = index.add([pattern * count, (pattern + 1) * count])
+                members = np.nonzero(which[block.positions] == pattern)[0]
+                end = segment + 2 * patterns[:, pattern].any()
+                rows.append([FROM_BIAS | TO_Y, segment, end, index.add(members), len(members)])
+            steps.append(np.array(rows))
+        made.append(PlannedPanel(first, DEPTHWISE, packed, np.tile(taps[0], patterns.shape[1]), steps))
+    return cut, made
 
 
 def cycles(steps: NDArray, vectors: int) -> float:
     """Expected time of the passes of a work item."""
-    entries, count = steps[:, LAST_ENTRY] - steps[:, FIRST_ENTRY], steps[:, COUNT]
-    return float((entries * count * vectors / 2 + count * vectors).sum() + 10 * len(steps))
+    return float(steps[:, COUNT].sum())
 
 
 def depthwise_cycles(shape: ConvShape) -> float:

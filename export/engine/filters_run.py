@@ -26,8 +26,8 @@ META = HEADER + 4
 VECTORS, WEIGHTS, FILTER, TAPS, FIRST_PASS, LAST_PASS, TABLES, SLOTS, ITEM = range(9)
 """Integers of a work item: vectors of its panel; where its weights begin in the constants, its filters among all, and the offsets of its
 entries in the index; its passes; tables of the positions of its slots in x, y and residual, one after another, of SLOTS integers each."""
-MODE, FIRST_ENTRY, LAST_ENTRY, LIST, COUNT, PASS = range(6)
-"""Integers of a pass: FIRST_ENTRY <= entry < LAST_ENTRY, and a list of COUNT slots."""
+MODE, SEGMENTS, SEGMENTS_END, LIST, COUNT, PASS = range(6)
+"""Integers of a pass: index[SEGMENTS:SEGMENTS_END] holds pairs first, last of entries (first <= entry < last); a list of COUNT slots."""
 FROM_BIAS, TO_Y = 1, 2
 LOW, HIGH, BIAS = 0, 1, LANES
 """Positions in the constants."""
@@ -66,9 +66,10 @@ def _tiles(rows: int, vectors: int, add: Callable[..., Any]) -> Any:
     ) -> int:
         while at + rows <= stop:
             tile = same_rows(constants, bias, rows, vectors) if mode & FROM_BIAS else load_slots(arena, sums, index, at, rows, vectors)
-            for entry in range(first, last):
-                weight = weights + entry * (vectors * LANES)
-                tile = add(tile, arena, x, index, tables, at, taps + entry, constants, weight)
+            for segment in range(first, last, 2):
+                for entry in range(index[segment], index[segment + 1]):
+                    weight = weights + entry * (vectors * LANES)
+                    tile = add(tile, arena, x, index, tables, at, taps + entry, constants, weight)
             if mode & TO_Y:
                 if residual >= 0:
                     tile = add_rows(tile, arena, residual, index, tables + 2 * slots, at)
@@ -96,7 +97,7 @@ def _item(vectors: int, add: Callable[..., Any] = add_tap) -> Any:
         if residual >= 0:
             residual += offset
         for p in range(base + index[work + FIRST_PASS], base + index[work + LAST_PASS], PASS):
-            mode, first, last = np.intp(index[p + MODE]), np.intp(index[p + FIRST_ENTRY]), np.intp(index[p + LAST_ENTRY])
+            mode, first, last = np.intp(index[p + MODE]), base + index[p + SEGMENTS], base + index[p + SEGMENTS_END]
             at = base + index[p + LIST]
             stop = at + index[p + COUNT]
             at = large(

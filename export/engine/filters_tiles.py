@@ -1,0 +1,148 @@
+"""Which positions share a register tile in the kernel "filters", and the passes over them.
+
+Positions that keep the same channels share tiles: the channels that a whole tile keeps go through one pass, in which the sums stay in
+registers. What is left over, channels that only some positions of a tile keep, goes first, a pass for each channel.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .filters_run import FROM_BIAS, PASS, TO_Y
+
+
+class Numbers:
+    """An array that grows; equal parts are stored once."""
+
+    def __init__(self, dtype: type) -> None:
+        self._parts: list[NDArray] = []
+        self._known: dict[bytes, int] = {}
+        self._dtype, self._size = dtype, 0
+
+    def add(self, values: NDArray | list[int]) -> int:
+        """Position of these values."""
+        part: NDArray = np.asarray(values, self._dtype).reshape(-1)
+        key = part.tobytes()
+        if key not in self._known:
+            self._known[key] = self._size
+            self._parts.append(part)
+            self._size += part.size
+        return self._known[key]
+
+    def array(self) -> NDArray:
+        return np.concatenate([np.zeros(0, self._dtype), *self._parts])
+
+
+@dataclass(frozen=True)
+class Block:
+    """The positions of a work item, its slots, cut into tiles of as many slots each (the last one may have fewer)."""
+
+    positions: NDArray
+    tile: int
+    common: NDArray
+    """bool [tiles,C]: channels that all slots of a tile keep."""
+    rest: NDArray
+    """bool [C,slots]: what else is kept."""
+
+
+def blocks(kept: NDArray, slots: int, tile: int) -> list[Block]:
+    """Cut the positions into blocks of at most so many successive ones; kept: bool [C,positions]."""
+    return [_block(kept[:, first : first + slots], first, tile) for first in range(0, kept.shape[1], slots)]
+
+
+def _block(kept: NDArray, first: int, tile: int) -> Block:
+    order = alike(kept, tile)
+    kept = kept[:, order]
+    starts = np.arange(0, len(order), tile)
+    common = np.logical_and.reduceat(kept, starts, 1)
+    rest = kept & ~common.repeat(np.diff(starts, append=len(order)), 1)
+    return Block(first + order, tile, common.T, rest)
+
+
+def alike(kept: NDArray, tile: int) -> NDArray:
+    """An order of the slots in which those that follow each other keep many channels together; kept: bool [C,slots]."""
+    slots = kept.shape[1]
+    if tile == 1 or (kept == kept[:, :1]).all():
+        return np.arange(slots)
+    columns = kept.T.astype(np.float32)
+    sizes, free = columns.sum(1), np.ones(slots, bool)
+    order: list[int] = []
+    for first in np.argsort(-sizes, kind="stable"):
+        if not free[first]:
+            continue
+        common, free[first] = columns[first].copy(), False
+        order.append(first)
+        for _ in range(min(tile - 1, slots - len(order))):
+            # Most channels in common; among those, the slot that loses least by it.
+            best = int(np.where(free, columns @ common - sizes / (len(kept) + 1), -np.inf).argmax())
+            common *= columns[best]
+            free[best] = False
+            order.append(best)
+    return np.array(order)
+
+
+@dataclass(frozen=True)
+class Entries:
+    """(channel, tap) pairs in the order of use. Channels with as many taps follow each other: the processor predicts the length of a loop
+    by the last ones."""
+
+    pairs: tuple[NDArray, NDArray]
+    channels: NDArray
+    """Those that have entries."""
+    bounds: NDArray
+    """[channels,2]: first <= entry < last."""
+
+    @classmethod
+    def of(cls, kept: NDArray) -> "Entries":
+        """kept: bool [C,taps]"""
+        counts = kept.sum(1)
+        order = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
+        k, tap = np.nonzero(kept[order])
+        last = counts[order].cumsum()
+        return cls((order[k], tap), order, np.stack([last - counts[order], last], 1))
+
+    def parts(self, most: int) -> list[NDArray]:
+        """The channels (as rows of bounds) in parts of at most so many entries, but at least one channel; at least one part."""
+        if not len(self.channels):
+            return [np.zeros(0, int)]
+        return np.split(np.arange(len(self.channels)), np.nonzero(np.diff(self.bounds[:, 0] // most))[0] + 1)
+
+
+def passes(entries: Entries, block: Block, most: int, index: Numbers) -> NDArray:
+    """[passes, PASS] integers; a pass takes at most so many entries, but at least a channel."""
+    slots = len(block.positions)
+    everywhere, bounds = index.add(np.arange(slots)), index.add(entries.bounds)
+    parts = entries.parts(most)
+    counts = block.rest.sum(1)
+    rows: list[list[int]] = []
+    begun = False
+    for number, part in enumerate(parts):
+        left_over = part[counts[entries.channels[part]] > 0]
+        if len(left_over) and not begun:
+            rows.append([FROM_BIAS, 0, 0, everywhere, slots])
+            begun = True
+        for k in left_over:
+            channel = entries.channels[k]
+            rows.append([0, bounds + 2 * k, bounds + 2 * k + 2, index.add(np.nonzero(block.rest[channel])[0]), counts[channel]])
+        mode = (0 if begun else FROM_BIAS) | (TO_Y if number == len(parts) - 1 else 0)
+        rows += _tile_passes(entries, block, part, mode, index, everywhere)
+        begun = True
+    return np.array(rows, int).reshape(-1, PASS)
+
+
+def _tile_passes(entries: Entries, block: Block, part: NDArray, mode: int, index: Numbers, everywhere: int) -> list[list[int]]:
+    """Passes over the tiles for what they have in common in a part of the channels; successive tiles with the same channels share one."""
+    common = block.common[:, entries.channels[part]]
+    changes = np.nonzero((common[1:] != common[:-1]).any(1))[0] + 1
+    rows = []
+    for tile, stop in zip([0, *changes], [*changes, len(common)], strict=True):
+        used = part[common[tile]]
+        segments = entries.bounds[used]
+        if len(used) == len(part) and len(part):
+            segments = np.array([segments[0, 0], segments[-1, 1]])
+        if segments.size or mode:
+            start, first = index.add(segments), tile * block.tile
+            last = min(stop * block.tile, len(block.positions))
+            rows.append([mode, start, start + segments.size, everywhere + first, last - first])
+    return rows
