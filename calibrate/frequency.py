@@ -5,11 +5,14 @@ mask[n,c]      = top K of score[n,c]           freq[c] += sum_n mask[n,c]
 """
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from . import kernels
+from .geometry import Conv
 
 Norm = Literal["l2", "l1", "apoz"]
 NORMS: tuple[str, ...] = get_args(Norm)
@@ -37,6 +40,23 @@ def top_k_mask(scores: Tensor, keep: int) -> Tensor:
     return torch.full_like(scores, not few_kept, dtype=torch.bool).scatter_(-1, chosen, few_kept)
 
 
+class Choice(NamedTuple):
+    """What stage 1 finds in a batch: mask[N,C,oh,ow] (bool), its sum frequency[C,oh,ow] (int64), the sum of the scores norm[C,oh,ow]."""
+
+    mask: Tensor
+    frequency: Tensor
+    norm: Tensor
+
+
+def choose_blocks(x: Tensor, kernel: Sequence[int], conv: Conv, norm: Norm, keep: int, ties: "TieBreaker", indices: Tensor) -> Choice:
+    """Each channel's `keep` best blocks of every sample of x[N,C,H,W]; indices[N] are the samples' places in the data set."""
+    if kernels.cover_rank(x, ties.field):
+        return Choice(*kernels.rank(x, kernel, conv, norm, keep, ties.field, ties.offsets(indices)))
+    scores = block_norms(x, kernel, conv.stride, conv.padding, conv.dilation, norm)
+    mask = top_k_mask(ties.apply(scores.flatten(2), indices), keep).view_as(scores)
+    return Choice(mask, mask.sum(0), scores.sum(0))
+
+
 class TieBreaker:
     """Seeded random order among blocks of one layer that score alike (all-zero blocks, flat backgrounds, equal APoZ counts).
 
@@ -48,16 +68,19 @@ class TieBreaker:
         generator = torch.Generator().manual_seed(seed)
         self._size, self._period = size, max(size, 1 << 16)  # a short field would have too few rotations to favour no position
         field = torch.randperm(self._period, generator=generator)
-        self._field = torch.cat([field, field[:size]])
+        self.field = torch.cat([field, field[:size]])
         self._salt = int(torch.randint(1 << 30, (1,), generator=generator))
+
+    def offsets(self, indices: Tensor) -> Tensor:
+        """Where in `field` the numbers of samples begin that have these places in the data set."""
+        return (indices * 2654435761 + self._salt) % self._period
 
     def apply(self, scores: Tensor, indices: Tensor) -> Tensor:
         """int64 keys, all different, that sort as scores[N,C,P] >= 0 do; indices[N] are the samples' places in the data set."""
         # Read as integers, the bits of non-negative floats rise with their value; the lower half then has room for the field.
         keys = scores.float().contiguous().view(torch.int32).long().bitwise_left_shift_(32)
-        field = self._field.to(scores.device)
-        for row, index in zip(keys.flatten(1), indices.tolist(), strict=True):
-            offset = (index * 2654435761 + self._salt) % self._period
+        field = self.field.to(scores.device)
+        for row, offset in zip(keys.flatten(1), self.offsets(indices).tolist(), strict=True):
             row |= field[offset : offset + self._size]
         return keys
 

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from .convolutions import ConvSite
-from .frequency import Norm, TieBreaker, block_norms, top_k_mask
+from .frequency import Norm, TieBreaker, choose_blocks
+from .geometry import Conv
 from .importance import tap_sums
 from .masked_conv import explicit_padding, masked_conv2d
 from .taylor import Geometry, block_taylor, tap_taylor
@@ -61,13 +62,12 @@ class BlockFrequency(Collector):
         """x[N,C,H,W] -> y[N,F,oh,ow], of the blocks that each sample's own mask keeps."""
         conv = self.conv
         padded, padding = explicit_padding(conv, x)
-        scores = block_norms(padded, conv.kernel_size, conv.stride, padding, conv.dilation, self.norm)
-        ranked = self.ties.apply(scores.flatten(2), self.indices)
-        mask = top_k_mask(ranked, self.keep).view_as(scores)
-        self.add(frequency=mask.sum(0), norm=scores.sum(0))
+        geometry = Conv.of(conv.stride, padding, conv.dilation, conv.groups)
+        chosen = choose_blocks(padded, conv.kernel_size, geometry, self.norm, self.keep, self.ties, self.indices)
+        self.add(frequency=chosen.frequency, norm=chosen.norm)
         if not self.masked or self.keep == self.site.positions:
             return conv(x)
-        return masked_conv2d(padded, conv.weight, conv.bias, mask, conv.stride, padding, conv.dilation, conv.groups)
+        return masked_conv2d(padded, conv.weight, conv.bias, chosen.mask, conv.stride, padding, conv.dilation, conv.groups)
 
 
 class BlockTaylor(Collector):

@@ -6,7 +6,7 @@ b[n,c,i,j] is the kh x kw patch of the zero-padded input of channel c under outp
 filters, and by all samples unless it has a leading batch axis (calibration convolves each sample under its own mask).
 
 `fineprune::masked_conv2d` is the only masked convolution of the code base: torch.compile, torch.export and the ONNX
-exporter see one operator. Batches of float32 on the CPU run in `kernels`, which skip what the masks drop, forward and backward;
+exporter see one operator. Batches of float32 on the CPU run in `kernels`, which skip what a shared mask drops, forward and backward;
 CUDA tensors run in `masked_conv_triton`; everything else runs in `masked_conv_torch`.
 """
 
@@ -89,7 +89,7 @@ def _forward(
     weight_mask: Tensor | None = None,
 ) -> Tensor:
     conv = Conv.of(stride, padding, dilation, groups)
-    if kernels.cover(x, weight.shape, mask, conv):
+    if kernels.cover_forward(x, weight.shape, mask, conv):
         return kernels.forward(x, weight, mask, weight_mask, conv)
     return _library(x, weight.shape).forward(x, weight, mask, conv)
 

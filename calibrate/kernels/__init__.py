@@ -1,4 +1,4 @@
-"""The masked convolution of batches of float32 on the CPU: Numba kernels with the samples of a batch in the SIMD lanes (README.md).
+"""The masked convolution of float32 on the CPU, and the ranking of blocks that calibration masks each sample by: Numba kernels (README.md).
 
 Numba is imported by the first convolution that needs it.
 """
@@ -11,24 +11,51 @@ from torch import Tensor
 from ..geometry import Conv
 
 SMALLEST_BATCH = 24
-"""The kernels work on 64 or 128 samples at a time; below this, most of the lanes would idle."""
+"""The kernels of a shared mask work on 64 or 128 samples at a time; below this, most of the lanes would idle."""
+LARGEST_FIELD = 1 << 24
+"""Whole numbers below this are exact in float32."""
 
 
 def cover(x: Tensor, weight: Sequence[int], mask: Tensor, conv: Conv) -> bool:
-    """Whether the kernels take this convolution, by a tensor of its batch and the shape [F,C/groups,kh,kw] of its weight."""
-    return (
-        x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and mask.dim() == 3
-        and conv.groups == 1
-        and weight[1] > 1
-        and tuple(weight[2:]) != (1, 1)
-        and x.shape[0] >= SMALLEST_BATCH
-    )
+    """Whether the kernels take this convolution and its gradients, by a tensor of its batch and the shape [F,C/groups,kh,kw]
+    of its weight."""
+    return _suit(x) and mask.dim() == 3 and _dense_taps(weight, conv) and x.shape[0] >= SMALLEST_BATCH
+
+
+def cover_forward(x: Tensor, weight: Sequence[int], mask: Tensor, conv: Conv) -> bool:
+    """Whether the kernels take this convolution, of which no gradient may be wanted."""
+    return cover(x, weight, mask, conv) or (_suit(x) and mask.dim() == 4 and _dense_taps(weight, conv))
+
+
+def cover_rank(x: Tensor, field: Tensor) -> bool:
+    """Whether `rank` takes this input and this field of whole numbers."""
+    return _suit(x) and len(field) <= LARGEST_FIELD
+
+
+def _suit(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype == torch.float32
+
+
+def _dense_taps(weight: Sequence[int], conv: Conv) -> bool:
+    return conv.groups == 1 and weight[1] > 1 and tuple(weight[2:]) != (1, 1)
+
+
+def rank(
+    x: Tensor, kernel: Sequence[int], conv: Conv, norm: str, keep: int, field: Tensor, offsets: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """mask[N,C,oh,ow] (bool) of the `keep` best blocks of each channel of each sample of x[N,C,H,W]; over the samples the sum of the mask
+    (int64) and that of the scores (float32). Ties go to the larger field[offsets[n] + c*oh*ow + p]."""
+    from .calibration import rank
+
+    return rank(x, kernel, conv, norm, keep, field, offsets)
 
 
 def forward(x: Tensor, weight: Tensor, mask: Tensor, weight_mask: Tensor | None, conv: Conv) -> Tensor:
-    """y[N,F,oh,ow], channels last, of x[N,C,H,W] and weight[F,C,kh,kw] under mask[C,oh,ow]."""
+    """y[N,F,oh,ow], channels last, of x[N,C,H,W] and weight[F,C,kh,kw] under mask[C,oh,ow] or [N,C,oh,ow]."""
+    if mask.dim() == 4:
+        from . import calibration
+
+        return calibration.forward(x, weight, mask, conv)
     from .backend import forward
 
     return forward(x, weight, mask, weight_mask, conv)

@@ -1,10 +1,7 @@
 """From tensors to kernels: index lists (kept as long as their masks live), bands, buffers, threads."""
 
-import os
-import threading
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
-from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -20,6 +17,7 @@ from . import plan
 from .convolve import FILTER_TILE, Geometry, forward_kernel, full_weight_grad, input_grad_kernel, sparse_weight_grad
 from .layout import Band, Map, band, gather
 from .simd import LANES
+from .threads import run_shares, scratch, threads_for
 
 MOST_LANES, FEWEST_LANES = 8 * LANES, 4 * LANES
 BAND_BYTES = 2 << 20
@@ -69,15 +67,15 @@ def weight_grad(grad: Tensor, x: Tensor, mask: Tensor, weight_mask: Tensor | Non
     tiles = _weight_grad_tiles(weight_mask, shape, g, xb) if few else ()
     kernel_ = sparse_weight_grad if few else full_weight_grad
     kept = _blocks(mask)
-    parts = np.array_split(tasks, _threads(len(tasks)))
+    parts = np.array_split(tasks, threads_for(len(tasks)))
     sums = torch.zeros(len(parts), *shape)
-    inputs = _flat(x), _flat(grad), kept.row_starts, kept.columns
+    inputs = flat(x), flat(grad), kept.row_starts, kept.columns
 
     def share(part: NDArray, out: Tensor) -> None:
         kernel_(*inputs, out.view(-1).numpy(), *tiles, part, *_buffers(xb, yb), xb, yb, g)
 
     # One sum a thread, added in order: the result depends on the number of threads, but not on which is faster.
-    _run([partial(share, part, out) for part, out in zip(parts, sums, strict=True)])
+    run_shares([partial(share, part, out) for part, out in zip(parts, sums, strict=True)])
     result = sums[0] if len(parts) == 1 else sums.sum(0)
     return result if few or weight_mask is None else result * weight_mask
 
@@ -97,12 +95,12 @@ def _convolve(
     values = torch.empty(len(lists.positions)).numpy()
     gather(weight.detach().contiguous().view(-1).numpy(), lists.positions, values)
     kept = _blocks(mask)
-    arrays = (_flat(source), values, lists.offsets, lists.segments, kept.starts, kept.active, out.view(-1).numpy())
+    arrays = (flat(source), values, lists.offsets, lists.segments, kept.starts, kept.active, out.view(-1).numpy())
 
     def share(part: NDArray) -> None:
         kernel(*arrays, part, *_buffers(xb, yb), xb, yb, g)
 
-    _run([partial(share, part) for part in np.array_split(tasks, _threads(len(tasks)))])
+    run_shares([partial(share, part) for part in np.array_split(tasks, threads_for(len(tasks)))])
 
 
 def _geometry(x: Sequence[int], weight: Sequence[int], conv: Conv) -> Geometry:
@@ -216,57 +214,12 @@ def _weight_grad_tiles(weight_mask: Tensor | None, shape: Sequence[int], g: Geom
     return _of_mask(weight_mask, ("weight_grad", xb, g.dilation), make)
 
 
-def _flat(t: Tensor) -> NDArray:
+def flat(t: Tensor) -> NDArray:
     """[N,H,W,C] as one axis; copies a tensor that is not channels last."""
     return t.detach().permute(0, 2, 3, 1).reshape(-1).numpy()
 
 
-_local = threading.local()
-
-
 def _buffers(xb: Band, yb: Band) -> tuple[NDArray, ...]:
-    """Room for the bands of this thread, reused: fresh memory would cost a page fault every 4 KB."""
+    """Room for the bands of this thread."""
     # The weight gradient's tile of taps may read past the kernel, never to use it.
-    sizes = (xb.size + 3 * xb.row + 3 * xb.column, yb.size + yb.column)
-    kept = getattr(_local, "buffers", (np.empty(0), np.empty(0)))
-    _local.buffers = tuple(old if len(old) >= size else torch.zeros(size).numpy() for old, size in zip(kept, sizes, strict=True))
-    return _local.buffers
-
-
-def _threads(tasks: int) -> int:
-    return max(1, min(torch.get_num_threads(), tasks))
-
-
-def _run(shares: Sequence[Callable[[], None]]) -> None:
-    """All shares, each in a thread of its own, the first in this one; the first error of any is raised."""
-    finished: SimpleQueue[BaseException | None] = SimpleQueue()
-    for share in shares[1:]:
-        # By process, because threads do not survive a fork.
-        _workers(torch.get_num_threads() - 1, os.getpid()).put((share, finished))
-    errors = [_outcome(shares[0]), *(finished.get() for _ in shares[1:])]
-    for error in errors:
-        if error is not None:
-            raise error
-
-
-@lru_cache
-def _workers(count: int, process: int) -> "SimpleQueue[tuple[Callable[[], None], SimpleQueue]]":
-    """Where `count` threads wait for work. Simple queues wake a thread twice as fast as concurrent.futures."""
-    waiting: SimpleQueue[tuple[Callable[[], None], SimpleQueue]] = SimpleQueue()
-
-    def work() -> None:
-        while True:
-            share, finished = waiting.get()
-            finished.put(_outcome(share))
-
-    for _ in range(count):
-        threading.Thread(target=work, name="fineprune", daemon=True).start()
-    return waiting
-
-
-def _outcome(share: Callable[[], None]) -> BaseException | None:
-    try:
-        share()
-    except BaseException as error:
-        return error
-    return None
+    return scratch(xb.size + 3 * xb.row + 3 * xb.column, yb.size + yb.column)

@@ -100,10 +100,10 @@ def forward_kernel(rows: int, vectors: int) -> Callable[..., None]:
                                 c_stop, d_stop = at(segments, c * groups + q + 1), at(segments, d * groups + q + 1)
                                 tile = tile_load(y_packed, out + q * rows * yb.lanes, yb.lanes, rows, vectors)
                                 while ce < c_stop:
-                                    tile = tile_add_scaled(tile, weights, ce * rows, x_packed, c_patch + at(offsets, ce))
+                                    tile = tile_add_scaled(tile, weights, ce * rows, 1, x_packed, c_patch + at(offsets, ce))
                                     ce += 1
                                 while de < d_stop:
-                                    tile = tile_add_scaled(tile, weights, de * rows, x_packed, d_patch + at(offsets, de))
+                                    tile = tile_add_scaled(tile, weights, de * rows, 1, x_packed, d_patch + at(offsets, de))
                                     de += 1
                                 tile_store(tile, y_packed, out + q * rows * yb.lanes, yb.lanes)
             unpack(y_packed, yb, y, g.y, sample, samples, top, height)
@@ -156,7 +156,7 @@ def input_grad_kernel(rows: int, vectors: int) -> Callable[..., None]:
                                     out = line * xb.row + column * xb.column + c * xb.lanes
                                     tile = tile_load(x_packed, out, g.dilation[1] * xb.column, rows, vectors)
                                     for e in range(at(segments, segment + v), at(segments, segment + v + 1)):
-                                        tile = tile_add_scaled(tile, weights, e * rows, y_packed, source + at(filters, e))
+                                        tile = tile_add_scaled(tile, weights, e * rows, 1, y_packed, source + at(filters, e))
                                     tile_store(tile, x_packed, out, g.dilation[1] * xb.column)
             unpack(x_packed, xb, grad_x, g.x, sample, samples, top, height)
 

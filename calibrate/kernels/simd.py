@@ -11,13 +11,30 @@ from collections.abc import Iterable
 from functools import reduce
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from numba import config, types
 from numba.extending import intrinsic
-from numpy.typing import NDArray
 
-from ...common.simd import LANES, Emitter, Tile
+from ...common.simd import LANES, VECTOR, Emitter, Tile
+from . import twins
+
+
+def _line(e: Emitter, array: int, row: int, vector: int) -> Any:
+    """Pointer to a vector of rows of memory; the arguments from `array` on are (array, start, row_stride)."""
+    start, stride = e.args[array + 1 : array + 3]
+    return e.element(e.data(array), start, (row, stride), (vector, ir.Constant(start.type, LANES)))
+
+
+def _factors(e: Emitter, array: int, tile: Tile) -> list[Any]:
+    """A broadcast scalar for each row of the tile; the arguments from `array` on are (array, start, stride)."""
+    start, stride = e.args[array + 1 : array + 3]
+    return [e.broadcast(e.element(e.data(array), start, (row, stride))) for row in range(tile.rows)]
+
+
+def _limits(e: Emitter, array: int, tile: Tile) -> list[Any]:
+    """A vector for each vector of a row of the tile, from the start of an array."""
+    position = ir.IntType(64)
+    return [e.load(e.element(e.data(array), ir.Constant(position, v * LANES))) for v in range(tile.vectors)]
 
 
 @intrinsic
@@ -66,16 +83,96 @@ def _tile_store(typing: Any, tile: Any, array: Any, start: Any, row_stride: Any)
 
 
 @intrinsic
-def _tile_add_scaled(typing: Any, tile: Any, scales: Any, scale: Any, array: Any, start: Any) -> Any:
+def _tile_add_scaled(typing: Any, tile: Any, scales: Any, scale: Any, scale_stride: Any, array: Any, start: Any) -> Any:
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         e = Emitter(context, builder, signature, args)
-        scale_data, data, lanes = e.data(1), e.data(3), ir.Constant(args[4].type, LANES)
-        one = ir.Constant(args[2].type, 1)
-        factors = [e.broadcast(e.element(scale_data, args[2], (row, one))) for row in range(tile.rows)]
-        shared = [e.load(e.element(data, args[4], (vector, lanes))) for vector in range(tile.vectors)]
+        data, lanes = e.data(4), ir.Constant(args[5].type, LANES)
+        factors = _factors(e, 1, tile)
+        shared = [e.load(e.element(data, args[5], (vector, lanes))) for vector in range(tile.vectors)]
         return e.update(tile, args[0], lambda row, vector, old: e.multiply_add(factors[row], shared[vector], old))
 
-    return tile(tile, scales, types.intp, array, types.intp), emit
+    return tile(tile, scales, types.intp, types.intp, array, types.intp), emit
+
+
+@intrinsic
+def _tile_add_scaled_tile(typing: Any, tile: Any, scales: Any, scale: Any, scale_stride: Any, other: Any) -> Any:
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emitter(context, builder, signature, args)
+        factors = _factors(e, 1, tile)
+
+        def change(row: int, vector: int, old: Any) -> Any:
+            return e.multiply_add(factors[row], builder.extract_value(args[4], row * tile.vectors + vector), old)
+
+        return e.update(tile, args[0], change)
+
+    return tile(tile, scales, types.intp, types.intp, tile), emit
+
+
+@intrinsic
+def _tile_add(typing: Any, tile: Any, array: Any, start: Any, row_stride: Any) -> Any:
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emitter(context, builder, signature, args)
+        return e.update(tile, args[0], lambda row, vector, old: builder.fadd(old, e.load(_line(e, 1, row, vector))))
+
+    return tile(tile, array, types.intp, types.intp), emit
+
+
+@intrinsic
+def _tile_count(typing: Any, tile: Any, array: Any, start: Any, row_stride: Any, limits: Any) -> Any:
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emitter(context, builder, signature, args)
+        bounds = _limits(e, 4, tile)
+        one = ir.Constant(VECTOR, [1.0] * LANES)
+
+        def change(row: int, vector: int, old: Any) -> Any:
+            reached = builder.fcmp_ordered(">=", e.load(_line(e, 1, row, vector)), bounds[vector])
+            return builder.select(reached, builder.fadd(old, one), old)
+
+        return e.update(tile, args[0], change)
+
+    return tile(tile, array, types.intp, types.intp, limits), emit
+
+
+@intrinsic
+def _tile_where(typing: Any, tile: Any, array: Any, start: Any, row_stride: Any, limits: Any, other: Any) -> Any:
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emitter(context, builder, signature, args)
+        bounds = _limits(e, 4, tile)
+
+        def change(row: int, vector: int, old: Any) -> Any:
+            reached = builder.fcmp_ordered(">=", e.load(_line(e, 1, row, vector)), bounds[vector])
+            return builder.select(reached, old, builder.extract_value(args[5], row * tile.vectors + vector))
+
+        return e.update(tile, args[0], change)
+
+    return tile(tile, array, types.intp, types.intp, limits, tile), emit
+
+
+@intrinsic
+def _tile_load_bytes(typing: Any, array: Any, start: Any) -> Any:
+    tile = Tile(1, 1)
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emitter(context, builder, signature, args)
+        pointer = builder.bitcast(e.element(e.data(0), args[1]), ir.VectorType(ir.IntType(8), LANES).as_pointer())
+        values = builder.uitofp(builder.load(pointer, align=1), VECTOR)
+        return builder.insert_value(ir.Constant(context.get_value_type(tile), ir.Undefined), values, 0)
+
+    return tile(array, types.intp), emit
+
+
+@intrinsic
+def _tile_store_bytes(typing: Any, tile: Any, array: Any, start: Any) -> Any:
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emitter(context, builder, signature, args)
+        kind = ir.VectorType(ir.IntType(8), LANES)
+        for k in range(tile.rows * tile.vectors):
+            pointer = e.element(e.data(1), args[2], (k, ir.Constant(args[2].type, LANES)))
+            values = builder.fptoui(builder.extract_value(args[0], k), kind)
+            builder.store(values, builder.bitcast(pointer, kind.as_pointer())).align = 1
+        return context.get_dummy_value()
+
+    return types.void(tile, array, types.intp), emit
 
 
 @intrinsic(prefer_literal=True)
@@ -128,6 +225,18 @@ def _tile_lane_sums(typing: Any, tile: Any, out: Any, start: Any) -> Any:
 
 
 @intrinsic
+def _tile_row_sums(typing: Any, tile: Any, out: Any, start: Any) -> Any:
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emitter(context, builder, signature, args)
+        for vector in range(tile.vectors):
+            rows = [builder.extract_value(args[0], row * tile.vectors + vector) for row in range(tile.rows)]
+            e.store(reduce(builder.fadd, rows), e.element(e.data(1), args[2], (vector, ir.Constant(args[2].type, LANES))))
+        return context.get_dummy_value()
+
+    return types.void(tile, out, types.intp), emit
+
+
+@intrinsic
 def _tile_column_sums(typing: Any, tile: Any, out: Any, start: Any) -> Any:
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         e = Emitter(context, builder, signature, args)
@@ -153,6 +262,27 @@ def _transpose(typing: Any, source: Any, start: Any, stride: Any, out: Any, out_
     return types.void(source, types.intp, types.intp, out, types.intp, types.intp), emit
 
 
+@intrinsic
+def _halve(typing: Any, low: Any, high: Any, middle: Any, counts: Any, wanted: Any) -> Any:
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emitter(context, builder, signature, args)
+        kind = ir.VectorType(ir.IntType(32), LANES)
+        one = ir.Constant(kind, [1] * LANES)
+        pointers = [builder.bitcast(e.data(k), kind.as_pointer()) for k in range(3)]
+        below, above, tried = (builder.load(pointer, align=4) for pointer in pointers)
+        count, aim = e.load(e.data(3)), e.load(e.data(4))
+        reached = builder.fcmp_ordered(">=", count, aim)
+        below, above = builder.select(reached, tried, below), builder.select(reached, above, tried)
+        above = builder.select(builder.fcmp_ordered("==", count, aim), builder.add(tried, one), above)
+        width = builder.sub(above, below)
+        for value, pointer in zip((below, above, builder.add(below, builder.lshr(width, one))), pointers, strict=True):
+            builder.store(value, pointer, align=4)
+        is_open = builder.bitcast(builder.icmp_signed(">", width, one), ir.IntType(LANES))
+        return builder.icmp_unsigned("!=", is_open, ir.Constant(ir.IntType(LANES), 0))
+
+    return types.boolean(low, high, middle, counts, wanted), emit
+
+
 def _transposed(e: Emitter, rows: list[Any]) -> Iterable[Any]:
     """Swap the off-diagonal halves of ever smaller squares of the matrix."""
     size = LANES // 2
@@ -168,76 +298,44 @@ def _transposed(e: Emitter, rows: list[Any]) -> Iterable[Any]:
     return rows
 
 
-def _numpy_lines(array: NDArray, start: int, stride: int, count: int) -> NDArray:
-    return np.stack([array[start + k * stride : start + k * stride + LANES] for k in range(count)])
-
-
-def _numpy_at(array: NDArray, position: int) -> Any:
-    return array[position]
-
-
-def _numpy_tile_zeros(rows: int, vectors: int) -> NDArray:
-    return np.zeros((rows, vectors, LANES), np.float32)
-
-
-def _numpy_tile_load(array: NDArray, start: int, row_stride: int, rows: int, vectors: int) -> NDArray:
-    return np.stack([_numpy_lines(array, start + row * row_stride, LANES, vectors) for row in range(rows)])
-
-
-def _numpy_tile_store(tile: NDArray, array: NDArray, start: int, row_stride: int) -> None:
-    for row, values in enumerate(tile):
-        array[start + row * row_stride : start + row * row_stride + values.size] = values.reshape(-1)
-
-
-def _numpy_tile_add_scaled(tile: NDArray, scales: NDArray, scale: int, array: NDArray, start: int) -> NDArray:
-    return tile + scales[scale : scale + len(tile), None, None] * _numpy_lines(array, start, LANES, tile.shape[1])
-
-
-def _numpy_tile_add_products(
-    tile: NDArray, a: NDArray, a_start: int, a_stride: int, b: NDArray, b_start: int, columns: int, b_stride: int, b_column: int
-) -> NDArray:
-    lines = [_numpy_lines(b, b_start + line * b_stride, b_column, columns) for line in range(tile.shape[1] // columns)]
-    return tile + _numpy_lines(a, a_start, a_stride, len(tile))[:, None] * np.concatenate(lines)
-
-
-def _numpy_tile_add_gathered(tile: NDArray, a: NDArray, a_start: int, b: NDArray, b_start: int, offsets: NDArray, first: int) -> NDArray:
-    left = _numpy_lines(a, a_start, LANES, len(tile))
-    right = [_numpy_lines(b, b_start + offset, LANES, len(tile)) for offset in offsets[first : first + tile.shape[1]]]
-    return tile + left[:, None] * np.stack(right, 1)
-
-
-def _numpy_tile_lane_sums(tile: NDArray, out: NDArray, start: int) -> None:
-    out[start : start + tile.shape[0] * tile.shape[1]] = tile.sum(-1).reshape(-1)
-
-
-def _numpy_tile_column_sums(tile: NDArray, out: NDArray, start: int) -> None:
-    out[start : start + tile.shape[1]] = tile.sum((0, 2))
-
-
-def _numpy_transpose(source: NDArray, start: int, stride: int, out: NDArray, out_start: int, out_stride: int) -> None:
-    for row, values in enumerate(_numpy_lines(source, start, stride, LANES).T):
-        out[out_start + row * out_stride : out_start + row * out_stride + LANES] = values
-
-
-at = _numpy_at if config.DISABLE_JIT else _at
+at = twins.at if config.DISABLE_JIT else _at
 """at(array, position): array[position], where a negative position does not count from the end (which costs three instructions)."""
-tile_zeros = _numpy_tile_zeros if config.DISABLE_JIT else _tile_zeros
+tile_zeros = twins.tile_zeros if config.DISABLE_JIT else _tile_zeros
 """tile_zeros(rows, vectors)"""
-tile_load = _numpy_tile_load if config.DISABLE_JIT else _tile_load
+tile_load = twins.tile_load if config.DISABLE_JIT else _tile_load
 """tile_load(array, start, row_stride, rows, vectors): the vectors of a row follow each other."""
-tile_store = _numpy_tile_store if config.DISABLE_JIT else _tile_store
+tile_store = twins.tile_store if config.DISABLE_JIT else _tile_store
 """tile_store(tile, array, start, row_stride)"""
-tile_add_scaled = _numpy_tile_add_scaled if config.DISABLE_JIT else _tile_add_scaled
-"""tile_add_scaled(tile, scales, scale, array, start): tile[r,v] += scales[scale + r] * array[start + v*LANES : + LANES]."""
-tile_add_products = _numpy_tile_add_products if config.DISABLE_JIT else _tile_add_products
+tile_add_scaled = twins.tile_add_scaled if config.DISABLE_JIT else _tile_add_scaled
+"""tile_add_scaled(tile, scales, scale, scale_stride, array, start):
+tile[r,v] += scales[scale + r*scale_stride] * array[start + v*LANES : + LANES]."""
+tile_add_scaled_tile = twins.tile_add_scaled_tile if config.DISABLE_JIT else _tile_add_scaled_tile
+"""tile_add_scaled_tile(tile, scales, scale, scale_stride, other): tile[r,v] += scales[scale + r*scale_stride] * other[r,v]."""
+tile_add = twins.tile_add if config.DISABLE_JIT else _tile_add
+"""tile_add(tile, array, start, row_stride): tile[r,v] += array[start + r*row_stride + v*LANES : + LANES]."""
+tile_count = twins.tile_count if config.DISABLE_JIT else _tile_count
+"""tile_count(tile, array, start, row_stride, limits): tile[r,v] += 1 where those numbers are at least limits[v*LANES : + LANES]."""
+tile_where = twins.tile_where if config.DISABLE_JIT else _tile_where
+"""tile_where(tile, array, start, row_stride, limits, other): tile[r,v] where those numbers reach their limits, elsewhere other[r,v]."""
+tile_load_bytes = twins.tile_load_bytes if config.DISABLE_JIT else _tile_load_bytes
+"""tile_load_bytes(array, start): LANES numbers of an array of uint8, as a tile of one vector."""
+tile_store_bytes = twins.tile_store_bytes if config.DISABLE_JIT else _tile_store_bytes
+"""tile_store_bytes(tile, array, start): a tile of numbers from 0 to 255 in an array of uint8, vector after vector."""
+tile_add_products = twins.tile_add_products if config.DISABLE_JIT else _tile_add_products
 """tile_add_products(tile, a, a_start, a_stride, b, b_start, columns, b_stride, b_column):
 tile[r,v] += a[a_start + r*a_stride : + LANES] * b[b_start + v//columns*b_stride + v%columns*b_column : + LANES]."""
-tile_add_gathered = _numpy_tile_add_gathered if config.DISABLE_JIT else _tile_add_gathered
+tile_add_gathered = twins.tile_add_gathered if config.DISABLE_JIT else _tile_add_gathered
 """tile_add_gathered(tile, a, a_start, b, b_start, offsets, first):
 tile[r,v] += a[a_start + r*LANES : + LANES] * b[b_start + offsets[first + v] + r*LANES : + LANES]."""
-tile_lane_sums = _numpy_tile_lane_sums if config.DISABLE_JIT else _tile_lane_sums
+tile_lane_sums = twins.tile_lane_sums if config.DISABLE_JIT else _tile_lane_sums
 """tile_lane_sums(tile, out, start): out[start + r*vectors + v] = sum over the lanes of tile[r,v]."""
-tile_column_sums = _numpy_tile_column_sums if config.DISABLE_JIT else _tile_column_sums
+tile_column_sums = twins.tile_column_sums if config.DISABLE_JIT else _tile_column_sums
 """tile_column_sums(tile, out, start): out[start + v] = sum over the rows and lanes of tile[:,v]."""
-transpose = _numpy_transpose if config.DISABLE_JIT else _transpose
+halve = twins.halve if config.DISABLE_JIT else _halve
+"""halve(low, high, middle, counts, wanted): one step of LANES bisections of int32 numbers for the largest that at least `wanted` things
+reach, as `counts` of them reach middle. Narrows low..high, at once to low, low+1 where the count is as wanted, and sets the next middle;
+whether any lane is open. counts and wanted are float32."""
+tile_row_sums = twins.tile_row_sums if config.DISABLE_JIT else _tile_row_sums
+"""tile_row_sums(tile, out, start): out[start + v*LANES : + LANES] = sum over the rows of tile[:,v]."""
+transpose = twins.transpose if config.DISABLE_JIT else _transpose
 """transpose(source, start, stride, out, out_start, out_stride): LANES rows of LANES numbers, transposed."""

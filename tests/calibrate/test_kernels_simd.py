@@ -4,7 +4,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from fineprune.calibrate.kernels import simd
+from fineprune.calibrate.kernels import simd, twins
 from support.tolerances import FLOAT32_SUMS
 
 
@@ -15,7 +15,7 @@ def numbers(count: int, seed: int = 0) -> NDArray:
 @njit
 def compiled(a: NDArray, b: NDArray, offsets: NDArray, out: NDArray) -> None:
     tile = simd.tile_load(a, 3, 40, 2, 2)
-    tile = simd.tile_add_scaled(tile, b, 5, a, 7)
+    tile = simd.tile_add_scaled(tile, b, 5, 1, a, 7)
     tile = simd.tile_add_products(tile, a, 1, 17, b, 2, 1, 33, 0)
     tile = simd.tile_add_gathered(tile, a, 9, b, 4, offsets, simd.at(offsets, 0))
     simd.tile_store(tile, out, 1, 50)
@@ -24,22 +24,22 @@ def compiled(a: NDArray, b: NDArray, offsets: NDArray, out: NDArray) -> None:
     simd.tile_store(simd.tile_zeros(1, 1), out, 106, 0)
 
 
-def twins(a: NDArray, b: NDArray, offsets: NDArray, out: NDArray) -> None:
-    tile = simd._numpy_tile_load(a, 3, 40, 2, 2)
-    tile = simd._numpy_tile_add_scaled(tile, b, 5, a, 7)
-    tile = simd._numpy_tile_add_products(tile, a, 1, 17, b, 2, 1, 33, 0)
-    tile = simd._numpy_tile_add_gathered(tile, a, 9, b, 4, offsets, simd._numpy_at(offsets, 0))
-    simd._numpy_tile_store(tile, out, 1, 50)
-    simd._numpy_tile_lane_sums(tile, out, 100)
-    simd._numpy_tile_column_sums(tile, out, 104)
-    simd._numpy_tile_store(simd._numpy_tile_zeros(1, 1), out, 106, 0)
+def in_numpy(a: NDArray, b: NDArray, offsets: NDArray, out: NDArray) -> None:
+    tile = twins.tile_load(a, 3, 40, 2, 2)
+    tile = twins.tile_add_scaled(tile, b, 5, 1, a, 7)
+    tile = twins.tile_add_products(tile, a, 1, 17, b, 2, 1, 33, 0)
+    tile = twins.tile_add_gathered(tile, a, 9, b, 4, offsets, twins.at(offsets, 0))
+    twins.tile_store(tile, out, 1, 50)
+    twins.tile_lane_sums(tile, out, 100)
+    twins.tile_column_sums(tile, out, 104)
+    twins.tile_store(twins.tile_zeros(1, 1), out, 106, 0)
 
 
 def test_compiled_operations_equal_their_twins() -> None:
     a, b, offsets = numbers(200), numbers(200, 1), np.array([1, 30, 2], np.int32)
     got, expected = np.full(130, np.nan, np.float32), np.full(130, np.nan, np.float32)
     compiled(a, b, offsets, got)
-    twins(a, b, offsets, expected)
+    in_numpy(a, b, offsets, expected)
     np.testing.assert_allclose(got, expected, rtol=FLOAT32_SUMS[0], atol=FLOAT32_SUMS[1])
     assert np.isfinite(expected).sum() == 4 * simd.LANES + 4 + 2 + simd.LANES
 
@@ -51,6 +51,62 @@ def test_transpose() -> None:
 
     source, out, expected = numbers(400), np.zeros(400, np.float32), np.zeros(400, np.float32)
     run(source, out)
-    simd._numpy_transpose(source, 2, 19, expected, 5, 23)
+    twins.transpose(source, 2, 19, expected, 5, 23)
     np.testing.assert_array_equal(out, expected)
     assert out[5 + 3 * 23 + 1] == source[2 + 19 + 3]
+
+
+@njit
+def compiled_ranking(a: NDArray, b: NDArray, limits: NDArray, out: NDArray, marks: NDArray) -> None:
+    tile = simd.tile_add(simd.tile_load(a, 3, 40, 2, 2), b, 5, 33)
+    tile = simd.tile_add_scaled_tile(tile, b, 2, 7, simd.tile_load(a, 1, 50, 2, 2))
+    tile = simd.tile_where(tile, a, 0, 20, limits, simd.tile_load(b, 0, 32, 2, 2))
+    simd.tile_store(tile, out, 0, 32)
+    simd.tile_row_sums(tile, out, 64)
+    counts = simd.tile_count(simd.tile_count(simd.tile_zeros(2, 2), a, 9, 32, limits), b, 9, 32, limits)
+    simd.tile_store_bytes(counts, marks, 3)
+    simd.tile_store(simd.tile_load_bytes(marks, 5), out, 96, 0)
+
+
+def numpy_ranking(a: NDArray, b: NDArray, limits: NDArray, out: NDArray, marks: NDArray) -> None:
+    tile = twins.tile_add(twins.tile_load(a, 3, 40, 2, 2), b, 5, 33)
+    tile = twins.tile_add_scaled_tile(tile, b, 2, 7, twins.tile_load(a, 1, 50, 2, 2))
+    tile = twins.tile_where(tile, a, 0, 20, limits, twins.tile_load(b, 0, 32, 2, 2))
+    twins.tile_store(tile, out, 0, 32)
+    twins.tile_row_sums(tile, out, 64)
+    counts = twins.tile_count(twins.tile_count(twins.tile_zeros(2, 2), a, 9, 32, limits), b, 9, 32, limits)
+    twins.tile_store_bytes(counts, marks, 3)
+    twins.tile_store(twins.tile_load_bytes(marks, 5), out, 96, 0)
+
+
+def test_operations_of_the_ranking_equal_their_twins() -> None:
+    a, b, limits = numbers(200), numbers(200, 1), numbers(32, 2)
+    got, expected = (np.full(120, np.nan, np.float32) for _ in range(2))
+    marks, expected_marks = (np.full(80, 7, np.uint8) for _ in range(2))
+    compiled_ranking(a, b, limits, got, marks)
+    numpy_ranking(a, b, limits, expected, expected_marks)
+    np.testing.assert_allclose(got, expected, rtol=FLOAT32_SUMS[0], atol=FLOAT32_SUMS[1])
+    np.testing.assert_array_equal(marks, expected_marks)
+    assert set(marks) == {0, 1, 2, 7}
+
+
+def test_a_step_of_bisection_equals_its_twin() -> None:
+    @njit
+    def run(low: NDArray, high: NDArray, middle: NDArray, counts: NDArray, wanted: NDArray) -> bool:
+        return simd.halve(low, high, middle, counts, wanted)
+
+    random = np.random.default_rng(3)
+    low = random.integers(0, 1 << 30, simd.LANES).astype(np.int32)
+    for width in (1, 2, 3, 1 << 20):
+        high = low + np.int32(width)
+        arrays = [
+            low,
+            high,
+            low + np.int32(width // 2),
+            random.integers(3, 6, simd.LANES).astype(np.float32),
+            np.full(simd.LANES, 4, np.float32),
+        ]
+        got, expected = [array.copy() for array in arrays], [array.copy() for array in arrays]
+        assert run(*got) == twins.halve(*expected) == (width > 2)
+        for mine, its in zip(got, expected, strict=True):
+            np.testing.assert_array_equal(mine, its)

@@ -1,0 +1,102 @@
+"""What the vector operations of `simd` do, in numpy: kernels run on them with NUMBA_DISABLE_JIT=1, and tests compare the compiled ones."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...common.simd import LANES
+
+
+def _lines(array: NDArray, start: int, stride: int, count: int) -> NDArray:
+    return np.stack([array[start + k * stride : start + k * stride + LANES] for k in range(count)])
+
+
+def at(array: NDArray, position: int) -> Any:
+    return array[position]
+
+
+def tile_zeros(rows: int, vectors: int) -> NDArray:
+    return np.zeros((rows, vectors, LANES), np.float32)
+
+
+def tile_load(array: NDArray, start: int, row_stride: int, rows: int, vectors: int) -> NDArray:
+    return np.stack([_lines(array, start + row * row_stride, LANES, vectors) for row in range(rows)])
+
+
+def tile_store(tile: NDArray, array: NDArray, start: int, row_stride: int) -> None:
+    for row, values in enumerate(tile):
+        array[start + row * row_stride : start + row * row_stride + values.size] = values.reshape(-1)
+
+
+def _factors(scales: NDArray, scale: int, stride: int, tile: NDArray) -> NDArray:
+    return np.array([scales[scale + row * stride] for row in range(len(tile))])[:, None, None]
+
+
+def tile_add_scaled(tile: NDArray, scales: NDArray, scale: int, scale_stride: int, array: NDArray, start: int) -> NDArray:
+    return tile + _factors(scales, scale, scale_stride, tile) * _lines(array, start, LANES, tile.shape[1])
+
+
+def tile_add_scaled_tile(tile: NDArray, scales: NDArray, scale: int, scale_stride: int, other: NDArray) -> NDArray:
+    return tile + _factors(scales, scale, scale_stride, tile) * other
+
+
+def tile_add(tile: NDArray, array: NDArray, start: int, row_stride: int) -> NDArray:
+    return tile + tile_load(array, start, row_stride, *tile.shape[:2])
+
+
+def tile_count(tile: NDArray, array: NDArray, start: int, row_stride: int, limits: NDArray) -> NDArray:
+    return tile + _reached(tile, array, start, row_stride, limits)
+
+
+def tile_where(tile: NDArray, array: NDArray, start: int, row_stride: int, limits: NDArray, other: NDArray) -> NDArray:
+    return np.where(_reached(tile, array, start, row_stride, limits), tile, other)
+
+
+def _reached(tile: NDArray, array: NDArray, start: int, row_stride: int, limits: NDArray) -> NDArray:
+    return tile_load(array, start, row_stride, *tile.shape[:2]) >= _lines(limits, 0, LANES, tile.shape[1])
+
+
+def tile_load_bytes(array: NDArray, start: int) -> NDArray:
+    return array[None, None, start : start + LANES].astype(np.float32)
+
+
+def tile_store_bytes(tile: NDArray, array: NDArray, start: int) -> None:
+    array[start : start + tile.size] = tile.reshape(-1)
+
+
+def tile_add_products(
+    tile: NDArray, a: NDArray, a_start: int, a_stride: int, b: NDArray, b_start: int, columns: int, b_stride: int, b_column: int
+) -> NDArray:
+    lines = [_lines(b, b_start + line * b_stride, b_column, columns) for line in range(tile.shape[1] // columns)]
+    return tile + _lines(a, a_start, a_stride, len(tile))[:, None] * np.concatenate(lines)
+
+
+def tile_add_gathered(tile: NDArray, a: NDArray, a_start: int, b: NDArray, b_start: int, offsets: NDArray, first: int) -> NDArray:
+    left = _lines(a, a_start, LANES, len(tile))
+    right = [_lines(b, b_start + offset, LANES, len(tile)) for offset in offsets[first : first + tile.shape[1]]]
+    return tile + left[:, None] * np.stack(right, 1)
+
+
+def tile_lane_sums(tile: NDArray, out: NDArray, start: int) -> None:
+    out[start : start + tile.shape[0] * tile.shape[1]] = tile.sum(-1).reshape(-1)
+
+
+def tile_row_sums(tile: NDArray, out: NDArray, start: int) -> None:
+    out[start : start + tile[0].size] = tile.sum(0).reshape(-1)
+
+
+def tile_column_sums(tile: NDArray, out: NDArray, start: int) -> None:
+    out[start : start + tile.shape[1]] = tile.sum((0, 2))
+
+
+def halve(low: NDArray, high: NDArray, middle: NDArray, counts: NDArray, wanted: NDArray) -> bool:
+    reached, exact = counts >= wanted, counts == wanted
+    low[:], high[:] = np.where(reached, middle, low), np.where(exact, middle + 1, np.where(reached, high, middle))
+    middle[:] = low + (high - low) // 2
+    return bool((high - low > 1).any())
+
+
+def transpose(source: NDArray, start: int, stride: int, out: NDArray, out_start: int, out_stride: int) -> None:
+    for row, values in enumerate(_lines(source, start, stride, LANES).T):
+        out[out_start + row * out_stride : out_start + row * out_stride + LANES] = values
