@@ -105,10 +105,10 @@ def operation(
     tables = [index.add(np.stack([view[block.positions] for view in views])) for block in cut]
     items, costs = [], []
     for panel in made:
-        start, taps = constants.add(panel.weights), index.add(panel.offsets)
+        start = constants.add(panel.weights)
         for block, table, steps in zip(cut, tables, panel.passes, strict=True):
             first = index.add(steps)
-            items.append([panel.vectors, start, panel.first, taps, first, first + steps.size, table, len(block.positions)])
+            items.append([panel.vectors, start, panel.first, first, first + steps.size, table, len(block.positions)])
             costs.append(cycles(steps, max(1, panel.vectors)))
     meta = np.zeros(META, np.int64)
     residual = layout.residual.start if layout.residual else -1
@@ -119,12 +119,11 @@ def operation(
 
 
 class PlannedPanel(NamedTuple):
-    """A panel as the kernel takes it: weights and offsets of its entries, and its passes over each block of positions."""
+    """A panel as the kernel takes it: weights of its entries, and its passes over each block of positions."""
 
     first: int
     vectors: int
     weights: NDArray
-    offsets: NDArray
     passes: list[NDArray]
 
 
@@ -136,9 +135,10 @@ def _filter_panels(
         key = panel.vectors, panel.kept.tobytes()
         entries = Entries.of(panel.kept)
         if key not in known:
-            most = max(1, PASS_WEIGHTS // (panel.vectors * LANES))
-            known[key] = [passes(entries, block, most, index) for block in cut]
-        made.append(PlannedPanel(panel.first, panel.vectors, panel.weights[entries.pairs], taps[entries.pairs], known[key]))
+            line = panel.vectors * LANES
+            offsets = np.stack([taps[entries.pairs], np.arange(len(entries.pairs[0])) * line], 1)
+            known[key] = [passes(entries, offsets, block, max(1, PASS_WEIGHTS // line), index) for block in cut]
+        made.append(PlannedPanel(panel.first, panel.vectors, panel.weights[entries.pairs], known[key]))
     return cut, made
 
 
@@ -156,12 +156,12 @@ def _depthwise_panels(
         for block in cut:
             rows = []
             for pattern in np.unique(which[block.positions]):
-                segment = index.add([pattern * count, (pattern + 1) * count])
+                entries = index.add(np.stack([taps[0], (pattern * count + np.arange(count)) * LANES], 1))
                 members = np.nonzero(which[block.positions] == pattern)[0]
-                end = segment + 2 * patterns[:, pattern].any()
-                rows.append([FROM_BIAS | TO_Y, segment, end, index.add(members), len(members)])
+                end = entries + 2 * count * patterns[:, pattern].any()
+                rows.append([FROM_BIAS | TO_Y, entries, end, index.add(members), len(members)])
             steps.append(np.array(rows))
-        made.append(PlannedPanel(first, DEPTHWISE, packed, np.tile(taps[0], patterns.shape[1]), steps))
+        made.append(PlannedPanel(first, DEPTHWISE, packed, steps))
     return cut, made
 
 

@@ -23,11 +23,12 @@ from .filters_simd import add_channels, add_rows, add_tap, clip, load_slots, sam
 X, Y, RESIDUAL, ITEMS = range(HEADER, HEADER + 4)
 """Positions in meta: first elements of the tensors in the arena (no residual: -1), and of the work items in the index."""
 META = HEADER + 4
-VECTORS, WEIGHTS, FILTER, TAPS, FIRST_PASS, LAST_PASS, TABLES, SLOTS, ITEM = range(9)
-"""Integers of a work item: vectors of its panel; where its weights begin in the constants, its filters among all, and the offsets of its
-entries in the index; its passes; tables of the positions of its slots in x, y and residual, one after another, of SLOTS integers each."""
-MODE, SEGMENTS, SEGMENTS_END, LIST, COUNT, PASS = range(6)
-"""Integers of a pass: index[SEGMENTS:SEGMENTS_END] holds pairs first, last of entries (first <= entry < last); a list of COUNT slots."""
+VECTORS, WEIGHTS, FILTER, FIRST_PASS, LAST_PASS, TABLES, SLOTS, ITEM = range(8)
+"""Integers of a work item: vectors of its panel; where its weights begin in the constants, and its filters among all; its passes;
+tables of the positions of its slots in x, y and residual, one after another, of SLOTS integers each."""
+MODE, ENTRIES, ENTRIES_END, LIST, COUNT, PASS = range(6)
+"""Integers of a pass: index[ENTRIES:ENTRIES_END] holds its entries, pairs of offsets in a patch and in the panel's weights; LIST and
+COUNT are its slots."""
 FROM_BIAS, TO_Y = 1, 2
 LOW, HIGH, BIAS = 0, 1, LANES
 """Positions in the constants."""
@@ -49,7 +50,6 @@ def _tiles(rows: int, vectors: int, add: Callable[..., Any]) -> Any:
         mode: int,
         first: int,
         last: int,
-        taps: int,
         weights: int,
         bias: int,
         sums: int,
@@ -66,10 +66,8 @@ def _tiles(rows: int, vectors: int, add: Callable[..., Any]) -> Any:
     ) -> int:
         while at + rows <= stop:
             tile = same_rows(constants, bias, rows, vectors) if mode & FROM_BIAS else load_slots(arena, sums, index, at, rows, vectors)
-            for segment in range(first, last, 2):
-                for entry in range(index[segment], index[segment + 1]):
-                    weight = weights + entry * (vectors * LANES)
-                    tile = add(tile, arena, x, index, tables, at, taps + entry, constants, weight)
+            for entry in range(first, last, 2):
+                tile = add(tile, arena, x, index, tables, at, entry, constants, weights)
             if mode & TO_Y:
                 if residual >= 0:
                     tile = add_rows(tile, arena, residual, index, tables + 2 * slots, at)
@@ -90,23 +88,19 @@ def _item(vectors: int, add: Callable[..., Any] = add_tap) -> Any:
         work: int, base: int, numbers: int, sums: int, x: int, y: int, residual: int, arena: NDArray, constants: NDArray, index: NDArray
     ) -> None:
         """work: position of the item's integers; base and numbers: of the operation's index and constants."""
-        weights, taps = numbers + index[work + WEIGHTS], base + index[work + TAPS]
-        offset, tables, slots = index[work + FILTER], base + index[work + TABLES], np.intp(index[work + SLOTS])
+        weights, offset = numbers + index[work + WEIGHTS], index[work + FILTER]
+        tables, slots = base + index[work + TABLES], np.intp(index[work + SLOTS])
         bias, low, high = numbers + BIAS + offset, constants[numbers + LOW], constants[numbers + HIGH]
         y += offset
         if residual >= 0:
             residual += offset
         for p in range(base + index[work + FIRST_PASS], base + index[work + LAST_PASS], PASS):
-            mode, first, last = np.intp(index[p + MODE]), base + index[p + SEGMENTS], base + index[p + SEGMENTS_END]
+            mode, first, last = np.intp(index[p + MODE]), base + index[p + ENTRIES], base + index[p + ENTRIES_END]
             at = base + index[p + LIST]
             stop = at + index[p + COUNT]
-            at = large(
-                at, stop, mode, first, last, taps, weights, bias, sums, x, y, residual, tables, slots, arena, constants, index, low, high
-            )
-            at = small(
-                at, stop, mode, first, last, taps, weights, bias, sums, x, y, residual, tables, slots, arena, constants, index, low, high
-            )
-            one(at, stop, mode, first, last, taps, weights, bias, sums, x, y, residual, tables, slots, arena, constants, index, low, high)
+            at = large(at, stop, mode, first, last, weights, bias, sums, x, y, residual, tables, slots, arena, constants, index, low, high)
+            at = small(at, stop, mode, first, last, weights, bias, sums, x, y, residual, tables, slots, arena, constants, index, low, high)
+            one(at, stop, mode, first, last, weights, bias, sums, x, y, residual, tables, slots, arena, constants, index, low, high)
 
     return njit(**_OPTIONS)(item)
 

@@ -5,6 +5,7 @@ follow each other in memory. With NUMBA_DISABLE_JIT=1 the same names stand for n
 uncompiled.
 """
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,15 @@ def _listed(e: Emitter, array: int, start: Any, row: int) -> Any:
     """array[start + row] as a position; the array holds int32."""
     value = e.builder.load(e.element(e.data(array), start, (row, ir.Constant(start.type, 1))))
     return e.builder.sext(value, start.type)
+
+
+def _pair(e: Emitter, array: int, start: Any) -> tuple[Any, Any]:
+    """array[start] and array[start + 1], by one load, because loads are what limits narrow tiles."""
+    kind = ir.IntType(64)
+    both = e.builder.load(e.builder.bitcast(e.element(e.data(array), start), kind.as_pointer()))
+    both.align = 4
+    low, high = e.builder.sext(e.builder.trunc(both, ir.IntType(32)), kind), e.builder.ashr(both, ir.Constant(kind, 32))
+    return (low, high) if sys.byteorder == "little" else (high, low)
 
 
 def _vectors(e: Emitter, pointer: Any, count: int) -> list[Any]:
@@ -135,15 +145,15 @@ def _clip(typing: Any, tile: Any, low: Any, high: Any) -> Any:
 
 
 def _adding(factor: Callable[[Emitter, Any], Any]) -> Any:
-    """Multiply-add of a tap; factor makes the vector that a row is multiplied with from a pointer to its activation."""
+    """Multiply-add of an entry; factor makes the vector that a row is multiplied with from a pointer to its activation."""
 
     @intrinsic
-    def add(typing: Any, tile: Any, x: Any, start: Any, index: Any, table: Any, slots: Any, tap: Any, weights: Any, weight: Any) -> Any:
+    def add(typing: Any, tile: Any, x: Any, start: Any, index: Any, table: Any, slots: Any, entry: Any, weights: Any, first: Any) -> Any:
         def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             e = Emitter(context, builder, signature, args)
             x_data, x_start, table_start, slot_list = e.data(1), args[2], args[4], args[5]
-            offset = _listed(e, 3, args[6], 0)
-            line = [e.load(pointer) for pointer in _vectors(e, e.element(e.data(7), args[8]), tile.vectors)]
+            offset, weight = _pair(e, 3, args[6])
+            line = [e.load(pointer) for pointer in _vectors(e, e.element(e.data(7), _sum(e, args[8], weight)), tile.vectors)]
             value = args[0]
             for row in range(tile.rows):
                 # LLVM takes what doesn't depend on the tap out of the loop over taps: a pointer for each row stays in a register.
@@ -198,16 +208,18 @@ def _numpy_clip(tile: NDArray, low: float, high: float) -> NDArray:
 
 
 def _numpy_add_tap(
-    tile: NDArray, x: NDArray, start: int, index: NDArray, table: int, slots: int, tap: int, weights: NDArray, weight: int
+    tile: NDArray, x: NDArray, start: int, index: NDArray, table: int, slots: int, entry: int, weights: NDArray, first: int
 ) -> NDArray:
-    factors = x[start + index[table + index[slots : slots + len(tile)]].astype(np.int64) + index[tap]]
+    factors = x[start + index[table + index[slots : slots + len(tile)]].astype(np.int64) + index[entry]]
+    weight = first + index[entry + 1]
     return tile + factors[:, None, None] * weights[weight : weight + tile[0].size].reshape(1, -1, LANES)
 
 
 def _numpy_add_channels(
-    tile: NDArray, x: NDArray, start: int, index: NDArray, table: int, slots: int, tap: int, weights: NDArray, weight: int
+    tile: NDArray, x: NDArray, start: int, index: NDArray, table: int, slots: int, entry: int, weights: NDArray, first: int
 ) -> NDArray:
-    return tile + x[_numpy_rows(start + index[tap], index, table, slots, tile)].reshape(tile.shape) * weights[weight : weight + LANES]
+    activations, weight = x[_numpy_rows(start + index[entry], index, table, slots, tile)], first + index[entry + 1]
+    return tile + activations.reshape(tile.shape) * weights[weight : weight + LANES]
 
 
 same_rows = _numpy_same_rows if config.DISABLE_JIT else _same_rows
@@ -223,7 +235,7 @@ add_rows = _numpy_add_rows if config.DISABLE_JIT else _add_rows
 clip = _numpy_clip if config.DISABLE_JIT else _clip
 """clip(tile, low, high)"""
 add_tap = _numpy_add_tap if config.DISABLE_JIT else _add_tap
-"""add_tap(tile, x, start, index, table, slots, tap, weights, weight):
-tile[r,v] += x[start + index[table + index[slots + r]] + index[tap]] * weights[weight + v*LANES : + LANES]."""
+"""add_tap(tile, x, start, index, table, slots, entry, weights, first), with (offset, weight) = index[entry : entry + 2]:
+tile[r,v] += x[start + index[table + index[slots + r]] + offset] * weights[first + weight + v*LANES : + LANES]."""
 add_channels = _numpy_add_channels if config.DISABLE_JIT else _add_channels
-"""The same for channels in the lanes and tiles of one vector: tile[r,0] += x[... : + LANES] * weights[weight : + LANES]."""
+"""The same for channels in the lanes and tiles of one vector: tile[r,0] += x[... : + LANES] * weights[... : + LANES]."""

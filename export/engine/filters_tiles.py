@@ -109,10 +109,10 @@ class Entries:
         return np.split(np.arange(len(self.channels)), np.nonzero(np.diff(self.bounds[:, 0] // most))[0] + 1)
 
 
-def passes(entries: Entries, block: Block, most: int, index: Numbers) -> NDArray:
-    """[passes, PASS] integers; a pass takes at most so many entries, but at least a channel."""
+def passes(entries: Entries, offsets: NDArray, block: Block, most: int, index: Numbers) -> NDArray:
+    """[passes, PASS] integers; a pass takes at most so many entries, but at least a channel. offsets: [entries,2], those of the kernel."""
     slots = len(block.positions)
-    everywhere, bounds = index.add(np.arange(slots)), index.add(entries.bounds)
+    everywhere, listed = index.add(np.arange(slots)), index.add(offsets)
     parts = entries.parts(most)
     counts = block.rest.sum(1)
     rows: list[list[int]] = []
@@ -123,26 +123,16 @@ def passes(entries: Entries, block: Block, most: int, index: Numbers) -> NDArray
             rows.append([FROM_BIAS, 0, 0, everywhere, slots])
             begun = True
         for k in left_over:
-            channel = entries.channels[k]
-            rows.append([0, bounds + 2 * k, bounds + 2 * k + 2, index.add(np.nonzero(block.rest[channel])[0]), counts[channel]])
+            channel, (first, last) = entries.channels[k], listed + 2 * entries.bounds[k]
+            rows.append([0, first, last, index.add(np.nonzero(block.rest[channel])[0]), counts[channel]])
         mode = (0 if begun else FROM_BIAS) | (TO_Y if number == len(parts) - 1 else 0)
-        rows += _tile_passes(entries, block, part, mode, index, everywhere)
+        common = block.common[:, entries.channels[part]]
+        changes = np.nonzero((common[1:] != common[:-1]).any(1))[0] + 1
+        for tile, stop in zip([0, *changes], [*changes, len(common)], strict=True):
+            used = part[common[tile]]
+            if len(used) or mode:
+                own = np.concatenate([offsets[:0], *(offsets[first:last] for first, last in entries.bounds[used])])
+                start, slot = index.add(own), tile * block.tile
+                rows.append([mode, start, start + own.size, everywhere + slot, min(stop * block.tile, slots) - slot])
         begun = True
     return np.array(rows, int).reshape(-1, PASS)
-
-
-def _tile_passes(entries: Entries, block: Block, part: NDArray, mode: int, index: Numbers, everywhere: int) -> list[list[int]]:
-    """Passes over the tiles for what they have in common in a part of the channels; successive tiles with the same channels share one."""
-    common = block.common[:, entries.channels[part]]
-    changes = np.nonzero((common[1:] != common[:-1]).any(1))[0] + 1
-    rows = []
-    for tile, stop in zip([0, *changes], [*changes, len(common)], strict=True):
-        used = part[common[tile]]
-        segments = entries.bounds[used]
-        if len(used) == len(part) and len(part):
-            segments = np.array([segments[0, 0], segments[-1, 1]])
-        if segments.size or mode:
-            start, first = index.add(segments), tile * block.tile
-            last = min(stop * block.tile, len(block.positions))
-            rows.append([mode, start, start + segments.size, everywhere + first, last - first])
-    return rows
