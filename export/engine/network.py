@@ -1,0 +1,109 @@
+"""What the engine computes: layers over named tensors of one sample, each [channels, height, width].
+
+Conv       y = clip(masked convolution + bias (+ residual), low, high); a linear layer is a convolution whose kernel covers its input
+Pool       maximum or average under a window
+Mean       average over rows and columns
+Map        one or two tensors element by element, then clip
+Assemble   pieces of tensors copied to pieces of one: Concat, Slice, Split, Pad, channel shuffles
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .conv import ConvShape
+
+Box = tuple[int, int, int]
+"""channels, height, width"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """Reads `inputs`, writes `output`; `name` is the file's."""
+
+    name: str
+    inputs: tuple[str, ...]
+    output: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Conv(Layer):
+    """Weights float32 [F,C/groups,kh,kw] (dropped ones 0), mask bool [C,oh,ow]; a second input is added before the clip."""
+
+    shape: ConvShape
+    weights: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    mask: NDArray[np.bool_] | None = None
+    low: float = -np.inf
+    high: float = np.inf
+
+    @property
+    def macs_dense(self) -> int:
+        """Multiply-adds a sample if nothing were dropped."""
+        oh, ow = self.shape.output
+        return oh * ow * self.weights.size
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds a sample of what is kept: sum_c |M_c| * nnz(W[:,c])."""
+        if self.mask is None:
+            oh, ow = self.shape.output
+            return oh * ow * int(np.count_nonzero(self.weights))
+        groups, per_group = self.shape.groups, self.weights.shape[1]
+        positions = self.mask.sum((1, 2)).reshape(groups, per_group)
+        taps = np.count_nonzero(self.weights, axis=(2, 3)).reshape(groups, -1, per_group).sum(1)
+        return int((positions * taps).sum())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool(Layer):
+    """`kind` "max" or "average"; where `counts_padding`, an average divides by the whole window."""
+
+    kind: str
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    pads: tuple[int, int, int, int]
+    dilations: tuple[int, int] = (1, 1)
+    counts_padding: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mean(Layer):
+    """y[c] = mean over i,j of x[c,i,j]"""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Map(Layer):
+    """y = clip(function(x...), low, high).
+
+    "identity", "sigmoid" of x; "hardsigmoid" clip(alpha*x + beta, 0, 1) and "hardswish" x * hardsigmoid(x) of it; "affine"
+    scale[c]*x + shift[c]; "add", "multiply" of two tensors; "scale" x[c,i,j] * z[c,0,0].
+    """
+
+    function: str
+    low: float = -np.inf
+    high: float = np.inf
+    alpha: float = 1 / 6
+    beta: float = 0.5
+    scale: NDArray[np.float32] | None = None
+    shift: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """`size` elements of input number `source`, from `start` on by `step` (each channel, row, column), go to `to` on by `to_step`."""
+
+    source: int
+    size: Box
+    start: Box = (0, 0, 0)
+    step: Box = (1, 1, 1)
+    to: Box = (0, 0, 0)
+    to_step: Box = (1, 1, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assemble(Layer):
+    """Copies `pieces`, which do not overlap; what they leave is zero."""
+
+    pieces: tuple[Piece, ...]

@@ -1,0 +1,266 @@
+"""Layers -> a program for the interpreter: kernels and layouts chosen, conversions put in, memory planned, operations put together."""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...common.errors import RunError
+from . import copies, maps, memory, pools
+from .conv import CONSTANTS, INDEX, Epilogue, Op, View
+from .fuse import fuse
+from .interpreter import KERNELS
+from .kernels import CONVOLUTIONS, candidates
+from .layouts import NCHW, Candidate, Choice, choose
+from .memory import Key
+from .network import Assemble, Box, Conv, Layer, Map, Mean, Pool
+
+_ALIGN = 16
+"""Floats: constants of an operation begin at a cache line."""
+_MOST_NUMBERS = (1 << 31) - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instruction:
+    """Operations without meeting points between them: what they read and write, and what makes them once it is known where all lies."""
+
+    layer: Layer | None
+    name: str
+    reads: tuple[Key, ...]
+    writes: Key | None
+    plan: Callable[..., list[Op]]
+    choice: Choice
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """The arrays of interpreter.py and what each operation is."""
+
+    steps: NDArray[np.int64]
+    costs: tuple[NDArray[np.float64], ...]
+    meta: NDArray[np.int64]
+    index: NDArray[np.int32]
+    constants: NDArray[np.float32]
+    arena: int
+    scratch: int
+    instructions: tuple[Instruction, ...]
+    """One for each operation."""
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    boxes: dict[str, Box]
+
+    def splits(self, threads: int) -> NDArray[np.int64]:
+        """[operations, threads + 1]: contiguous runs of work items of about equal cost."""
+        return np.array([_split(costs, threads) for costs in self.costs], np.int64).reshape(len(self.costs), threads + 1)
+
+
+Chooser = Callable[[Sequence[Layer], Sequence[Sequence[Candidate]]], Sequence[Sequence[Candidate]]]
+
+
+def build(
+    layers: Sequence[Layer], boxes: Mapping[str, Box], inputs: Sequence[str], outputs: Sequence[str], measure: Chooser | None = None
+) -> Program:
+    """A program that makes `outputs` of `inputs`; `measure` may replace the kernels' own estimates."""
+    layers = fuse(layers, set(outputs))
+    found = [candidates(layer)[0] if isinstance(layer, Conv) else [] for layer in layers]
+    chosen = choose(layers, boxes, measure(layers, found) if measure else found)
+    instructions = _Instructions(boxes)
+    for number, name in enumerate(inputs):
+        instructions.load(name, number, layers, chosen)
+    for layer, choice in zip(layers, chosen, strict=True):
+        instructions.add(layer, choice)
+    for number, name in enumerate(outputs, start=len(inputs)):
+        instructions.save(name, number)
+    return _assemble(instructions, boxes, tuple(inputs), tuple(outputs))
+
+
+class _Instructions:
+    """The list while it is made: each tensor has one home layout and, where a reader needs it, a copy in the other."""
+
+    def __init__(self, boxes: Mapping[str, Box]) -> None:
+        self.list: list[Instruction] = []
+        self.margins: dict[Key, memory.Margins] = {}
+        self._boxes = boxes
+        self._homes: dict[str, Key] = {}
+        self._made: set[Key] = set()
+
+    def load(self, name: str, number: int, layers: Sequence[Layer], chosen: Sequence[Choice]) -> None:
+        """The caller's tensor `number`, in the layout that its readers need, or as it comes."""
+        needs = [c.needs[k] for layer, c in zip(layers, chosen, strict=True) for k, read in enumerate(layer.inputs) if read == name]
+        layout = next((layout for layout in needs if layout), NCHW)
+        key, box = self._home(name, layout), self._boxes[name]
+
+        def plan(y: View) -> list[Op]:
+            return [copies.plan(memory.outside(box), y, box, kernel="load", tensor=number)]
+
+        self._append(None, f"load {name}", (), key, plan, Choice(layout=layout, needs=(), kernel="load"))
+
+    def save(self, name: str, number: int) -> None:
+        """To the caller's tensor `number`."""
+        key, box = self._homes[name], self._boxes[name]
+
+        def plan(x: View) -> list[Op]:
+            return [copies.plan(x, memory.outside(box), box, kernel="save", tensor=number)]
+
+        self._append(None, f"save {name}", (key,), None, plan, Choice(layout=key.layout, needs=(), kernel="save"))
+
+    def add(self, layer: Layer, choice: Choice) -> None:
+        """A layer, behind the conversions that it needs."""
+        reads = tuple(self._read(name, layout) for name, layout in zip(layer.inputs, choice.needs, strict=True))
+        key = self._home(layer.output, choice.layout)
+        if isinstance(layer, Conv):
+            self._conv(layer, choice, reads, key)
+        elif isinstance(layer, Assemble):
+            self._assemble(layer, choice, reads, key)
+        elif isinstance(layer, Pool):
+            self._append(layer, layer.name, reads, key, lambda x, y: [pools.plan(layer, x, y)], choice)
+        elif isinstance(layer, Mean):
+            self._append(layer, layer.name, reads, key, lambda x, y: [pools.plan_mean(x, y)], choice)
+        elif isinstance(layer, Map):
+            self._append(layer, layer.name, reads, key, lambda *v: [maps.plan(layer, v[0], v[1] if len(v) == 3 else None, v[-1])], choice)
+        else:
+            raise TypeError(f"no kernel for {type(layer).__name__}")
+
+    def _conv(self, layer: Conv, choice: Choice, reads: tuple[Key, ...], key: Key) -> None:
+        old = self.margins.get(reads[0], (0, 0, 0, 0))
+        top, left, bottom, right = (max(pair) for pair in zip(old, layer.shape.pads, strict=True))
+        self.margins[reads[0]] = (top, left, bottom, right)
+
+        def plan(x: View, *rest: View) -> list[Op]:
+            epilogue = Epilogue(low=layer.low, high=layer.high, residual=rest[0] if len(rest) == 2 else None)
+            return [CONVOLUTIONS[choice.kernel].plan(layer.shape, layer.weights, layer.mask, layer.bias, x, rest[-1], epilogue)]
+
+        self._append(layer, layer.name, reads, key, plan, choice)
+
+    def _assemble(self, layer: Assemble, choice: Choice, reads: tuple[Key, ...], key: Key) -> None:
+        box = self._boxes[layer.output]
+        if sum(_size(piece.size) for piece in layer.pieces) < _size(box):
+            self._append(layer, f"{layer.name} zeros", (), key, lambda y: [copies.plan_zero(y, box)], choice)
+
+        def plan(*views: View) -> list[Op]:
+            return [copies.plan(part(views[p.source], p.start, p.step), part(views[-1], p.to, p.to_step), p.size) for p in layer.pieces]
+
+        self._append(layer, layer.name, reads, key, plan, choice)
+
+    def _home(self, name: str, layout: str) -> Key:
+        self._homes[name] = Key(name, layout)
+        self._made.add(self._homes[name])
+        return self._homes[name]
+
+    def _read(self, name: str, layout: str | None) -> Key:
+        home = self._homes[name]
+        key = Key(name, layout) if layout else home
+        if key not in self._made:
+            self._made.add(key)
+            box = self._boxes[name]
+            choice = Choice(layout=key.layout, needs=(), kernel="copy")
+            self._append(None, f"{name} to {layout}", (home,), key, lambda x, y: [copies.plan(x, y, box)], choice)
+        return key
+
+    def _append(
+        self, layer: Layer | None, name: str, reads: tuple[Key, ...], writes: Key | None, plan: Callable[..., list[Op]], choice: Choice
+    ) -> None:
+        self.list.append(Instruction(layer=layer, name=name, reads=reads, writes=writes, plan=plan, choice=choice))
+
+
+def part(view: View, start: Box, step: Box) -> View:
+    """The elements from `start` in steps of `step`, as a view for copies."""
+    return View(
+        start=view.at(*start),
+        channels=view.channels,
+        height=view.height,
+        width=view.width,
+        channel_stride=view.channel_stride * step[0],
+        row_stride=view.row_stride * step[1],
+        pixel_stride=view.pixel_stride * step[2],
+    )
+
+
+def _size(box: Box) -> int:
+    return box[0] * box[1] * box[2]
+
+
+def _assemble(instructions: _Instructions, boxes: Mapping[str, Box], inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Program:
+    uses: dict[Key, list[int]] = defaultdict(list)
+    for number, instruction in enumerate(instructions.list):
+        for key in (*instruction.reads, *([instruction.writes] if instruction.writes else [])):
+            uses[key].append(number)
+    plan = memory.arena({key: boxes[key.tensor] for key in uses}, instructions.margins, uses)
+    tables, owners = _Tables(), []
+    pending = _Pending()
+    for instruction in instructions.list:
+        keys = (*instruction.reads, *([instruction.writes] if instruction.writes else []))
+        reads = {plan.buffers[key] for key in instruction.reads}
+        writes = {plan.buffers[instruction.writes]} if instruction.writes else set()
+        meet = pending.must_meet(reads, writes)
+        for op in instruction.plan(*(plan.views[key] for key in keys)):
+            tables.add(op, meet)
+            owners.append(instruction)
+            meet = False
+    return tables.program(arena=plan.size, instructions=tuple(owners), inputs=inputs, outputs=outputs, boxes=dict(boxes))
+
+
+class _Pending:
+    """Buffers that threads may still be reading and writing since they last met."""
+
+    def __init__(self) -> None:
+        self._read: set[int] = set()
+        self._written: set[int] = set()
+
+    def must_meet(self, reads: set[int], writes: set[int]) -> bool:
+        """Whether threads have to meet before an instruction; it is counted as begun."""
+        conflict = bool(reads & self._written or writes & (self._written | self._read))
+        if conflict:
+            self._read, self._written = set(), set()
+        self._read |= reads
+        self._written |= writes
+        return conflict
+
+
+class _Tables:
+    """Numbers of operations one after another."""
+
+    def __init__(self) -> None:
+        self._ops: list[Op] = []
+        self._meets: list[bool] = []
+
+    def add(self, op: Op, meet: bool) -> None:
+        self._ops.append(op)
+        self._meets.append(meet)
+
+    def program(self, **facts: Any) -> Program:
+        """All of them."""
+        constants = np.zeros(sum(memory.rounded(len(op.constants), _ALIGN) for op in self._ops) + _ALIGN, np.float32)
+        index = np.zeros(sum(len(op.index) for op in self._ops) + _ALIGN, np.int32)
+        if max(len(constants), len(index)) > _MOST_NUMBERS:
+            raise RunError("the network has more weights than the engine can address; run it in ONNX Runtime")
+        shift = (-constants.ctypes.data // 4) % _ALIGN
+        steps, metas, start, at, position = [], [], 0, shift, 0
+        for op, meet in zip(self._ops, self._meets, strict=True):
+            meta = op.meta.copy()
+            meta[CONSTANTS], meta[INDEX] = at, position
+            constants[at : at + len(op.constants)] = op.constants
+            index[position : position + len(op.index)] = op.index
+            steps.append((KERNELS.index(op.kernel), start, len(op.costs), int(meet)))
+            metas.append(meta)
+            start, at, position = start + len(meta), at + memory.rounded(len(op.constants), _ALIGN), position + len(op.index)
+        return Program(
+            steps=np.array(steps, np.int64),
+            costs=tuple(op.costs for op in self._ops),
+            meta=np.concatenate(metas),
+            index=index,
+            constants=constants,
+            scratch=memory.rounded(max(op.scratch for op in self._ops), _ALIGN) + memory.GUARD,
+            **facts,
+        )
+
+
+def _split(costs: NDArray[np.float64], threads: int) -> list[int]:
+    sums = np.concatenate([[0.0], np.cumsum(costs)])
+    wanted = sums[-1] * np.arange(1, threads) / threads
+    inner = np.searchsorted(sums, wanted)  # the nearer of the two ends around each wanted sum
+    inner -= (inner > 0) & (sums[np.maximum(inner - 1, 0)] + sums[np.minimum(inner, len(costs))] > 2 * wanted)
+    return [0, *np.maximum.accumulate(inner).tolist(), len(costs)]

@@ -1,0 +1,169 @@
+"""An ONNX file as it is read: refused where it is damaged or points elsewhere; its constants, unpacked and checked.
+
+Nothing here trusts the file: sizes are compared in Python integers before anything is allocated.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...common.errors import RunError, UsageError
+
+MOST_ELEMENTS = 1 << 28
+"""Of one tensor: 1 GiB of float32."""
+
+
+def read_model(source: Any) -> tuple[Any, str]:
+    """(ModelProto, what to call it in messages) of a path or of bytes. UsageError where there is no such file, RunError for its content."""
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    if isinstance(source, bytes | bytearray | memoryview):
+        content, where = bytes(source), "the ONNX bytes"
+    elif isinstance(source, str | Path):
+        where = str(source)
+        try:
+            content = Path(source).read_bytes()
+        except OSError as error:
+            raise UsageError(f"cannot read {where}: {error.strerror or error}; export the network first") from error
+    else:
+        raise UsageError(f"a session takes a path or the bytes of an ONNX file, got {type(source).__name__}")
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(content)
+    except (DecodeError, ValueError) as error:
+        raise RunError(f"{where} is not an ONNX file or is damaged ({error}); export it again") from error
+    if not model.graph.node or not model.graph.output:
+        raise RunError(f"{where} holds no network (no nodes or no outputs); it is truncated or not an ONNX file, export it again")
+    for tensor in _tensors(model):
+        if tensor.external_data or tensor.data_location == onnx.TensorProto.EXTERNAL:
+            raise RunError(f"{where}: tensor {tensor.name!r} lies in another file, which the engine does not open; save it as one file")
+    return model, where
+
+
+def _tensors(model: Any) -> Iterator[Any]:
+    """Every tensor of the file, in subgraphs and functions too."""
+    nodes = []
+    graphs = [model.graph]
+    for function in model.functions:
+        nodes.extend(function.node)
+        for default in function.attribute_proto:
+            yield from _attribute_tensors(default, graphs)
+    while graphs or nodes:
+        if graphs:
+            graph = graphs.pop()
+            yield from graph.initializer
+            for sparse in graph.sparse_initializer:
+                yield from (sparse.values, sparse.indices)
+            nodes.extend(graph.node)
+        while nodes:
+            for attribute in nodes.pop().attribute:
+                yield from _attribute_tensors(attribute, graphs)
+
+
+def _attribute_tensors(attribute: Any, graphs: list[Any]) -> Iterator[Any]:
+    graphs.extend(attribute.graphs)
+    if attribute.HasField("g"):
+        graphs.append(attribute.g)
+    yield from attribute.tensors
+    if attribute.HasField("t"):
+        yield attribute.t
+    for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+        yield from (sparse.values, sparse.indices)
+
+
+class Constants:
+    """The constants of the main graph by name: initializers, Constant nodes and what our functions unpack."""
+
+    def __init__(self, model: Any, where: str) -> None:
+        self._where = where
+        replaceable = {value.name for value in model.graph.input}
+        self._arrays: dict[str, NDArray] = {}
+        self._tensors: dict[str, Any] = {}
+        for tensor in model.graph.initializer:
+            if tensor.name in self._tensors:
+                raise RunError(f"{where}: two initializers are called {tensor.name!r}; export it again")
+            if tensor.name not in replaceable:
+                self._tensors[tensor.name] = tensor
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors or name in self._arrays
+
+    def get(self, name: str) -> NDArray | None:
+        """The content of `name`, None where it is not constant; RunError where the content does not fit its own description."""
+        if name not in self._arrays and name in self._tensors:
+            self._arrays[name] = self._array(self._tensors[name])
+        return self._arrays.get(name)
+
+    def require(self, name: str) -> NDArray:
+        """The content of a name that is constant."""
+        content = self.get(name)
+        if content is None:
+            raise RunError(f"{self._where}: {name!r} is not constant; export it again")
+        return content
+
+    def constant_node(self, node: Any, attributes: dict[str, Any]) -> bool:
+        """Define the output of a Constant node; False where its form is not one of those that networks use."""
+        import onnx
+
+        kinds = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
+        for key, value in attributes.items():
+            if key == "value" and isinstance(value, onnx.TensorProto):
+                self._arrays[node.output[0]] = self._array(value)
+                return True
+            if key in kinds:
+                self._arrays[node.output[0]] = np.asarray(value, kinds[key])
+                return True
+        return False
+
+    def unpack(self, node: Any, shape: Any) -> None:
+        """Define the output of UnpackMask (bits) or UnpackWeights (values, bits); `shape` is the node's attribute."""
+        label = f"{self._where}: {node.op_type} {node.output[0]!r}"
+        masks = node.op_type == "UnpackMask"
+        if len(node.input) != (1 if masks else 2):
+            raise RunError(f"{label} has {len(node.input)} inputs; export it again")
+        parts = [self.get(name) for name in node.input]
+        if any(part is None for part in parts):
+            raise RunError(f"{label} unpacks what is no constant; export it again")
+        size = element_count(shape, label)
+        bits = parts[-1]
+        assert bits is not None  # for the type checker
+        if bits.dtype != np.uint8 or bits.shape != ((size + 7) // 8,):
+            raise RunError(
+                f"{label} needs {(size + 7) // 8} bytes for shape {tuple(shape)}, found {bits.dtype} {bits.shape}; export it again"
+            )
+        content = np.unpackbits(bits, count=size, bitorder="little").astype(bool).reshape(shape)
+        if not masks:
+            values = parts[0]
+            assert values is not None
+            if values.dtype != np.float32 or values.shape != (np.count_nonzero(content),):
+                raise RunError(f"{label}: {np.count_nonzero(content)} bits are set, but there are {values.dtype} {values.shape} values")
+            weights = np.zeros(shape, np.float32)
+            weights[content] = values
+            content = weights
+        self._arrays[node.output[0]] = content
+
+    def _array(self, tensor: Any) -> NDArray:
+        from onnx import numpy_helper
+
+        label = f"{self._where}: tensor {tensor.name!r}"
+        element_count(tensor.dims, label)
+        try:
+            return np.asarray(numpy_helper.to_array(tensor))
+        except Exception as error:  # whatever numpy and protobuf make of damaged content
+            raise RunError(f"{label} of shape {list(tensor.dims)} is damaged ({error}); export it again") from error
+
+
+def element_count(shape: Iterable[Any] | None, label: str) -> int:
+    """Product of `shape`; RunError where it is no shape that the engine would allocate."""
+    sizes = [] if shape is None else list(shape)
+    good = shape is not None and all(isinstance(size, int) and size >= 0 for size in sizes)
+    if not good or math.prod(sizes) > MOST_ELEMENTS:
+        raise RunError(
+            f"{label} has shape {sizes}: none, negative, or more than {MOST_ELEMENTS} elements; the file is damaged or too large"
+        )
+    return math.prod(sizes)
