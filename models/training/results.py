@@ -1,7 +1,9 @@
 """What a training run reports. Epochs are counted from 1 wherever people read them."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
+
+from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +76,14 @@ class TrainResult:
     """All epochs, those before an interruption too."""
     saving: Saving | None = None
     """Time that leaving samples out, or stopping early, saved; None for a full run."""
+    losses: Tensor | None = field(default=None, compare=False, repr=False)
+    """float32 [epochs, N] with record_losses: of each training sample in each epoch, NaN where it was left out."""
 
     def to_json(self) -> dict[str, Any]:
-        """The same as JSON types."""
-        return {**asdict(self), "history": [asdict(record) for record in self.history]}
+        """The same as JSON types, without `losses`."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "losses"}
+        saving = asdict(self.saving) if self.saving is not None else None
+        return {**values, "history": [asdict(record) for record in self.history], "saving": saving}
 
 
 def epoch_line(record: EpochRecord, epochs: int, left_s: float) -> str:

@@ -190,6 +190,7 @@ class _Run:
             best_accuracy=self.best["accuracy"] if self.best else None,
             seconds=sum(record.seconds for record in self.history),
             saving=saving,
+            losses=self.log.matrix() if self.log is not None else None,
         )
 
     def _train_epoch(self) -> None:

@@ -10,12 +10,14 @@ from .export.machine import package_versions
 from .models.data import ImageData
 from .models.training.config import TrainConfig
 from .models.training.evaluate import evaluate
+from .models.training.results import TrainResult
 from .models.training.state import STATE_FILE
 from .models.training.trainer import train
 from .models.zoo import ModelSpec, build, load_checkpoint
 from .networks import completed
 
 CHECKPOINT, FACTS = "model.safetensors", "training.json"
+SUSPECTS = 48
 
 
 def train_network(
@@ -26,9 +28,13 @@ def train_network(
     output: Path,
     checkpoint: Path | None = None,
     device: str = "auto",
+    suspects: int = SUSPECTS,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Train `spec` on `data` into the folder `output` and return the facts written there; resumes from the state that the folder holds."""
+    """Train `spec` on `data` into the folder `output` and return the facts written there; resumes from the state that the folder holds.
+
+    suspects: how many samples the report on bad data shows, where the config records losses.
+    """
     from safetensors.torch import save
 
     if data is None:
@@ -45,6 +51,7 @@ def train_network(
     split = getattr(data, held_out)
     value = evaluate(model, split, device=device, progress=progress).accuracy if len(split) else None
     write_bytes(output / CHECKPOINT, save({key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}))
+    pictures = _reports(result, data, config, output, suspects)
     facts = {
         "model": spec.to_json(),
         "data": data.to_json(),
@@ -52,10 +59,24 @@ def train_network(
         **result.to_json(),
         "accuracy": {"split": held_out, "value": value, "samples": len(split)},
         "checkpoint": str(output / CHECKPOINT),
+        "reports": [str(path) for path in pictures],
         "packages": package_versions(),
     }
     write_json(output / FACTS, facts)
     return facts
+
+
+def _reports(result: TrainResult, data: ImageData, config: TrainConfig, output: Path, suspects: int) -> list[Path]:
+    """What the run gives to look at; matplotlib is imported only where something is drawn."""
+    from .training_report import write_auto_rate, write_suspects
+
+    written = []
+    if config.schedule == "auto":
+        written.append(output / "auto_lr.png")
+        write_auto_rate(written[0], result.history, config.auto_lr.for_epochs(config.epochs), config.lr)
+    if result.losses is not None:
+        written += write_suspects(output, result.losses, data, suspects)
+    return written
 
 
 def check_target(output: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from fineprune.cli import command
 from support.command import fineprune, succeed
 
-COMMANDS = ("bench", "calibrate", "compress", "eval", "export", "macs", "models", "report", "run", "train")
+COMMANDS = ("bench", "calibrate", "compress", "eval", "export", "macs", "models", "plan-training", "report", "run", "train")
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -68,6 +68,8 @@ class PolicyConfig:
         """From a name, a mapping with `name` and parameters (as in a recipe), or itself."""
         if isinstance(value, PolicyConfig):
             return value
+        if not isinstance(value, str | Mapping):
+            raise UsageError(f"policy is a name or a table with a name and parameters, got {value!r}")
         settings = {"name": value} if isinstance(value, str) else dict(value)
         unknown = set(settings) - {field.name for field in fields(cls)}
         if unknown:

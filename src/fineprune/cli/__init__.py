@@ -10,6 +10,7 @@ from .evaluate import evaluate
 from .export import export
 from .macs import macs
 from .models import models
+from .plan_training import plan_training
 from .report import report
 from .run import run
 from .train import train
@@ -25,5 +26,5 @@ def command(debug: bool) -> None:
     """
 
 
-for _command in (compress, export, train, calibrate, evaluate, macs, bench, report, run, models):
+for _command in (compress, export, train, calibrate, evaluate, macs, bench, report, run, models, plan_training):
     command.add_command(_command)

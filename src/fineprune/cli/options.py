@@ -1,5 +1,6 @@
 """Options that several commands share, and what they become. Nothing heavy is imported before a command runs."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -76,6 +77,14 @@ calibration_options = stack(
 )
 
 
+policy_options = stack(
+    click.option("--policy", metavar="NAME", help="Which samples an epoch visits: none (all), fine-pruning, infobatch or random."),
+    click.option(
+        "--policy-arg", "policy_args", metavar="KEY=VALUE", multiple=True, help="Its parameters, e.g. fraction=0.25 (repeatable)."
+    ),
+)
+
+
 def training_options(**defaults: str) -> Callable[[Command], Command]:
     """The options of a training; `defaults` are those shown in the help, for they differ between training and fine-tuning."""
 
@@ -90,13 +99,17 @@ def training_options(**defaults: str) -> Callable[[Command], Command]:
         option("lr", float, "Peak learning rate."),
         option("momentum", float, "Of sgd."),
         option("weight-decay", float, "L2 penalty of the weights."),
-        option("schedule", str, "cosine, multistep, plateau or constant."),
+        option("schedule", str, "cosine, multistep, plateau, constant or auto (drops when the validation loss no longer changes)."),
         option("milestones", str, "multistep: epochs after which the rate drops.", metavar="E1,E2"),
         option("gamma", float, "multistep, plateau: factor of each drop."),
+        click.option(
+            "--auto-arg", "auto_args", metavar="KEY=VALUE", multiple=True, help="auto: rule, interval, threshold, ... (repeatable)."
+        ),
         option("warmup-epochs", float, "Linear rise to the learning rate at the start."),
         option("label-smoothing", float, "Share of the label spread over all classes."),
         option("max-grad-norm", float, "Clip the gradient to this L2 norm."),
         option("precision", str, "auto, float32, bfloat16 or float16."),
+        policy_options,
         click.option("--no-augment", is_flag=True, help="Train on the images as they are."),
         option("workers", int, "Threads that decode images which do not fit in memory."),
         click.option("--seed", type=int, default=0, show_default=True, help="Of weights, order, augmentation and calibration samples."),
@@ -114,12 +127,44 @@ def training_settings(options: dict[str, Any]) -> dict[str, Any]:
     settings = {key: options[key] for key in _TRAINING if options.get(key) is not None}
     if options.get("no_augment"):
         settings["augment"] = False
+    if options.get("auto_args"):
+        settings["auto_lr"] = typed_pairs("--auto-arg", options["auto_args"])
+    policy = policy_settings(options)
+    if policy is not None:
+        settings["policy"] = policy
     if options.get("milestones"):
         try:
             settings["milestones"] = tuple(int(text) for text in options["milestones"].split(","))
         except ValueError:
             raise UsageError(f"--milestones are epochs such as 10,15, got {options['milestones']!r}") from None
     return settings
+
+
+def policy_settings(options: dict[str, Any]) -> dict[str, Any] | None:
+    """A policy's name and parameters, or None where none is given."""
+    if options.get("policy") is None:
+        if options.get("policy_args"):
+            raise UsageError("--policy-arg belongs to --policy; name the policy, too")
+        return None
+    parameters = typed_pairs("--policy-arg", options["policy_args"])
+    if "name" in parameters:
+        raise UsageError("--policy-arg gives parameters; the name belongs to --policy")
+    return {"name": options["policy"], **parameters}
+
+
+def typed_pairs(option: str, pairs: Iterable[str]) -> dict[str, Any]:
+    """["fraction=0.25", "rescale=true", "max_drops=none"] -> {"fraction": 0.25, "rescale": True, "max_drops": None}."""
+    words = {"true": True, "false": False, "none": None}
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not key or not equals:
+            raise UsageError(f"{option} is KEY=VALUE such as fraction=0.25, got {pair!r}")
+        values[key] = words.get(text.lower(), text)
+        for convert in (float, int):  # a whole number is one
+            with contextlib.suppress(ValueError):
+                values[key] = convert(text)
+    return values
 
 
 def prune_settings(options: dict[str, Any]) -> "PruneConfig":

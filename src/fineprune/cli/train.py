@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from ..common.errors import UsageError
 from .options import (
     check_named,
     data_options,
@@ -25,25 +26,31 @@ from .options import (
     **{"epochs": "20", "batch-size": "128", "optimizer": "sgd", "lr": "0.1", "momentum": "0.9", "weight-decay": "0.0001"},
     **{"schedule": "cosine", "precision": "auto"},
 )
+@click.option("--suspects", type=int, metavar="N", help="Report N training samples that look wrong: suspects.csv and pictures.")
 @device_option
 @json_option
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder for model.safetensors and training.json.")
-def train(as_json: bool, output: Path, device: str, **options: Any) -> None:
-    """Train --model on --data from scratch (or from --checkpoint) with the plain trainer. Run it again to resume."""
+def train(as_json: bool, output: Path, device: str, suspects: int | None, **options: Any) -> None:
+    """Train --model on --data from scratch (or from --checkpoint). Run it again to resume."""
     from ..common.progress import Bars
     from ..models.training.config import TrainConfig
-    from ..training import check_target, train_network
+    from ..training import SUSPECTS, check_target, train_network
     from .render import print_json
 
-    config = TrainConfig(**training_settings(options))
+    if suspects is not None and suspects < 1:
+        raise UsageError(f"--suspects is at least 1, got {suspects}")
+    config = TrainConfig(**training_settings(options), record_losses=suspects is not None)
     spec = model_spec(options["model"], options["model_args"])
     check_named(options)
     check_target(output)
     data = open_data(options)
-    facts = train_network(spec, data, config, output=output, checkpoint=options["checkpoint"], device=device, progress=Bars())
+    settings = {"checkpoint": options["checkpoint"], "device": device, "suspects": suspects or SUSPECTS, "progress": Bars()}
+    facts = train_network(spec, data, config, output=output, **settings)
     if as_json:
         print_json(facts)
     else:
         accuracy = facts["accuracy"]
         held_out = f", {accuracy['split']} accuracy {accuracy['value']:.2%}" if accuracy["value"] is not None else ""
         click.echo(f"wrote {facts['checkpoint']}: weights of epoch {facts['best_epoch']} of {len(facts['history'])}{held_out}")
+        for path in facts["reports"]:
+            click.echo(f"wrote {path}")
