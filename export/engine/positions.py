@@ -163,7 +163,6 @@ def _assemble(
     halves = np.concatenate([*lists.halves, np.zeros(2, np.uint16)])
     halves = halves[: len(halves) // 2 * 2].view(np.int32)
     jobs = np.array(parts.jobs, np.int64).reshape(-1, kernel.JOB)
-    identity = np.arange(kernel.MOST_ROWS)
     pieces = {
         kernel.TILE_BLOCKS: np.array(tile_blocks),
         kernel.BLOCKS: np.array(parts.blocks),
@@ -172,9 +171,8 @@ def _assemble(
         kernel.RECORDS: np.array(lists.records),
         kernel.HALVES: halves,
     }
-    jobs[jobs[:, 3] >= 0, 3] += len(identity)
     meta = np.zeros(kernel.META, np.int64)
-    index, size = [identity, masks], len(identity) + len(masks)
+    index, size = [masks], len(masks)
     for field, piece in pieces.items():
         meta[field] = size
         index.append(piece.reshape(-1))
@@ -216,5 +214,5 @@ def _assemble(
         index=np.concatenate(index).astype(np.int32),
         constants=np.concatenate(constants).astype(np.float32),
         costs=np.concatenate(works),
-        scratch=patches + t.rows * row + 2 * LANES + (0 if whole else (shape.filters + 1) * row),
+        scratch=patches + (0 if whole else (shape.filters + 1) * row),
     )

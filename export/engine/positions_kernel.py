@@ -20,15 +20,14 @@ from .positions_simd import (
     pack_line,
     pointer,
     put,
+    tile_add_maps,
     tile_add_patches,
     tile_broadcast,
     tile_clip,
     tile_keep,
-    tile_load,
     tile_load_rows,
-    tile_plus,
     tile_store,
-    tile_store_first,
+    tile_store_maps,
     tile_store_rows,
 )
 
@@ -42,7 +41,6 @@ META = HEADER + 29
 
 ROWS_OF = {8: 2, 7: 2, 4: 4, 1: 8}
 """Vectors of a tile -> filters at a time: some sixteen accumulators hide the latency of multiply-adds and leave registers to spare."""
-MOST_ROWS = 8
 JOB, BLOCK, SET_START = 4, 5, 3
 """Integers of a packing job (source, first row, lines, mask or -1), of a block of channels (first job, jobs, whether it begins and
 ends its filters' sums, set starts), and of a set's start in a block (record, half, weight)."""
@@ -50,107 +48,82 @@ ends its filters' sums, set starts), and of a set's start in a block (record, ha
 
 @cache
 def _packer(segment: int, step: int) -> Callable[..., None]:
-    """Packs vectors of rows that lie row_step apart; the segments of a vector lie `between` rows apart, and rows end at `last`."""
+    """Packs what a block of channels shows under the tile that begins at vector `top` of a strip. `step` 0: any step between columns."""
 
     @jit
-    def pack(
-        arena: Pointer,
-        source: int,
-        row: int,
-        row_step: int,
-        between: int,
-        last: int,
-        stride: int,
-        lines: int,
-        index: Pointer,
-        mask: int,
-        out: int,
-    ) -> None:
-        if mask < 0:
-            for line in range(lines):
-                vector = pack_line(arena, source, row + line * row_step, between, last, stride, segment, step)
-                tile_store(vector, arena, out + line * LANES)
-        else:
-            for line in range(lines):
-                vector = pack_line(arena, source, row + line * row_step, between, last, stride, segment, step)
-                tile_store(tile_keep(vector, at(index, mask + line)), arena, out + line * LANES)
+    def pack(arena: Pointer, index: Pointer, meta: Pointer, op: int, block: int, strip: int, top: int, out: int) -> None:
+        row_step, stride, last = at(meta, op + ROW_STEP), at(meta, op + X_ROW), at(meta, op + X_ROWS) - 1
+        advance = row_step * stride
+        jump = at(meta, op + SPAN) * advance
+        begin = at(meta, op + X_START) + strip * at(meta, op + X_STRIP)
+        job = at(meta, op + INDEX) + at(meta, op + JOBS) + at(index, block) * JOB
+        masks = at(meta, op + INDEX) + strip * at(meta, op + PADDED_SPAN) + top
+        for _ in range(at(index, block + 1)):
+            source, row = begin + at(index, job), at(index, job + 1) + top * row_step
+            count, mask = at(index, job + 2), at(index, job + 3)
+            start, limit = source + row * stride, source + last * stride
+            lines = min(count, (last - row) // row_step + 1)  # those below the map are never stored
+            if step == 0:
+                bits = masks + mask if mask >= 0 else -1
+                _pack_any(arena, start, advance, jump, limit, lines, index, bits, out, at(meta, op + SEGMENT), at(meta, op + COLUMN_STEP))
+            elif mask < 0:
+                for line in range(lines):
+                    tile_store(pack_line(arena, start + line * advance, jump, limit, segment, step), arena, out + line * LANES)
+            else:
+                for line in range(lines):
+                    vector = tile_keep(pack_line(arena, start + line * advance, jump, limit, segment, step), at(index, masks + mask + line))
+                    tile_store(vector, arena, out + line * LANES)
+            out += count * LANES
+            job += JOB
 
     return pack
 
 
 @jit
 def _pack_any(
-    arena: Pointer, source: int, row: int, row_step: int, between: int, last: int, stride: int, lines: int, index: Pointer, mask: int,
-    out: int, segment: int, step: int,
-) -> None:  # fmt: skip
-    """The same for any step between columns, number by number."""
+    arena: Pointer,
+    start: int,
+    advance: int,
+    jump: int,
+    limit: int,
+    lines: int,
+    index: Pointer,
+    mask: int,
+    out: int,
+    segment: int,
+    step: int,
+) -> None:
+    """Number by number."""
     for line in range(lines):
         bits = at(index, mask + line) if mask >= 0 else -1
         for lane in range(LANES):
-            number = min(row + line * row_step + lane // segment * between, last)
-            value = at(arena, source + number * stride + lane % segment * step)
+            begin = min(start + line * advance + lane // segment * jump, limit)
+            value = at(arena, begin + lane % segment * step)
             put(arena, out + line * LANES + lane, value if bits >> lane & 1 else np.float32(0))
 
 
 _pack_16, _pack_8, _pack_4 = _packer(16, 1), _packer(8, 1), _packer(4, 1)
 _pack_16_by_2, _pack_8_by_2, _pack_4_by_2 = _packer(16, 2), _packer(8, 2), _packer(4, 2)
+_pack_by_any = _packer(16, 0)
 
 
 @jit
 def _pack_block(arena: Pointer, index: Pointer, meta: Pointer, op: int, block: int, strip: int, top: int, out: int) -> None:
-    """The patches of a block of channels under the tile that begins at vector `top` of a strip."""
-    first, row_step, stride = at(meta, op + INDEX), at(meta, op + ROW_STEP), at(meta, op + X_ROW)
-    segment, step, last = at(meta, op + SEGMENT), at(meta, op + COLUMN_STEP), at(meta, op + X_ROWS) - 1
-    between = at(meta, op + SPAN) * row_step
-    begin = at(meta, op + X_START) + strip * at(meta, op + X_STRIP)
-    job = first + at(meta, op + JOBS) + at(index, block) * JOB
-    for _ in range(at(index, block + 1)):
-        source, row, count, mask = begin + at(index, job), at(index, job + 1) + top * row_step, at(index, job + 2), at(index, job + 3)
-        lines = min(count, (last - row) // row_step + 1)  # those below the map are never stored
-        if mask >= 0:
-            mask += first + strip * at(meta, op + PADDED_SPAN) + top
-        if step == 1 and segment == 16:
-            _pack_16(arena, source, row, row_step, between, last, stride, lines, index, mask, out)
-        elif step == 1 and segment == 8:
-            _pack_8(arena, source, row, row_step, between, last, stride, lines, index, mask, out)
-        elif step == 1:
-            _pack_4(arena, source, row, row_step, between, last, stride, lines, index, mask, out)
-        elif step == 2 and segment == 16:
-            _pack_16_by_2(arena, source, row, row_step, between, last, stride, lines, index, mask, out)
-        elif step == 2 and segment == 8:
-            _pack_8_by_2(arena, source, row, row_step, between, last, stride, lines, index, mask, out)
-        elif step == 2:
-            _pack_4_by_2(arena, source, row, row_step, between, last, stride, lines, index, mask, out)
-        else:
-            _pack_any(arena, source, row, row_step, between, last, stride, lines, index, mask, out, segment, step)
-        out += count * LANES
-        job += JOB
-
-
-@jit
-def _finish(
-    arena: Pointer, meta: Pointer, op: int, sums: int, filter_: int, strip: int, top: int, low: np.float32, high: np.float32
-) -> None:
-    """y = clip(sums + residual) of one filter in a tile; only positions of the map are written."""
-    vectors, segment, span = at(meta, op + VECTORS), at(meta, op + SEGMENT), at(meta, op + SPAN)
-    column = strip * segment
-    columns = min(segment, at(meta, op + Y_WIDTH) - column)
-    y_row, r_row, has_residual = at(meta, op + Y_ROW), at(meta, op + R_ROW), at(meta, op + RESIDUAL)
-    row = top
-    for part in range(LANES // segment):
-        y = at(meta, op + Y_START) + filter_ * at(meta, op + Y_CHANNEL) + row * y_row + column
-        r = at(meta, op + R_START) + filter_ * at(meta, op + R_CHANNEL) + row * r_row + column
-        source = sums + part * segment
-        for line in range(min(vectors, span - top, at(meta, op + Y_HEIGHT) - row)):
-            vector = tile_load(arena, source + line * LANES)
-            if has_residual:
-                vector = tile_plus(vector, tile_load(arena, r + line * r_row))
-            vector = tile_clip(vector, low, high)
-            if columns == LANES:
-                tile_store(vector, arena, y + line * y_row)
-            else:
-                tile_store_first(vector, arena, y + line * y_row, columns)
-        row += span
+    segment, step = at(meta, op + SEGMENT), at(meta, op + COLUMN_STEP)
+    if step == 1 and segment == 16:
+        _pack_16(arena, index, meta, op, block, strip, top, out)
+    elif step == 1 and segment == 8:
+        _pack_8(arena, index, meta, op, block, strip, top, out)
+    elif step == 1:
+        _pack_4(arena, index, meta, op, block, strip, top, out)
+    elif step == 2 and segment == 16:
+        _pack_16_by_2(arena, index, meta, op, block, strip, top, out)
+    elif step == 2 and segment == 8:
+        _pack_8_by_2(arena, index, meta, op, block, strip, top, out)
+    elif step == 2:
+        _pack_4_by_2(arena, index, meta, op, block, strip, top, out)
+    else:
+        _pack_by_any(arena, index, meta, op, block, strip, top, out)
 
 
 @cache
@@ -166,9 +139,7 @@ def _multiplier(vectors: int) -> Callable[..., None]:
     ) -> None:  # fmt: skip
         """Adds what a block of channels gives to the filters of the sets begin <= s < end, and finishes them in the last block."""
         first, bias, filters = at(meta, op + INDEX), at(meta, op + CONSTANTS), at(meta, op + FILTERS)
-        done = patches + at(meta, op + PATCHES)
-        sums = done + rows * size + LANES
-        low, high = at(constants, bias + filters + 1), at(constants, bias + filters + 2)
+        sums = patches + at(meta, op + PATCHES)
         opens, closes = at(index, block + 2), at(index, block + 3)
         sets = first + at(meta, op + SET_STARTS) + at(index, block + 4)
         record = first + at(meta, op + RECORDS) + at(index, sets + begin * SET_START)
@@ -187,10 +158,24 @@ def _multiplier(vectors: int) -> Callable[..., None]:
                 tile = tile_add_patches(tile, constants, weight, arena, patches, index, half, 1)
                 weight, half = weight + rows, half + rows
             if closes:
-                tile_store_rows(tile, arena, done, size, index, first)  # the index begins with 0, 1, 2, ...
-                for row in range(rows):
-                    if at(index, record + row) < filters:
-                        _finish(arena, meta, op, done + row * size, at(index, record + row), strip, top, low, high)
+                segment, span, height = at(meta, op + SEGMENT), at(meta, op + SPAN), at(meta, op + Y_HEIGHT)
+                columns = (1 << min(segment, at(meta, op + Y_WIDTH) - strip * segment)) - 1
+                y_start, y_channel, y_row = at(meta, op + Y_START) + strip * segment, at(meta, op + Y_CHANNEL), at(meta, op + Y_ROW)
+                r_start, r_channel, r_row = at(meta, op + R_START) + strip * segment, at(meta, op + R_CHANNEL), at(meta, op + R_ROW)
+                has_residual = at(meta, op + RESIDUAL)
+                low, high = at(constants, bias + filters + 1), at(constants, bias + filters + 2)
+                for part in range(LANES // segment):
+                    row = top + part * span
+                    lines, bits = min(span - top, height - row), columns << part * segment
+                    if has_residual:
+                        r = r_start + row * r_row - part * segment
+                        tile = tile_add_maps(tile, arena, r, r_channel, r_row, index, record, filters, lines, bits)
+                tile = tile_clip(tile, low, high)
+                for part in range(LANES // segment):
+                    row = top + part * span
+                    lines, bits = min(span - top, height - row), columns << part * segment
+                    y = y_start + row * y_row - part * segment
+                    tile_store_maps(tile, arena, y, y_channel, y_row, index, record, filters, lines, bits)
             else:
                 tile_store_rows(tile, arena, sums, size, index, record)
             record += rows + 2

@@ -21,7 +21,7 @@ from .positions_simd import LANES, OFFSET_UNIT
 
 BLOCK_LINES = 480
 """Vectors of patches that a block of channels may have: 30 KiB leave the first-level cache some room for weights and sums."""
-MOST_FILTERS = 32
+MOST_FILTERS = 64
 """Filters of a set. Pairs are sought within a set; more find better ones, and take longer."""
 FEWEST_ITEMS, FEWEST_FILTERS = 4, 16
 """An operation is divided into so many work items, unless sets of filters became smaller."""

@@ -5,6 +5,7 @@ arrays counts references to each, which takes longer than to pack some vectors: 
 numbered by `half`, are short offsets. A position counts elements and is not checked.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -138,7 +139,7 @@ def _tile_add_patches(
 
 
 @intrinsic(prefer_literal=True)
-def _pack_line(typing: Any, array: Any, source: Any, row: Any, between: Any, last: Any, row_stride: Any, segment: Any, stride: Any) -> Any:
+def _pack_line(typing: Any, array: Any, start: Any, jump: Any, limit: Any, segment: Any, stride: Any) -> Any:
     lanes, step, tile = segment.literal_value, stride.literal_value, Tile(1, 1)
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -146,12 +147,13 @@ def _pack_line(typing: Any, array: Any, source: Any, row: Any, between: Any, las
         kind = ir.VectorType(ir.FloatType(), lanes)
 
         def part(number: int) -> Any:
-            row = builder.add(args[2], builder.mul(args[3], _lanes(e, number, 3)))
+            begin = args[1]
             if number:
-                row = builder.select(builder.icmp_signed("<", row, args[4]), row, args[4])
-            start, loads = builder.add(args[1], builder.mul(row, args[5])), []
+                begin = builder.add(begin, builder.mul(args[2], _lanes(e, number, 2)))
+                begin = builder.select(builder.icmp_signed("<", begin, args[3]), begin, args[3])
+            loads = []
             for k in range(step):
-                pointer = e.element(e.args[0], start, (k, ir.Constant(start.type, lanes)))
+                pointer = e.element(args[0], begin, (k, _lanes(e, lanes, 1)))
                 loads.append(builder.load(builder.bitcast(pointer, kind.as_pointer())))
                 loads[-1].align = 4
             return _shuffled(builder, loads[0], loads[-1], [step * lane for lane in range(lanes)]) if step > 1 else loads[0]
@@ -163,7 +165,7 @@ def _pack_line(typing: Any, array: Any, source: Any, row: Any, between: Any, las
         return builder.insert_value(_empty(context, tile), parts[0], 0)
 
     size = types.intp
-    return tile(array, size, size, size, size, size, segment, stride), emit
+    return tile(array, size, size, size, segment, stride), emit
 
 
 def _shuffled(builder: Any, low: Any, high: Any, lanes: list[int]) -> Any:
@@ -179,26 +181,6 @@ def _tile_keep(typing: Any, tile: Any, bits: Any) -> Any:
         return e.update(tile, args[0], lambda row, vector, old: builder.select(chosen, old, zero))
 
     return tile(tile, types.intp), emit
-
-
-@intrinsic
-def _tile_load(typing: Any, array: Any, start: Any) -> Any:
-    tile = Tile(1, 1)
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        e = Emitter(context, builder, signature, args)
-        return builder.insert_value(_empty(context, tile), e.load(e.element(e.args[0], args[1])), 0)
-
-    return tile(array, types.intp), emit
-
-
-@intrinsic
-def _tile_plus(typing: Any, tile: Any, other: Any) -> Any:
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        e = Emitter(context, builder, signature, args)
-        return e.update(tile, args[0], lambda r, v, old: builder.fadd(old, builder.extract_value(args[1], r * tile.vectors + v)))
-
-    return tile(tile, tile), emit
 
 
 @intrinsic
@@ -220,20 +202,80 @@ def _tile_clip(typing: Any, tile: Any, low: Any, high: Any) -> Any:
     return tile(tile, types.float32, types.float32), emit
 
 
+def _map_lines(e: Emitter, tile: Tile, argument: int) -> Iterator[tuple[Any, Any]]:
+    """(pointer to a vector, its chosen lanes) for each vector of a tile; see `tile_store_maps` for the arguments from `argument` on."""
+    builder = e.builder
+    array, start, channel, stride, _, _, filters, lines, bits = e.args[argument : argument + 9]
+    chosen, none = builder.trunc(bits, _BITS), ir.Constant(_BITS, 0)
+    inside = [builder.icmp_signed("<", ir.Constant(lines.type, v), lines) for v in range(tile.vectors)]
+    for number in _numbers(e, argument + 4, tile.rows):
+        map_start = builder.add(start, builder.mul(number, channel))
+        exists = builder.icmp_signed("<", number, filters)
+        for vector in range(tile.vectors):
+            lanes = builder.select(builder.and_(exists, inside[vector]), chosen, none)
+            pointer = e.element(array, map_start, (vector, stride))
+            yield builder.bitcast(pointer, VECTOR.as_pointer()), builder.bitcast(lanes, ir.VectorType(ir.IntType(1), LANES))
+
+
+def _masked(e: Emitter, name: str, result: Any, arguments: list[Any]) -> Any:
+    kind = ir.FunctionType(result, [argument.type for argument in arguments])
+    function = cgutils.get_or_insert_function(e.builder.module, kind, f"llvm.masked.{name}.v{LANES}f32.p0")
+    return e.builder.call(function, arguments)
+
+
+_ALIGNMENT = ir.Constant(ir.IntType(32), 4)
+
+
 @intrinsic
-def _tile_store_first(typing: Any, tile: Any, array: Any, start: Any, count: Any) -> Any:
+def _tile_add_maps(
+    typing: Any,
+    tile: Any,
+    array: Any,
+    start: Any,
+    channel: Any,
+    stride: Any,
+    index: Any,
+    record: Any,
+    filters: Any,
+    lines: Any,
+    bits: Any,
+) -> Any:
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         e = Emitter(context, builder, signature, args)
-        pointer = builder.bitcast(e.element(e.args[1], args[2]), VECTOR.as_pointer())
-        whole = ir.Constant(_BITS, (1 << LANES) - 1)
-        bits = builder.lshr(whole, builder.trunc(builder.sub(_lanes(e, LANES, 3), args[3]), _BITS))
-        chosen = builder.bitcast(bits, ir.VectorType(ir.IntType(1), LANES))
-        kind = ir.FunctionType(ir.VoidType(), [VECTOR, VECTOR.as_pointer(), ir.IntType(32), chosen.type])
-        function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.masked.store.v{LANES}f32.p0")
-        builder.call(function, [builder.extract_value(args[0], 0), pointer, ir.Constant(ir.IntType(32), 4), chosen])
+        places, zero = _map_lines(e, tile, 1), ir.Constant(VECTOR, [0.0] * LANES)
+
+        def change(row: int, vector: int, old: Any) -> Any:
+            pointer, lanes = next(places)
+            return builder.fadd(old, _masked(e, "load", VECTOR, [pointer, _ALIGNMENT, lanes, zero]))
+
+        return e.update(tile, args[0], change)
+
+    size = types.intp
+    return tile(tile, array, size, size, size, index, size, size, size, size), emit
+
+
+@intrinsic
+def _tile_store_maps(
+    typing: Any,
+    tile: Any,
+    array: Any,
+    start: Any,
+    channel: Any,
+    stride: Any,
+    index: Any,
+    record: Any,
+    filters: Any,
+    lines: Any,
+    bits: Any,
+) -> Any:
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emitter(context, builder, signature, args)
+        for k, (pointer, lanes) in enumerate(_map_lines(e, tile, 1)):
+            _masked(e, "store", ir.VoidType(), [builder.extract_value(args[0], k), pointer, _ALIGNMENT, lanes])
         return context.get_dummy_value()
 
-    return types.void(tile, array, types.intp, types.intp), emit
+    size = types.intp
+    return types.void(tile, array, size, size, size, index, size, size, size, size), emit
 
 
 @intrinsic
@@ -292,22 +334,13 @@ def _numpy_tile_add_patches(
     return tile + weights[weight : weight + len(tile), None, None] * lines
 
 
-def _numpy_pack_line(array: NDArray, source: int, row: int, between: int, last: int, row_stride: int, segment: int, stride: int) -> NDArray:
-    rows = [row, *(min(row + k * between, last) for k in range(1, LANES // segment))]
-    starts = [source + r * row_stride for r in rows]
-    return np.concatenate([array[start : start + segment * stride : stride] for start in starts]).reshape(1, 1, LANES)
+def _numpy_pack_line(array: NDArray, start: int, jump: int, limit: int, segment: int, stride: int) -> NDArray:
+    starts = [start, *(min(start + k * jump, limit) for k in range(1, LANES // segment))]
+    return np.concatenate([array[begin : begin + segment * stride : stride] for begin in starts]).reshape(1, 1, LANES)
 
 
 def _numpy_tile_keep(tile: NDArray, bits: int) -> NDArray:
     return np.where(bits >> np.arange(LANES) & 1, tile, np.float32(0))
-
-
-def _numpy_tile_load(array: NDArray, start: int) -> NDArray:
-    return array[start : start + LANES].reshape(1, 1, LANES)
-
-
-def _numpy_tile_plus(tile: NDArray, other: NDArray) -> NDArray:
-    return tile + other
 
 
 def _numpy_tile_clip(tile: NDArray, low: np.float32, high: np.float32) -> NDArray:
@@ -315,8 +348,26 @@ def _numpy_tile_clip(tile: NDArray, low: np.float32, high: np.float32) -> NDArra
     return np.where(raised > high, high, raised)
 
 
-def _numpy_tile_store_first(tile: NDArray, array: NDArray, start: int, count: int) -> None:
-    array[start : start + count] = tile.reshape(-1)[:count]
+def _numpy_map_lines(
+    tile: NDArray, start: int, channel: int, stride: int, index: NDArray, record: int, filters: int, lines: int, bits: int
+) -> Iterator[tuple[int, int, NDArray, NDArray]]:
+    """(row, vector, positions, lanes) of the numbers that are there."""
+    lanes = np.flatnonzero(bits >> np.arange(LANES) & 1)
+    for row, vector in np.ndindex(*tile.shape[:2]):
+        if index[record + row] < filters and vector < lines:
+            yield row, vector, start + int(index[record + row]) * channel + vector * stride + lanes, lanes
+
+
+def _numpy_tile_add_maps(tile: NDArray, array: NDArray, *where: Any) -> NDArray:
+    tile = tile.copy()
+    for row, vector, positions, lanes in _numpy_map_lines(tile, *where):
+        tile[row, vector, lanes] += array[positions]
+    return tile
+
+
+def _numpy_tile_store_maps(tile: NDArray, array: NDArray, *where: Any) -> None:
+    for row, vector, positions, lanes in _numpy_map_lines(tile, *where):
+        array[positions] = tile[row, vector, lanes]
 
 
 def _numpy_tile_store(tile: NDArray, array: NDArray, start: int) -> None:
@@ -339,17 +390,17 @@ tile_add_patches = _numpy_tile_add_patches if config.DISABLE_JIT else _tile_add_
 """tile_add_patches(tile, weights, weight, patches, base, index, half, sharing):
 tile[r,v] += weights[weight + r] * patches[base + offset[half + r//sharing] * OFFSET_UNIT + v*LANES : + LANES], offset: halves of index."""
 pack_line = _numpy_pack_line if config.DISABLE_JIT else _pack_line
-"""pack_line(array, source, row, between, last, row_stride, segment, stride): a vector of segments,
-segment k is array[source + r*row_stride : : stride] of row r = min(row + k*between, last), the first r = row; stride 1 or 2."""
+"""pack_line(array, start, jump, limit, segment, stride): a vector of segments; segment k is array[begin : : stride] with
+begin = min(start + k*jump, limit), the first begin = start; stride 1 or 2."""
 tile_keep = _numpy_tile_keep if config.DISABLE_JIT else _tile_keep
 """tile_keep(tile, bits): lane l stays if bit l is set, else it is 0, whatever it was."""
-tile_load = _numpy_tile_load if config.DISABLE_JIT else _tile_load
-"""tile_load(array, start): one vector."""
-tile_plus = _numpy_tile_plus if config.DISABLE_JIT else _tile_plus
-"""tile_plus(tile, other)"""
 tile_clip = _numpy_tile_clip if config.DISABLE_JIT else _tile_clip
 """tile_clip(tile, low, high); NaN stays NaN."""
-tile_store_first = _numpy_tile_store_first if config.DISABLE_JIT else _tile_store_first
-"""tile_store_first(tile, array, start, count): the first 1 <= count <= LANES lanes; nothing else is touched."""
+tile_add_maps = _numpy_tile_add_maps if config.DISABLE_JIT else _tile_add_maps
+"""tile_add_maps(tile, array, start, channel, stride, index, record, filters, lines, bits): tile[r,v] += what lies where
+tile_store_maps(the same) would store it."""
+tile_store_maps = _numpy_tile_store_maps if config.DISABLE_JIT else _tile_store_maps
+"""tile_store_maps(tile, array, start, channel, stride, index, record, filters, lines, bits): lanes of tile[r,v] whose bits are set go to
+array[start + f*channel + v*stride + lane], f = index[record + r], if f < filters and v < lines. Nothing else is touched."""
 tile_store = _numpy_tile_store if config.DISABLE_JIT else _tile_store
 """tile_store(tile, array, start): one vector."""
