@@ -207,7 +207,10 @@ def table(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 **{"row": name, "seeds": len(own), "epochs": _mean(run["epochs_run"] for run in own)},
                 **{"visits": 100 * _mean(run["visits_share"] for run in own), "cpu_s": _mean(run["cpu_s"] for run in own)},
                 **{"saved": _mean(saved["cpu_s"]), "saved_wall": _mean(saved["wall_s"])},
-                **{"predicted": 100 * _mean(run["predicted"] for run in own), "overhead_s": _mean(run["policy_s"] for run in own)},
+                **{
+                    "predicted": 100 * _mean(run["predicted"] for run in own),
+                    "overhead_s": statistics.median(run["policy_s"] for run in own),
+                },
                 **{"accuracy": _mean(accuracies), "spread": statistics.stdev(accuracies) if len(own) > 1 else None},
                 **{"difference": _mean(differences), "difference_spread": statistics.stdev(differences) if len(own) > 1 else None},
             }
@@ -247,6 +250,10 @@ def print_table(network: str, rows: list[dict[str, Any]], arguments: argparse.Na
 
 def _mean(values: Any) -> float:
     return statistics.fmean(values)
+
+
+def _median(values: Any) -> float:
+    return statistics.median(values)
 
 
 if __name__ == "__main__":

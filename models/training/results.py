@@ -26,7 +26,7 @@ class EpochRecord:
     """Processor time of all threads."""
     validation_seconds: float = 0.0
     policy_seconds: float = 0.0
-    """Choosing samples and taking in their losses."""
+    """Choosing samples and taking in their losses: processor time."""
     visits: int = 0
     """Samples trained on."""
     rate_loss: float | None = None

@@ -228,13 +228,13 @@ class _Run:
         self.clock.tick()
 
     def _choose_samples(self) -> None:
-        with self.clock.part("policy"):
+        with self.clock.choosing():
             self.selection = self.policy.epoch(self.epoch)
         if self.log is not None:
             self.log.start_epoch()
 
     def _observe(self, indices: Tensor, losses: Tensor) -> None:
-        with self.clock.part("policy"):
+        with self.clock.choosing():
             self.policy.observe(indices, losses)
         if self.log is not None:
             self.log.observe(indices, losses)
@@ -262,7 +262,7 @@ class _Run:
         """With its time added to the epoch's; an interruption here loses none of the epoch's training."""
         self.clock.start()
         try:
-            with self.interrupts.at_once(), self.clock.part("validation"):
+            with self.interrupts.at_once(), self.clock.validating():
                 evaluation = evaluate(
                     self.stepper.model,
                     split,
