@@ -1,4 +1,5 @@
-"""A training step under random masks beside the dense step of the same network: time and peak memory, on the CPU.
+"""What masks cost while a network is being compressed, on the CPU: a training step under random masks beside the dense step of the same
+network, in time and peak memory; and calibration beside plain inference, in samples per second.
 
     python benchmarks/training_step.py [--quick] [--json FILE] [--threads N] [--network NAME ...]
 
@@ -6,8 +7,11 @@ Every step is forward, backward and SGD with momentum on one fixed batch, activa
 so that whatever else the machine does meets all of them; each figure is a median over rounds, its ratio that to the dense median. Peak
 memory is that of a process of its own: high water of the resident set during two steps, less what was resident before the first.
 
+A calibration pass is timed from its first batch on, without its set-up, which does not grow with the data; passes and plain inference take
+turns too, each with the batch size of those tried that suits it best.
+
 Goals: at 72 % of the multiply-adds pruned a step takes at most 1.0 times the dense one (hoped for: 0.6), at 0 % at most 1.3, and at most
-1.5 times its memory.
+1.5 times its memory; counting block frequencies (Algorithm 8, stage 1) reaches half of the throughput of plain inference.
 """
 
 import argparse
@@ -17,13 +21,16 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fineprune.calibrate.collect import CalibrationConfig, Samples, collect_block_statistics, collect_weight_statistics
+from fineprune.calibrate.convolutions import find_convolutions
 from fineprune.common.files import write_json
 from fineprune.compressor.layers import MaskedConv2d
 from fineprune.compressor.macs import count_macs
@@ -45,6 +52,9 @@ VARIANTS: dict[str, tuple[float, float, str] | None] = {
     "masks of ones": (0.0, 0.0, "kernel"),
 }
 """name -> (pruned blocks, pruned weights, scope of the weight masks)."""
+CALIBRATION_BATCHES = (64, 128, 256)
+CALIBRATION_GOALS = {"FFP statistics": 0.5}
+"""name -> share of the throughput of plain inference."""
 GOALS = {"FFP 37 %, FWP kernel 55.6 %": 1.0, "FFP 72 %": 1.0, "masks of ones": 1.3}
 
 
@@ -57,11 +67,12 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     rows = [row for name in arguments.network for row in _measure(name, arguments)]
     _print_table(rows)
+    calibration = [row for name in arguments.network for row in _measure_calibration(name, arguments)]
+    _print_calibration(calibration)
     if arguments.json:
         settings = {"batch": arguments.batch, "rounds": arguments.rounds, "threads": arguments.threads, "quick": arguments.quick}
-        write_json(
-            arguments.json, {"machine": machine_facts(), "load": os.getloadavg(), "settings": settings, "goals": GOALS, "rows": rows}
-        )
+        facts = {"machine": machine_facts(), "load": os.getloadavg(), "settings": settings, "goals": GOALS, "rows": rows}
+        write_json(arguments.json, {**facts, "calibration_goals": CALIBRATION_GOALS, "calibration": calibration})
 
 
 def _parse() -> argparse.Namespace:
@@ -163,6 +174,79 @@ def _measure(network: str, arguments: argparse.Namespace) -> list[dict[str, Any]
     for row in rows:
         row["memory_ratio"] = row["peak_bytes"] / rows[0]["peak_bytes"] if row["peak_bytes"] else None
     return rows
+
+
+class _Images:
+    """Random images as a source of calibration, which notes when the first batch was asked for."""
+
+    def __init__(self, count: int) -> None:
+        generator = torch.Generator().manual_seed(1)
+        self.images = torch.randn(count, *INPUT, generator=generator).contiguous(memory_format=torch.channels_last)
+        self.labels = torch.randint(0, 10, (count,), generator=generator)
+        self.started = 0.0
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batches(self, batch_size: int, *, indices: Tensor | None = None) -> Iterator[Samples]:
+        self.started = time.perf_counter()
+        places = torch.arange(len(self)) if indices is None else indices
+        for some in places.split(batch_size):
+            yield Samples(self.images[some[0] : some[-1] + 1], self.labels[some], some)
+
+
+def _passes(network: str, images: _Images) -> dict[str, Callable[[int], object]]:
+    """name -> a pass over all images in batches of the given size."""
+    spec = NETWORKS[network]
+    dense, pruned = build(spec, seed=0).eval(), masked(spec, 0.37, 0.0, "kernel").eval()
+    for model in (dense, pruned):
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    keep = {site.name: site.positions - round(0.37 * site.positions) for site in find_convolutions(dense, INPUT)[0]}
+
+    def infer(batch: int) -> None:
+        with torch.inference_mode():
+            for some in images.batches(batch):
+                dense(some.images)
+
+    def blocks(batch: int, **options: Any) -> None:
+        collect_block_statistics(dense, images, input_shape=INPUT, config=CalibrationConfig(batch_size=batch), **options)
+
+    def weights(batch: int, taylor: bool) -> None:
+        collect_weight_statistics(pruned, images, input_shape=INPUT, config=CalibrationConfig(batch_size=batch), taylor=taylor)
+
+    return {
+        "plain inference": infer,
+        "FFP statistics": partial(blocks, criterion="l2", keep=keep),
+        "weight sums": partial(weights, taylor=False),
+        "Taylor, blocks": partial(blocks, criterion="taylor"),
+        "Taylor, weights": partial(weights, taylor=True),
+    }
+
+
+def _measure_calibration(network: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    images = _Images(64 if arguments.quick else 256)
+    batches = [batch for batch in CALIBRATION_BATCHES if batch <= len(images)]
+    passes = _passes(network, images)
+    times: dict[tuple[str, int], list[float]] = {(name, batch): [] for name in passes for batch in batches}
+    for _ in range(1 + min(arguments.rounds, 5)):
+        for (name, batch), seconds in times.items():
+            passes[name](batch)
+            seconds.append(time.perf_counter() - images.started)
+    rows: list[dict[str, Any]] = []
+    for name in passes:
+        # The first round compiles, and fills caches.
+        speeds = {batch: len(images) / statistics.median(times[name, batch][1:]) for batch in batches}
+        best = max(speeds, key=speeds.__getitem__)
+        rows.append({"network": network, "pass": name, "batch": best, "samples_per_second": speeds[best]})
+        rows[-1] |= {"ratio": speeds[best] / rows[0]["samples_per_second"], "all_seconds": {str(b): times[name, b] for b in batches}}
+    return rows
+
+
+def _print_calibration(rows: list[dict[str, Any]]) -> None:
+    print(f"\n{'network':15} {'pass':34} {'batch':>9} {'samples/s':>9} {'ratio':>6} {'goal':>5}")
+    for row in rows:
+        goal = CALIBRATION_GOALS.get(row["pass"], "")
+        print(f"{row['network']:15} {row['pass']:34} {row['batch']:9} {row['samples_per_second']:9.0f} {row['ratio']:6.2f} {goal:>5}")
 
 
 def _seconds(step: Callable[[], None]) -> float:

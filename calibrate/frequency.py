@@ -51,7 +51,7 @@ class Choice(NamedTuple):
 def choose_blocks(x: Tensor, kernel: Sequence[int], conv: Conv, norm: Norm, keep: int, ties: "TieBreaker", indices: Tensor) -> Choice:
     """Each channel's `keep` best blocks of every sample of x[N,C,H,W]; indices[N] are the samples' places in the data set."""
     if kernels.cover_rank(x, ties.field):
-        return Choice(*kernels.rank(x, kernel, conv, norm, keep, ties.field, ties.offsets(indices)))
+        return Choice(*kernels.rank(x, kernel, conv, norm, keep, ties.numbers, ties.offsets(indices)))
     scores = block_norms(x, kernel, conv.stride, conv.padding, conv.dilation, norm)
     mask = top_k_mask(ties.apply(scores.flatten(2), indices), keep).view_as(scores)
     return Choice(mask, mask.sum(0), scores.sum(0))
@@ -69,6 +69,7 @@ class TieBreaker:
         self._size, self._period = size, max(size, 1 << 16)  # a short field would have too few rotations to favour no position
         field = torch.randperm(self._period, generator=generator)
         self.field = torch.cat([field, field[:size]])
+        self.numbers = self.field.float()  # for the kernels, as long as they are exact
         self._salt = int(torch.randint(1 << 30, (1,), generator=generator))
 
     def offsets(self, indices: Tensor) -> Tensor:

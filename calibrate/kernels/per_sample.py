@@ -14,7 +14,17 @@ from numpy.typing import NDArray
 
 from .jit import jit
 from .layout import Map
-from .simd import LANES, tile_add_scaled, tile_add_scaled_tile, tile_load, tile_load_bytes, tile_store, tile_zeros, transpose
+from .simd import (
+    LANES,
+    tile_add_scaled,
+    tile_add_scaled_tile,
+    tile_load,
+    tile_load_bytes,
+    tile_store,
+    tile_store_first,
+    tile_zeros,
+    transpose,
+)
 
 
 @jit
@@ -140,13 +150,9 @@ def _spreading(of_bytes: bool) -> Callable[..., None]:
                     i, j = (first + done) // size.width, (first + done) % size.width
                     run = min(LANES - done, size.width - j)
                     to = start + c * plane + (i + top) * columns + left + j
-                    if run == LANES and j + LANES <= width and i < height:
+                    if i < height:
                         for k in range(LANES):
-                            tile_store(tile_load(part, k * LANES, 0, 1, 1), out, to + k * plane, 0)
-                    elif i < height:
-                        for column in range(min(run, width - j)):
-                            for k in range(LANES):
-                                out[to + k * plane + column] = part[k * LANES + done + column]
+                            tile_store_first(tile_load(part, k * LANES + done, 0, 1, 1), out, to + k * plane, min(run, width - j))
                     done += run
 
     return spread

@@ -13,6 +13,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import config, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ...common.simd import LANES, VECTOR, Emitter, Tile
@@ -77,6 +78,25 @@ def _tile_store(typing: Any, tile: Any, array: Any, start: Any, row_stride: Any)
         for k in range(tile.rows * tile.vectors):
             row, vector = divmod(k, tile.vectors)
             e.store(builder.extract_value(args[0], k), e.element(data, args[2], (row, args[3]), (vector, lanes)))
+        return context.get_dummy_value()
+
+    return types.void(tile, array, types.intp, types.intp), emit
+
+
+@intrinsic
+def _tile_store_first(typing: Any, tile: Any, array: Any, start: Any, count: Any) -> Any:
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emitter(context, builder, signature, args)
+        lane, kept = ir.VectorType(args[3].type, LANES), ir.VectorType(ir.IntType(1), LANES)
+        first = builder.insert_element(ir.Constant(lane, ir.Undefined), args[3], ir.Constant(ir.IntType(32), 0))
+        counts = builder.shuffle_vector(
+            first, ir.Constant(lane, ir.Undefined), ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+        )
+        chosen = builder.icmp_signed("<", ir.Constant(lane, list(range(LANES))), counts)
+        pointer = builder.bitcast(e.element(e.data(1), args[2]), VECTOR.as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [VECTOR, pointer.type, ir.IntType(32), kept])
+        store = cgutils.get_or_insert_function(builder.module, kind, f"llvm.masked.store.v{LANES}f32.p0")
+        builder.call(store, [builder.extract_value(args[0], 0), pointer, ir.Constant(ir.IntType(32), 4), chosen])
         return context.get_dummy_value()
 
     return types.void(tile, array, types.intp, types.intp), emit
@@ -306,6 +326,8 @@ tile_load = twins.tile_load if config.DISABLE_JIT else _tile_load
 """tile_load(array, start, row_stride, rows, vectors): the vectors of a row follow each other."""
 tile_store = twins.tile_store if config.DISABLE_JIT else _tile_store
 """tile_store(tile, array, start, row_stride)"""
+tile_store_first = twins.tile_store_first if config.DISABLE_JIT else _tile_store_first
+"""tile_store_first(tile, array, start, count): the first numbers of a tile of one vector."""
 tile_add_scaled = twins.tile_add_scaled if config.DISABLE_JIT else _tile_add_scaled
 """tile_add_scaled(tile, scales, scale, scale_stride, array, start):
 tile[r,v] += scales[scale + r*scale_stride] * array[start + v*LANES : + LANES]."""

@@ -29,6 +29,10 @@ def tile_store(tile: NDArray, array: NDArray, start: int, row_stride: int) -> No
         array[start + row * row_stride : start + row * row_stride + values.size] = values.reshape(-1)
 
 
+def tile_store_first(tile: NDArray, array: NDArray, start: int, count: int) -> None:
+    array[start : start + count] = tile[0, 0, :count]
+
+
 def _factors(scales: NDArray, scale: int, stride: int, tile: NDArray) -> NDArray:
     return np.array([scales[scale + row * stride] for row in range(len(tile))])[:, None, None]
 
