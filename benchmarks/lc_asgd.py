@@ -27,12 +27,19 @@ from fineprune.models.training.distributed.config import POLICIES, AsyncConfig
 from fineprune.models.training.distributed.trainer import train_async
 from fineprune.models.zoo import build
 
-RATES = (0.1, 0.2, 0.4, 0.8)
+RATES = (0.2, 0.4, 0.8)
 COMMON_RATE = 0.2
 """Of the rows in which all algorithms have the same rate, as in the source."""
 ASYNCHRONOUS = ("ssgd", "asgd", "dc-asgd", "lc-asgd")
 ABLATED_WORKERS = 8
-_HIGHEST_RATE = 6.4
+_RATES = (0.0125, 12.8)
+"""The grid grows no further than this."""
+OTHER_CONDITIONS: dict[str, dict[str, Any]] = {
+    "stragglers": {"time": {"distribution": "stragglers"}},
+    "heterogeneous": {"time": {"distribution": "heterogeneous"}},
+    "iid shards": {"shards": "iid"},
+    "dirichlet shards": {"shards": "dirichlet", "alpha": 0.3},
+}
 LAMBDAS = (0.02, 0.05, 0.2, 0.5)
 
 
@@ -68,7 +75,7 @@ class Run:
     @property
     def name(self) -> str:
         """Of its file."""
-        return f"{self.algorithm}{self.label and '-' + self.label}_m{self.workers}_lr{self.lr:.4g}_s{self.seed}"
+        return f"{self.algorithm}{self.label and '-' + self.label.replace(' ', '-')}_m{self.workers}_lr{self.lr:.4g}_s{self.seed}"
 
 
 @dataclass
@@ -175,70 +182,77 @@ def main() -> None:
 
 
 def collect(bench: Bench) -> dict[str, Any]:
-    """Every row, in the order of what matters most: chosen rates, seeds, ablations, equal rates, delays, shards."""
+    """Every row. What matters most comes first, so that the runs of a benchmark that was stopped say as much as they can."""
     sizes = bench.sizes
-    pairs = [("sgd", 1), *((algorithm, workers) for workers in sizes.workers for algorithm in ASYNCHRONOUS)]
-    rates = {pair: choose_rate(bench, *pair) for pair in pairs}
-    rows = [row(bench, "chosen rate", Run(algorithm=a, workers=m, lr=rate, seed=0, trace=_traced(a, m))) for (a, m), rate in rates.items()]
-    rows += ablations(bench, rates)
-    fewer = sizes.seeds[:2]
-    rows += [row(bench, "equal rate", Run(algorithm=a, workers=m, lr=COMMON_RATE, seed=0, trace=_traced(a, m)), fewer) for a, m in pairs]
-    for distribution in ("stragglers", "heterogeneous"):
+    order = sorted(sizes.workers, key=lambda m: m != ABLATED_WORKERS)
+    rates: dict[tuple[str, int], float] = {}
+    rows: list[dict[str, Any] | None] = []
+    for workers in (1, *order):
+        for algorithm in ("sgd",) if workers == 1 else ASYNCHRONOUS:
+            rates[algorithm, workers] = choose_rate(bench, algorithm, workers)
+        for algorithm in ("sgd",) if workers == 1 else ASYNCHRONOUS:
+            run = Run(algorithm=algorithm, workers=workers, lr=rates[algorithm, workers], seed=0, trace=_traced(algorithm, workers))
+            rows.append(row(bench, "chosen rate", run))
+        if workers == ABLATED_WORKERS:
+            rows += ablations(bench, rates)
+    for algorithm, workers in rates:
+        run = Run(algorithm=algorithm, workers=workers, lr=COMMON_RATE, seed=0, trace=_traced(algorithm, workers))
+        rows.append(row(bench, "equal rate", run, sizes.seeds[:1]))
+    for group, settings in OTHER_CONDITIONS.items():
         for algorithm in ASYNCHRONOUS:
-            settings = {"time": {"distribution": distribution}}
             rate = rates[algorithm, ABLATED_WORKERS]
-            run = Run(algorithm=algorithm, workers=ABLATED_WORKERS, lr=rate, seed=0, settings=settings, label=distribution)
-            rows.append(row(bench, distribution, run, fewer))
-    for shards, alpha in (("iid", 0.5), ("dirichlet", 0.3)):
-        for algorithm in ASYNCHRONOUS:
-            settings = {"shards": shards, "alpha": alpha}
-            rate = rates[algorithm, ABLATED_WORKERS]
-            run = Run(algorithm=algorithm, workers=ABLATED_WORKERS, lr=rate, seed=0, settings=settings, label=shards)
-            rows.append(row(bench, f"{shards} shards", run, fewer))
+            run = Run(algorithm=algorithm, workers=ABLATED_WORKERS, lr=rate, seed=0, settings=settings, label=group)
+            rows.append(row(bench, group, run, sizes.seeds[:2]))
     return {"rates": {f"{a} m{m}": rate for (a, m), rate in rates.items()}, "rows": [r for r in rows if r is not None]}
 
 
 def choose_rate(bench: Bench, algorithm: str, workers: int, settings: dict[str, Any] | None = None, label: str = "") -> float:
-    """The rate with the best validation accuracy after the last epoch of seed 0; the grid grows while its end is the best."""
-    scores: dict[float, float] = {}
+    """The rate with the best validation accuracy after the last epoch of seed 0; the grid grows while an end of it is the best."""
+    scores: dict[float, float | None] = {}
     waiting = list(bench.sizes.rates)
     while waiting:
         lr = waiting.pop(0)
-        run = Run(
-            algorithm=algorithm, workers=workers, lr=lr, seed=0, settings=settings or {}, label=label, trace=_traced(algorithm, workers)
-        )
+        traced = _traced(algorithm, workers)
+        run = Run(algorithm=algorithm, workers=workers, lr=lr, seed=0, settings=settings or {}, label=label, trace=traced)
         result = bench.result(run)
-        if result is not None:
-            scores[lr] = result["validation_accuracy"][-1]
-        if not waiting and scores and max(scores, key=lambda lr: scores[lr]) == lr < _HIGHEST_RATE:
-            waiting = [2 * lr]
-    return max(scores, key=lambda lr: scores[lr]) if scores else COMMON_RATE
+        scores[lr] = None if result is None else result["validation_accuracy"][-1]
+        if not waiting and (best := _best(scores)) is not None:
+            ends = {max(scores): 2 * best, min(scores): best / 2}
+            waiting = [lr for lr in [ends.get(best)] if lr is not None and lr not in scores and _RATES[0] <= lr <= _RATES[1]]
+    return _best(scores) or COMMON_RATE
+
+
+def _best(scores: dict[float, float | None]) -> float | None:
+    known = {lr: score for lr, score in scores.items() if score is not None}
+    return max(known, key=lambda lr: known[lr]) if known else None
 
 
 def ablations(bench: Bench, rates: dict[tuple[str, int], float]) -> list[dict[str, Any] | None]:
     """Of LC-ASGD: what each part is worth. Variants that change the mean step choose their own rate."""
-    m = ABLATED_WORKERS
+    m, seeds = ABLATED_WORKERS, bench.sizes.seeds
     rate = rates["lc-asgd", m]
     lam = AsyncConfig(workers=m).strength
-    rows = [row(bench, "ablation", Run(algorithm="lc-asgd", workers=m, lr=rate, seed=0, settings={"mode": "literal"}, label="literal"))]
     base = bench.result(Run(algorithm="lc-asgd", workers=m, lr=rate, seed=0))
+    rows = []
     if base is not None:
         fair = rate * (1 + lam * base["mean_forecast_steps"])
         rows.append(row(bench, "ablation", Run(algorithm="asgd", workers=m, lr=float(f"{fair:.3g}"), seed=0, label="fair")))
     rows.append(row(bench, "ablation", Run(algorithm="lc-asgd", workers=m, lr=rate, seed=0, settings={"predictor": "last"}, label="off")))
+    literal = Run(algorithm="lc-asgd", workers=m, lr=rates["asgd", m], seed=0, settings={"mode": "literal"}, label="literal")
+    rows.append(row(bench, "ablation", literal, seeds[:1]))
     variants: list[tuple[str, str, dict[str, Any]]] = [
         ("lc-asgd", "normalised", {"mode": "normalised"}),
         ("lc-asgd", "chain", {"mode": "chain"}),
-        ("lc-asgd", "normalised-strong", {"mode": "normalised", "lam": 1.0}),
         ("dc-asgd", "adaptive", {"adaptive": True}),
         ("dc-asgd", "strong", {"lam": 1.0}),
     ]
     for algorithm, label, settings in variants:
         best = choose_rate(bench, algorithm, m, settings, label)
-        rows.append(row(bench, "ablation", Run(algorithm=algorithm, workers=m, lr=best, seed=0, settings=settings, label=label)))
+        run = Run(algorithm=algorithm, workers=m, lr=best, seed=0, settings=settings, label=label)
+        rows.append(row(bench, "ablation", run, seeds if label == "normalised" else seeds[:2]))
     for strength in LAMBDAS:
         run = Run(algorithm="lc-asgd", workers=m, lr=rate, seed=0, settings={"lam": strength}, label=f"lam{strength:g}")
-        rows.append(row(bench, "lambda", run))
+        rows.append(row(bench, "lambda", run, seeds[:1]))
     return rows
 
 

@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 from ...common.errors import UsageError
 from .auto_lr import AutoRateConfig
+from .distributed.config import AsyncConfig
 from .sampling.config import PolicyConfig
 
 OptimizerName = Literal["sgd", "adam", "adamw"]
@@ -53,6 +54,8 @@ class TrainConfig:
     augment: bool = True
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     """Which samples each epoch visits; a name or a mapping with `name` will do."""
+    asynchronous: AsyncConfig | None = None
+    """Train with a parameter server and workers; a mapping will do. None: the plain trainer."""
     record_losses: bool = False
     """Keep every sample's loss in every epoch (2 bytes each), for a report on bad data."""
     seed: int = 0
@@ -63,6 +66,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "policy", PolicyConfig.of(self.policy))
+        object.__setattr__(self, "asynchronous", None if self.asynchronous is None else AsyncConfig.of(self.asynchronous))
         object.__setattr__(self, "auto_lr", AutoRateConfig.of(self.auto_lr))
         for name, choices in (("optimizer", OptimizerName), ("schedule", ScheduleName), ("precision", PrecisionName)):
             if getattr(self, name) not in get_args(choices):
@@ -124,4 +128,6 @@ class TrainConfig:
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide the result: a resumed run must have the same."""
-        return {key: value for key, value in self.to_json().items() if key not in _WITHOUT_EFFECT}
+        settings = {key: value for key, value in self.to_json().items() if key not in (*_WITHOUT_EFFECT, "asynchronous")}
+        own = {} if self.asynchronous is None else self.asynchronous.identity()
+        return settings | {f"asynchronous.{key}": value for key, value in own.items()}

@@ -64,6 +64,11 @@ def train(
     run or an unwritable folder; UsageError for settings that cannot be met here. On SIGINT or SIGTERM the step that runs is
     finished, the state saved, and KeyboardInterrupt raised with a message that says where it stopped.
     """
+    if config.asynchronous is not None:
+        from .distributed.start import train_asynchronously
+
+        rest: dict[str, Any] = {"progress": progress, "on_epoch": on_epoch, "identity": identity}
+        return train_asynchronously(model, data, config, output=output, device=device, **rest)
     where = resolve_device(device)
     dtype = resolve_precision(config.precision, where)
     check_request(model, data, config)

@@ -2,7 +2,7 @@
 
 [model]     name, args, checkpoint        (a checkpoint takes the place of [train])
 [data]      spec and any argument of load_data
-[train]     fields of TrainConfig
+[train]     fields of TrainConfig; asynchronous = { algorithm = "lc-asgd", workers = 8 } and other fields of AsyncConfig
 [compress]  preset, ffp, fwp (a ratio or a table), samples, calibration_batch_size, compare_dense, batchnorm_samples, seed
 [finetune]  fields of TrainConfig; epochs = 0 leaves it out
 [export]    plain, parity_samples
@@ -75,15 +75,17 @@ def read_recipe(path: Path | str) -> dict[str, Any]:
 def train_config(settings: Settings) -> "TrainConfig":
     """Of [train]."""
     from .models.training.config import TrainConfig
+    from .models.training.distributed.config import with_defaults
 
-    return TrainConfig(**settings.get("train", {}))
+    return TrainConfig(**with_defaults(settings.get("train", {})))
 
 
 def finetune_of(settings: Settings) -> "TrainConfig | None":
     """Of [finetune]."""
     from .compression import finetune_config
+    from .models.training.distributed.config import with_defaults
 
-    return finetune_config(**settings.get("finetune", {}))
+    return finetune_config(**with_defaults(settings.get("finetune", {})))
 
 
 def job_of(settings: Settings, device: str = "auto") -> "Job":

@@ -132,7 +132,7 @@ def test_a_run_that_stops_anywhere_ends_as_if_it_had_not(tmp_path: Path) -> None
     assert result.asynchronous["virtual_seconds"] == expected.asynchronous["virtual_seconds"]
     assert any(line.startswith("resuming at epoch") for line in recorder.lines)
     assert any("virtual time" in line and "mean staleness" in line for line in recorder.lines)
-    with pytest.raises(RunError, match=r"belongs to another run: async\.workers 3 there, 4 now"):
+    with pytest.raises(RunError, match=r"belongs to another run: config\.asynchronous\.workers 3 there, 4 now"):
         train_async(small_network(), fake_data(), config(), AsyncConfig(window=3), output=tmp_path, device="cpu")
 
 

@@ -157,6 +157,14 @@ class AsyncConfig:
         return {key: value for key, value in self.to_json().items() if key not in ("address", "heartbeat_s", "layerwise", "batchnorm")}
 
 
+def with_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of TrainConfig with what suits asynchronous training, where it is asked for and they are not given.
+
+    No momentum: each worker's delay already acts as one (Mitliagkas et al. 2016), and the source's update has none.
+    """
+    return {**({"momentum": 0.0} if settings.get("asynchronous") is not None else {}), **settings}
+
+
 def _known(where: str, kind: type, value: Any) -> dict[str, Any]:
     names = [f.name for f in fields(kind)]
     if not isinstance(value, Mapping) or set(value) - set(names):

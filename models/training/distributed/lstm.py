@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 _LEARNING_RATE = 1e-3
 _MAX_GRADIENT = 5.0
+_HALF = np.float32(0.5)
 
 Array = NDArray[np.float32]
 State = list[tuple[Array, Array]]
@@ -37,6 +38,7 @@ class OnlineLSTM:
             self._network = _Network(inputs, hidden)
         self._optimizer = torch.optim.Adam(self._network.parameters(), lr=_LEARNING_RATE, fused=True)
         self.lessons = 0
+        self._cached: tuple[Any, Any, Any] | None = None
 
     def learn(self, x_NLI: Tensor, y_NL: Tensor) -> float:
         """One step of Adam on the squared error of the value after each prefix; that error before the step."""
@@ -48,6 +50,7 @@ class OnlineLSTM:
         nn.utils.clip_grad_norm_(self._network.parameters(), _MAX_GRADIENT)
         self._optimizer.step()
         self.lessons += 1
+        self._cached = None
         return loss.item()
 
     @torch.no_grad()
@@ -60,13 +63,13 @@ class OnlineLSTM:
         """`steps` (at least 1) values after a sequence of single numbers, each fed back as input of the next."""
         value, state = self.predict(x_L1)
         values = [value]
-        weights = self._arrays()
+        (w_in, w_first, b_first), (w_between, w_second, b_second), (w_out, b_out) = self._arrays()
+        (h_first, c_first), (h_second, c_second) = state
         for _ in range(steps - 1):
-            x = np.array([values[-1]], np.float32)
-            for layer, (w_in, w_hidden, bias) in enumerate(weights):
-                state[layer] = _cell(w_in @ x + w_hidden @ state[layer][0] + bias, state[layer][1])
-                x = state[layer][0]
-            values.append(float(self._read_out[0] @ x + self._read_out[1]))
+            h_first, c_first = _cell(w_in * np.float32(value) + w_first @ h_first + b_first, c_first)
+            h_second, c_second = _cell(w_between @ h_first + w_second @ h_second + b_second, c_second)
+            value = float(w_out @ h_second) + b_out
+            values.append(value)
         return values
 
     def slope(self, x_L1: Tensor, steps: int) -> float:
@@ -82,14 +85,17 @@ class OnlineLSTM:
             (slope,) = torch.autograd.grad(total, last)
         return float(slope)
 
-    def _arrays(self) -> list[tuple[Array, Array, Array]]:
-        named = {name: value.detach().numpy() for name, value in self._network.lstm.named_parameters()}
-        biases = [named[f"bias_ih_l{layer}"] + named[f"bias_hh_l{layer}"] for layer in range(2)]
-        return [(named[f"weight_ih_l{layer}"], named[f"weight_hh_l{layer}"], biases[layer]) for layer in range(2)]
-
-    @property
-    def _read_out(self) -> tuple[Array, float]:
-        return self._network.output.weight.detach().numpy()[0], self._network.output.bias.item()
+    def _arrays(self) -> tuple[Any, Any, Any]:
+        """Weights of input (a column: one number) and state and the bias of both layers, and the read-out's; made once a lesson."""
+        if self._cached is None:
+            named = {name: value.detach().numpy() for name, value in self._network.named_parameters()}
+            layers = [
+                (named[f"lstm.weight_ih_l{i}"], named[f"lstm.weight_hh_l{i}"], named[f"lstm.bias_ih_l{i}"] + named[f"lstm.bias_hh_l{i}"])
+                for i in range(2)
+            ]
+            first = (layers[0][0][:, 0], *layers[0][1:])
+            self._cached = first, layers[1], (named["output.weight"][0], float(named["output.bias"][0]))
+        return self._cached
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, Adam's moments and the count of lessons."""
@@ -100,14 +106,14 @@ class OnlineLSTM:
         self._network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
         self.lessons = state["lessons"]
+        self._cached = None
 
 
 def _cell(gates: Array, c: Array) -> tuple[Array, Array]:
     """One step of a layer from its summed gates (input, forget, cell, output): new h and c."""
-    i, f, g, o = np.split(gates, 4)
-    c = _sigmoid(f) * c + _sigmoid(i) * np.tanh(g)
-    return _sigmoid(o) * np.tanh(c), c
-
-
-def _sigmoid(x: Array) -> Array:
-    return 0.5 * (1 + np.tanh(0.5 * x))
+    size = len(c)
+    gates[2 * size : 3 * size] *= 2  # sigmoid(x) = (1 + tanh(x/2)) / 2, so one tanh serves all four
+    activations = np.tanh(gates * _HALF)
+    i, f, o = ((1 + activations[k * size : (k + 1) * size]) * _HALF for k in (0, 1, 3))
+    c = f * c + i * activations[2 * size : 3 * size]
+    return o * np.tanh(c), c

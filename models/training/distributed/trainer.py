@@ -8,15 +8,17 @@ plain trainer.
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ....common.errors import RunError, UsageError
 from ....common.progress import Progress, Silent
+from ..checks import check_request
 from ..config import TrainConfig
 from ..device import memory_format, private_randomness, reproducible_kernels, resolve_device, resolve_precision
 from ..evaluate import Evaluation, NonFiniteLossError, evaluate
@@ -25,9 +27,9 @@ from ..interrupt import Interrupts, deferred_interrupts
 from ..results import EpochRecord, TrainResult, epoch_line
 from ..sampling.config import PolicyConfig
 from ..state import load_state, run_identity, save_state
-from ..step import first_nonfinite
 from .config import AsyncConfig, BatchNormPolicy
 from .feed import make_feed
+from .flat import FlatModel
 from .server import Server
 from .simulator import Simulator
 from .statistics import write_statistics
@@ -58,9 +60,10 @@ def train_async(
 
     on_epoch also gets the run, whose `validate` measures under any BatchNorm policy. trace: keep every arrival in its server's telemetry.
     """
+    config = replace(config, asynchronous=settings)
     where = resolve_device(device)
     dtype = resolve_precision(config.precision, where)
-    check_request(model, data, config, settings, dtype)
+    check_asynchronous(model, data, config, dtype)
     with ExitStack() as stack:
         stack.enter_context(private_randomness(where))
         stack.enter_context(reproducible_kernels())
@@ -72,12 +75,11 @@ def train_async(
         length = sum(2 * norm.num_features for norm in worker.norms)
         server = Server(worker.flat.weights(), length, config, settings, feed.batches())
         server.telemetry.trace = [] if trace else None
-        facts = {f"async.{key}": value for key, value in settings.identity().items()} | dict(identity or {})
         run = SimulatedRun(
             simulator=Simulator(server, worker, feed, settings, config.seed),
             data=data,
             output=output,
-            identity=run_identity(model, data, config, facts),
+            identity=run_identity(model, data, config, identity),
             interrupts=interrupts,
             progress=progress,
         )
@@ -85,21 +87,22 @@ def train_async(
         return run.finish(on_epoch)
 
 
-def check_request(model: nn.Module, data: DataLike, config: TrainConfig, settings: AsyncConfig, dtype: torch.dtype) -> None:
+def install(flat: FlatModel, norms: list[_BatchNorm], weights: Tensor, statistics: Tensor) -> None:
+    """Give a model what a server holds."""
+    flat.load(weights)
+    write_statistics(norms, statistics)
+    for norm in norms:
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.zero_()  # of a worker's own copy it says nothing here
+
+
+def check_asynchronous(model: nn.Module, data: DataLike, config: TrainConfig, dtype: torch.dtype) -> None:
     """RunError or UsageError for what cannot be trained, before any work."""
-    broken = first_nonfinite(model)
-    if broken is not None:
-        raise RunError(f"{broken} of the given model is not finite; build it or load its weights again before training")
-    if len(data.train) < 2:
-        raise RunError(f"the training split has {len(data.train)} images; training needs at least 2")
+    check_request(model, data, config)
     if config.policy != PolicyConfig() or config.record_losses:
         raise UsageError("asynchronous training visits every sample and records no losses; leave policy and record_losses out")
     if dtype == torch.float16:
         raise UsageError("asynchronous training has no float16 (its loss scaling belongs to one optimizer); use float32 or bfloat16")
-    if config.schedule in ("plateau", "auto") and len(data.validation) == 0:
-        raise UsageError(f"the {config.schedule} schedule follows the validation loss and there are no validation images; use another")
-    if config.batch_size == 1 and Worker.needs_pairs(model):
-        raise UsageError("batch_size 1 leaves BatchNorm no variance to normalise with; use at least 2")
 
 
 @dataclass
@@ -172,11 +175,8 @@ class SimulatedRun:
     def install(self, weights: Tensor | None = None, statistics: Tensor | None = None) -> None:
         """Give the model the server's weights and statistics of now, or others."""
         worker, server = self.simulator.worker, self.server
-        worker.flat.load(server.weights() if weights is None else weights)
-        write_statistics(worker.norms, server.batchnorm.running(server.settings.batchnorm) if statistics is None else statistics)
-        for norm in worker.norms:
-            if norm.num_batches_tracked is not None:
-                norm.num_batches_tracked.fill_(server.ledger.done)
+        running = server.batchnorm.running(server.settings.batchnorm) if statistics is None else statistics
+        install(worker.flat, worker.norms, server.weights() if weights is None else weights, running)
 
     def validate(self, policy: BatchNormPolicy | None = None, split: Any = None) -> Evaluation:
         """The server's weights of now on the validation split (or `split`), under a BatchNorm policy (or the settings' own)."""
@@ -202,7 +202,7 @@ class SimulatedRun:
         started = time.monotonic() - self.epoch_seconds
         done = ledger.done - self.epoch * total
         left = range(done, total)
-        for _ in self.progress(left, total=total, description=f"epoch {self.epoch + 1}/{self.server.config.epochs}", start=done):
+        for _ in self.progress(left, total=total, description=self._live, start=done):
             while not self.simulator.step():
                 pass
             self.epoch_seconds = time.monotonic() - started
@@ -211,6 +211,10 @@ class SimulatedRun:
                 self._stop()
             if self.output is not None and time.monotonic() - self._saved_at >= max(self.server.config.checkpoint_every_s, 1e-3):
                 self._save()
+
+    def _live(self) -> str:
+        staleness = self.server.telemetry.mean_staleness()
+        return f"epoch {self.epoch + 1}/{self.server.config.epochs}, mean staleness {staleness:.1f}"
 
     def _close_epoch(self) -> EpochRecord:
         started, server = time.monotonic(), self.server

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..config import TrainConfig
 from ..device import autocast, derive_seed, seed_generators
@@ -39,11 +38,6 @@ class Worker:
         self.flat = FlatModel(model)
         self.norms = batch_norms(model)
         self._loss: Tensor | None = None
-
-    @staticmethod
-    def needs_pairs(model: nn.Module) -> bool:
-        """Whether BatchNorm layers make a batch of one sample useless."""
-        return any(isinstance(module, _BatchNorm) for module in model.modules())
 
     def forward(self, weights: Tensor, batch: BatchLike, ticket: Ticket) -> Forward:
         """The loss of `weights` on the batch; its graph is kept for `backward`."""

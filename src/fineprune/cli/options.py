@@ -111,7 +111,15 @@ def training_options(**defaults: str) -> Callable[[Command], Command]:
         option("precision", str, "auto, float32, bfloat16 or float16."),
         policy_options,
         click.option("--no-augment", is_flag=True, help="Train on the images as they are."),
-        option("workers", int, "Threads that decode images which do not fit in memory."),
+        click.option("--trainer", help="plain, or with a parameter server: ssgd, asgd, dc-asgd or lc-asgd (plain where it is not given)."),
+        click.option(
+            "--trainer-arg",
+            "trainer_args",
+            metavar="KEY=VALUE",
+            multiple=True,
+            help="Of the parameter server: lam, mode, shards, engine=ray, address, ... (repeatable).",
+        ),
+        option("workers", int, "With a parameter server, its workers; else threads that decode images which do not fit in memory."),
         click.option("--seed", type=int, default=0, show_default=True, help="Of weights, order, augmentation and calibration samples."),
     )
 
@@ -124,7 +132,15 @@ _TRAINING = (
 
 def training_settings(options: dict[str, Any]) -> dict[str, Any]:
     """Fields of TrainConfig from the options given."""
+    from ..models.training.distributed.config import with_defaults
+
     settings = {key: options[key] for key in _TRAINING if options.get(key) is not None}
+    if options.get("trainer") not in (None, "plain"):
+        servers = {"workers": settings.pop("workers")} if "workers" in settings else {}
+        servers |= typed_pairs("--trainer-arg", options["trainer_args"])
+        settings = with_defaults({**settings, "asynchronous": {"algorithm": options["trainer"], **servers}})
+    elif options.get("trainer_args"):
+        raise UsageError("--trainer-arg belongs to a --trainer with a parameter server; name it, too")
     if options.get("no_augment"):
         settings["augment"] = False
     if options.get("auto_args"):

@@ -1,15 +1,17 @@
 """Progress as an argument: library functions take a `Progress`, the command line passes one that draws bars."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
+Description = str | Callable[[], str]
+"""Text, or what to ask for it after every item, where it changes while the loop runs."""
 
 
 class Progress(Protocol):
     """Wraps the iterable of a long loop and reports on it."""
 
-    def __call__(self, items: Iterable[T], *, total: int | None, description: str, start: int = 0) -> Iterator[T]:
+    def __call__(self, items: Iterable[T], *, total: int | None, description: Description, start: int = 0) -> Iterator[T]:
         """Yield every item of `items` unchanged; `start` items of `total` were done by an earlier run."""
         ...
 
@@ -21,7 +23,7 @@ class Progress(Protocol):
 class Silent:
     """Reports nothing: the default of every library function."""
 
-    def __call__(self, items: Iterable[T], *, total: int | None, description: str, start: int = 0) -> Iterator[T]:
+    def __call__(self, items: Iterable[T], *, total: int | None, description: Description, start: int = 0) -> Iterator[T]:
         yield from items
 
     def log(self, message: str) -> None:
@@ -36,7 +38,7 @@ class Bars:
 
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
 
-    def __call__(self, items: Iterable[T], *, total: int | None, description: str, start: int = 0) -> Iterator[T]:
+    def __call__(self, items: Iterable[T], *, total: int | None, description: Description, start: int = 0) -> Iterator[T]:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
 
@@ -50,10 +52,14 @@ class Bars:
             TimeRemainingColumn(),
         )
         with RichProgress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal) as bars:
-            task = bars.add_task(description, total=total, completed=start)
+            task = bars.add_task(_text(description), total=total, completed=start)
             for item in items:
                 yield item
-                bars.advance(task)
+                bars.update(task, advance=1, description=_text(description))
 
     def log(self, message: str) -> None:
         self._console.print(message, markup=False)
+
+
+def _text(description: Description) -> str:
+    return description if isinstance(description, str) else description()

@@ -1,0 +1,307 @@
+"""The same server and worker as Ray actors: this module only moves their messages. Imported where Ray is installed, never otherwise.
+
+Weights and gradients travel as NumPy arrays: above Ray's inlining limit they lie in shared memory and are read there, not copied. A
+worker has one message under way at a time and waits for its answer, so the server's queue is never longer than the number of workers.
+"""
+
+import os
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+from ray.exceptions import RayError, RayTaskError
+from torch import Tensor, nn
+
+from ....common.errors import FinepruneError
+from ..config import TrainConfig
+from ..device import memory_format, reproducible_kernels, resolve_device, resolve_precision
+from ..interfaces import SplitLike
+from ..state import load_state, save_state
+from .compensation import compensation
+from .config import AsyncConfig
+from .feed import Feed
+from .flat import FlatModel
+from .ledger import Lease
+from .server import Server, State
+from .worker import Forward, Worker
+
+_RETRY_S, _ATTEMPTS = 0.2, 300
+"""A server that restarts is waited for so long: a minute."""
+_IDLE_S = 0.005
+"""Before a worker that the server has nothing for asks again."""
+
+
+class Job(NamedTuple):
+    """What the actors are made from; `weights` are the initial ones."""
+
+    config: TrainConfig
+    settings: AsyncConfig
+    weights: NDArray[np.float32]
+    statistics: int
+    batches: list[int]
+    output: Path
+    identity: dict[str, str]
+
+
+class ServerActor:
+    """Answers workers, keeps the epochs' weights for the driver, saves itself. Made again by Ray, it goes on from its last save."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        incarnation = time.time_ns()
+        self.server = Server(torch.tensor(job.weights), job.statistics, job.config, job.settings, job.batches, incarnation)
+        self.epochs: list[dict[str, Any]] = []
+        """Of each finished epoch: sums, rate, weights and statistics until the driver has validated it, then its record."""
+        self.best: dict[str, Any] | None = None
+        self.beats: dict[int, float] = {}
+        self.epoch_started = time.monotonic()
+        state = load_state(job.output, job.identity)
+        if state is not None:
+            self.server.load_state_dict(state["server"])
+            self.server.forget_workers()
+            self.epochs, self.best = state["epochs"], state["best"]
+        self._saved_at, self._save_cost = time.monotonic(), 0.0
+
+    def pull(self, worker: int) -> tuple[Any, NDArray[np.float32]] | str:
+        """(lease, weights), or what to do instead: wait or stop."""
+        self.beat(worker)
+        if self.server.finished:
+            return "stop"
+        pulled = self.server.pull(worker)
+        return "wait" if pulled is None else (pulled.lease, pulled.weights.numpy())
+
+    def pull_layers(self, worker: int, ends: list[int]) -> Iterator[Any]:
+        """`pull` in pieces: the lease (or what to do instead) first, then the weights up to each of `ends`."""
+        answer = self.pull(worker)
+        if isinstance(answer, str):
+            yield answer
+            return
+        yield answer[0]
+        yield from np.split(answer[1], ends[:-1])
+
+    def state(self, lease: Lease, forward: tuple[float, int, int], statistics: NDArray[np.float32], t_comm: float, t_comp: float) -> Any:
+        """As `Server.state`."""
+        self.beat(lease.worker)
+        return self.server.state(State(lease, *forward, torch.tensor(statistics), t_comm, t_comp))
+
+    def gradient(self, lease: Lease, gradient: NDArray[np.float32]) -> bool:
+        """As `Server.gradient`; ends an epoch where its last gradient is in."""
+        self.beat(lease.worker)
+        server = self.server
+        applied = server.gradient(lease, _tensor(gradient))
+        if applied and server.ledger.done % server.epoch_batches == 0:
+            facts = {"sums": server.sums, "lr": server.lr(), "seconds": time.monotonic() - self.epoch_started}
+            self.epoch_started = time.monotonic()
+            self.epochs.append({**facts, "weights": server.weights(), "statistics": server.batchnorm.running(self.job.settings.batchnorm)})
+            server.sums = [0.0, 0.0, 0.0]
+        every = max(self.job.config.checkpoint_every_s, 20 * self._save_cost)
+        if time.monotonic() - self._saved_at >= every:
+            self.save()
+        return applied
+
+    def beat(self, worker: int) -> None:
+        """The worker is alive."""
+        self.beats[worker] = time.monotonic()
+
+    def give_up(self, worker: int) -> None:
+        """The worker is dead: hand its batch out again."""
+        self.server.give_up(worker)
+        self.beats.pop(worker, None)
+
+    def status(self) -> dict[str, Any]:
+        """For the driver's display and watch."""
+        server, now = self.server, time.monotonic()
+        return {
+            "done": server.ledger.done,
+            "refused": server.ledger.refused,
+            "version": server.version,
+            "finished": server.finished,
+            "epochs": len(self.epochs),
+            "batches": server.epoch_batches,
+            "staleness": server.telemetry.mean_staleness(),
+            "silent_s": {worker: now - at for worker, at in self.beats.items()},
+            "incarnation": server.ledger.incarnation,
+            "pid": os.getpid(),
+        }
+
+    def epoch(self, number: int) -> dict[str, Any] | None:
+        """What the finished epoch `number` (0-based) left; None where it is not finished (any more: a restart undoes)."""
+        if number >= len(self.epochs):
+            return None
+        return {key: value.numpy() if isinstance(value, Tensor) else value for key, value in self.epochs[number].items()}
+
+    def close_epoch(self, number: int, record: dict[str, Any], best: bool) -> bool:
+        """The driver's record takes the place of the epoch's weights, which are kept where they are the best so far.
+
+        False where the epoch is not finished any more.
+        """
+        if number >= len(self.epochs):
+            return False
+        epoch = self.epochs[number]
+        if best:
+            self.best = {"epoch": number + 1, "accuracy": record["validation_accuracy"], **{k: epoch[k] for k in ("weights", "statistics")}}
+        if record["validation_loss"] is not None:
+            self.server.rate.observe(record["validation_loss"])
+        self.epochs[number] = {"record": record}
+        self.save()
+        return True
+
+    def save(self) -> None:
+        """Write the state that the next incarnation starts from."""
+        started = time.monotonic()
+        if bool(self.server.parameter.isfinite().all()):
+            save_state(self.job.output, self.job.identity, {"server": self.server.state_dict(), "epochs": self.epochs, "best": self.best})
+        self._saved_at = time.monotonic()
+        self._save_cost = self._saved_at - started
+
+    def result(self) -> dict[str, Any]:
+        """Telemetry and the weights to keep: the best, or the last."""
+        server = self.server
+        running = server.batchnorm.running(self.job.settings.batchnorm)
+        last = {"epoch": len(self.epochs), "accuracy": None, "weights": server.weights(), "statistics": running}
+        kept = {key: value.numpy() if isinstance(value, Tensor) else value for key, value in (self.best or last).items()}
+        facts = {"updates": server.version, "gradients": server.ledger.done, "refused": server.ledger.refused}
+        return {"kept": kept, "asynchronous": {**facts, **server.telemetry.to_json()}}
+
+
+class WorkerActor:
+    """Runs a worker's loop until the server says stop, over restarts of the server."""
+
+    def __init__(self, index: int, model: nn.Module, split: SplitLike, shards: Any, job: Job, device: str) -> None:
+        self.index, self.job = index, job
+        where = resolve_device(device)
+        layout = memory_format(model.to(where), where, job.config.channels_last).__enter__()
+        reproducible_kernels().__enter__()  # for the life of the process
+        self.worker = Worker(model, job.config, where, resolve_precision(job.config.precision, where), layout)
+        self.feed = Feed(split, job.config, shards)
+        self.layers = LayerPull(self.worker.flat) if job.settings.layerwise else None
+        self.times: list[tuple[float, float, float]] = []
+        """(pull, forward and backward, state and answer) of each iteration, in seconds."""
+
+    def pid(self) -> int:
+        """Of its process."""
+        return os.getpid()
+
+    def run(self, server: Any) -> list[tuple[float, float, float]]:
+        """Work until there is nothing left; the times. Errors of the server's rules come out as what they were."""
+        stop = threading.Event()
+        threading.Thread(target=self._beat, args=(server, stop), daemon=True).start()
+        failures = 0
+        try:
+            while failures < _ATTEMPTS:
+                try:
+                    if not self._iterate(server):
+                        return self.times
+                    failures = 0
+                except RayTaskError:
+                    raise
+                except RayError:  # the server is being restarted: this batch will be handed out again
+                    failures += 1
+                    time.sleep(_RETRY_S)
+            raise ConnectionError(f"worker {self.index} has not reached the server for {_RETRY_S * _ATTEMPTS:.0f} s")
+        except RayTaskError as error:
+            cause = error.cause
+            raise (cause if isinstance(cause, FinepruneError) else error) from None
+        finally:
+            stop.set()
+
+    def _iterate(self, server: Any) -> bool:
+        started = time.perf_counter()
+        answer = self.layers.pull(server, self.index) if self.layers else ray.get(server.pull.remote(self.index))
+        if isinstance(answer, str):
+            time.sleep(_IDLE_S)
+            return answer != "stop"
+        lease, weights = answer[0], answer[1]
+        batch = self.feed.batch(lease.ticket)
+        pulled = time.perf_counter()
+        if self.layers:
+            done = self.layers.forward(lambda: self.worker.evaluate(batch, lease.ticket), weights)
+        else:
+            done = self.worker.forward(_tensor(weights), batch, lease.ticket)
+        forwarded = time.perf_counter()
+        gradient, answered = self._finish(server, lease, done, pulled - started)
+        ended = time.perf_counter()
+        ray.get(server.gradient.remote(lease, gradient))
+        self.times.append((pulled - started, forwarded - pulled + ended - answered, answered - forwarded))
+        return True
+
+    def _finish(self, server: Any, lease: Lease, done: Forward, t_comm: float) -> tuple[NDArray[np.float32], float]:
+        """State, then the gradient; and when the answer was there. Only LC-ASGD waits for it."""
+        t_comp = self.times[-1][1] if self.times else 0.0
+        settings = self.job.settings
+        answer = server.state.remote(lease, done[:3], done.statistics.numpy(), t_comm, t_comp)
+        if settings.algorithm != "lc-asgd":
+            answered = time.perf_counter()
+            gradient = self.worker.backward().cpu().numpy()
+            ray.get(answer)  # its loss may have been refused
+            return gradient, answered
+        forecast = ray.get(answer)
+        answered = time.perf_counter()
+        scaled = compensation(settings.mode, settings.strength, done.loss, forecast, settings.max_scale)
+        return self.worker.backward(scaled).cpu().numpy(), answered
+
+    def _beat(self, server: Any, stop: threading.Event) -> None:
+        while not stop.wait(self.job.settings.heartbeat_s / 3):
+            server.beat.remote(self.index)
+
+
+class LayerPull:
+    """Layer-wise pull: a module's weights are waited for when the forward pass reaches it, while later ones are still on their way."""
+
+    def __init__(self, flat: FlatModel) -> None:
+        self.flat = flat
+        owners = {id(p): module for module in flat.model.modules() for p in module.parameters(recurse=False)}
+        self.parts: list[tuple[nn.Module, list[tuple[nn.Parameter, int, int]]]] = []
+        for span in flat.spans():
+            owner = owners[id(span[0])]
+            if not self.parts or self.parts[-1][0] is not owner:
+                self.parts.append((owner, []))
+            self.parts[-1][1].append(span)
+        self._called: set[nn.Module] = set()
+        self._pending: dict[nn.Module, list[int]] = {}
+        self._refs: list[Any] = []
+        for module in {part[0] for part in self.parts}:
+            module.register_forward_pre_hook(self._load)
+
+    def pull(self, server: Any, worker: int) -> Any:
+        """The lease and references to the parts, or what to do instead."""
+        ends = [spans[-1][2] for _, spans in self.parts]
+        pieces = iter(server.pull_layers.options(num_returns="streaming").remote(worker, ends))
+        first = ray.get(next(pieces))
+        return first if isinstance(first, str) else (first, list(pieces))
+
+    def forward(self, run: Callable[[], Forward], refs: list[Any]) -> Forward:
+        """`run` with the parts loaded as its modules are reached; at first, and for modules never reached, before it."""
+        self._refs, self._pending = refs, {}
+        for i, (module, _) in enumerate(self.parts):
+            self._pending.setdefault(module, []).append(i)
+        ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=True)
+        for module in [module for module in self._pending if module not in self._called]:
+            self._load_parts(module)
+        return run()
+
+    def _load(self, module: nn.Module, _: Any) -> None:
+        self._called.add(module)
+        self._load_parts(module)
+
+    def _load_parts(self, module: nn.Module) -> None:
+        for i in self._pending.pop(module, ()):
+            spans = self.parts[i][1]
+            values, start = _tensor(ray.get(self._refs[i])), spans[0][1]
+            with torch.no_grad():
+                for parameter, first, last in spans:
+                    parameter.copy_(values[first - start : last - start].view(parameter.shape))
+
+
+def _tensor(array: NDArray[np.float32]) -> Tensor:
+    """A tensor on the array's own memory, which may be read-only and is only read."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(array)
