@@ -8,13 +8,15 @@ from numpy.typing import NDArray
 
 from ...common.simd import LANES
 from .conv import ConvShape, Epilogue, Op, View
-from .filters_run import BIAS, COUNT, DEPTHWISE, FROM_BIAS, HIGH, ITEMS, LOW, META, RESIDUAL, TILES, TO_Y, X, Y
+from .filters_run import BIAS, COUNT, DEPTHWISE, ENTRIES, ENTRIES_END, FROM_BIAS, HIGH, ITEMS, LOW, META, RESIDUAL, TILES, TO_Y, X, Y
 from .filters_tiles import Block, Entries, Numbers, blocks, passes
 
 SUMS = 4096
 """Floats of the sums of a block of positions: they have to stay in the first-level cache."""
 PASS_WEIGHTS = 6144
 """Floats of weights that a pass may take, for the same reason."""
+CACHED_WEIGHTS = 2**18
+"""Weights of a convolution that stay in the caches between uses; more are prefetched."""
 LEAST_SLOTS = 16
 """Slots of a block, where there are as many positions."""
 ITEMS_WANTED = 2
@@ -91,8 +93,7 @@ def operation(
     count = -(-shape.filters // LANES)
     width = max(v for v in TILES if v <= max(1, min(vectors, count)))
     positions = shape.output[0] * shape.output[1]
-    wanted = max(LEAST_SLOTS, -(-positions * count // (width * ITEMS_WANTED)))
-    slots = min(SUMS // (width * LANES), wanted, positions)
+    slots = _slots(positions, count, width)
     kept = np.ones((shape.channels, positions), bool) if mask is None else mask.reshape(-1, positions)
     index, constants = Numbers(np.int32), Numbers(np.float32)
     index.add(np.arange(slots))
@@ -109,13 +110,19 @@ def operation(
         for block, table, steps in zip(cut, tables, panel.passes, strict=True):
             first = index.add(steps)
             items.append([panel.vectors, start, panel.first, first, first + steps.size, table, len(block.positions)])
-            costs.append(cycles(steps, max(1, panel.vectors)))
+            costs.append(_cycles(steps, panel.vectors))
     meta = np.zeros(META, np.int64)
     residual = layout.residual.start if layout.residual else -1
     meta[[X, Y, RESIDUAL, ITEMS]] = layout.x.start, layout.y.start, residual, index.add(np.array(items))
     return Op(
         kernel="filters", meta=meta, index=index.array(), constants=constants.array(), costs=np.array(costs), scratch=slots * width * LANES
     )
+
+
+def _slots(positions: int, count: int, width: int) -> int:
+    """Positions of a block, for `count` vectors of filters in panels of `width`."""
+    wanted = max(LEAST_SLOTS, -(-positions * count // (width * ITEMS_WANTED)))
+    return min(SUMS // (width * LANES), wanted, positions)
 
 
 class PlannedPanel(NamedTuple):
@@ -136,8 +143,9 @@ def _filter_panels(
         entries = Entries.of(panel.kept)
         if key not in known:
             line = panel.vectors * LANES
+            fetch = weights.size > CACHED_WEIGHTS
             offsets = np.stack([taps[entries.pairs], np.arange(len(entries.pairs[0])) * line], 1)
-            known[key] = [passes(entries, offsets, block, max(1, PASS_WEIGHTS // line), index) for block in cut]
+            known[key] = [passes(entries, offsets, block, max(1, PASS_WEIGHTS // line), fetch, index) for block in cut]
         made.append(PlannedPanel(panel.first, panel.vectors, panel.weights[entries.pairs], known[key]))
     return cut, made
 
@@ -165,22 +173,36 @@ def _depthwise_panels(
     return cut, made
 
 
-def cycles(steps: NDArray, vectors: int) -> float:
+PER_ENTRY = {DEPTHWISE: 0.8, 1: 0.69, 2: 1.05, 4: 2.05}
+"""Cycles of an entry at a position, by the vectors of the panel; these and the next were measured with AVX-512 (Zen 5)."""
+PER_SLOT, PER_PASS, PER_WEIGHT = 2.0, 75.0, 0.6
+"""Cycles of a vector of results; of a pass of a channel; of a weight that comes from memory."""
+
+
+def _cycles(steps: NDArray, vectors: int) -> float:
     """Expected time of the passes of a work item."""
-    return float(steps[:, COUNT].sum())
+    entries = (steps[:, ENTRIES_END] - steps[:, ENTRIES]) // 2
+    return float((steps[:, COUNT] * (entries * PER_ENTRY[vectors] + PER_SLOT)).sum() + PER_PASS / 4 * len(steps))
 
 
 def depthwise_cycles(shape: ConvShape) -> float:
+    """Expected time of a depthwise convolution."""
     positions, vectors = shape.output[0] * shape.output[1], -(-shape.channels // LANES)
-    return positions * vectors * (shape.kernel[0] * shape.kernel[1] * 0.7 + 2)
+    return PER_PASS + positions * vectors * (shape.kernel[0] * shape.kernel[1] * PER_ENTRY[DEPTHWISE] + PER_SLOT)
 
 
 def filter_cycles(shape: ConvShape, weights: NDArray, mask: NDArray | None, vectors: int) -> float:
     """Expected time with panels of so many vectors."""
-    positions = shape.output[0] * shape.output[1]
-    counts = np.full(shape.channels, positions) if mask is None else mask.reshape(shape.channels, -1).sum(1)
-    total = 100.0 + 2.0 * positions * -(-shape.filters // LANES)
+    positions, count = shape.output[0] * shape.output[1], -(-shape.filters // LANES)
+    slots = _slots(positions, count, vectors)
+    kept = np.ones((shape.channels, positions), bool) if mask is None else mask.reshape(-1, positions)
+    active = np.add.reduceat(kept, np.arange(0, positions, slots), 1, dtype=np.int64)
+    sizes = np.diff(np.arange(0, positions, slots), append=positions)
+    partly = ((active > 0) & (active < sizes)).sum(1)
+    total = PER_PASS + PER_SLOT * positions * count
     for panel in panels(shape, weights, vectors):
-        per_entry = {1: 0.66, 2: 1.1, 4: 2.1}[panel.vectors]
-        total += float(counts @ panel.kept.sum(1)) * per_entry
+        taps = panel.kept.sum(1)
+        total += float(active.sum(1) @ taps * PER_ENTRY[panel.vectors] + partly @ (taps > 0) * PER_PASS)
+        if weights.size > CACHED_WEIGHTS:
+            total += float(taps.sum() * panel.vectors * LANES * PER_WEIGHT)
     return total

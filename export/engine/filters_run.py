@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ...common.simd import LANES
 from .conv import CONSTANTS, HEADER, INDEX
-from .filters_simd import add_channels, add_rows, add_tap, clip, load_slots, same_rows, store_rows, store_slots
+from .filters_simd import add_channels, add_rows, add_tap, clip, load_slots, prefetch, same_rows, store_rows, store_slots
 
 X, Y, RESIDUAL, ITEMS = range(HEADER, HEADER + 4)
 """Positions in meta: first elements of the tensors in the arena (no residual: -1), and of the work items in the index."""
@@ -29,7 +29,10 @@ tables of the positions of its slots in x, y and residual, one after another, of
 MODE, ENTRIES, ENTRIES_END, LIST, COUNT, PASS = range(6)
 """Integers of a pass: index[ENTRIES:ENTRIES_END] holds its entries, pairs of offsets in a patch and in the panel's weights; LIST and
 COUNT are its slots."""
-FROM_BIAS, TO_Y = 1, 2
+FROM_BIAS, TO_Y, PREFETCH = 1, 2, 4
+"""Modes of a pass, added up. PREFETCH: fetch the weights of passes to come."""
+AHEAD = 9216
+"""Floats from the weights of a pass to those that it fetches."""
 LOW, HIGH, BIAS = 0, 1, LANES
 """Positions in the constants."""
 TILES = {1: (8, 4, 1), 2: (8, 4, 1), 4: (4, 2, 1)}
@@ -43,6 +46,7 @@ _OPTIONS = {"nogil": True, "boundscheck": False, "error_model": "numpy"}
 
 def _tiles(rows: int, vectors: int, add: Callable[..., Any]) -> Any:
     """As many whole tiles as a list of slots has."""
+    fetches = (rows, vectors) == (TILES[4][0], 4)
 
     def tiles(
         at: int,
@@ -66,8 +70,15 @@ def _tiles(rows: int, vectors: int, add: Callable[..., Any]) -> Any:
     ) -> int:
         while at + rows <= stop:
             tile = same_rows(constants, bias, rows, vectors) if mode & FROM_BIAS else load_slots(arena, sums, index, at, rows, vectors)
-            for entry in range(first, last, 2):
-                tile = add(tile, arena, x, index, tables, at, entry, constants, weights)
+            if fetches and mode & PREFETCH:
+                # A line of an entry's weights in each tile: a few tiles fetch all of them.
+                ahead = weights + AHEAD + at // rows % vectors * LANES
+                for entry in range(first, last, 2):
+                    prefetch(constants, ahead + index[entry + 1])
+                    tile = add(tile, arena, x, index, tables, at, entry, constants, weights)
+            else:
+                for entry in range(first, last, 2):
+                    tile = add(tile, arena, x, index, tables, at, entry, constants, weights)
             if mode & TO_Y:
                 if residual >= 0:
                     tile = add_rows(tile, arena, residual, index, tables + 2 * slots, at)

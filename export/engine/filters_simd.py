@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import config, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
@@ -173,6 +174,20 @@ def _adding(factor: Callable[[Emitter, Any], Any]) -> Any:
 _add_tap, _add_channels = _adding(Emitter.broadcast), _adding(Emitter.load)
 
 
+@intrinsic
+def _prefetch(typing: Any, array: Any, start: Any) -> Any:
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e, byte, flag = Emitter(context, builder, signature, args), ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        pointer = builder.bitcast(builder.gep(e.data(0), [args[1]]), byte)
+        # To read, into the first-level cache, data.
+        builder.call(function, [pointer, *(ir.Constant(flag, value) for value in (0, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), emit
+
+
 def _numpy_rows(start: int, index: NDArray, table: int, slots: int, tile: NDArray) -> NDArray:
     """[rows, width] positions of the numbers of a tile."""
     first = start + index[table + index[slots : slots + len(tile)]].astype(np.int64)
@@ -222,6 +237,10 @@ def _numpy_add_channels(
     return tile + activations.reshape(tile.shape) * weights[weight : weight + LANES]
 
 
+def _numpy_prefetch(array: NDArray, start: int) -> None:
+    pass
+
+
 same_rows = _numpy_same_rows if config.DISABLE_JIT else _same_rows
 """same_rows(array, start, rows, vectors): a tile; tile[r,v] = array[start + v*LANES : + LANES]."""
 load_slots = _numpy_load_slots if config.DISABLE_JIT else _load_slots
@@ -239,3 +258,5 @@ add_tap = _numpy_add_tap if config.DISABLE_JIT else _add_tap
 tile[r,v] += x[start + index[table + index[slots + r]] + offset] * weights[first + weight + v*LANES : + LANES]."""
 add_channels = _numpy_add_channels if config.DISABLE_JIT else _add_channels
 """The same for channels in the lanes and tiles of one vector: tile[r,0] += x[... : + LANES] * weights[... : + LANES]."""
+prefetch = _numpy_prefetch if config.DISABLE_JIT else _prefetch
+"""prefetch(array, start): hint that the cache line of this position, which may lie outside the array, will be read."""

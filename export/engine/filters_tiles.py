@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .filters_run import FROM_BIAS, PASS, TO_Y
+from .filters_run import FROM_BIAS, PASS, PREFETCH, TO_Y
 
 
 class Numbers:
@@ -109,8 +109,9 @@ class Entries:
         return np.split(np.arange(len(self.channels)), np.nonzero(np.diff(self.bounds[:, 0] // most))[0] + 1)
 
 
-def passes(entries: Entries, offsets: NDArray, block: Block, most: int, index: Numbers) -> NDArray:
-    """[passes, PASS] integers; a pass takes at most so many entries, but at least a channel. offsets: [entries,2], those of the kernel."""
+def passes(entries: Entries, offsets: NDArray, block: Block, most: int, fetch: bool, index: Numbers) -> NDArray:
+    """[passes, PASS] integers; a pass takes at most so many entries, but at least a channel. offsets: [entries,2], those of the kernel.
+    fetch: let passes fetch the weights of later ones."""
     slots = len(block.positions)
     everywhere, listed = index.add(np.arange(slots)), index.add(offsets)
     parts = entries.parts(most)
@@ -124,13 +125,13 @@ def passes(entries: Entries, offsets: NDArray, block: Block, most: int, index: N
             begun = True
         for k in left_over:
             channel, (first, last) = entries.channels[k], listed + 2 * entries.bounds[k]
-            rows.append([0, first, last, index.add(np.nonzero(block.rest[channel])[0]), counts[channel]])
-        mode = (0 if begun else FROM_BIAS) | (TO_Y if number == len(parts) - 1 else 0)
+            rows.append([PREFETCH * fetch, first, last, index.add(np.nonzero(block.rest[channel])[0]), counts[channel]])
+        mode = (0 if begun else FROM_BIAS) | (TO_Y if number == len(parts) - 1 else 0) | PREFETCH * fetch
         common = block.common[:, entries.channels[part]]
         changes = np.nonzero((common[1:] != common[:-1]).any(1))[0] + 1
         for tile, stop in zip([0, *changes], [*changes, len(common)], strict=True):
             used = part[common[tile]]
-            if len(used) or mode:
+            if len(used) or mode & (FROM_BIAS | TO_Y):
                 own = np.concatenate([offsets[:0], *(offsets[first:last] for first, last in entries.bounds[used])])
                 start, slot = index.add(own), tile * block.tile
                 rows.append([mode, start, start + own.size, everywhere + slot, min(stop * block.tile, slots) - slot])

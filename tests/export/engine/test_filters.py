@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fineprune.common.simd import LANES
 from fineprune.export.engine import filters, filters_plan
 from fineprune.export.engine.conv import CONSTANTS, INDEX, ConvShape, Epilogue, Op, View
-from fineprune.export.engine.filters_run import DEPTHWISE, ITEM, ITEMS, VECTORS
+from fineprune.export.engine.filters_run import COUNT, DEPTHWISE, ENTRIES, ENTRIES_END, FIRST_PASS, ITEM, ITEMS, LAST_PASS, PASS, VECTORS
 from support import reference
 from support.geometries import KINDS, Geometry, geometries
 from support.tolerances import FLOAT32
@@ -148,7 +148,7 @@ def shapes(draw: st.DrawFn) -> ConvShape:
     return shape_of(draw(geometries()), draw(st.sampled_from([1, 1, 4, 9])), draw(st.tuples(st.integers(0, 1), st.integers(0, 1))))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     shapes(),
     st.sampled_from([None, 0.0, 0.3, 0.8, 1.0]),
@@ -179,6 +179,7 @@ def test_many_passes_and_blocks(density: float | None, monkeypatch: pytest.Monke
     """More positions than a block has, and more weights than a pass takes."""
     monkeypatch.setattr(filters_plan, "SUMS", 20 * 4 * LANES)
     monkeypatch.setattr(filters_plan, "PASS_WEIGHTS", 30 * 4 * LANES)
+    monkeypatch.setattr(filters_plan, "CACHED_WEIGHTS", 0)
     op = check(problem(ConvShape(channels=11, filters=64, height=9, width=7, kernel=(3, 3), pads=(1,) * 4), density, residual=True))
     assert len(op.costs) == 4
 
@@ -204,16 +205,29 @@ def group_taps(filters_count: int, channels: int, rng: np.random.Generator) -> N
     return groups.repeat(LANES, 0).reshape(filters_count, channels, 3, 3)
 
 
-@pytest.mark.parametrize("density", [None, 0.6])
-def test_dropped_taps_cost_nothing(density: float | None) -> None:
+def test_dropped_taps_cost_nothing() -> None:
     """A panel's weights hold exactly the taps that its filters keep: four of nine, whoever shares them."""
     shape, rng = ConvShape(channels=6, filters=64, height=5, width=5, kernel=(3, 3), pads=(1,) * 4), np.random.default_rng(0)
     by_group = group_taps(64, 6, rng)
     by_channel = np.tile(by_group[:1], (64, 1, 1, 1))
     for kept, vectors in ((by_group, 1), (by_channel, 4)):
-        op = check(problem(shape, density, kept))
+        op = check(problem(shape, kept=kept))
         assert op.index[op.meta[ITEMS] + VECTORS] == vectors
         assert len(op.constants) == LANES + 64 + kept.sum()
+
+
+@pytest.mark.parametrize("density", [None, 0.0, 0.2, 0.7, 1.0])
+def test_the_kernel_does_exactly_what_masks_keep(density: float | None) -> None:
+    shape, rng = ConvShape(channels=9, filters=64, height=11, width=9, kernel=(3, 3), pads=(1,) * 4), np.random.default_rng(0)
+    p = problem(shape, density, np.tile(group_taps(16, 9, rng), (4, 1, 1, 1)))
+    op = check(p)
+    done = 0
+    for item in op.index[op.meta[ITEMS] :].reshape(-1, ITEM):
+        table = op.index[item[FIRST_PASS] : item[LAST_PASS]].reshape(-1, PASS)
+        entries = (table[:, ENTRIES_END] - table[:, ENTRIES]) // 2
+        done += (entries * table[:, COUNT]).sum() * item[VECTORS] * LANES
+    blocks = shape.channels * 99 if p.mask is None else p.mask.sum()
+    assert done == blocks * 4 * shape.filters
 
 
 def test_an_estimate_falls_with_every_kind_of_mask() -> None:
