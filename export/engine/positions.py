@@ -12,11 +12,9 @@ from numpy.typing import NDArray
 
 from . import positions_kernel as kernel
 from .conv import ConvShape, Epilogue, Op, View
+from .positions_estimate import estimate
 from .positions_plan import (
-    BLOCK_LINES,
-    DROPPED,
     MASKED,
-    WHOLE,
     Block,
     Lines,
     Lists,
@@ -32,10 +30,10 @@ from .positions_plan import (
 )
 from .positions_simd import LANES
 
+__all__ = ["estimate", "plan", "run", "supports"]
+
 run = kernel.run
 
-PRODUCT, PACK, SUM, FIXED = 0.19, 0.4, 1.6, 300.0
-"""Nanoseconds of a multiply-add, a packed vector, a vector of sums begun and ended, and of the rest."""
 _MOST_LINES = (1 << 16) // (LANES // 2) - 1
 
 
@@ -47,22 +45,6 @@ def supports(shape: ConvShape, weights: NDArray, mask: NDArray | None) -> str | 
     if channel_lines(shape, t, np.ones(shape.kernel, bool), mask is not None).count > _MOST_LINES:
         return f"a kernel of {shape.kernel} is too large"
     return None
-
-
-def estimate(shape: ConvShape, weights: NDArray, mask: NDArray | None) -> float:
-    """Expected seconds of a run on one thread (on the machine that the constants were measured on)."""
-    t = tiling(shape)
-    kept = weights != 0
-    used = kept.reshape(shape.groups, -1, *kept.shape[1:]).any(1).reshape(shape.channels, *shape.kernel)
-    states = channel_states(mask, used.any((1, 2)), t, shape)
-    lines = {state: channel_lines(shape, t, used.any(0), state == MASKED).count for state in (WHOLE, MASKED)}
-    packed = sum(int((states == state).sum()) * count for state, count in lines.items())
-    alive = (states != DROPPED).mean(0)
-    per_channel = kept.reshape(shape.groups, -1, *kept.shape[1:]).sum((1, 3, 4)).reshape(-1)
-    products = float(alive @ per_channel) * t.tiles * t.vectors
-    sums = max(1.0, packed / t.tiles / BLOCK_LINES / shape.groups) * shape.filters * t.tiles * t.vectors
-    nanoseconds = (PRODUCT * products + PACK * packed + SUM * sums) * (1 + 0.5 / t.vectors)
-    return 1e-9 * (FIXED + nanoseconds)
 
 
 def plan(shape: ConvShape, weights: NDArray, mask: NDArray | None, bias: NDArray, x: View, y: View, epilogue: Epilogue) -> Op:

@@ -208,11 +208,11 @@ class Lists:
     def add(self, filters: NDArray, weights: NDArray, offsets: NDArray) -> None:
         """filters[n], weights[n,taps] (dropped ones 0), offsets[taps] of patches."""
         kept = weights != 0
-        pairs = _pairs(kept)
-        pairs.sort(key=lambda pair: (-max(kept[pair].sum(1)), -kept[pair].all(0).sum()))
+        found = pairs(kept)
+        found.sort(key=lambda pair: (-max(kept[pair].sum(1)), -kept[pair].all(0).sum()))
         at_once = self.rows // 2
-        for k in range(0, len(pairs), at_once):
-            self._record(pairs[k : k + at_once], filters, weights, kept, offsets)
+        for k in range(0, len(found), at_once):
+            self._record(found[k : k + at_once], filters, weights, kept, offsets)
 
     def _record(self, pairs: list[list[int]], filters: NDArray, weights: NDArray, kept: NDArray, offsets: NDArray) -> None:
         both = [np.flatnonzero(kept[pair].all(0)) if len(pair) == 2 else np.zeros(0, np.int64) for pair in pairs]
@@ -245,7 +245,7 @@ class Lists:
         self.weight += paired_weights.size + single_weights.size
 
 
-def _pairs(kept: NDArray) -> list[list[int]]:
+def pairs(kept: NDArray) -> list[list[int]]:
     """Filters in pairs, greedily the best first: many taps in common and equal counts. kept: bool[n,taps]. One may stay alone."""
     n = len(kept)
     as_numbers = kept.astype(np.float32)
@@ -254,14 +254,14 @@ def _pairs(kept: NDArray) -> list[list[int]]:
     # A pair costs PAIR_COST * common + SINGLE_COST * (longer list - common): the gain over two filters of which each costs half a list.
     gain = (SINGLE_COST - PAIR_COST) * common[one, other] - SINGLE_COST / 2 * np.abs(counts[one] - counts[other])
     free = np.ones(n, bool)
-    pairs = []
+    found = []
     for k in np.argsort(-gain, kind="stable"):
         if free[one[k]] and free[other[k]]:
             free[one[k]] = free[other[k]] = False
-            pairs.append([int(one[k]), int(other[k])])
-            if 2 * len(pairs) >= n - 1:
+            found.append([int(one[k]), int(other[k])])
+            if 2 * len(found) >= n - 1:
                 break
-    return pairs + [[int(k)] for k in np.flatnonzero(free)]
+    return found + [[int(k)] for k in np.flatnonzero(free)]
 
 
 def offsets_of(lines: int | NDArray) -> NDArray:

@@ -237,7 +237,7 @@ def test_variants_share_a_list_where_there_would_be_too_many(monkeypatch: pytest
 def test_similar_filters_meet() -> None:
     rng = np.random.default_rng(3)
     kinds = rng.random((6, 40)) < 0.4
-    pairs = positions_plan._pairs(np.concatenate([kinds, kinds[::-1], kinds[:1]]))
+    pairs = positions_plan.pairs(np.concatenate([kinds, kinds[::-1], kinds[:1]]))
     assert sorted(tuple(sorted(pair)) for pair in pairs if len(pair) == 2 and 0 not in pair and 12 not in pair) == [
         (k, 11 - k) for k in range(1, 6)
     ]
