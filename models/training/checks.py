@@ -7,6 +7,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ...common.errors import RunError, UsageError
 from .config import TrainConfig
 from .interfaces import DataLike, SplitLike
+from .sampling.policies import make_policy
 from .step import first_nonfinite
 
 
@@ -18,9 +19,15 @@ def check_request(model: nn.Module, data: DataLike, config: TrainConfig) -> None
     images = len(data.train)
     if images < 2:
         raise RunError(f"the training split has {images} images; training needs at least 2")
-    _check_schedule(data, config)
     if config.batch_size == 1 and any(isinstance(module, _BatchNorm) for module in model.modules()):
         raise UsageError("batch_size 1 leaves BatchNorm no variance to normalise with; use at least 2")
+    check_settings(data, config)
+
+
+def check_settings(data: DataLike, config: TrainConfig) -> None:
+    """UsageError for a schedule or a policy that does not fit the data: what can be known before there is a model."""
+    _check_schedule(data, config)
+    make_policy(config.policy, samples=len(data.train), epochs=config.epochs, seed=config.seed, batch_size=config.batch_size)
     if config.policy.name != "none" or config.record_losses:
         _check_indices(data.train, config.policy.name)
 

@@ -30,6 +30,7 @@ from .compressor.prune import CalibrationRun, Pruned, prune
 from .export.machine import machine_facts, package_versions
 from .models.data import ImageData, load_data
 from .models.training.batchnorm import recalibrate_batchnorm
+from .models.training.checks import check_settings
 from .models.training.config import TrainConfig
 from .models.training.device import resolve_device
 from .models.training.evaluate import evaluate
@@ -152,6 +153,8 @@ def compress_network(
     if broken is not None:
         raise RunError(f"{broken} of the network is NaN or infinite; load a checkpoint of a training that did not diverge")
     device = resolve_device(job.device)
+    if job.finetune is not None:
+        check_settings(data, job.finetune)
     given = read_statistics(statistics)
     with _work_folder(output, model, data, job) as folder:
         bundle = _Run(model, data, job, device, progress, folder).bundle(spec, given)

@@ -72,6 +72,11 @@ def test_fine_tuning_may_prune_too(trained: list[object], tmp_path: Path) -> Non
     assert "training time saved" in result.err
 
 
+def test_fine_tuning_that_a_policy_does_not_fit_is_refused_before_calibration(trained: list[object], tmp_path: Path) -> None:
+    result = fineprune("compress", *trained, "--ffp", 0.3, "--epochs", 1, "--batch-size", 16, *POLICY, "--output", tmp_path / "b")
+    assert result.code == 2 and "prunes none of the 1 epochs" in result.err and "accuracy" not in result.err
+
+
 RECIPE = """
 [model]
 name = "lenet"

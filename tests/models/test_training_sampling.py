@@ -12,12 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fineprune.common.errors import RunError, UsageError
+from fineprune.models.data import load_data
 from fineprune.models.training import TrainConfig, TrainResult, train
 from fineprune.models.training.results import EpochRecord
 from fineprune.models.training.sampling.config import PolicyConfig
@@ -108,6 +111,21 @@ class TestTraining:
                         parameter -= 0.05 * gradient
         assert weighted > 5
         torch.testing.assert_close(model[1].weight, state[1].weight)
+
+    def test_threads_that_read_ahead_change_nothing(self, tmp_path: Path) -> None:
+        generator = np.random.default_rng(0)
+        for part, count in (("train", 16), ("test", 4)):
+            for name in ("dark", "light"):
+                (tmp_path / part / name).mkdir(parents=True)
+                for i in range(count):
+                    pixels = generator.integers(0, 120, (100, 100, 3)) + (120 if name == "light" else 0)
+                    Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / part / name / f"{i}.png")
+        data, results = load_data(f"imagefolder:{tmp_path}", image_size=97), []  # too large to be kept in memory
+        for workers in (0, 2):
+            settings = config(epochs=3, batch_size=4, policy={**FINE, "start": 0, "block": 3, "prune_epochs": 2}, workers=workers)
+            results.append(train(small_network(), data, settings, device="cpu"))
+        assert untimed(results[0]) == untimed(results[1])
+        assert [record.visits for record in results[0].history] == [16, 16, 28]  # 17 are kept; a last batch of one is left out
 
     def test_none_is_the_plain_trainer(self) -> None:
         plain, _, one = run(config(policy="none"))
