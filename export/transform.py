@@ -135,9 +135,9 @@ def _most_taps(node: Any) -> int:
     if weights is None:
         return taps
     group = node.attributes["group"].as_int()
-    used = (weights != 0).reshape(group, filters // group, per_group, taps).any(1).reshape(-1, taps)
+    used = np.any((weights != 0).reshape(group, filters // group, per_group, taps), axis=1).reshape(-1, taps)
     if mask is not None:
-        used &= mask.any((1, 2))[:, None]
+        used &= np.any(mask, axis=(1, 2), keepdims=True)[:, 0]
     return max(1, int(used.sum(1).max()))
 
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ...common.errors import RunError
+
 if TYPE_CHECKING:
     from ..runtimes import Runtime
 
@@ -70,3 +72,19 @@ def installed_peers(path: Path, samples: NDArray[np.float32], names: Sequence[st
         f"{peer.name} is left out: {' and '.join(peer.missing())} not installed; pip install 'fineprune[bench]' adds it" for peer in absent
     ]
     return [peer.make(path, samples) for peer in chosen if peer not in absent], lines
+
+
+def usable_peers(path: Path, samples: NDArray[np.float32], names: Sequence[str] | None = None) -> tuple[list["Runtime"], list[str]]:
+    """`installed_peers` without those that cannot convert or run this network; a line says why."""
+    runtimes, lines = installed_peers(path, samples, names)
+    usable = []
+    for runtime in runtimes:
+        try:
+            runtime.load(1)
+            runtime.run(samples[:1])
+            usable.append(runtime)
+        except RunError as error:
+            lines.append(f"{runtime.name} is left out: {error}")
+        finally:
+            runtime.close()
+    return usable, lines

@@ -36,7 +36,7 @@ def quantise(dense: Path, path: Path, samples: NDArray[np.float32]) -> None:
     """Write `dense` quantised to `path`: unsigned activations, signed weights, which x86 and ARM both have instructions for."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-    class Samples(CalibrationDataReader):  # type: ignore[misc]
+    class Samples(CalibrationDataReader):
         def __init__(self) -> None:
             self._feeds = iter([{_input_name(dense): sample[None]} for sample in samples])
 

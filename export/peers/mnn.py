@@ -37,7 +37,7 @@ class MnnRuntime:
         graph = onnx.load(self._path, load_external_data=False).graph
         with tempfile.TemporaryDirectory(prefix="fineprune-mnn-") as folder, _quiet():
             network = Path(folder) / "network.mnn"
-            arguments = ["-f", "ONNX", "--modelFile", self._path, "--MNNModel", network, "--bizCode", "fineprune"]
+            arguments: list[str | Path] = ["-f", "ONNX", "--modelFile", self._path, "--MNNModel", network, "--bizCode", "fineprune"]
             convert("MNN", [sys.executable, "-c", _CONVERT, *arguments], Path(folder), [network])
             manager = MNN.nn.create_runtime_manager(({"backend": "CPU", "numThread": threads, "precision": "high"},))
             inputs, outputs = [graph.input[0].name], [graph.output[0].name]

@@ -1,6 +1,7 @@
 """From a bundle to a file that runs anywhere, and to figures of what it gained."""
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +20,11 @@ from .networks import Network, data_from_facts, network_of, open_bundle
 if TYPE_CHECKING:
     from .export.benchmark import BenchmarkConfig, BenchmarkReport
     from .export.exporter import ExportReport
+    from .export.layer_times import LayerTime
     from .export.parity import ParityReport
 
 PARITY_SAMPLES = 256
+CALIBRATION_SAMPLES = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,32 +126,75 @@ def bench(
     config: "BenchmarkConfig | None" = None,
     *,
     onnx: Path | str | None = None,
+    peers: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> "BenchmarkReport":
-    """Latency of the dense network in ONNX Runtime (the baseline) and torch, and of the compressed one.
+    """Latency of the dense network in ONNX Runtime (the baseline), torch and other runtimes, and of the compressed one in the engine
+    and in ONNX Runtime.
 
-    The compressed network is exported afresh, unless `onnx` names a file of it.
+    The compressed network is exported afresh, unless `onnx` names a file of it. peers: names of `fineprune.export.peers.PEERS`, all by
+    default; a line of the log names those that are not installed or cannot run the network.
     """
     from .export.benchmark import benchmark
-    from .export.exporter import export_onnx
+    from .export.engine.runtime import EngineRuntime
+    from .export.peers import usable_peers
     from .export.runtimes import OnnxRuntime, Runtime, TorchRuntime
 
-    if isinstance(network, Bundle):
-        network = network_of(network)
-    elif not isinstance(network, Network):
-        network = open_bundle(network)
-    model = network.model.cpu().eval()
-    dense = dense_twin(model)
-    is_masked = any(True for _ in masked_layers(model))
+    progress = progress or Silent()
+    network = _opened(network)
     with tempfile.TemporaryDirectory(prefix="fineprune-bench-") as folder:
-        export_onnx(dense, network.input_shape, Path(folder) / "dense.onnx", plain=True)
-        runtimes: list[Runtime] = [OnnxRuntime("onnxruntime dense", Path(folder) / "dense.onnx"), TorchRuntime("torch dense", dense)]
-        if onnx is not None or is_masked:
-            compressed = Path(onnx) if onnx is not None else Path(folder) / "compressed.onnx"
-            if onnx is None:
-                export_onnx(model, network.input_shape, compressed)
-            runtimes.append(OnnxRuntime("onnxruntime compressed", compressed))
+        dense, compressed = export_pair(network, Path(folder), onnx)
+        others, left_out = usable_peers(dense, _calibration_samples(network), peers)
+        for line in left_out:
+            progress.log(line)
+        twin = dense_twin(network.model.cpu().eval())
+        runtimes: list[Runtime] = [OnnxRuntime("onnxruntime dense", dense), TorchRuntime("torch dense", twin), *others]
+        if compressed is not None:
+            runtimes += [EngineRuntime("engine compressed", compressed), OnnxRuntime("onnxruntime compressed", compressed)]
+        else:
+            runtimes.append(EngineRuntime("engine dense", dense))
         return benchmark(runtimes, network.input_shape, config, progress=progress)
+
+
+def bench_layers(
+    network: Network | Bundle | Path | str, *, onnx: Path | str | None = None, rounds: int = 9, progress: Progress | None = None
+) -> tuple["LayerTime", ...]:
+    """Every convolution of the compressed network (of the dense one where it has no masks) in the engine beside dense ONNX Runtime."""
+    from .export.layer_times import layer_times
+
+    network = _opened(network)
+    with tempfile.TemporaryDirectory(prefix="fineprune-bench-") as folder:
+        dense, compressed = export_pair(network, Path(folder), onnx)
+        return layer_times(dense, compressed or dense, _calibration_samples(network)[:1], rounds=rounds, progress=progress or Silent())
+
+
+def export_pair(network: Network, folder: Path, onnx: Path | str | None = None) -> tuple[Path, Path | None]:
+    """ONNX files of the dense network and of the compressed one (`onnx` where that is given, None where nothing is masked)."""
+    from .export.exporter import export_onnx
+
+    model = network.model.cpu().eval()
+    dense, compressed = folder / "dense.onnx", folder / "compressed.onnx"
+    export_onnx(dense_twin(model), network.input_shape, dense)
+    if onnx is not None:
+        return dense, Path(onnx)
+    if not any(True for _ in masked_layers(model)):
+        return dense, None
+    export_onnx(model, network.input_shape, compressed)
+    return dense, compressed
+
+
+def _opened(network: Network | Bundle | Path | str) -> Network:
+    if isinstance(network, Bundle):
+        return network_of(network)
+    return network if isinstance(network, Network) else open_bundle(network)
+
+
+def _calibration_samples(network: Network) -> Any:
+    """A few real samples where the data set is known (they calibrate int8), else noise; float32 [N,C,H,W]."""
+    if network.data is not None:
+        return real_samples(network, CALIBRATION_SAMPLES).numpy()
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(CALIBRATION_SAMPLES, *network.input_shape, generator=generator).numpy()
 
 
 def dense_twin(model: nn.Module) -> nn.Module:

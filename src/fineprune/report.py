@@ -118,6 +118,9 @@ def training_figure(training: dict[str, Any]) -> "Figure":
     return figure
 
 
+_RUNTIME_COLOURS = (DENSE, "#e5d5c5", "#d9e5d0", "#c9b7d4", "#b7cbd4", "#d4b7b7")
+
+
 def latency_figure(bench: dict[str, Any]) -> "Figure":
     """Bars of the median latency per image, quartiles as whiskers, grouped by batch size and threads."""
     groups = list(dict.fromkeys((row["batch_size"], row["threads"]) for row in bench["rows"]))
@@ -132,7 +135,7 @@ def latency_figure(bench: dict[str, Any]) -> "Figure":
             [(r["median_ms"] - r["p25_ms"]) / r["batch_size"] for r in rows],
             [(r["p75_ms"] - r["median_ms"]) / r["batch_size"] for r in rows],
         ]
-        colour = KEPT if "compressed" in runtime else (DENSE, "#e5d5c5", "#d9e5d0")[number % 3]
+        colour = KEPT if "compressed" in runtime else _RUNTIME_COLOURS[number % len(_RUNTIME_COLOURS)]
         bars = axes.bar(places, medians, width, yerr=whiskers, color=colour, label=runtime, ecolor="#555")
         axes.bar_label(bars, fmt="%.2f", fontsize=8, padding=2)
     axes.set_xticks(range(len(groups)), [f"batch {batch}, {threads} thread{'s' * (threads > 1)}" for batch, threads in groups])

@@ -178,3 +178,25 @@ def test_only_taps_that_a_filter_uses_are_gathered(tmp_path: Path) -> None:
     initializers = {tensor.name: tensor for tensor in onnx.load(tmp_path / "optimized.onnx").graph.initializer}
     assert list(initializers[gather.input[1]].dims) == [3 * 4, 1, 3, 3]
     assert list(initializers[convolve.input[1]].dims) == [2, 3 * 4, 1, 1]
+
+
+def test_a_registered_kernel_takes_precedence_over_the_body() -> None:
+    extensions = pytest.importorskip("onnxruntime_extensions")
+    kinds = extensions.PyCustomOpDef
+
+    @extensions.onnx_op(op_type=f"{DOMAIN}::Twice", inputs=[kinds.dt_float], outputs=[kinds.dt_float])
+    def kernel(x: NDArray) -> NDArray:
+        return x + 100
+
+    model = onnx.parser.parse_model(
+        f'<ir_version: 10, opset_import: ["" : 18, "{DOMAIN}" : 1]> g (float[N,2] x) => (float[N,2] y) {{ y = {DOMAIN}.Twice(x) }}'
+    )
+    model.functions.append(
+        onnx.parser.parse_function(f'<domain: "{DOMAIN}", opset_import: ["" : 18]> Twice (x) => (y) {{ y = Add(x, x) }}')
+    )
+    x = np.ones((1, 2), np.float32)
+    assert (run_onnxruntime(model.SerializeToString(), x) == 2).all()
+    options = onnxruntime.SessionOptions()
+    options.register_custom_ops_library(extensions.get_library_path())
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    assert (session.run(None, {"x": x})[0] == 101).all()

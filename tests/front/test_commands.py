@@ -165,10 +165,19 @@ def test_export_of_a_dense_network(trained: list[object], tmp_path: Path) -> Non
 
 
 def test_bench_compares_dense_and_compressed(bundle: Path) -> None:
-    report = fineprune("bench", bundle, "--rounds", 1, "--batch", 1, "--batch", 2, "--json").json()
-    assert {row["runtime"] for row in report["rows"]} == {"onnxruntime dense", "torch dense", "onnxruntime compressed"}
+    report = fineprune("bench", bundle, "--rounds", 1, "--batch", 1, "--batch", 2, "--peers", "none", "--json").json()
+    runtimes = ["onnxruntime dense", "torch dense", "engine compressed", "onnxruntime compressed"]
+    assert list(dict.fromkeys(row["runtime"] for row in report["rows"])) == runtimes
     assert {row["batch_size"] for row in report["rows"]} == {1, 2}
     assert all(row["median_ms"] > 0 for row in report["rows"])
+
+
+def test_bench_shows_peers_and_layers_and_draws(bundle: Path, tmp_path: Path) -> None:
+    plot = tmp_path / "latency.svg"
+    report = succeed("bench", bundle, "--rounds", 2, "--peers", "int8", "--layers", "--plot", plot, "--json").json()
+    assert "onnxruntime int8" in {row["runtime"] for row in report["rows"]}
+    assert len(report["layers"]) > 1 and all(row["engine_us"] > 0 and row["dense_us"] > 0 for row in report["layers"])
+    assert "onnxruntime int8" in plot.read_text()
 
 
 def test_report_draws_the_bundle(bundle: Path, tmp_path: Path) -> None:

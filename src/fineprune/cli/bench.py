@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from ..common.errors import UsageError
 from .options import bundle_argument, check_named, data_options, input_option, json_option, model_options, open_network, open_optional_data
 
 
@@ -17,19 +18,62 @@ from .options import bundle_argument, check_named, data_options, input_option, j
 @click.option("--batch", "batch_sizes", type=int, multiple=True, default=(1,), show_default=True, help="Batch size (repeatable).")
 @click.option("--threads", type=int, multiple=True, default=(1,), show_default=True, help="Threads (repeatable).")
 @click.option("--rounds", type=int, default=15, show_default=True, help="Interleaved rounds.")
+@click.option(
+    "--peers", default="all", show_default=True, metavar="NAMES", help="Other dense runtimes: openvino,MNN,ncnn,int8, all or none."
+)
+@click.option("--layers", is_flag=True, help="Also every convolution: engine against dense ONNX Runtime.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Bar chart of the latencies (.png or .svg).")
 @json_option
-def bench(as_json: bool, onnx: Path | None, batch_sizes: tuple[int, ...], threads: tuple[int, ...], rounds: int, **options: Any) -> None:
-    """Latency of BUNDLE (or --model): dense in ONNX Runtime and torch, and compressed, side by side."""
+def bench(
+    as_json: bool,
+    onnx: Path | None,
+    batch_sizes: tuple[int, ...],
+    threads: tuple[int, ...],
+    rounds: int,
+    peers: str,
+    layers: bool,
+    plot: Path | None,
+    **options: Any,
+) -> None:
+    """Latency of BUNDLE (or --model): dense in several runtimes, and compressed in the engine and ONNX Runtime, side by side."""
+    from ..common.files import check_writable
     from ..common.progress import Bars
     from ..deployment import bench as measure
+    from ..deployment import bench_layers
     from ..export.benchmark import BenchmarkConfig
-    from .render import print_bench, print_json
+    from ..report import latency_figure
+    from .render import print_bench, print_json, print_layers
 
+    if plot is not None:
+        if plot.suffix not in (".png", ".svg"):
+            raise UsageError(f"--plot writes .png or .svg, got {plot}")
+        check_writable(plot)
+    named = _peers(peers)
     config = BenchmarkConfig(batch_sizes=batch_sizes, threads=threads, rounds=rounds)
     check_named(options)
     network = open_network(options, open_optional_data(options))
-    report = measure(network, config, onnx=onnx, progress=Bars()).to_json()
+    report = measure(network, config, onnx=onnx, peers=named, progress=Bars()).to_json()
+    if layers:
+        rows = bench_layers(network, onnx=onnx, rounds=rounds, progress=Bars())
+        report["layers"] = [row.to_json() for row in rows]
+    if plot is not None:
+        latency_figure(report).savefig(plot, dpi=150)
     if as_json:
         print_json(report)
-    else:
-        print_bench(report)
+        return
+    print_bench(report)
+    if layers:
+        print_layers(report["layers"])
+
+
+def _peers(names: str) -> list[str] | None:
+    from ..export.peers import PEERS
+
+    known = [peer.name for peer in PEERS]
+    if names in ("all", "none"):
+        return None if names == "all" else []
+    chosen = [name.strip() for name in names.split(",")]
+    for name in chosen:
+        if name not in known:
+            raise UsageError(f"there is no peer {name!r}; --peers takes all, none or some of {','.join(known)}")
+    return chosen

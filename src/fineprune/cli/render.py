@@ -109,3 +109,23 @@ def print_bench(report: dict[str, Any]) -> None:
     ]
     title = f"latency over {report['config']['rounds']} interleaved rounds; {report['machine']['cpu']}; speed-up over {report['baseline']}"
     print_table(title, ["runtime", "batch", "threads", "median ms", "quartiles ms", "speed-up"], rows)
+
+
+def print_layers(layers: list[dict[str, Any]]) -> None:
+    """Convolutions: times in dense ONNX Runtime and in the engine, fraction of the ideal speed-up, and why it is not more."""
+    rows = [
+        [
+            row["name"],
+            row["shape"],
+            f"{row['kept']:.1%}",
+            f"{row['dense_us']:.1f}",
+            f"{row['engine_us']:.1f}",
+            f"x{row['speedup']:.2f}",
+            f"{row['fraction']:.2f}",
+            row["kernel"],
+            row["reason"],
+        ]
+        for row in layers
+    ]
+    title = "convolutions: one sample, one thread, microseconds; dense in ONNX Runtime, kept in the engine"
+    print_table(title, ["layer", "shape", "MACs kept", "dense", "engine", "speed-up", "of ideal", "kernel", "why not more"], rows)

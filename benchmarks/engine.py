@@ -1,0 +1,128 @@
+"""The engine beside dense runtimes, layer by layer and network by network, on the CPU.
+
+    python benchmarks/engine.py [--quick] [--json FILE] [--plot FILE] [--docs FILE] [--networks NAME ...] [--threads N ...]
+
+For each network (engine_networks.py: exact masks from calibration) it measures
+    layers     every convolution in the engine beside the dense one in ONNX Runtime, one thread: the fraction of the ideal speed-up
+    networks   latency at batch 1 in dense ONNX Runtime, the dense peers that are installed (pip install 'fineprune[bench]'), ONNX Runtime
+               in int8, the engine on the dense file and on each kind of masks, and the exported files on stock ONNX Runtime
+All runtimes take turns; figures are medians over rounds and speed-ups are paired within a round. Results are written after each network,
+and those of networks measured before stay in the file: one can run them one at a time.
+"""
+
+import argparse
+import shlex
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from engine_networks import NETWORKS, default_data, prepare
+from engine_report import GOALS, figure, judge, markdown, replace_section
+
+from fineprune.common.errors import FinepruneError
+from fineprune.common.files import read_json, write_json
+from fineprune.export.benchmark import BenchmarkConfig, benchmark
+from fineprune.export.machine import machine_facts
+from fineprune.export.peers import PEERS, usable_peers
+from fineprune.export.runtimes import OnnxRuntime, Runtime
+
+QUICK = ("resnet20-w16", "resnet20-w32")
+
+
+def main() -> None:
+    arguments = _parse()
+    results = _earlier(arguments.json)
+    for name in arguments.networks:
+        with tempfile.TemporaryDirectory(prefix="fineprune-benchmark-") as folder:
+            kept = arguments.work / name if arguments.work else Path(folder)
+            results["networks"][name] = _measure(name, kept, arguments)
+        results.update(machine=machine_facts(), command=shlex.join(["python", "benchmarks/engine.py", *sys.argv[1:]]), goals=GOALS)
+        results["verdicts"] = judge(results)
+        if arguments.json:
+            write_json(arguments.json, results)
+        _say(markdown({**results, "networks": {name: results["networks"][name]}}))
+    _say("\n".join(results["verdicts"]))
+    if arguments.plot:
+        figure(results).savefig(arguments.plot, dpi=150)
+    if arguments.docs:
+        replace_section(arguments.docs, markdown(results))
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="two small networks, fewer images and rounds: under five minutes on two cores")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="every figure; networks that it has already stay in it")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="bar chart, .png or .svg")
+    parser.add_argument("--docs", type=Path, metavar="FILE", help="write the tables between the markers of this Markdown file")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, metavar="NAME", help=f"of {', '.join(NETWORKS)}")
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--batch", nargs="+", type=int, default=[1])
+    parser.add_argument("--peers", nargs="*", choices=[peer.name for peer in PEERS], help="default: all that are installed")
+    parser.add_argument("--no-layers", action="store_true", help="networks only")
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--samples", type=int, help="at most so many images calibrate")
+    parser.add_argument("--data", default=default_data(), help="images, as `fineprune --data` takes them")
+    parser.add_argument("--work", type=Path, metavar="FOLDER", help="keep the exported files here")
+    arguments = parser.parse_args()
+    arguments.networks = arguments.networks or (QUICK if arguments.quick else list(NETWORKS))
+    arguments.rounds = arguments.rounds or (5 if arguments.quick else 15)
+    arguments.samples = arguments.samples or (64 if arguments.quick else None)
+    return arguments
+
+
+def _earlier(path: Path | None) -> dict[str, Any]:
+    return read_json(path) if path and path.is_file() else {"networks": {}}
+
+
+def _measure(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    facts = prepare(name, folder, data=arguments.data, samples=arguments.samples, say=_say)
+    samples: np.ndarray = facts.pop("samples")
+    files = {kind: Path(file["path"]) for kind, file in facts["files"].items()}
+    for file in facts["files"].values():
+        del file["path"]
+    result: dict[str, Any] = {**facts, "quick": arguments.quick, "layers": {}}
+    runtimes, skipped = _runtimes(files, samples, arguments.peers)
+    result["skipped"] = skipped
+    for line in skipped:
+        _say(line)
+    _say(f"{name}: {len(runtimes)} runtimes")
+    config = BenchmarkConfig(
+        batch_sizes=tuple(arguments.batch),
+        threads=tuple(arguments.threads),
+        rounds=arguments.rounds,
+        turn_s=0.02 if arguments.quick else 0.05,
+        warmup_s=0.1,
+    )
+    result["latency"] = benchmark(runtimes, tuple(facts["input_shape"]), config).to_json()["rows"]
+    if not arguments.no_layers:
+        from fineprune.export.layer_times import layer_times, summary
+
+        for kind, path in files.items():
+            _say(f"{name}: layers of {kind}")
+            rows = layer_times(files["dense"], path, samples[:1], rounds=arguments.rounds, repeats=10)
+            result["layers"][kind] = {"summary": summary(rows), "rows": [row.to_json() for row in rows]}
+    return result
+
+
+def _runtimes(files: dict[str, Path], samples: np.ndarray, peers: list[str] | None) -> tuple[list[Runtime], list[str]]:
+    """Everything that runs the network, dense ONNX Runtime (the baseline) first, and a line for each peer that is left out."""
+    from fineprune.export.engine.runtime import EngineRuntime
+
+    others, skipped = usable_peers(files["dense"], samples, peers)
+    runtimes: list[Runtime] = [OnnxRuntime("onnxruntime dense", files["dense"]), *others]
+    runtimes += [EngineRuntime(f"fineprune {kind}", path) for kind, path in files.items()]
+    runtimes += [OnnxRuntime(f"onnxruntime {kind}", path) for kind, path in files.items() if kind != "dense"]
+    return runtimes, skipped
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except FinepruneError as error:
+        sys.exit(f"benchmarks/engine.py: {error}")

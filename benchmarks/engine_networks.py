@@ -1,0 +1,148 @@
+"""The networks of benchmarks/engine.py with their masks, calibrated here and exported.
+
+Masks are exact and come from calibration on images resized to the network's input. resnet20-w16 has trained weights where FINEPRUNE_DATA
+has its checkpoint; other networks have random weights and the BatchNorm statistics of those images: their accuracy means nothing, but their
+masks have what matters here, the uneven densities and irregular shapes of Taylor scores. Nothing is fine-tuned: that changes no time.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fineprune.calibrate.collect import CalibrationConfig, Samples
+from fineprune.calibrate.convolutions import find_convolutions
+from fineprune.compressor.config import PruneConfig, prune_config
+from fineprune.compressor.macs import count_macs
+from fineprune.compressor.prune import CalibrationRun, prune
+from fineprune.export.exporter import export_onnx
+from fineprune.models.data import load_data
+from fineprune.models.training.batchnorm import recalibrate_batchnorm
+from fineprune.models.zoo import ModelSpec, build, load_checkpoint
+
+FFP, FWP = 0.37, 0.556
+"""Pruned shares of blocks and weights: together about 72 % of the multiply-adds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkCase:
+    """A network, its input size, and how many images calibrate it."""
+
+    spec: ModelSpec
+    size: int
+    samples: int
+    checkpoint: str | None = None
+    pointwise: bool = False
+    """Most of its multiply-adds are in 1x1 convolutions, which have one tap: scopes that rank taps of a channel do not prune them."""
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        return (3, self.size, self.size)
+
+
+def _cifar(name: str, samples: int, checkpoint: str | None = None, **args: Any) -> NetworkCase:
+    return NetworkCase(spec=ModelSpec(name=name, args=args), size=32, samples=samples, checkpoint=checkpoint)
+
+
+def _imagenet(name: str, samples: int, *, pointwise: bool = False) -> NetworkCase:
+    return NetworkCase(spec=ModelSpec(name=f"torchvision:{name}", args={}), size=224, samples=samples, pointwise=pointwise)
+
+
+NETWORKS = {
+    "resnet20-w16": _cifar("resnet20", 512, "resnet20-12fca82f.th", width=16, shortcut="A"),
+    "resnet20-w32": _cifar("resnet20", 256, width=32),
+    "resnet56-w32": _cifar("resnet56", 128, width=32),
+    "vgg16-cifar": _cifar("vgg16", 128),
+    "resnet18-224": _imagenet("resnet18", 16),
+    "resnet50-224": _imagenet("resnet50", 16, pointwise=True),
+    "vgg16-224": _imagenet("vgg16", 8),
+}
+
+
+def configs(case: NetworkCase) -> dict[str, PruneConfig]:
+    """The masks of the benchmark by name; "taylor" is the preset, unstructured and accurate."""
+    shared = {"channel": {"scope": "channel"}, "group": {"scope": "group"}}
+    if case.pointwise:
+        shared = {share: {"scope": "layer", "share": share} for share in shared}
+    return {
+        **{name: prune_config("taylor", ffp={"ratio": FFP}, fwp={"ratio": FWP, **scope}) for name, scope in shared.items()},
+        "taylor": prune_config("taylor", ffp={"ratio": FFP}, fwp={"ratio": FWP}),
+    }
+
+
+def prepare(name: str, folder: Path, *, data: str, samples: int | None, say: Callable[[str], None]) -> dict[str, Any]:
+    """Write `dense.onnx` and one file for each kind of masks to `folder`; facts of the network and of the files."""
+    case = NETWORKS[name]
+    count = min(case.samples, samples or case.samples)
+    images, labels = calibration_images(data, case.size, max(count, 32))
+    model, weights = _model(case, images)
+    folder.mkdir(parents=True, exist_ok=True)
+    files: dict[str, dict[str, Any]] = {}
+    dense = folder / "dense.onnx"
+    export_onnx(model, case.input_shape, dense)
+    files["dense"] = {"path": str(dense), "pruned": 0.0}
+    run = CalibrationRun(
+        source=_Images(images[:count], labels[:count]), input_shape=case.input_shape, config=CalibrationConfig(batch_size=min(count, 32))
+    )
+    blocks = None
+    for kind, config in configs(case).items():
+        say(f"{name}: masks {kind} from {count} images")
+        if blocks is None:
+            blocks = run.block_statistics(model, find_convolutions(model, case.input_shape)[0], config)
+        masked = prune(model, config, run, blocks=blocks).model.eval()
+        macs = count_macs(masked, case.input_shape)
+        path = folder / f"{kind}.onnx"
+        export_onnx(masked, case.input_shape, path)
+        files[kind] = {"path": str(path), "pruned": 1 - macs.conv_macs / macs.conv_macs_dense, "bytes": path.stat().st_size}
+    return {
+        "network": name,
+        "input_shape": list(case.input_shape),
+        "weights": weights,
+        "images": f"{count} of {Path(data).name}, resized to {case.size}x{case.size}",
+        "samples": images[:16].numpy(),
+        "files": files,
+    }
+
+
+class _Images:
+    """Samples in memory, as a source for calibration."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self._images, self._labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def batches(self, batch_size: int, *, indices: Tensor | None = None) -> Iterator[Samples]:
+        order = torch.arange(len(self)) if indices is None else indices
+        for part in order.split(batch_size):
+            yield Samples(self._images[part], self._labels[part], part)
+
+
+def default_data() -> str:
+    """CIFAR-10 images where FINEPRUNE_DATA has them, else scikit-learn's digits."""
+    images = Path(os.environ.get("FINEPRUNE_DATA", "")) / "cifar10_lossless_partial.npz"
+    return f"npz:{images}" if images.is_file() else "digits"
+
+
+def calibration_images(spec: str, size: int, count: int) -> tuple[Tensor, Tensor]:
+    """images[N,3,size,size] with mean 0 and deviation 1, and their labels."""
+    data = load_data(spec)
+    batch = next(iter(data.train.batches(min(count, len(data.train)), generator=torch.Generator().manual_seed(0))))
+    images = batch.images if batch.images.shape[1] == 3 else batch.images.expand(-1, 3, -1, -1)
+    images = nn.functional.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
+    return ((images - images.mean()) / images.std()).contiguous(), batch.labels
+
+
+def _model(case: NetworkCase, images: Tensor) -> tuple[nn.Module, str]:
+    model = build(case.spec, seed=0)
+    checkpoint = Path(os.environ.get("FINEPRUNE_DATA", "")) / "checkpoints" / (case.checkpoint or "")
+    if case.checkpoint and checkpoint.is_file():
+        load_checkpoint(model, checkpoint)
+        return model.eval(), f"trained ({case.checkpoint})"
+    recalibrate_batchnorm(model, _Images(images[:32], torch.zeros(32)).batches(32))
+    return model.eval(), "random, BatchNorm of the images"

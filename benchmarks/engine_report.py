@@ -1,0 +1,178 @@
+"""What benchmarks/engine.py measured, judged by the goals, as Markdown tables and as a chart."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fineprune.common.errors import UsageError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SHARED, UNSTRUCTURED = ("channel", "group"), ("taylor",)
+GOALS = {
+    "layer, channel or group": 0.85,
+    "median layer, channel or group": 0.9,
+    "layer, taylor": 0.65,
+    "network, channel or group": 3.0,
+    "network, taylor": 2.3,
+    "dense network": 0.9,
+    "stock ONNX Runtime": 1.0,
+}
+"""Fractions of the ideal speed-up for layers, speed-ups over dense ONNX Runtime for networks."""
+FLOAT32_PEERS = ("onnxruntime dense", "openvino dense", "MNN dense", "ncnn dense")
+BEGIN, END = "<!-- benchmarks/engine.py: begin -->", "<!-- benchmarks/engine.py: end -->"
+
+
+def judge(results: dict[str, Any]) -> list[str]:
+    """One line for each goal and network: met or missed, and by how much."""
+    return [
+        line for name, network in results["networks"].items() for line in (*_judge_layers(name, network), *_judge_network(name, network))
+    ]
+
+
+def _verdict(met: bool, what: str) -> str:
+    return f"{'met   ' if met else 'MISSED'}  {what}"
+
+
+def _judge_layers(name: str, network: dict[str, Any]) -> Iterator[str]:
+    for kind, layers in network["layers"].items():
+        found = layers["summary"]
+        if not found or kind == "dense":
+            continue
+        shared = kind in SHARED
+        least, median = GOALS["layer, channel or group" if shared else "layer, taylor"], GOALS["median layer, channel or group"]
+        rows = [row for row in layers["rows"] if row["kept"] < 1]
+        reached = sum(row["fraction"] >= least for row in rows)
+        yield _verdict(reached == len(rows), f"{name} {kind}: {reached} of {len(rows)} pruned layers reach {least} of the ideal")
+        if shared:
+            yield _verdict(found["median_fraction"] >= median, f"{name} {kind}: median layer {found['median_fraction']:.2f}, goal {median}")
+
+
+def _judge_network(name: str, network: dict[str, Any]) -> Iterator[str]:
+    for threads in sorted({row["threads"] for row in network["latency"]}):
+        rows = _latency(network, threads)
+        fastest = min((row for row in rows.values() if row["runtime"] in FLOAT32_PEERS), key=lambda row: row["median_ms"])
+        for runtime, row in rows.items():
+            maker, _, kind = runtime.partition(" ")
+            where, goal = f"{name} {runtime}, {threads} thread{'s' * (threads > 1)}", None
+            if maker == "fineprune" and kind == "dense":
+                goal = GOALS["dense network"]
+            elif maker == "fineprune":
+                shared = kind in SHARED
+                # Of the large networks no factor is asked, only that nothing dense is faster.
+                goal = None if name.endswith("-224") else GOALS["network, channel or group" if shared else "network, taylor"]
+                yield _verdict(
+                    row["median_ms"] < fastest["median_ms"],
+                    f"{where}: {row['median_ms']:.3f} ms, fastest dense float32 {fastest['median_ms']:.3f} ms ({fastest['runtime']})",
+                )
+            elif maker == "onnxruntime" and kind in (*SHARED, *UNSTRUCTURED):
+                goal = GOALS["stock ONNX Runtime"]
+            if goal is not None:
+                yield _verdict(row["speedup"] >= goal, f"{where}: x{row['speedup']:.2f} of dense ONNX Runtime, goal {goal}")
+
+
+def _latency(network: dict[str, Any], threads: int, batch: int = 1) -> dict[str, dict[str, Any]]:
+    return {row["runtime"]: row for row in network["latency"] if (row["threads"], row["batch_size"]) == (threads, batch)}
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The tables, with machine, commit and command."""
+    machine = results["machine"]
+    packages = ", ".join(f"{name} {number}" for name, number in machine["packages"].items() if name in ("onnxruntime", "numba", "torch"))
+    parts = [
+        f"{machine['cpu']}, {machine['usable_cores']} cores, {machine['system']}, Python {machine['python']}, {packages}; "
+        f"commit {machine['commit']}\n\n```\n{results['command']}\n```"
+    ]
+    for name, network in results["networks"].items():
+        parts.append(f"### {name}\n\nWeights: {network['weights']}. Masks: Taylor calibration on {network['images']}.")
+        parts.append(_latency_table(network))
+        parts += [_layer_summary(network)] if network["layers"] else []
+    return "\n\n".join(parts) + "\n"
+
+
+def _latency_table(network: dict[str, Any]) -> str:
+    groups = sorted({(row["batch_size"], row["threads"]) for row in network["latency"]})
+    heads = [f"batch {batch}, {threads} thread{'s' * (threads > 1)}" for batch, threads in groups]
+    rows = [[f"{head}: ms (quartiles)", "speed-up"] for head in heads]
+    lines = [_line(["runtime", "MACs pruned", *(cell for row in rows for cell in row)])]
+    lines.append(_line(["---"] * (2 + 2 * len(groups))))
+    for runtime in dict.fromkeys(row["runtime"] for row in network["latency"]):
+        pruned = network["files"].get(runtime.partition(" ")[2], {}).get("pruned", 0)
+        cells = [runtime, f"{pruned:.1%}" if pruned else ""]
+        for batch, threads in groups:
+            row = _latency(network, threads, batch)[runtime]
+            cells += [f"{row['median_ms']:.3f} ({row['p25_ms']:.3f}-{row['p75_ms']:.3f})", f"x{row['speedup']:.2f}"]
+        lines.append(_line(cells))
+    return "\n".join(lines)
+
+
+def _layer_summary(network: dict[str, Any]) -> str:
+    """One row a layer, a group of columns a kind of masks, medians last."""
+    kinds = [kind for kind, layers in network["layers"].items() if layers["rows"]]
+    lines = [_line(["layer", "dense us", "single us", *(f"{kind}: kept / us / of ideal" for kind in kinds)])]
+    lines.append(_line(["---"] * (3 + len(kinds))))
+    by_kind = {kind: {row["name"]: row for row in network["layers"][kind]["rows"]} for kind in kinds}
+    for name, row in by_kind[kinds[0]].items():
+        cells = [f"{name} {row['shape']}", f"{row['dense_us']:.1f}", f"{row['single_us']:.1f}"]
+        for kind in kinds:
+            found = by_kind[kind].get(name)
+            cells.append(
+                f"{found['kept']:.2f} / {found['engine_us']:.1f} / {found['fraction']:.2f} {_initial(found)}".strip() if found else ""
+            )
+        lines.append(_line(cells))
+    summaries = [network["layers"][kind]["summary"] for kind in kinds]
+    medians = [f"{s['median_fraction']:.2f} ({s['median_single_fraction']:.2f} against single)" if s else "" for s in summaries]
+    lines.append(_line(["median of ideal", "", "", *medians]))
+    return "\n".join(lines)
+
+
+def _initial(row: dict[str, Any]) -> str:
+    return f"({row['kernel'][0]})" if row["kernel"] else ""
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def figure(results: dict[str, Any]) -> "Figure":
+    """Speed-up over dense ONNX Runtime at batch 1 and the fewest threads, bars by network, whiskers the quartiles."""
+    from matplotlib.figure import Figure
+
+    networks = results["networks"]
+    threads = min(row["threads"] for network in networks.values() for row in network["latency"])
+    rows = {name: _latency(network, threads) for name, network in networks.items()}
+    runtimes = [name for name in dict.fromkeys(runtime for latency in rows.values() for runtime in latency) if name != "onnxruntime dense"]
+    chart = Figure(figsize=(max(8.0, 2.4 * len(rows) + 3), 4.2), layout="constrained")
+    axes = chart.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    width = 0.86 / len(runtimes)
+    for number, runtime in enumerate(runtimes):
+        found = [(place, latency[runtime]) for place, latency in enumerate(rows.values()) if runtime in latency]
+        places = [place + (number - (len(runtimes) - 1) / 2) * width for place, _ in found]
+        values = [row["speedup"] for _, row in found]
+        whiskers = [[row["speedup"] - row["speedup_p25"] for _, row in found], [row["speedup_p75"] - row["speedup"] for _, row in found]]
+        axes.bar(places, values, width, yerr=whiskers, color=_colour(runtime, number), label=runtime, ecolor="#555", error_kw={"lw": 0.8})
+    axes.axhline(1, color="#333", lw=0.8, ls="--")
+    axes.set_xticks(range(len(rows)), list(rows))
+    axes.set_ylabel(f"speed-up over dense ONNX Runtime\n(batch 1, {threads} thread{'s' * (threads > 1)})")
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return chart
+
+
+def _colour(runtime: str, number: int) -> str:
+    maker, _, kind = runtime.partition(" ")
+    if maker == "fineprune":
+        return {"dense": "#a9cbb7", "channel": "#1b6e46", "group": "#2f9d68", "taylor": "#66c296"}.get(kind, "#1b6e46")
+    if maker == "onnxruntime" and kind != "int8":
+        return {"channel": "#8a6d3b", "group": "#b08d57", "taylor": "#d3b88c"}.get(kind, "#8a6d3b")
+    return ("#44546a", "#7a8ca5", "#a9b6c8", "#c4484c")[number % 4]
+
+
+def replace_section(path: Path, text: str) -> None:
+    """Put `text` between the markers of a Markdown file."""
+    content = path.read_text(encoding="utf-8")
+    if content.count(BEGIN) != 1 or content.count(END) != 1:
+        raise UsageError(f"{path} has no lines {BEGIN} and {END}; add them where the tables belong")
+    head, rest = content.split(BEGIN)
+    path.write_text(f"{head}{BEGIN}\n\n{text}\n{END}{rest.split(END)[1]}", encoding="utf-8")

@@ -1,0 +1,310 @@
+"""Every convolution of an exported file: its time in the engine, that of the dense layer in ONNX Runtime, and why where it gained little.
+
+    ideal speed-up    macs_dense / macs
+    fraction          (time dense / time masked) / ideal speed-up: 1 where every multiply-add that was dropped saved its time
+
+Two dense times, for neither alone is fair: `dense` is what ONNX Runtime's own profiler says of the layer inside the whole dense network
+(with the activation it fused, without changes of layout, which are layers of their own there); `single` is a session of that one
+convolution, with the changes of layout and the call. The engine's time is that of the layer inside the whole masked network, changes of
+layout that it needs included. Rounds alternate, ratios are paired within a round, and figures are medians over rounds.
+"""
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..common.errors import RunError
+from ..common.progress import Progress, Silent
+
+if TYPE_CHECKING:
+    from .engine.profile import Record
+
+_TEXT = "{0:<28} {1:<28} {2:>6} {3:>9} {4:>9} {5:>9} {6:>7} {7:>8}  {8:<10} {9}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerTime:
+    """Microseconds a sample on one thread; `speedup` and `fraction` refer to `dense_us`, `single_fraction` to `single_us`."""
+
+    name: str
+    shape: str
+    kept: float
+    dense_us: float
+    single_us: float
+    engine_us: float
+    speedup: float
+    fraction: float
+    single_fraction: float
+    kernel: str
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)
+
+
+def layer_times(
+    dense: Path | str,
+    masked: Path | str,
+    x: NDArray[np.float32],
+    *,
+    rounds: int = 9,
+    repeats: int = 20,
+    progress: Progress | None = None,
+) -> tuple[LayerTime, ...]:
+    """Measure the convolutions of `masked` (an exported file) and of `dense` (the same network without masks) on x[1,C,H,W], one thread."""
+    from .engine.session import Session
+
+    progress = progress or Silent()
+    facts = _facts(masked)
+    convs = _dense_convs(dense)
+    names = [name for name in facts if name in convs]
+    singles = {name: _single(convs[name]) for name in names}
+    engine: dict[str, list[float]] = {name: [] for name in names}
+    single: dict[str, list[float]] = {name: [] for name in names}
+    kernels: dict[str, tuple[str, str]] = {}
+    with Session(masked, threads=1) as session, tempfile.TemporaryDirectory(prefix="fineprune-layers-") as folder:
+        profiled = _ProfiledOnnx(Path(dense), Path(folder))
+        for _ in progress(range(rounds), total=rounds, description="layers"):
+            profiled.run(x, repeats)
+            records = _by_layer(session.profile(x, repeats=repeats), names)
+            for name in names:
+                seconds, *kernel = records.get(name, (np.nan, "onnxruntime", "the engine does not compute it"))
+                kernels[name] = (kernel[0], kernel[1])
+                engine[name].append(seconds)
+                single[name].append(singles[name](repeats))
+        inside = profiled.seconds({name: convs[name].aliases for name in names}, rounds)
+    return tuple(_row(name, convs[name], facts[name], inside[name], single[name], engine[name], kernels[name]) for name in names)
+
+
+def table(rows: Sequence[LayerTime]) -> str:
+    """Text for people, one line a layer."""
+    head = _TEXT.format("layer", "shape", "kept", "dense us", "single us", "engine us", "gain", "of ideal", "kernel", "why")
+    lines = [
+        _TEXT.format(
+            row.name,
+            row.shape,
+            f"{row.kept:.2f}",
+            f"{row.dense_us:.1f}",
+            f"{row.single_us:.1f}",
+            f"{row.engine_us:.1f}",
+            f"x{row.speedup:.2f}",
+            f"{row.fraction:.2f}",
+            row.kernel,
+            row.reason,
+        )
+        for row in rows
+    ]
+    return "\n".join([head, *(line.rstrip() for line in lines)])
+
+
+def summary(rows: Sequence[LayerTime]) -> dict[str, float]:
+    """Median and least fraction of the ideal over the layers, and those weighted by dense time."""
+    measured = [row for row in rows if np.isfinite(row.fraction)]
+    if not measured:
+        return {}
+    ideal = sum(row.dense_us * row.kept for row in measured)
+    return {
+        "layers": len(measured),
+        "median_fraction": float(np.median([row.fraction for row in measured])),
+        "least_fraction": min(row.fraction for row in measured),
+        "median_single_fraction": float(np.median([row.single_fraction for row in measured])),
+        "least_single_fraction": min(row.single_fraction for row in measured),
+        "whole_fraction": ideal / sum(row.engine_us for row in measured),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _DenseConv:
+    node: Any
+    weights: NDArray[np.float32]
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    aliases: tuple[str, ...]
+    """Names under which ONNX Runtime may report the layer: after itself, its output, or that of what it fused."""
+
+
+def _facts(path: Path | str) -> dict[str, Mapping[str, Any]]:
+    """What the exporter wrote about every convolution."""
+    import onnx
+
+    properties = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    if "fineprune.layers" not in properties:
+        raise RunError(f"{path} says nothing about its layers; export it with fineprune")
+    return {layer["name"]: layer for layer in json.loads(properties["fineprune.layers"])}
+
+
+def _dense_convs(path: Path | str) -> dict[str, _DenseConv]:
+    import onnx
+
+    model = onnx.shape_inference.infer_shapes(onnx.load(path))
+    graph = model.graph
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    shapes = {
+        value.name: tuple(d.dim_value or 1 for d in value.type.tensor_type.shape.dim)
+        for value in (*graph.value_info, *graph.input, *graph.output)
+    }
+    readers: dict[str, list[Any]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    found = {}
+    for node in graph.node:
+        if node.op_type != "Conv" or node.input[1] not in weights:
+            continue
+        aliases, name = [node.name, node.output[0]], node.output[0]
+        while len(readers.get(name, ())) == 1 and readers[name][0].op_type in ("Add", "Relu", "Clip", "HardSigmoid", "Mul"):
+            name = readers[name][0].output[0]
+            aliases.append(name)
+        found[node.name] = _DenseConv(
+            node=node,
+            weights=onnx.numpy_helper.to_array(weights[node.input[1]]),
+            input_shape=shapes[node.input[0]],
+            output_shape=shapes[node.output[0]],
+            aliases=tuple(aliases),
+        )
+    return found
+
+
+def _single(conv: _DenseConv) -> Callable[[int], float]:
+    """A session of that one convolution with weights that are all there: calls -> the shortest's seconds."""
+    import onnx
+    import onnxruntime
+    from onnx import helper, numpy_helper
+
+    random = np.random.default_rng(0)
+    weights = random.standard_normal(conv.weights.shape, dtype=np.float32)
+    bias = random.standard_normal(len(weights), dtype=np.float32)
+    node = onnx.NodeProto()
+    node.CopyFrom(conv.node)
+    node.ClearField("input")
+    node.input.extend(["x", "w", "b"])
+    node.output[0] = "y"
+    sizes = {"x": (1, *conv.input_shape[1:]), "y": (1, *conv.output_shape[1:])}
+    x, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, size) for name, size in sizes.items())
+    initializers = [numpy_helper.from_array(weights, "w"), numpy_helper.from_array(bias, "b")]
+    graph = helper.make_graph([node], "layer", [x], [y], initializers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    feeds = {"x": random.standard_normal(sizes["x"], dtype=np.float32)}
+
+    def measure(repeats: int) -> float:
+        calls = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            session.run(None, feeds)
+            calls.append(time.perf_counter() - start)
+        return float(np.median(calls))
+
+    return measure
+
+
+class _ProfiledOnnx:
+    """The whole dense network in ONNX Runtime on one thread, with its profiler on."""
+
+    def __init__(self, path: Path, folder: Path) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 3
+        options.enable_profiling = True
+        options.profile_file_prefix = str(folder / "profile")
+        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def run(self, x: NDArray[np.float32], repeats: int) -> None:
+        for _ in range(repeats):
+            self._session.run(None, {self._session.get_inputs()[0].name: x})
+
+    def seconds(self, aliases: Mapping[str, Sequence[str]], rounds: int) -> dict[str, list[float]]:
+        """Seconds of each convolution in each round: the mean of the faster half, since the profiler counts whole microseconds."""
+        events = json.loads(Path(self._session.end_profiling()).read_text(encoding="utf-8"))
+        durations: dict[str, list[int]] = {}
+        for event in events:
+            if event.get("cat") == "Node" and event["args"].get("op_name") in ("Conv", "FusedConv"):
+                name = event["name"].removesuffix("_kernel_time").removesuffix("_nchwc")
+                durations.setdefault(name, []).append(event["dur"])
+        found = {}
+        for layer, names in aliases.items():
+            times = next((durations[name] for name in names if name in durations), None)
+            if times is None:
+                found[layer] = [np.nan] * rounds
+                continue
+            turns = np.sort(np.reshape(times, (rounds, -1)), axis=1)
+            found[layer] = list(turns[:, : max(1, turns.shape[1] // 2)].mean(1) * 1e-6)
+        return found
+
+
+def _by_layer(records: "Sequence[Record]", names: Sequence[str]) -> dict[str, tuple[float, str, str]]:
+    """Seconds (all operations that belong to the layer), kernel of each convolution and what that was chosen from."""
+    found: dict[str, tuple[float, str, str]] = {}
+    for record in records:
+        if record.name in names:
+            seconds, *kernel = found.get(record.name, (0.0, record.kernel, record.reason))
+            found[record.name] = seconds + record.seconds, kernel[0], kernel[1]
+    return found
+
+
+def _row(
+    name: str,
+    conv: _DenseConv,
+    facts: Mapping[str, Any],
+    inside: list[float],
+    single: list[float],
+    engine: list[float],
+    kernel: tuple[str, str],
+) -> LayerTime:
+    kept = facts["macs"] / facts["macs_dense"]
+    dense_s, single_s, engine_s = (np.maximum(times, SHORTEST_S) for times in (inside, single, engine))
+    speedup = float(np.median(dense_s / engine_s))
+    C, F = conv.input_shape[1], conv.output_shape[1]
+    kernel_size = "x".join(map(str, conv.weights.shape[2:]))
+    row = LayerTime(
+        name=name,
+        shape=f"{C}->{F} {kernel_size} {conv.output_shape[2]}x{conv.output_shape[3]}",
+        kept=kept,
+        dense_us=float(np.median(dense_s)) * 1e6,
+        single_us=float(np.median(single_s)) * 1e6,
+        engine_us=float(np.median(engine_s)) * 1e6,
+        speedup=speedup,
+        fraction=speedup * kept,
+        single_fraction=float(np.median(single_s / engine_s)) * kept,
+        kernel=kernel[0],
+        reason=kernel[1],
+    )
+    return replace(row, reason=why(row, facts))
+
+
+ENOUGH = 0.85
+"""Of the ideal: layers that reach it need no explanation."""
+
+
+def why(row: LayerTime, facts: Mapping[str, Any]) -> str:
+    """In a few words, what keeps a layer under 0.85 of its ideal, and what its kernel was chosen from; empty where it reaches that."""
+    if row.fraction >= ENOUGH:
+        return ""
+    causes = [row.reason] if row.reason else []
+    if facts["macs"] == facts["macs_dense"]:
+        causes.append("drops nothing")
+    elif row.engine_us < FIXED_US:
+        causes.append(f"under {FIXED_US} us: fixed cost of a layer")
+    elif row.kernel == "positions":
+        causes.append("weights differ by filter: a load for a multiply-add")
+    elif facts["ffp_kept"] < 1:
+        causes.append("block masks: positions gathered one by one")
+    return "; ".join(causes)
+
+
+SHORTEST_S = 1e-7
+"""What a layer takes at least: a call's overhead is subtracted, which may leave nothing."""
+FIXED_US = 6
+"""Microseconds below which a layer's time is mostly its start."""

@@ -1,0 +1,58 @@
+"""Per-layer times: every convolution is found in both runtimes, and figures follow from the times."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from fineprune.common.errors import RunError
+from fineprune.export.layer_times import LayerTime, layer_times, summary, table, why
+
+FACTS = {"macs": 50, "macs_dense": 100, "ffp_kept": 0.5}
+
+
+def row(**changes: Any) -> LayerTime:
+    values: dict[str, Any] = {"kept": 0.5, "dense_us": 40.0, "single_us": 44.0, "engine_us": 25.0, "speedup": 1.6, "fraction": 0.8}
+    values |= {"name": "layer", "shape": "16->16 3x3 32x32", "single_fraction": 0.88, "kernel": "filters", "reason": ""}
+    return LayerTime(**(values | changes))
+
+
+def test_every_convolution_of_both_files_is_timed(packed: Any, dense: Any) -> None:
+    x = torch.randn(1, 3, 11, 7, generator=torch.Generator().manual_seed(0)).numpy()
+    rows = layer_times(dense.path, packed.path, x, rounds=2, repeats=3)
+    assert {r.name for r in rows} == {"stem", "body", "depthwise", "shortcut", "weights_only", "dense"}
+    facts = {layer.name: layer for layer in packed.report.layers}
+    for r in rows:
+        assert r.kept == pytest.approx(facts[r.name].macs / facts[r.name].macs_dense)
+        assert r.dense_us > 0 and r.single_us > 0 and r.engine_us > 0
+    by_name = {r.name: r for r in rows}
+    assert by_name["body"].shape == "10->20 3x3 6x5" and by_name["stem"].shape == "3->10 3x2 11x10"
+    assert len(table(rows).splitlines()) == 1 + len(rows)
+
+
+def test_a_file_of_another_exporter_is_refused(dense: Any, tmp_path: Path) -> None:
+    model = onnx.load(dense.path)
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "other.onnx")
+    with pytest.raises(RunError, match="says nothing about its layers; export it with fineprune"):
+        layer_times(dense.path, tmp_path / "other.onnx", np.zeros((1, 3, 11, 7), np.float32))
+
+
+def test_a_reason_is_given_where_a_layer_falls_short() -> None:
+    assert why(row(fraction=0.9, reason="only kernel"), FACTS) == ""
+    assert why(row(reason="only kernel"), FACTS) == "only kernel; block masks: positions gathered one by one"
+    assert why(row(kernel="positions"), FACTS) == "weights differ by filter: a load for a multiply-add"
+    assert why(row(engine_us=3.0), FACTS).startswith("under 6 us")
+    assert why(row(), {**FACTS, "macs": 100}) == "drops nothing"
+
+
+def test_the_summary_weighs_layers_by_their_time() -> None:
+    rows = [row(), row(dense_us=100.0, engine_us=100.0, fraction=0.5), row(fraction=np.nan, engine_us=np.nan)]
+    found = summary(rows)
+    assert found["layers"] == 2 and found["least_fraction"] == 0.5
+    assert found["median_fraction"] == pytest.approx(0.65)
+    assert found["whole_fraction"] == pytest.approx((20 + 50) / 125)
+    assert summary([]) == {}
