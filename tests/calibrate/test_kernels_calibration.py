@@ -124,6 +124,10 @@ def test_convolves_each_sample_under_its_own_mask(geometry: Geometry, density: f
     check_forward(geometry, density, seed)
 
 
+def test_columns_that_no_tile_reads_spoil_no_border() -> None:
+    check_forward(Geometry(channels=16, size=(7, 24), stride=(3, 3), padding=(1, 1)), 0.6)
+
+
 def test_forward_equals_the_naive_loop() -> None:
     geometry = Geometry(samples=2, channels=3, filters=5, size=(6, 5), kernel=(3, 2), stride=(2, 1), padding=(0, 1), dilation=(1, 2))
     p = problem(geometry, density=0.6)
