@@ -136,7 +136,7 @@ class TestDeaths:
         thread.start()
         _, result = run(fake_data(240, 60, 30), killer, {"epochs": 20}, heartbeat_s=4.0)
         thread.join()
-        assert stopped.is_set() and result.asynchronous["gradients"] == 600 and result.asynchronous["worker_restarts"] >= 1
+        assert stopped.is_set() and result.asynchronous["gradients"] == result.asynchronous["updates"] == 600
         assert any("has been silent" in line for line in killer.lines)
 
     def test_divergence_comes_back_as_one_line(self) -> None:

@@ -84,7 +84,8 @@ class ServerActor:
             yield answer
             return
         yield answer[0]
-        yield from np.split(answer[1], ends[:-1])
+        for part in np.split(answer[1], ends[:-1]):  # noqa: UP028 - Ray sends into the generator
+            yield part
 
     def state(self, lease: Lease, forward: tuple[float, int, int], statistics: NDArray[np.float32], t_comm: float, t_comp: float) -> Any:
         """As `Server.state`."""
