@@ -9,17 +9,17 @@ from fineprune.common.errors import UsageError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SHARED, UNSTRUCTURED = ("channel", "group"), ("taylor",)
+SHARED, UNSTRUCTURED = ("blocks", "channel", "group"), ("both", "weights")
 GOALS = {
-    "layer, channel or group": 0.85,
-    "median layer, channel or group": 0.9,
-    "layer, taylor": 0.65,
-    "network, channel or group": 3.0,
-    "network, taylor": 2.3,
+    "layer, shared taps": 0.85,
+    "median layer, shared taps": 0.9,
+    "layer, unstructured": 0.65,
+    "network, shared taps": 3.0,
+    "network, unstructured": 2.3,
     "dense network": 0.9,
     "stock ONNX Runtime": 1.0,
 }
-"""Fractions of the ideal speed-up for layers, speed-ups over dense ONNX Runtime for networks."""
+"""Fractions of the ideal speed-up for layers, speed-ups over dense ONNX Runtime for networks; taps shared by all filters or a vector's."""
 FLOAT32_PEERS = ("onnxruntime dense", "openvino dense", "MNN dense", "ncnn dense")
 BEGIN, END = "<!-- benchmarks/engine.py: begin -->", "<!-- benchmarks/engine.py: end -->"
 
@@ -41,7 +41,7 @@ def _judge_layers(name: str, network: dict[str, Any]) -> Iterator[str]:
         if not found or kind == "dense":
             continue
         shared = kind in SHARED
-        least, median = GOALS["layer, channel or group" if shared else "layer, taylor"], GOALS["median layer, channel or group"]
+        least, median = GOALS["layer, shared taps" if shared else "layer, unstructured"], GOALS["median layer, shared taps"]
         rows = [row for row in layers["rows"] if row["kept"] < 1]
         reached = sum(row["fraction"] >= least for row in rows)
         yield _verdict(reached == len(rows), f"{name} {kind}: {reached} of {len(rows)} pruned layers reach {least} of the ideal")
@@ -61,7 +61,7 @@ def _judge_network(name: str, network: dict[str, Any]) -> Iterator[str]:
             elif maker == "fineprune":
                 shared = kind in SHARED
                 # Of the large networks no factor is asked, only that nothing dense is faster.
-                goal = None if name.endswith("-224") else GOALS["network, channel or group" if shared else "network, taylor"]
+                goal = None if name.endswith("-224") else GOALS["network, shared taps" if shared else "network, unstructured"]
                 yield _verdict(
                     row["median_ms"] < fastest["median_ms"],
                     f"{where}: {row['median_ms']:.3f} ms, fastest dense float32 {fastest['median_ms']:.3f} ms ({fastest['runtime']})",
@@ -162,11 +162,16 @@ def figure(results: dict[str, Any]) -> "Figure":
 
 def _colour(runtime: str, number: int) -> str:
     maker, _, kind = runtime.partition(" ")
-    if maker == "fineprune":
-        return {"dense": "#a9cbb7", "channel": "#1b6e46", "group": "#2f9d68", "taylor": "#66c296"}.get(kind, "#1b6e46")
-    if maker == "onnxruntime" and kind != "int8":
-        return {"channel": "#8a6d3b", "group": "#b08d57", "taylor": "#d3b88c"}.get(kind, "#8a6d3b")
-    return ("#44546a", "#7a8ca5", "#a9b6c8", "#c4484c")[number % 4]
+    colours = _COLOURS.get(maker, {})
+    return colours.get(kind) or ("#44546a", "#7a8ca5", "#a9b6c8", "#c4484c")[number % 4]
+
+
+_COLOURS = {
+    "fineprune": dict(
+        zip(("dense", *SHARED, *UNSTRUCTURED), ("#cfe3d6", "#0f4a2d", "#1b6e46", "#2f9d68", "#66c296", "#a4dcbd"), strict=True)
+    ),
+    "onnxruntime": dict(zip((*SHARED, *UNSTRUCTURED), ("#6b5227", "#8a6d3b", "#b08d57", "#d3b88c", "#ead9bb"), strict=True)),
+}
 
 
 def replace_section(path: Path, text: str) -> None:
