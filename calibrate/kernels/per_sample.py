@@ -122,7 +122,7 @@ def _spreading(of_bytes: bool) -> Callable[..., None]:
     ) -> None:
         """A sample [height, width, channels] into planes [channels, rows, columns] from row `top` and column `left` on."""
         plane, channels = plane_size(rows, columns), size.channels
-        if size.width == columns:  # without a border all pixels of a plane are successive
+        if size.width == columns and size.height <= rows and top == left == 0:  # without a border all pixels of a plane are successive
             size, columns = Map(1, size.height * columns, channels), size.height * columns
         height, width = min(size.height, rows - top), min(size.width, columns - left)
         origin = sample * size.height * size.width * channels

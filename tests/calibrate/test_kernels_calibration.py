@@ -124,8 +124,11 @@ def test_convolves_each_sample_under_its_own_mask(geometry: Geometry, density: f
     check_forward(geometry, density, seed)
 
 
-def test_columns_that_no_tile_reads_spoil_no_border() -> None:
-    check_forward(Geometry(channels=16, size=(7, 24), stride=(3, 3), padding=(1, 1)), 0.6)
+@pytest.mark.parametrize("padding", [(1, 1), (0, 0), (1, 0), (0, 1)])
+def test_what_no_tile_reads_spoils_nothing(padding: tuple[int, int]) -> None:
+    """The last rows and columns are beyond the stride, and the buffer is as wide as the input."""
+    for channels in (3, 16):
+        check_forward(Geometry(channels=channels, size=(8, 24), stride=(3, 3), padding=padding), 0.6)
 
 
 def test_forward_equals_the_naive_loop() -> None:
