@@ -206,7 +206,7 @@ class TestResume:
         settings = config(policy=policy, epochs=6, checkpoint_every_s=0.0, record_losses=True, schedule="auto", auto_lr={"interval": 2})
         whole = fake_data()
         expected, _, model = run(settings, whole, output=tmp_path / "whole")
-        for crash_after in (1, 5, 11):
+        for crash_after in (1, 6, 10, 11):  # at the start, in two pruned epochs, between epochs
             data, output = fake_data(), tmp_path / str(crash_after)
             data.train.fail_at = {crash_after}
             with pytest.raises(ConnectionError):
