@@ -3,6 +3,7 @@
 from typing import Any
 
 from ...common.errors import RunError
+from .protobuf import check_names
 
 LARGEST = 1 << 16
 """Of a height, width, stride, pad, dilation or kernel side: larger ones are damage."""
@@ -18,6 +19,7 @@ class Node:
     def __init__(self, proto: Any, where: str) -> None:
         import onnx
 
+        check_names((proto.name, proto.domain, proto.op_type, *proto.input, *proto.output), where)
         self.proto, self.domain, self.op_type = proto, proto.domain, proto.op_type
         self.inputs, self.outputs = list(proto.input), list(proto.output)
         self.label = f"{where}: {proto.op_type} {proto.name or (self.outputs or ['?'])[0]!r}"

@@ -15,9 +15,9 @@ def slice_(node: Node, reader: "Reader") -> list[Layer]:
     """Slice of channels, rows and columns with positive steps."""
     node.arity(3, 5)
     x = reader.image(node, 0)
-    starts, ends = ([int(v) for v in reader.constant(node, index).reshape(-1)] for index in (1, 2))
-    axes = [int(v) for v in reader.constant(node, 3).reshape(-1)] if node.input(3) else list(range(len(starts)))
-    steps = [int(v) for v in reader.constant(node, 4).reshape(-1)] if node.input(4) else [1] * len(starts)
+    starts, ends = (reader.integers(node, index) for index in (1, 2))
+    axes = reader.integers(node, 3) if node.input(3) else list(range(len(starts)))
+    steps = reader.integers(node, 4) if node.input(4) else [1] * len(starts)
     node.require(len(starts) == len(ends) == len(axes) == len(steps), "has starts, ends, axes and steps of different lengths")
     node.require(all(-4 <= axis < 4 for axis in axes), f"has axes {axes}")
     start, step, size = [0, 0, 0], [1, 1, 1], list(x)
@@ -38,7 +38,7 @@ def pad(node: Node, reader: "Reader") -> list[Layer]:
     if node.input(2):
         node.support(not reader.constant(node, 2).any(), "padding that is not zero")
     x = reader.image(node, 0)
-    pads = [int(v) for v in reader.constant(node, 1).reshape(-1)]
+    pads = reader.integers(node, 1)
     node.require(len(pads) == 8, f"has pads {pads}")
     node.support(pads[0] == pads[4] == 0 and min(pads) >= 0, "padding of the batch, or negative")
     node.require(max(pads) <= LARGEST, f"has pads {pads}")
@@ -53,7 +53,7 @@ def split(node: Node, reader: "Reader") -> list[Layer]:
     x = reader.image(node, 0)
     node.support(node.integer("axis", 0) % 4 == 1, "another axis")
     if node.input(1):
-        sizes = [int(v) for v in reader.constant(node, 1).reshape(-1)]
+        sizes = reader.integers(node, 1)
     else:
         count = node.integer("num_outputs", len(node.outputs))
         node.require(0 < count == len(node.outputs), f"has num_outputs={count} and {len(node.outputs)} outputs")
@@ -72,12 +72,12 @@ def split(node: Node, reader: "Reader") -> list[Layer]:
 def shuffle(first: Node, middle: Node, last: Node, reader: "Reader") -> list[Layer]:
     """Reshape to [N,g,C/g,H,W], Transpose of g and C/g, Reshape back: output channel k*g + q is input channel q*(C/g) + k."""
     C, H, W = reader.image(first, 0)
-    inner = [int(v) for v in reader.constant(first, 1).reshape(-1)]
+    inner = reader.integers(first, 1)
     first.support(len(inner) == 5 and inner[0] in (-1, 0) and inner[3:] == [H, W], f"a reshape to {inner}")
     groups = inner[1]
     first.support(groups > 0 and C % groups == 0 and inner[2] == C // groups, f"a reshape to {inner}")
     middle.support(middle.attributes.get("perm") == [0, 2, 1, 3, 4], "another permutation")
-    outer = [int(v) for v in reader.constant(last, 1).reshape(-1)]
+    outer = reader.integers(last, 1)
     last.support(outer[1:] == [C, H, W] and outer[0] in (-1, 0), f"a reshape to {outer}")
     size = (C // groups, H, W)
     pieces = tuple(Piece(source=0, size=size, start=(q * size[0], 0, 0), to=(q, 0, 0), to_step=(groups, 1, 1)) for q in range(groups))

@@ -17,7 +17,7 @@ from ..functions import DOMAIN, VERSION
 from . import channels, operators
 from .attributes import LARGEST, Node, UnsupportedError
 from .network import Box, Layer
-from .protobuf import Constants, element_count, read_model
+from .protobuf import Constants, check_names, element_count, read_model
 
 OPSETS = range(18, 24)
 """Versions of the standard operators whose meaning the handlers know."""
@@ -256,6 +256,12 @@ class Reader:
             raise UnsupportedError(f"its input {node.input(index)!r} is not constant")
         return content
 
+    def integers(self, node: Node, index: int) -> list[int]:
+        """A constant input of whole numbers, whatever its shape."""
+        content = self.constant(node, index)
+        node.require(content.dtype.kind in "iu", f"has {node.input(index)!r} of {content.dtype}, not whole numbers")
+        return [int(value) for value in content.reshape(-1)]
+
     def weights(self, node: Node, index: int) -> NDArray[np.float32]:
         """A constant input of finite float32."""
         content = self.constant(node, index)
@@ -299,6 +305,7 @@ _TYPES = {1: "tensor(float)", 6: "tensor(int32)", 7: "tensor(int64)", 9: "tensor
 
 def _port(value: Any, where: str) -> Port:
     tensor = value.type.tensor_type
+    check_names((value.name, *(dim.dim_param for dim in tensor.shape.dim)), where)
     if not value.type.HasField("tensor_type") or not tensor.HasField("shape") or not tensor.shape.dim:
         raise RunError(f"{where}: {value.name!r} has no shape with a batch dimension; export the network with a batch dimension")
     sizes: list[int | str | None] = []

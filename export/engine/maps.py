@@ -29,7 +29,8 @@ _CODES = {
     "sigmoid": SIGMOID,
 }
 _LOW, _HIGH, _ALPHA, _BETA, _SCALE = range(5)
-_LOG2E, _LN2 = np.float32(1.4426950408889634), np.float32(0.6931471805599453)
+_LOG2E = np.float32(1.4426950408889634)
+_LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.1219444005469057e-4)  # the first has few digits: its multiples are exact
 
 
 def plan(layer: Map, x: View, z: View | None, y: View) -> Op:
@@ -151,7 +152,7 @@ def _line(code: int, n: int, arena: NDArray, x: int, z: int, y: int, constants: 
 def _exp(x: Any) -> Any:
     x = _clip(x, np.float32(-87), np.float32(88))
     k = np.int32(np.floor(x * _LOG2E + np.float32(0.5)))
-    r = x - np.float32(k) * _LN2
+    r = (x - np.float32(k) * _LN2_HIGH) - np.float32(k) * _LN2_LOW
     p = np.float32(1 / 720)
     p = p * r + np.float32(1 / 120)
     p = p * r + np.float32(1 / 24)

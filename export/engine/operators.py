@@ -3,6 +3,7 @@
 A handler raises RunError where the file contradicts itself, UnsupportedError where ONNX Runtime has to run the node.
 """
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -152,8 +153,8 @@ def mean(node: Node, reader: "Reader") -> list[Layer]:
     if node.op_type == "ReduceMean":
         node.arity(1, 2)
         node.support(bool(node.input(1)), "no axes")
-        axes = reader.constant(node, 1)
-        node.support(axes.ndim == 1 and sorted(int(a) % 4 for a in axes) == [2, 3], f"axes {axes.tolist()}")
+        axes = reader.integers(node, 1)
+        node.support(sorted(axis % 4 for axis in axes) == [2, 3], f"axes {axes}")
         keep = bool(node.integer("keepdims", 1))
     else:
         node.arity(1, 1)
@@ -238,7 +239,7 @@ def identity(node: Node, reader: "Reader") -> list[Layer]:
 def reshape(node: Node, reader: "Reader") -> list[Layer]:
     """Flatten, Reshape, Squeeze and Unsqueeze of a sample: its numbers keep their order, nothing moves."""
     value = reader.value(node, 0)
-    size = int(np.prod(value.dims))
+    size = math.prod(value.dims)
     if node.op_type == "Flatten":
         node.support(node.integer("axis", 1) == 1, "another axis")
         dims: tuple[int, ...] = (size,)
@@ -247,7 +248,7 @@ def reshape(node: Node, reader: "Reader") -> list[Layer]:
         dims = _reshaped(node, reader, value.dims)
     else:
         dims = _squeezed(node, reader, value.dims)
-    node.require(int(np.prod(dims)) == size, f"makes {dims} of {value.dims} a sample")
+    node.require(math.prod(dims) == size, f"makes {dims} of {value.dims} a sample")
     box = reader.boxes[value.tensor]
     node.support(len(dims) == 1 or dims == box, f"a reshape of {box} to {dims}")
     reader.alias(node, value.tensor, dims)
@@ -255,7 +256,7 @@ def reshape(node: Node, reader: "Reader") -> list[Layer]:
 
 
 def _reshaped(node: Node, reader: "Reader", dims: tuple[int, ...]) -> tuple[int, ...]:
-    wanted = [int(size) for size in reader.constant(node, 1).reshape(-1)]
+    wanted = reader.integers(node, 1)
     node.require(all(size >= -1 for size in wanted) and wanted.count(-1) <= 1, f"has the shape {wanted}")
     old = [reader.batch if reader.batch is not None else -1, *dims]
     if not node.integer("allowzero", 0):
@@ -263,19 +264,19 @@ def _reshaped(node: Node, reader: "Reader", dims: tuple[int, ...]) -> tuple[int,
         wanted = [old[k] if size == 0 else size for k, size in enumerate(wanted)]
     node.support(len(wanted) >= 2 and wanted.count(-1) <= 1 and 0 not in wanted, f"a reshape to {wanted}")
     node.support(wanted[0] in (-1, old[0]), "a reshape of the batch dimension")
-    rest, size = wanted[1:], int(np.prod(dims))
+    rest, size = wanted[1:], math.prod(dims)
     if -1 in rest:
-        known = -int(np.prod(rest))
+        known = -math.prod(rest)
         node.require(size % known == 0, f"makes {wanted} of {dims} a sample")
         rest[rest.index(-1)] = size // known
     elif wanted[0] == -1:
-        node.support(int(np.prod(rest)) == size, "a reshape of the batch dimension")
+        node.support(math.prod(rest) == size, "a reshape of the batch dimension")
     return tuple(rest)
 
 
 def _squeezed(node: Node, reader: "Reader", dims: tuple[int, ...]) -> tuple[int, ...]:
     node.arity(2, 2)
-    axes = [int(axis) for axis in reader.constant(node, 1).reshape(-1)]
+    axes = reader.integers(node, 1)
     rank = 1 + len(dims) + (len(axes) if node.op_type == "Unsqueeze" else 0)
     node.require(all(-rank <= axis < rank for axis in axes), f"has axes {axes}")
     places = sorted({axis % rank for axis in axes})

@@ -85,6 +85,7 @@ class Constants:
         self._arrays: dict[str, NDArray] = {}
         self._tensors: dict[str, Any] = {}
         for tensor in model.graph.initializer:
+            check_names((tensor.name,), where)
             if tensor.name in self._tensors:
                 raise RunError(f"{where}: two initializers are called {tensor.name!r}; export it again")
             if tensor.name not in replaceable:
@@ -156,6 +157,13 @@ class Constants:
             return np.asarray(numpy_helper.to_array(tensor))
         except Exception as error:  # whatever numpy and protobuf make of damaged content
             raise RunError(f"{label} of shape {list(tensor.dims)} is damaged ({error}); export it again") from error
+
+
+def check_names(names: Iterable[Any], where: str) -> None:
+    """RunError for names that are no text: protobuf gives them as bytes."""
+    for name in names:
+        if not isinstance(name, str):
+            raise RunError(f"{where}: {name!r} is no text; the file is damaged, export it again")
 
 
 def element_count(shape: Iterable[Any] | None, label: str) -> int:

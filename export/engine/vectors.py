@@ -162,7 +162,7 @@ def _numpy_power_of_two(exponent: Any) -> np.float32:
 def _numpy_floats(address: int, size: int) -> NDArray:
     import ctypes
 
-    return np.ctypeslib.as_array((ctypes.c_float * size).from_address(address))
+    return np.ctypeslib.as_array((ctypes.c_float * int(size)).from_address(int(address)))
 
 
 zeros = _numpy_zeros if config.DISABLE_JIT else _zeros

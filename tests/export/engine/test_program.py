@@ -1,0 +1,268 @@
+"""The parts between file and kernels: fusion, the choice of layouts, memory, shares of work, compiled code on disk."""
+
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fineprune.export.engine import interpreter
+from fineprune.export.engine.conv import ConvShape
+from fineprune.export.engine.fuse import fuse
+from fineprune.export.engine.layouts import LAYOUTS, Candidate, choose, conversion_cost
+from fineprune.export.engine.memory import GUARD, Key, arena
+from fineprune.export.engine.network import Conv, Layer, Map
+from fineprune.export.engine.program import build
+from fineprune.export.engine.threads import Team
+
+BOX = (4, 6, 5)
+
+
+def conv(name: str, *inputs: str, output: str | None = None, low: float = -np.inf) -> Conv:
+    weights = np.random.default_rng(len(name)).standard_normal((4, 4, 3, 3), np.float32)
+    shape = ConvShape(channels=4, filters=4, height=6, width=5, kernel=(3, 3), pads=(1, 1, 1, 1))
+    return Conv(name=name, inputs=inputs, output=output or name, shape=shape, weights=weights, bias=np.ones(4, np.float32), low=low)
+
+
+def relu(source: str, output: str, low: float = 0.0, high: float = np.inf) -> Map:
+    return Map(name=output, inputs=(source,), output=output, function="identity", low=low, high=high)
+
+
+def add(first: str, second: str, output: str) -> Map:
+    return Map(name=output, inputs=(first, second), output=output, function="add")
+
+
+def facts(layer: Layer) -> tuple[Any, ...]:
+    return layer.name, layer.inputs, layer.output, getattr(layer, "low", None), getattr(layer, "high", None)
+
+
+def test_a_residual_block_is_two_operations() -> None:
+    layers = [conv("a", "x"), relu("a", "ra"), conv("b", "ra"), add("b", "x", "s"), relu("s", "y")]
+    assert [facts(layer) for layer in fuse(layers, {"y"})] == [("a", ("x",), "ra", 0, np.inf), ("b", ("ra", "x"), "y", 0, np.inf)]
+
+
+def test_the_later_of_two_convolutions_takes_the_sum() -> None:
+    layers = [conv("short", "x"), conv("long", "x"), add("long", "short", "s")]
+    assert [facts(layer)[:3] for layer in fuse(layers, {"s"})] == [("short", ("x",), "short"), ("long", ("x", "short"), "s")]
+
+
+@pytest.mark.parametrize(
+    ("layers", "kept"),
+    [
+        ([conv("a", "x"), relu("a", "r"), add("a", "r", "y")], {"y"}),  # read twice
+        ([conv("a", "x"), relu("a", "y")], {"a", "y"}),  # read from outside
+        ([conv("a", "x"), add("a", "a", "y")], {"y"}),  # twice the same
+        ([conv("a", "x", low=0.0), add("a", "x", "y")], {"y"}),  # clipped before the sum
+    ],
+)
+def test_what_is_needed_elsewhere_stays(layers: list[Layer], kept: set[str]) -> None:
+    assert [facts(layer) for layer in fuse(layers, kept)] == [facts(layer) for layer in layers]
+
+
+@given(bounds=st.lists(st.tuples(st.integers(-3, 3), st.integers(0, 3)), min_size=2, max_size=3), value=st.integers(-5, 5))
+def test_clips_of_clips(bounds: list[tuple[int, int]], value: int) -> None:
+    layers = [relu(f"t{k}", f"t{k + 1}", low, low + width) for k, (low, width) in enumerate(bounds)]
+    [fused] = fuse(layers, {f"t{len(bounds)}"})
+    expected = value
+    for low, width in bounds:
+        expected = min(max(expected, low), low + width)
+    assert isinstance(fused, Map)
+    assert min(max(value, fused.low), fused.high) == expected
+
+
+def cost(layers: list[Layer], found: list[list[Candidate]], layouts: tuple[str, ...]) -> float:
+    """The sum that the choice minimises, from its definition."""
+    total, homes, copies = 0.0, {}, set()
+    for layer, candidates, layout in zip(layers, found, layouts, strict=True):
+        options = [c for c in candidates if c.layout == layout]
+        if candidates and not options:
+            return np.inf
+        best = min(options, key=lambda c: c.seconds) if options else None
+        total += best.seconds if best else (0 if layout == "NHWC" else 50e-12 * np.prod(BOX))
+        for position, name in enumerate(layer.inputs):
+            free = best is not None and best.any_input and position == 0
+            if not free and homes.get(name, layout) != layout:
+                copies.add((name, layout))
+        homes[layer.output] = layout
+    return total + len(copies) * conversion_cost(BOX)
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_the_choice_of_layouts_is_the_best_of_all(data: st.DataObject) -> None:
+    layers: list[Layer] = []
+    found: list[list[Candidate]] = []
+    names = ["x"]
+    for k in range(data.draw(st.integers(1, 7))):
+        sources = tuple(data.draw(st.sampled_from(names)) for _ in range(data.draw(st.integers(1, 2))))
+        if data.draw(st.booleans()):
+            layers.append(conv(f"t{k}", *sources))
+            kinds = data.draw(st.sampled_from([LAYOUTS, LAYOUTS, ("NHWC",), ("NCHW",)]))
+            seconds = {layout: data.draw(st.integers(1, 9)) * 1e-7 for layout in kinds}
+            found.append([Candidate(kernel="k", layout=at, any_input=data.draw(st.booleans()), seconds=seconds[at]) for at in kinds])
+        else:
+            layers.append(Map(name=f"t{k}", inputs=sources, output=f"t{k}", function="identity" if len(sources) == 1 else "add"))
+            found.append([])
+        names.append(f"t{k}")
+    chosen = choose(layers, dict.fromkeys(names, BOX), found)
+    best = min(cost(layers, found, layouts) for layouts in itertools.product(LAYOUTS, repeat=len(layers)))
+    assert cost(layers, found, tuple(choice.layout for choice in chosen)) == pytest.approx(best, abs=1e-11)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    tensors=st.lists(
+        st.tuples(
+            st.sampled_from([(3, 4, 5), (16, 4, 5), (17, 1, 1)]),
+            st.sampled_from(LAYOUTS),
+            st.integers(0, 12),
+            st.integers(0, 5),
+            st.tuples(*[st.integers(0, 2)] * 4),
+        ),
+        min_size=1,
+        max_size=12,
+    )
+)
+def test_living_tensors_never_overlap(tensors: list[Any]) -> None:
+    keys = [Key(str(k), tensor[1]) for k, tensor in enumerate(tensors)]
+    uses = {key: [first, first + length] for key, (_, _, first, length, _) in zip(keys, tensors, strict=True)}
+    plan = arena({k: t[0] for k, t in zip(keys, tensors, strict=True)}, {k: t[4] for k, t in zip(keys, tensors, strict=True)}, uses)
+    spans = {}
+    for key in keys:
+        v = plan.views[key]
+        m = v.margins
+        spans[key] = (
+            v.at(0, -m[0], -m[1]),
+            v.at(v.channels - 1, v.height - 1 + m[2], v.width - 1 + m[3]) + max(1, v.pixel_stride - v.channels + 1),
+        )
+        assert spans[key][0] >= GUARD and spans[key][1] <= plan.size - GUARD
+    for one, other in itertools.combinations(keys, 2):
+        apart = spans[one][1] <= spans[other][0] or spans[other][1] <= spans[one][0]
+        if plan.buffers[one] == plan.buffers[other]:
+            assert max(uses[one]) < min(uses[other]) or max(uses[other]) < min(uses[one])
+            assert (plan.views[one].row_stride, plan.views[one].margins) == (plan.views[other].row_stride, plan.views[other].margins)
+        else:
+            assert apart
+
+
+def chain() -> Any:
+    """x -> a -> b (+ x) -> c, and d of a: every kind of dependence between operations."""
+    layers: list[Layer] = [conv("a", "x"), conv("b", "a"), add("b", "x", "s"), relu("s", "r"), conv("c", "r"), conv("d", "a")]
+    return build(layers, dict.fromkeys("xabsrcd", BOX), ["x"], ["c", "d"])
+
+
+@pytest.mark.parametrize("threads", [2, 3, 7])
+def test_any_number_of_threads_gives_the_same(threads: int) -> None:
+    """More threads than cores, batches below and above their number, sleeps in between, hundreds of jobs."""
+    program, random = chain(), np.random.default_rng(0)
+    alone, team = Team(program, 1), Team(program, threads)
+    try:
+        for number in range(150):
+            count = int(random.integers(1, 2 * threads + 2))
+            x = random.standard_normal((count, *BOX), np.float32)
+            expected, got = ([np.zeros((count, *BOX), np.float32) for _ in "cd"] for _ in range(2))
+            alone.run(count, [x, *expected])
+            team.run(count, [x, *got])
+            for one, other in zip(expected, got, strict=True):
+                np.testing.assert_array_equal(other, one)
+            if number % 50 == 0:
+                interpreter_naps(team)
+    finally:
+        team.close()
+
+
+def interpreter_naps(team: Team) -> None:
+    """Wait until the threads sleep."""
+    import time
+
+    own = [interpreter.THREADS + thread * interpreter.SPACING for thread in range(1, team.threads)]
+    deadline = time.monotonic() + 20
+    while not all(team._sync[at] for at in own):
+        assert time.monotonic() < deadline, "the threads never go to sleep"
+        time.sleep(0.01)
+
+
+@given(costs=st.lists(st.floats(0.01, 10), min_size=1, max_size=30), threads=st.integers(1, 6))
+def test_shares_are_runs_of_about_equal_cost(costs: list[float], threads: int) -> None:
+    from fineprune.export.engine.program import _split
+
+    ends = _split(np.array(costs), threads)
+    assert ends[0] == 0 and ends[-1] == len(costs) and ends == sorted(ends)
+    shares = [sum(costs[a:b]) for a, b in itertools.pairwise(ends)]
+    assert max(shares) <= sum(costs) / threads + max(costs) + 1e-9
+
+
+UNCOMPILED = """
+import numba, numpy as np
+assert numba.config.DISABLE_JIT
+from test_program import *
+program = chain()
+x = np.random.default_rng(0).standard_normal((3, *BOX), np.float32)
+results = []
+for threads in (1, 2):
+    outputs = [np.zeros_like(x), np.zeros_like(x)]
+    team = Team(program, threads)
+    team.run(3, [x, *outputs])
+    team.close()
+    results.append(outputs)
+a, b, c = (layer.weights for layer in (conv("a", "x"), conv("b", "a"), conv("c", "r")))
+from support.reference import masked_conv2d
+bias = np.ones(4)
+first = masked_conv2d(x, a, bias, None, padding=1)
+expected = masked_conv2d(np.maximum(masked_conv2d(first, b, bias, None, padding=1) + x, 0), c, bias, None, padding=1)
+for outputs in results:
+    np.testing.assert_allclose(outputs[0], expected, rtol=1e-4, atol=2e-3)
+np.testing.assert_array_equal(results[0], results[1])
+"""
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(here), str(here.parents[1]), *sys.path])
+    return subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path, **environment}, capture_output=True, text=True
+    )
+
+
+def test_uncompiled() -> None:
+    done = run_python(UNCOMPILED, NUMBA_DISABLE_JIT="1")
+    assert done.returncode == 0, done.stderr
+
+
+CACHED = """
+import sys
+from fineprune.export.engine import interpreter, jit
+import numpy as np
+sync = np.zeros(interpreter.THREADS + interpreter.SPACING, np.int64)
+interpreter.halt(sync)
+assert sync[interpreter.STOP] == 1
+print(sum(interpreter.halt._cache_hits.values()), jit.cache_folder())
+"""
+
+
+def test_compiled_code_is_kept_until_a_source_changes(tmp_path: Path) -> None:
+    first, second = (run_python(CACHED, NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(2))
+    assert first.stdout.startswith(f"0 {tmp_path}"), first.stderr
+    assert second.stdout.startswith(f"1 {tmp_path}"), second.stderr
+    changed = "import fineprune.export.engine.jit as jit\njit.sources_stamp.cache_clear()\njit.sources_stamp = lambda: 'other'\n" + CACHED
+    assert run_python(changed, NUMBA_CACHE_DIR=str(tmp_path)).stdout.startswith("0 "), "stale code was used"
+    assert run_python(CACHED, NUMBA_CACHE_DIR=str(tmp_path)).stdout.startswith("0 ")
+    [code] = tmp_path.glob("*/interpreter.halt*.nbc")
+    code.write_bytes(b"damaged")
+    damaged = run_python(CACHED, NUMBA_CACHE_DIR=str(tmp_path))
+    assert damaged.stdout.startswith("0 "), damaged.stderr
+
+
+def test_no_folder_for_compiled_code(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    nowhere = str(tmp_path / "file" / "folder")
+    done = run_python(CACHED, NUMBA_CACHE_DIR=nowhere, XDG_CACHE_HOME=nowhere, TMPDIR=nowhere)
+    assert done.returncode == 0, done.stderr
+    in_home = run_python(CACHED, NUMBA_CACHE_DIR="", XDG_CACHE_HOME=str(tmp_path))
+    assert in_home.stdout.startswith(f"0 {tmp_path / 'fineprune'}"), in_home.stderr
