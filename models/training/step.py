@@ -1,7 +1,6 @@
 """One optimizer step, and the sums over an epoch's steps. Losses are per sample, with the samples' indices beside them."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -101,16 +100,14 @@ class EpochSums:
     correct: int = 0
     samples: int = 0
     _waiting: list[tuple[int, StepResult]] = field(default_factory=list)
+    _seen: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     def add(self, batch: int, result: StepResult) -> None:
         """Take in the step of `batch` (0-based)."""
         self._waiting.append((batch, result))
 
-    def flush(self, observe: Callable[[Tensor, Tensor], None] | None = None) -> int | None:
-        """Bring the sums up to date; the first batch whose loss is not finite, if any.
-
-        observe: gets the indices and losses, on the CPU, of each step before that one, in order.
-        """
+    def flush(self) -> int | None:
+        """Bring the sums up to date; the first batch whose loss is not finite, if any. `take` gives the steps before it."""
         if not self._waiting:
             return None
         results = [result for _, result in self._waiting]
@@ -121,11 +118,16 @@ class EpochSums:
         for (batch, result), loss, correct, own in zip(self._waiting, losses, corrects, each, strict=True):
             if broken is None and not math.isfinite(loss):
                 broken = batch
-            if broken is None and observe is not None:
-                observe(result.indices, own)
+            if broken is None:
+                self._seen.append((result.indices, own))
             self.loss, self.correct, self.samples = self.loss + loss, self.correct + int(correct), self.samples + len(own)
         self._waiting.clear()
         return broken
+
+    def take(self) -> list[tuple[Tensor, Tensor]]:
+        """Indices and losses, on the CPU, of each flushed step since the last call, in order."""
+        seen, self._seen = self._seen, []
+        return seen
 
     def to_json(self) -> dict[str, Any]:
         """The flushed sums."""

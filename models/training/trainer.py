@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ...common.errors import RunError
 from ...common.progress import Progress, Silent
@@ -229,7 +229,7 @@ class _Run:
             self._after_step()
         if self.batch < total:
             raise RunError(f"the training split gave {self.batch} of {total} batches in epoch {self.epoch + 1}; its length is wrong")
-        self._check_losses()
+        self._observe()
         self.clock.tick()
 
     def _choose_samples(self) -> None:
@@ -238,14 +238,21 @@ class _Run:
         if self.log is not None:
             self.log.start_epoch()
 
-    def _observe(self, indices: Tensor, losses: Tensor) -> None:
+    def _observe(self) -> None:
+        """Hand the steps since the last time to the policy: many at once, as one alone meets cold caches after a step."""
+        self._check_losses()
+        steps = self.sums.take()
         with self.clock.choosing():
-            self.policy.observe(indices, losses)
+            for indices, losses in steps:
+                self.policy.observe(indices, losses)
         if self.log is not None:
-            self.log.observe(indices, losses)
+            for indices, losses in steps:
+                self.log.observe(indices, losses)
 
     def _after_step(self) -> None:
-        if self.stepper.device.type == "cpu" or self.batch % _STEPS_UNCHECKED == 0:
+        if self.batch % _STEPS_UNCHECKED == 0:
+            self._observe()
+        elif self.stepper.device.type == "cpu":
             self._check_losses()
         if self.interrupts.requested:
             self._save()
@@ -317,7 +324,7 @@ class _Run:
         """Write the state, if there is a folder for it; never one that is not finite."""
         if self.output is None:
             return
-        self._check_losses()
+        self._observe()
         self._check_weights()
         started = time.monotonic()
         state = {
@@ -340,7 +347,7 @@ class _Run:
         self._save_cost = self._saved_at - started
 
     def _check_losses(self) -> None:
-        broken = self.sums.flush(self._observe)
+        broken = self.sums.flush()
         if broken is not None:
             self._diverged("the loss is not finite", broken)
 
