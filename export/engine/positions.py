@@ -24,6 +24,7 @@ from .positions_plan import (
     channel_states,
     filter_sets,
     offsets_of,
+    pieces,
     tile_masks,
     tiling,
     variants,
@@ -41,7 +42,7 @@ def supports(shape: ConvShape, weights: NDArray, mask: NDArray | None) -> str | 
     """None, or why this kernel cannot do it."""
     if min(shape.output) < 1:
         return f"no output positions: {shape.output}"
-    t = tiling(shape)
+    t = tiling(shape, shape.output[1])
     if channel_lines(shape, t, np.ones(shape.kernel, bool), mask is not None).count > _MOST_LINES:
         return f"a kernel of {shape.kernel} is too large"
     return None
@@ -50,7 +51,7 @@ def supports(shape: ConvShape, weights: NDArray, mask: NDArray | None) -> str | 
 def plan(shape: ConvShape, weights: NDArray, mask: NDArray | None, bias: NDArray, x: View, y: View, epilogue: Epilogue) -> Op:
     """weights: float32[F,C/groups,kh,kw], dropped ones 0; mask: bool[C,oh,ow] or None; bias: float32[F]; views in NCHW layout."""
     _check(shape, x, y, epilogue)
-    t = tiling(shape)
+    t = tiling(shape, y.row_stride if epilogue.residual is None or epilogue.residual.row_stride == y.row_stride else 0)
     kept = weights != 0
     used = kept.reshape(shape.groups, -1, *kept.shape[1:]).any(1).reshape(shape.channels, *shape.kernel)
     states, variant_of_tile = variants(channel_states(mask, used.any((1, 2)), t, shape), int(kept.sum()))
@@ -145,7 +146,11 @@ def _assemble(
     halves = np.concatenate([*lists.halves, np.zeros(2, np.uint16)])
     halves = halves[: len(halves) // 2 * 2].view(np.int32)
     jobs = np.array(parts.jobs, np.int64).reshape(-1, kernel.JOB)
-    pieces = {
+    run_pieces, pieces_of_tile = pieces(shape, t, x.row_stride) if t.pitch else (np.zeros(0), np.zeros(0))
+    tables = {
+        kernel.TILE_LANES: tile_masks(np.ones((1, *shape.output), bool), t),
+        kernel.TILE_PIECES: pieces_of_tile,
+        kernel.PIECES: run_pieces,
         kernel.TILE_BLOCKS: np.array(tile_blocks),
         kernel.BLOCKS: np.array(parts.blocks),
         kernel.JOBS: jobs,
@@ -155,13 +160,13 @@ def _assemble(
     }
     meta = np.zeros(kernel.META, np.int64)
     index, size = [masks], len(masks)
-    for field, piece in pieces.items():
+    for field, table in tables.items():
         meta[field] = size
-        index.append(piece.reshape(-1))
-        size += piece.size
+        index.append(table.reshape(-1))
+        size += table.size
     whole = all(opens and closes for _, _, opens, closes, _ in parts.blocks)
     row = t.vectors * LANES
-    patches = parts.lines * LANES
+    patches = (parts.lines + 1) * LANES  # what the last piece of a run copies too much is not seen
     values = {
         kernel.VECTORS: t.vectors,
         kernel.SEGMENT: t.segment,
@@ -179,13 +184,11 @@ def _assemble(
         kernel.COLUMN_STEP: shape.strides[1],
         kernel.Y_START: y.start,
         kernel.Y_CHANNEL: y.channel_stride,
-        kernel.Y_ROW: y.row_stride,
-        kernel.Y_HEIGHT: shape.output[0],
-        kernel.Y_WIDTH: shape.output[1],
+        kernel.Y_ROW: LANES if t.pitch else y.row_stride,
         kernel.RESIDUAL: int(residual is not None),
         kernel.R_START: residual.start if residual else 0,
         kernel.R_CHANNEL: residual.channel_stride if residual else 0,
-        kernel.R_ROW: residual.row_stride if residual else 0,
+        kernel.R_ROW: 0 if residual is None else LANES if t.pitch else residual.row_stride,
     }
     for field, value in values.items():
         meta[field] = value

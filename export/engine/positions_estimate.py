@@ -23,7 +23,7 @@ FIXED_NS = 100.0
 
 def estimate(shape: ConvShape, weights: NDArray, mask: NDArray | None) -> float:
     """Expected seconds of a run on one thread."""
-    t = tiling(shape)
+    t = tiling(shape, shape.output[1])
     kept = weights != 0
     used = kept.reshape(shape.groups, -1, *kept.shape[1:]).any(1).reshape(shape.channels, *shape.kernel)
     states = channel_states(mask, used.any((1, 2)), t, shape)

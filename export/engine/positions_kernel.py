@@ -2,7 +2,9 @@
 
 A tile of the output is a strip of `segment` columns; each of its vectors holds LANES / segment rows of the strip, `span` rows apart.
 Its patches are packed, block of channels by block of channels, so that the vectors of a tap are aligned loads from the first-level
-cache. Integers of an operation, after the header, are named below; positions in constants and index count from those of the operation.
+cache. Without a neighbourhood, in pointwise convolutions, positions are one run instead, in which a line is LANES of them, whatever
+rows they lie in. Integers of an operation, after the header, are named below; positions in constants and index count from those of
+the operation.
 """
 
 from collections.abc import Callable
@@ -34,16 +36,16 @@ from .positions_simd import (
 (
     VECTORS, SEGMENT, SPAN, PADDED_SPAN, STRIP_TILES, SETS, FILTERS, PATCHES,
     X_START, X_ROW, X_ROWS, X_STRIP, ROW_STEP, COLUMN_STEP,
-    Y_START, Y_CHANNEL, Y_ROW, Y_HEIGHT, Y_WIDTH, RESIDUAL, R_START, R_CHANNEL, R_ROW,
-    TILE_BLOCKS, BLOCKS, JOBS, SET_STARTS, RECORDS, HALVES,
-) = range(HEADER, HEADER + 29)  # fmt: skip
-META = HEADER + 29
+    Y_START, Y_CHANNEL, Y_ROW, RESIDUAL, R_START, R_CHANNEL, R_ROW,
+    TILE_LANES, TILE_PIECES, PIECES, TILE_BLOCKS, BLOCKS, JOBS, SET_STARTS, RECORDS, HALVES,
+) = range(HEADER, HEADER + 30)  # fmt: skip
+META = HEADER + 30
 
 ROWS_OF = {8: 2, 7: 2, 4: 4, 1: 8}
 """Vectors of a tile -> filters at a time: some sixteen accumulators hide the latency of multiply-adds and leave registers to spare."""
-JOB, BLOCK, SET_START = 4, 5, 3
-"""Integers of a packing job (source, first row, lines, mask or -1), of a block of channels (first job, jobs, whether it begins and
-ends its filters' sums, set starts), and of a set's start in a block (record, half, weight)."""
+JOB, PIECE, BLOCK, SET_START = 4, 2, 5, 3
+"""Integers of a packing job (source, first row, lines, mask or -1), of a piece of a run (source, destination), of a block of channels
+(first job, jobs, whether it begins and ends its filters' sums, set starts), and of a set's start in a block (record, half, weight)."""
 
 
 @cache
@@ -108,9 +110,32 @@ _pack_by_any = _packer(16, 0)
 
 
 @jit
-def _pack_block(arena: Pointer, index: Pointer, meta: Pointer, op: int, block: int, strip: int, top: int, out: int) -> None:
+def _pack_run(arena: Pointer, index: Pointer, meta: Pointer, op: int, block: int, tile: int, out: int) -> None:
+    """Positions in one run, row after row: what a piece copies too much, the next one overwrites."""
+    start, lines = at(meta, op + INDEX), at(meta, op + VECTORS)
+    pieces = start + at(meta, op + TILE_PIECES) + tile
+    first = start + at(meta, op + PIECES) + at(index, pieces) * PIECE
+    end = start + at(meta, op + PIECES) + at(index, pieces + 1) * PIECE
+    masks = start + tile * lines
+    job = start + at(meta, op + JOBS) + at(index, block) * JOB
+    for _ in range(at(index, block + 1)):
+        source, mask = at(meta, op + X_START) + at(index, job), at(index, job + 3)
+        for piece in range(first, end, PIECE):
+            tile_store(pack_line(arena, source + at(index, piece), 0, 0, LANES, 1), arena, out + at(index, piece + 1))
+        if mask >= 0:
+            for line in range(lines):
+                vector = tile_keep(pack_line(arena, out + line * LANES, 0, 0, LANES, 1), at(index, masks + mask + line))
+                tile_store(vector, arena, out + line * LANES)
+        out += lines * LANES
+        job += JOB
+
+
+@jit
+def _pack_block(arena: Pointer, index: Pointer, meta: Pointer, op: int, block: int, strip: int, top: int, tile: int, out: int) -> None:
     segment, step = at(meta, op + SEGMENT), at(meta, op + COLUMN_STEP)
-    if step == 1 and segment == 16:
+    if at(meta, op + PIECES) > at(meta, op + TILE_PIECES):
+        _pack_run(arena, index, meta, op, block, tile, out)
+    elif step == 1 and segment == 16:
         _pack_16(arena, index, meta, op, block, strip, top, out)
     elif step == 1 and segment == 8:
         _pack_8(arena, index, meta, op, block, strip, top, out)
@@ -158,24 +183,19 @@ def _multiplier(vectors: int) -> Callable[..., None]:
                 tile = tile_add_patches(tile, constants, weight, arena, patches, index, half, 1)
                 weight, half = weight + rows, half + rows
             if closes:
-                segment, span, height = at(meta, op + SEGMENT), at(meta, op + SPAN), at(meta, op + Y_HEIGHT)
-                columns = (1 << min(segment, at(meta, op + Y_WIDTH) - strip * segment)) - 1
+                segment, span, has_residual = at(meta, op + SEGMENT), at(meta, op + SPAN), at(meta, op + RESIDUAL)
+                lanes = first + at(meta, op + TILE_LANES) + strip * at(meta, op + PADDED_SPAN) + top
                 y_start, y_channel, y_row = at(meta, op + Y_START) + strip * segment, at(meta, op + Y_CHANNEL), at(meta, op + Y_ROW)
                 r_start, r_channel, r_row = at(meta, op + R_START) + strip * segment, at(meta, op + R_CHANNEL), at(meta, op + R_ROW)
-                has_residual = at(meta, op + RESIDUAL)
                 low, high = at(constants, bias + filters + 1), at(constants, bias + filters + 2)
-                for part in range(LANES // segment):
-                    row = top + part * span
-                    lines, bits = min(span - top, height - row), columns << part * segment
-                    if has_residual:
-                        r = r_start + row * r_row - part * segment
-                        tile = tile_add_maps(tile, arena, r, r_channel, r_row, index, record, filters, lines, bits)
+                if has_residual:
+                    for part in range(LANES // segment):
+                        r, chosen = r_start + (top + part * span) * r_row - part * segment, ((1 << segment) - 1) << part * segment
+                        tile = tile_add_maps(tile, arena, r, r_channel, r_row, index, record, filters, lanes, chosen)
                 tile = tile_clip(tile, low, high)
                 for part in range(LANES // segment):
-                    row = top + part * span
-                    lines, bits = min(span - top, height - row), columns << part * segment
-                    y = y_start + row * y_row - part * segment
-                    tile_store_maps(tile, arena, y, y_channel, y_row, index, record, filters, lines, bits)
+                    y, chosen = y_start + (top + part * span) * y_row - part * segment, ((1 << segment) - 1) << part * segment
+                    tile_store_maps(tile, arena, y, y_channel, y_row, index, record, filters, lanes, chosen)
             else:
                 tile_store_rows(tile, arena, sums, size, index, record)
             record += rows + 2
@@ -198,7 +218,7 @@ def _run(first: int, last: int, scratch: int, arena: Pointer, constants: Pointer
         blocks = start + at(meta, op + TILE_BLOCKS) + 2 * tile
         for number in range(at(index, blocks + 1)):
             block = start + at(meta, op + BLOCKS) + (at(index, blocks) + number) * BLOCK
-            _pack_block(arena, index, meta, op, block, strip, top, scratch)
+            _pack_block(arena, index, meta, op, block, strip, top, tile, scratch)
             if vectors == 8:
                 _multiply_8(arena, constants, index, meta, op, block, begin, end, scratch, strip, top)
             elif vectors == 7:

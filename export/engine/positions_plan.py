@@ -30,18 +30,24 @@ VARIANT_ENTRIES = 1 << 21
 DROPPED, WHOLE, MASKED = 0, 1, 2
 """What becomes of a channel in a tile."""
 
+STRIPS_COST = 1.15
+"""Time of a pointwise convolution in strips instead of one run of as many vectors: its rows are packed and stored bit by bit."""
 PAIR_COST, SINGLE_COST = 1.0, 1.3
 """Time of a tap that two filters share, and of one tap each."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tiling:
-    """Strips of `segment` columns; a vector has LANES / segment rows, `span` rows apart; a tile has `vectors` vectors."""
+    """Strips of `segment` columns; a vector has LANES / segment rows, `span` rows apart; a tile has `vectors` vectors.
+
+    With a `pitch`: one strip of `span` vectors, in which a row of the map begins every `pitch` positions.
+    """
 
     vectors: int
     segment: int
     span: int
     strips: int
+    pitch: int = 0
 
     @property
     def rows(self) -> int:
@@ -62,26 +68,54 @@ class Tiling:
         return self.tiles * (self.vectors + 0.6) * (1 + 0.3 / self.vectors)
 
 
-def tiling(shape: ConvShape) -> Tiling:
-    """The one that wastes least on lanes outside of the map and on short tiles."""
+def tiling(shape: ConvShape, pitch: int) -> Tiling:
+    """The one that wastes least on lanes outside of the map and on short tiles. pitch: of rows in memory, 0: several."""
     oh, ow = shape.output
     choices = []
     for segment in (16, 8, 4):
         span, strips = -(-oh // (LANES // segment)), -(-ow // segment)
         choices += [Tiling(vectors=vectors, segment=segment, span=span, strips=strips) for vectors in ROWS_OF]
-    return min(choices, key=lambda choice: choice.cost)
+    best = min(choices, key=lambda choice: choice.cost)
+    if pitch and (shape.kernel, shape.strides, shape.pads) == ((1, 1), (1, 1), (0, 0, 0, 0)):
+        span = -(-((oh - 1) * pitch + ow) // LANES)
+        runs = [Tiling(vectors=vectors, segment=LANES, span=span, strips=1, pitch=pitch) for vectors in ROWS_OF]
+        best = min([*runs, best], key=lambda choice: choice.cost * (1 if choice.pitch else STRIPS_COST))
+    return best
 
 
 def tile_masks(mask: NDArray, t: Tiling) -> NDArray[np.int32]:
     """bits[channel, strip, vector]: bit l is the mask at lane l; lanes outside of the map are 0. mask: bool[C,oh,ow]."""
-    channels, _, ow = mask.shape
-    parts = LANES // t.segment
-    padded = np.zeros((channels, parts, t.strip_tiles * t.vectors, t.strips * t.segment), bool)
-    for part in range(parts):
-        rows = mask[:, part * t.span : (part + 1) * t.span]
-        padded[:, part, : rows.shape[1], :ow] = rows
-    lanes = padded.reshape(channels, parts, -1, t.strips, t.segment).transpose(0, 3, 2, 1, 4).reshape(channels, t.strips, -1, LANES)
+    channels, height, width = mask.shape
+    parts, lines = LANES // t.segment, t.strip_tiles * t.vectors
+    if t.pitch:
+        spread = np.zeros((channels, height, t.pitch), bool)
+        spread[..., :width] = mask
+        run = np.zeros((channels, lines * LANES), bool)
+        count = min(lines * LANES, height * t.pitch)
+        run[:, :count] = spread.reshape(channels, -1)[:, :count]
+        lanes = run.reshape(channels, 1, lines, LANES)
+    else:
+        padded = np.zeros((channels, parts, lines, t.strips * t.segment), bool)
+        for part in range(parts):
+            rows = mask[:, part * t.span : (part + 1) * t.span]
+            padded[:, part, : rows.shape[1], :width] = rows
+        lanes = padded.reshape(channels, parts, -1, t.strips, t.segment).transpose(0, 3, 2, 1, 4).reshape(channels, t.strips, -1, LANES)
     return (lanes << np.arange(LANES)).sum(-1).astype(np.int32)
+
+
+def pieces(shape: ConvShape, t: Tiling, row_stride: int) -> tuple[NDArray, NDArray]:
+    """(pieces [source, destination] of all tiles, where those of each tile begin) that copy a run of positions out of an input's rows."""
+    found: list[tuple[int, int]] = []
+    starts = [0]
+    height, width = shape.output
+    size = t.vectors * LANES
+    for first in range(0, t.tiles * size, size):
+        for row in range(first // t.pitch, min(height, -(-(first + size) // t.pitch))):
+            begin, end = (min(max(place - row * t.pitch, 0), width) for place in (first, first + size))
+            columns = range(begin, end, LANES)
+            found += [(row * row_stride + column, row * t.pitch + column - first) for column in columns]
+        starts.append(len(found))
+    return np.array(found), np.array(starts)
 
 
 def channel_states(mask: NDArray | None, used: NDArray, t: Tiling, shape: ConvShape) -> NDArray[np.int8]:

@@ -205,16 +205,18 @@ def _tile_clip(typing: Any, tile: Any, low: Any, high: Any) -> Any:
 def _map_lines(e: Emitter, tile: Tile, argument: int) -> Iterator[tuple[Any, Any]]:
     """(pointer to a vector, its chosen lanes) for each vector of a tile; see `tile_store_maps` for the arguments from `argument` on."""
     builder = e.builder
-    array, start, channel, stride, _, _, filters, lines, bits = e.args[argument : argument + 9]
-    chosen, none = builder.trunc(bits, _BITS), ir.Constant(_BITS, 0)
-    inside = [builder.icmp_signed("<", ir.Constant(lines.type, v), lines) for v in range(tile.vectors)]
+    array, start, channel, stride, index, _, filters, lanes, part = e.args[argument : argument + 9]
+    inside = []
+    for vector in range(tile.vectors):
+        bits = builder.load(builder.gep(index, [builder.add(lanes, ir.Constant(lanes.type, vector))], inbounds=True))
+        inside.append(builder.trunc(builder.and_(bits, builder.trunc(part, bits.type)), _BITS))
     for number in _numbers(e, argument + 4, tile.rows):
         map_start = builder.add(start, builder.mul(number, channel))
         exists = builder.icmp_signed("<", number, filters)
         for vector in range(tile.vectors):
-            lanes = builder.select(builder.and_(exists, inside[vector]), chosen, none)
+            chosen = builder.select(exists, inside[vector], ir.Constant(_BITS, 0))
             pointer = e.element(array, map_start, (vector, stride))
-            yield builder.bitcast(pointer, VECTOR.as_pointer()), builder.bitcast(lanes, ir.VectorType(ir.IntType(1), LANES))
+            yield builder.bitcast(pointer, VECTOR.as_pointer()), builder.bitcast(chosen, ir.VectorType(ir.IntType(1), LANES))
 
 
 def _masked(e: Emitter, name: str, result: Any, arguments: list[Any]) -> Any:
@@ -237,8 +239,8 @@ def _tile_add_maps(
     index: Any,
     record: Any,
     filters: Any,
-    lines: Any,
-    bits: Any,
+    lanes: Any,
+    part: Any,
 ) -> Any:
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         e = Emitter(context, builder, signature, args)
@@ -265,8 +267,8 @@ def _tile_store_maps(
     index: Any,
     record: Any,
     filters: Any,
-    lines: Any,
-    bits: Any,
+    lanes: Any,
+    part: Any,
 ) -> Any:
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         e = Emitter(context, builder, signature, args)
@@ -349,13 +351,13 @@ def _numpy_tile_clip(tile: NDArray, low: np.float32, high: np.float32) -> NDArra
 
 
 def _numpy_map_lines(
-    tile: NDArray, start: int, channel: int, stride: int, index: NDArray, record: int, filters: int, lines: int, bits: int
+    tile: NDArray, start: int, channel: int, stride: int, index: NDArray, record: int, filters: int, lanes: int, part: int
 ) -> Iterator[tuple[int, int, NDArray, NDArray]]:
     """(row, vector, positions, lanes) of the numbers that are there."""
-    lanes = np.flatnonzero(bits >> np.arange(LANES) & 1)
     for row, vector in np.ndindex(*tile.shape[:2]):
-        if index[record + row] < filters and vector < lines:
-            yield row, vector, start + int(index[record + row]) * channel + vector * stride + lanes, lanes
+        if index[record + row] < filters:
+            chosen = np.flatnonzero((int(index[lanes + vector]) & part) >> np.arange(LANES) & 1)
+            yield row, vector, start + int(index[record + row]) * channel + vector * stride + chosen, chosen
 
 
 def _numpy_tile_add_maps(tile: NDArray, array: NDArray, *where: Any) -> NDArray:
@@ -397,10 +399,11 @@ tile_keep = _numpy_tile_keep if config.DISABLE_JIT else _tile_keep
 tile_clip = _numpy_tile_clip if config.DISABLE_JIT else _tile_clip
 """tile_clip(tile, low, high); NaN stays NaN."""
 tile_add_maps = _numpy_tile_add_maps if config.DISABLE_JIT else _tile_add_maps
-"""tile_add_maps(tile, array, start, channel, stride, index, record, filters, lines, bits): tile[r,v] += what lies where
+"""tile_add_maps(tile, array, start, channel, stride, index, record, filters, lanes, part): tile[r,v] += what lies where
 tile_store_maps(the same) would store it."""
 tile_store_maps = _numpy_tile_store_maps if config.DISABLE_JIT else _tile_store_maps
-"""tile_store_maps(tile, array, start, channel, stride, index, record, filters, lines, bits): lanes of tile[r,v] whose bits are set go to
-array[start + f*channel + v*stride + lane], f = index[record + r], if f < filters and v < lines. Nothing else is touched."""
+"""tile_store_maps(tile, array, start, channel, stride, index, record, filters, lanes, part): lanes of tile[r,v] whose bits are set in
+both index[lanes + v] and `part` go to array[start + f*channel + v*stride + lane], f = index[record + r], if f < filters. Nothing else
+is touched."""
 tile_store = _numpy_tile_store if config.DISABLE_JIT else _tile_store
 """tile_store(tile, array, start): one vector."""

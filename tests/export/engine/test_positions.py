@@ -162,6 +162,7 @@ SIZES = {
     "one position": (70, 9, 1, 1, 1),
     "stride 2": (5, 7, 32, 3, 2),
     "pointwise, many blocks": (130, 12, 14, 1, 1),
+    "pointwise, many tiles": (3, 5, 23, 1, 1),
 }
 
 
@@ -174,6 +175,17 @@ def test_layers_of_networks(size: tuple[int, int, int, int, int], masked: bool) 
         channels=channels, filters=filters, height=side, width=side, kernel=(kernel,) * 2, strides=(stride,) * 2, pads=(pad,) * 4
     )
     check(problem(shape, 0.3, 0.6 if masked else None, residual=True, clip=True))
+
+
+def test_a_pointwise_convolution_is_one_run_of_positions() -> None:
+    """Unless output and residual have rows of different lengths in memory."""
+    p = problem(ConvShape(channels=5, filters=6, height=14, width=14, kernel=(1, 1)), 0.5, residual=True)
+    op, _, _ = planned(p)
+    assert op.meta[positions.kernel.PIECES] > op.meta[positions.kernel.TILE_PIECES]
+    op, arena, y = planned(p, margins=(0, 3, 0, 4))
+    assert op.meta[positions.kernel.PIECES] == op.meta[positions.kernel.TILE_PIECES]
+    arena.data = execute(op, arena.data, [(0, len(op.costs))])
+    np.testing.assert_allclose(arena.elements(y), p.expected(), rtol=FLOAT32[0], atol=FLOAT32[1])
 
 
 SMALL = ConvShape(channels=9, filters=40, height=9, width=20, kernel=(3, 3), pads=(1, 1, 1, 1))
@@ -222,7 +234,7 @@ def test_variants_share_a_list_where_there_would_be_too_many(monkeypatch: pytest
     p.mask[2, :, 16:] = False
     p.mask[3] = False
     p.mask[4] = True
-    states = positions_plan.channel_states(p.mask, np.ones(9, bool), positions_plan.tiling(SMALL), SMALL)
+    states = positions_plan.channel_states(p.mask, np.ones(9, bool), positions_plan.tiling(SMALL, 20), SMALL)
     kinds, _ = positions_plan.variants(states, 100)
     assert len(kinds) > 1
     monkeypatch.setattr(positions_plan, "VARIANT_ENTRIES", 0)
