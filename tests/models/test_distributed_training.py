@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from fineprune.common.errors import RunError, UsageError
 from fineprune.models.training import TrainConfig, evaluate, train
 from fineprune.models.training.distributed.config import AsyncConfig, TimeConfig
+from fineprune.models.training.distributed.ledger import Ticket
 from fineprune.models.training.distributed.shards import dirichlet, iid
 from fineprune.models.training.distributed.timing import durations
 from fineprune.models.training.distributed.trainer import AsyncResult, train_async
+from fineprune.models.training.distributed.worker import Worker
 from support.fakes import Recorder, fake_data, small_network
 
 CONSTANT = {"distribution": "constant", "state_s": 0.0}
@@ -146,6 +148,18 @@ def test_the_batchnorm_policy_decides_statistics_and_nothing_else() -> None:
     statistics = [next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d)).running_mean for model in models.values()]
     assert not torch.equal(statistics[0], statistics[1]) and not torch.equal(statistics[1], statistics[2])
     assert next(m for m in models["async"].modules() if isinstance(m, nn.BatchNorm2d)).momentum == 0.1
+
+
+def test_a_worker_reports_its_batchs_own_statistics_with_unbiased_variances() -> None:
+    model, data = small_network(), fake_data(16)
+    convolution = model[0]
+    worker = Worker(model, config(), torch.device("cpu"), torch.float32, torch.contiguous_format)
+    batch = next(iter(data.train.batches(16)))
+    for scale in (1.0, 2.0):  # the second must not remember the first
+        done = worker.forward(worker.flat.weights() * scale, batch, Ticket(0, 0, 0, 0))
+        worker.backward()
+        x = convolution(batch.images).detach().transpose(0, 1).flatten(1)
+        torch.testing.assert_close(done.statistics, torch.cat([x.mean(1), x.var(1)]))
 
 
 def test_masked_and_frozen_parameters_stay() -> None:

@@ -10,6 +10,7 @@ import importlib.util
 import logging
 import os
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -38,9 +39,9 @@ from .flat import FlatModel
 from .statistics import batch_norms
 from .trainer import AsyncResult, check_asynchronous, install
 
-_CONNECT_S = 10.0
+_CONNECT_S, _HEALTH_S = 10.0, 40.0
 _POLL_S = 0.05
-_RESTART_S, _DRAIN_S, _RATE_S = 60.0, 10.0, 10.0
+_RESTART_S, _DRAIN_S, _RATE_S = 180.0, 10.0, 10.0
 _MAX_DEATHS = 20
 """Of one worker in a row without a gradient in between: then the fault is not the machine's."""
 
@@ -64,13 +65,14 @@ def train_on_ray(
     check_ray(settings.address)
     with ExitStack() as stack:
         stack.enter_context(private_randomness(where))
+        resumable = output is not None
         if output is None:
             output = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fineprune-ray-")))
         names = run_identity(model, data, config, identity)
         load_state(output, names)  # a state of another run is refused before anything starts
         stack.enter_context(_cluster(settings))
         interrupts = stack.enter_context(deferred_interrupts())
-        return _Driver(model, data, config, settings, output.absolute(), names, where, progress, interrupts).run(on_epoch)
+        return _Driver(model, data, config, settings, output.absolute(), names, where, progress, interrupts).run(on_epoch, resumable)
 
 
 def check_ray(address: str | None) -> None:
@@ -86,6 +88,16 @@ def check_ray(address: str | None) -> None:
         socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
     except (OSError, OverflowError) as error:
         raise UsageError(f"no Ray cluster answers at {address} ({error}); start one there with `ray start --head`") from error
+    if address.startswith("ray://"):
+        return
+    # Ray itself would try for minutes to speak to whatever listens there.
+    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+    try:
+        healthy = subprocess.run(command, capture_output=True, timeout=_HEALTH_S, check=False).returncode == 0
+    except subprocess.TimeoutExpired:
+        healthy = False
+    if not healthy:
+        raise UsageError(f"what answers at {address} is no Ray cluster of this version; start one there with `ray start --head`")
 
 
 @contextlib.contextmanager
@@ -161,7 +173,7 @@ class _Driver:
         self._counts: list[tuple[float, int]] = []
         """(time, gradients done) of the last seconds."""
 
-    def run(self, on_epoch: Callable[[EpochRecord], None] | None) -> AsyncResult:
+    def run(self, on_epoch: Callable[[EpochRecord], None] | None, resumable: bool) -> AsyncResult:
         """Until every gradient of every epoch is applied and every epoch validated."""
         self._status()
         for m in range(self.settings.workers):
@@ -169,7 +181,7 @@ class _Driver:
         epochs, number, started = self.config.epochs, 0, time.monotonic()
         history: list[EpochRecord] = []
         while number < epochs:
-            self._await_epoch(number)
+            self._await_epoch(number, resumable)
             epoch = self._call("epoch", number)
             if epoch is None:
                 continue
@@ -199,14 +211,14 @@ class _Driver:
             asynchronous={**result["asynchronous"], "measured": measured(self.times), **restarts},
         )
 
-    def _await_epoch(self, number: int) -> None:
+    def _await_epoch(self, number: int, resumable: bool) -> None:
         """Watch the actors until the server has finished epoch `number`."""
-        items = self._gradients(number)
+        items = self._gradients(number, resumable)
         total = self._seen["batches"]
         for _ in self.progress(items, total=total, description=lambda: f"epoch {number + 1}/{self.config.epochs}, {self._live()}"):
             pass
 
-    def _gradients(self, number: int) -> Iterator[int]:
+    def _gradients(self, number: int, resumable: bool) -> Iterator[int]:
         shown = 0
         while True:
             status = self._status()
@@ -220,7 +232,8 @@ class _Driver:
             self._watch(status)
             if self.interrupts.requested:
                 self._call("save")
-                raise KeyboardInterrupt(f"interrupted at epoch {number + 1}, gradient {status['done'] + 1}; run the same command to resume")
+                remedy = "run the same command to resume" if resumable else "nothing was saved, as no output folder was given"
+                raise KeyboardInterrupt(f"interrupted at epoch {number + 1}, gradient {status['done'] + 1}; {remedy}")
             time.sleep(_POLL_S)
 
     def _validate(self, number: int, epoch: dict[str, Any]) -> EpochRecord:
