@@ -6,7 +6,7 @@
 Each run ends in a file of its own in the folder of runs and resumes where it was interrupted; the table is made of those files, also
 of those that are there so far (--collect trains nothing). Time is the processor time of training and validation (wall time stands
 beside it: machines are shared); saved time and accuracy differences are paired by seed. "in run" is the saving that a run measures by
-itself, against its own full epochs, the figure to compare with the predicted one. The window of fine-pruning, 60 of the source's
+itself, against its own full epochs: the figure to compare with the predicted one, and the one that goals are judged by. The window of fine-pruning, 60 of the source's
 160 epochs, and its start shrink with --epochs. `equal-N` is the regular run with its whole schedule, milestones too, squeezed into N %
 of the epochs: a policy is worth something where it beats the one that visits at least as many samples.
 
@@ -225,7 +225,8 @@ def _in_run(runs: list[dict[str, Any]]) -> float | None:
 
 def _verdict(row: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Goals met, and the lead over the equal-time run of at least as many visits: without one, the policy may claim nothing."""
-    met = [goal for goal, (saved, lost) in GOALS.items() if row["saved"] >= saved and row["difference"] >= -lost]
+    measured = row["saved"] if row["in_run"] is None else row["in_run"]
+    met = [goal for goal, (saved, lost) in GOALS.items() if measured >= saved and row["difference"] >= -lost]
     rivals = [other for other in rows if other["row"].startswith("equal") and other["visits"] >= row["visits"] - 0.5]
     rival = min(rivals, key=lambda other: other["visits"], default=None)
     if row["row"] == "regular" or row["row"].startswith("equal") or rival is None:
