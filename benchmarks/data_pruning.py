@@ -6,9 +6,11 @@
 Each run ends in a file of its own in the folder of runs and resumes where it was interrupted; the table is made of those files, also
 of those that are there so far (--collect trains nothing). Time is the processor time of training and validation (wall time stands
 beside it: machines are shared); saved time and accuracy differences are paired by seed. "in run" is the saving that a run measures by
-itself, against its own full epochs: the figure to compare with the predicted one, and the one that goals are judged by. The window of fine-pruning, 60 of the source's
-160 epochs, and its start shrink with --epochs. `equal-N` is the regular run with its whole schedule, milestones too, squeezed into N %
-of the epochs: a policy is worth something where it beats the one that visits at least as many samples.
+itself, against its own full epochs: the figure to compare with the predicted one, and the one that goals are judged by.
+
+The window of fine-pruning, 60 of the source's 160 epochs, and its start shrink with --epochs. `equal-N` is the regular run with its
+whole schedule, milestones too, squeezed into N % of the epochs: a policy is worth something where it beats the one that visits at least
+as many samples.
 
 Goal: at least 24.46 % of the time saved and at most 0.4 points of accuracy lost; hoped for: 40 % and 0.1 points.
 """
