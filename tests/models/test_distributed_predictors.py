@@ -23,6 +23,17 @@ def test_rollout_is_the_network_on_its_own_outputs(steps: int) -> None:
     assert len(values) == steps
 
 
+def test_a_long_rollout_stops_where_it_settles_and_sums_to_the_same() -> None:
+    network = OnlineLSTM(1, 8, seed=5)
+    x = torch.randn(6, 1, generator=torch.Generator().manual_seed(1))
+    values, fed = network.rollout(x, 60), x
+    with torch.no_grad():
+        for _ in range(60):
+            fed = torch.cat([fed, network._network(fed[None])[0][:, -1:]])
+    assert len(values) == 60 and values[-1] == values[-20], "it has settled"
+    assert sum(values) == pytest.approx(fed[6:].sum().item(), rel=1e-3)
+
+
 def test_slope_is_the_derivative_of_the_summed_rollout() -> None:
     network = OnlineLSTM(1, 6, seed=1)
     x = torch.randn(5, 1, generator=torch.Generator().manual_seed(2))

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 _LEARNING_RATE = 1e-3
 _MAX_GRADIENT = 5.0
 _HALF = np.float32(0.5)
+_SETTLED = 1e-4
+"""Largest change of a hidden unit, in [-1,1], in a step that changes nothing any more."""
 
 Array = NDArray[np.float32]
 State = list[tuple[Array, Array]]
@@ -60,17 +62,23 @@ class OnlineLSTM:
         return float(values[0, -1]), [(h[layer, 0].numpy(), c[layer, 0].numpy()) for layer in range(2)]
 
     def rollout(self, x_L1: Tensor, steps: int) -> list[float]:
-        """`steps` (at least 1) values after a sequence of single numbers, each fed back as input of the next."""
+        """`steps` (at least 1) values after a sequence of single numbers, each fed back as input of the next.
+
+        Fed with its own outputs a network soon settles; from there on the value is repeated, so long rollouts cost no more than short ones.
+        """
         value, state = self.predict(x_L1)
         values = [value]
         (w_in, w_first, b_first), (w_between, w_second, b_second), (w_out, b_out) = self._arrays()
         (h_first, c_first), (h_second, c_second) = state
         for _ in range(steps - 1):
+            before = h_first, h_second
             h_first, c_first = _cell(w_in * np.float32(value) + w_first @ h_first + b_first, c_first)
             h_second, c_second = _cell(w_between @ h_first + w_second @ h_second + b_second, c_second)
             value = float(w_out @ h_second) + b_out
             values.append(value)
-        return values
+            if max(np.abs(h_first - before[0]).max(), np.abs(h_second - before[1]).max()) < _SETTLED:
+                break
+        return values + [value] * (steps - len(values))
 
     def slope(self, x_L1: Tensor, steps: int) -> float:
         """Derivative of the sum of `rollout` by the last number of the sequence."""
