@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _COLUMNS = 12
 _TITLES = {
-    "high-loss": "the highest mean loss: wrong labels are found here",
+    "high-loss": "the highest mean loss: wrong labels, if there are any, are here",
     "most-pruned": "left out most often: the easiest samples, rarely wrong",
 }
 
@@ -128,7 +128,7 @@ def contact_sheet(indices: Tensor, facts: SampleFacts, losses: Tensor, data: Ima
         image = pictures[place]
         picture.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         name = data.classes[int(data.train.labels[index])]
-        picture.set_title(f"{index} {name}\n{facts.mean_loss[index]:.2f}, out {int(facts.pruned[index])}×", fontsize=6, pad=2)
+        picture.set_title(f"{index}: {name}\n{facts.mean_loss[index]:.2f}, out {int(facts.pruned[index])}×", fontsize=6, pad=2)
         curve.plot(epochs, losses[:, index].tolist(), ".-", color="#d1603d", linewidth=0.8, markersize=2)
         curve.set_ylim(-0.05 * highest, 1.05 * highest)
         curve.set_xlim(0, len(losses) + 1)
