@@ -157,6 +157,21 @@ def chain() -> Any:
     return build(layers, dict.fromkeys("xabsrcd", BOX), ["x"], ["c", "d"])
 
 
+def test_threads_meet_between_writing_and_reading() -> None:
+    program = chain()
+    meets = program.steps[:, interpreter.MEET]
+    pairs = [
+        (i, j)
+        for j, reader in enumerate(program.instructions)
+        for i, writer in enumerate(program.instructions[:j])
+        if writer is not reader and writer.writes in reader.reads
+    ]
+    assert len(pairs) >= 6
+    for i, j in pairs:
+        assert meets[i + 1 : j + 1].any(), f"nobody waits between {program.instructions[i].name} and {program.instructions[j].name}"
+    assert not meets.all()  # what does not depend on each other goes on
+
+
 @pytest.mark.parametrize("threads", [2, 3, 7])
 def test_any_number_of_threads_gives_the_same(threads: int) -> None:
     """More threads than cores, batches below and above their number, sleeps in between, hundreds of jobs."""
