@@ -4,7 +4,7 @@
 
 Every run leaves a file in the runs folder and is not done again, so the benchmark can be stopped and goes on; --table makes the table (and
 the JSON file and plots) of the runs that are there. ResNet-8 of 8-16-32 planes on 10,000 images of Fashion-MNIST at 14x14 pixels, batch
-32, five epochs (1,560 gradients), no momentum, the rate divided by ten after epochs 3 and 4; computation log-normal (sigma 0.2) with mean
+32, five epochs (1,565 gradients), no momentum, the rate divided by ten after epochs 3 and 4; computation log-normal (sigma 0.2) with mean
 1, weights and gradients take 0.1 each way. The rate of each algorithm and number of workers is chosen on the validation images of seed 0
 out of one grid; test images decide nothing. All runs of one seed share initial weights and the order of images.
 """

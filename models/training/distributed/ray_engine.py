@@ -115,6 +115,8 @@ def _cluster(settings: AsyncConfig) -> Iterator[None]:
         options |= {"address": "local", "num_cpus": settings.workers + 1, "include_dashboard": False, "runtime_env": {"env_vars": path}}
     else:
         options |= {"address": settings.address}
+    # Ray's own lines of log go to files, not between the progress; what goes wrong comes back as an exception.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:

@@ -228,9 +228,10 @@ class Server:
         self.rate = LearningRate(self.config, **state["rate"])
         for name in ("ledger", "batchnorm", "telemetry", "steps", "losses"):
             getattr(self, name).load_state_dict(state[name])
-        self._round = dict(state["round"])
-        self._pulled = {worker: (version, weights) for worker, (version, weights) in state["pulled"].items()}
-        self._mean_square, self._due = state["mean_square"], state["due"]
+        where = self.parameter.device  # states are read on the CPU
+        self._round = {worker: gradient.to(where) for worker, gradient in state["round"].items()}
+        self._pulled = {worker: (version, weights.to(where)) for worker, (version, weights) in state["pulled"].items()}
+        self._mean_square, self._due = state["mean_square"].to(where), state["due"]
         self.version, self._arrivals, self._arrived, self._last_staleness, self.sums = state["counters"]
         leases = self.ledger.leases
         self._reports = {worker: State(leases[worker], *report) for worker, report in state["reports"].items()}

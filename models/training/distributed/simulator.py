@@ -127,8 +127,9 @@ class Simulator:
         """The inverse of `state_dict`; the server's state has been loaded before."""
         self.clock, self._order = state["clock"], state["order"]
         self._events = [Event(*event) for event in state["events"]]
-        leases = self.server.ledger.leases
+        leases, where = self.server.ledger.leases, self.server.parameter.device
         self._tasks = {
-            m: _Task(leases[m], weights, Durations(*times), gradient) for m, (weights, times, gradient) in state["tasks"].items()
+            m: _Task(leases[m], weights.to(where), Durations(*times), None if gradient is None else gradient.to(where))
+            for m, (weights, times, gradient) in state["tasks"].items()
         }
         self._waiting, self._iterations, self._compute_s = list(state["waiting"]), list(state["iterations"]), list(state["compute_s"])
