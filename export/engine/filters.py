@@ -7,13 +7,20 @@ activation and multiplies it with contiguous weights. Any set of positions can s
 the pass of a channel (filters_run.py) goes over exactly the positions that keep it. A panel of vectors keeps the (channel, tap) pairs
 that any of its filters uses: FWP with scope `channel` costs what it keeps with panels of any width, and with scope `group` with panels
 of one vector. Grouped convolutions are such panels too.
+
+Where masks are dense or without structure, exact passes over few positions cost more than they skip. Then neighbours in a tile go through
+the channels that any of them keeps, and read zeros where they drop one, from a copy of their patches: the form with the least expected
+time is chosen for each layer (filters_forms.py).
 """
 
+import numpy as np
 from numpy.typing import NDArray
 
 from .conv import ConvShape, Epilogue, Op, View
-from .filters_plan import Layout, depthwise_cycles, filter_cycles, operation
-from .filters_run import DEPTHWISE, TILES, run
+from .filters_forms import expected_cycles, forms
+from .filters_plan import Layout, operation
+from .filters_run import run
+from .filters_tiles import Form
 
 __all__ = ["estimate", "plan", "run", "supports"]
 
@@ -37,8 +44,8 @@ def plan(shape: ConvShape, weights: NDArray, mask: NDArray | None, bias: NDArray
     return operation(shape, weights, mask, bias, layout, epilogue, _choice(shape, weights, mask)[1])
 
 
-def _choice(shape: ConvShape, weights: NDArray, mask: NDArray | None) -> tuple[float, int]:
-    """Expected cycles, and vectors of the panels that need the least."""
-    if shape.groups == shape.channels == shape.filters > 1:
-        return depthwise_cycles(shape), DEPTHWISE
-    return min((filter_cycles(shape, weights, mask, vectors), vectors) for vectors in TILES)
+def _choice(shape: ConvShape, weights: NDArray, mask: NDArray | None) -> tuple[float, Form]:
+    """Expected cycles in the form that needs the least, and that form."""
+    positions = shape.output[0] * shape.output[1]
+    kept = np.ones((shape.channels, positions), bool) if mask is None else mask.reshape(-1, positions)
+    return min((expected_cycles(shape, weights, kept, form), form) for form in forms(shape, mask))

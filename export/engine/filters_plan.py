@@ -8,19 +8,24 @@ from numpy.typing import NDArray
 
 from ...common.simd import LANES
 from .conv import ConvShape, Epilogue, Op, View
-from .filters_run import BIAS, COUNT, DEPTHWISE, ENTRIES, ENTRIES_END, FROM_BIAS, HIGH, ITEMS, LOW, META, RESIDUAL, TILES, TO_Y, X, Y
-from .filters_tiles import Block, Entries, Numbers, blocks, passes
-
-SUMS = 4096
-"""Floats of the sums of a block of positions: they have to stay in the first-level cache."""
-PASS_WEIGHTS = 6144
-"""Floats of weights that a pass may take, for the same reason."""
-CACHED_WEIGHTS = 2**18
-"""Weights of a convolution that stay in the caches between uses; more are prefetched."""
-LEAST_SLOTS = 16
-"""Slots of a block, where there are as many positions."""
-ITEMS_WANTED = 2
-"""Work items of an operation at least, where it has enough positions, so that threads find about equal shares."""
+from .filters_forms import CACHED_WEIGHTS, PASS_WEIGHTS, bounds, copied, copy_cycles, pass_cycles
+from .filters_run import (
+    BIAS,
+    CHANNEL_STRIDE,
+    COPIES,
+    DEPTHWISE,
+    FROM_BIAS,
+    HIGH,
+    ITEMS,
+    LOW,
+    META,
+    RESIDUAL,
+    TILES,
+    TO_Y,
+    X,
+    Y,
+)
+from .filters_tiles import Block, Entries, Form, Numbers, blocks, passes
 
 
 @dataclass(frozen=True)
@@ -87,42 +92,64 @@ class Layout:
 
 
 def operation(
-    shape: ConvShape, weights: NDArray, mask: NDArray | None, bias: NDArray, layout: Layout, epilogue: Epilogue, vectors: int
+    shape: ConvShape, weights: NDArray, mask: NDArray | None, bias: NDArray, layout: Layout, epilogue: Epilogue, form: Form
 ) -> Op:
-    """Plan a convolution with panels of so many vectors, or, with DEPTHWISE, of channels."""
+    """Plan a convolution."""
     count = -(-shape.filters // LANES)
-    width = max(v for v in TILES if v <= max(1, min(vectors, count)))
     positions = shape.output[0] * shape.output[1]
-    slots = _slots(positions, count, width)
     kept = np.ones((shape.channels, positions), bool) if mask is None else mask.reshape(-1, positions)
+    cuts = bounds(shape, kept, form)
+    slots = int(np.diff(cuts).max())
     index, constants = Numbers(np.int32), Numbers(np.float32)
     index.add(np.arange(slots))
     numbers = np.zeros((1 + count) * LANES, np.float32)
     numbers[[LOW, HIGH]], numbers[BIAS : BIAS + shape.filters] = (epilogue.low, epilogue.high), bias
     constants.add(numbers)
-    make = _depthwise_panels if vectors == DEPTHWISE else _filter_panels
-    cut, made = make(shape, weights, kept, layout.taps(), width, slots, index)
-    views = [layout.patches(), layout.results(layout.y), *([layout.results(layout.residual)] if layout.residual else [])]
-    tables = [index.add(np.stack([view[block.positions] for view in views])) for block in cut]
+    line = copied(shape) if form.copies else 0
+    taps = layout.taps()
+    offsets = np.arange(shape.channels)[:, None] if form.copies else taps
+    make = _depthwise_panels if form.vectors == DEPTHWISE else _filter_panels
+    cut, made = make(shape, weights, kept, offsets, form, cuts, index)
+    results = [layout.results(layout.y), *([layout.results(layout.residual)] if layout.residual else [])]
+    ends = []
+    for block in cut:
+        chosen = block.positions
+        sources, copies = layout.patches()[chosen], np.zeros(0, int)
+        if form.copies:
+            # In the order of the positions, as x lies in memory.
+            order = chosen.argsort()
+            copies = _copies(kept[:, chosen[order]], sources[order], layout.x.channel_stride)
+            sources = order.argsort() * line
+        table, copy = index.add(np.stack([sources, *(view[chosen] for view in results)])), index.add(copies)
+        ends.append([table, len(chosen), copy, copy + copies.size])
+    starts = [constants.add(panel.weights) for panel in made]
     items, costs = [], []
-    for panel in made:
-        start = constants.add(panel.weights)
-        for block, table, steps in zip(cut, tables, panel.passes, strict=True):
-            first = index.add(steps)
-            items.append([panel.vectors, start, panel.first, first, first + steps.size, table, len(block.positions)])
-            costs.append(_cycles(steps, panel.vectors))
-    meta = np.zeros(META, np.int64)
-    residual = layout.residual.start if layout.residual else -1
-    meta[[X, Y, RESIDUAL, ITEMS]] = layout.x.start, layout.y.start, residual, index.add(np.array(items))
-    return Op(
-        kernel="filters", meta=meta, index=index.array(), constants=constants.array(), costs=np.array(costs), scratch=slots * width * LANES
-    )
+    for panel, number in _order(len(made), len(cut), form):
+        steps, vectors = made[panel].passes[number], made[panel].vectors
+        first = index.add(steps)
+        items.append([vectors, starts[panel], made[panel].first, first, first + steps.size, *ends[number]])
+        first_of_copy = form.copies and panel == 0
+        costs.append(pass_cycles(steps, form, vectors) + first_of_copy * copy_cycles(shape, len(cut[number].positions)))
+    meta, sums = np.zeros(META, np.int64), slots * max(1, form.vectors) * LANES
+    meta[[X, Y, RESIDUAL]] = layout.x.start, layout.y.start, layout.residual.start if layout.residual else -1
+    meta[[COPIES, CHANNEL_STRIDE, ITEMS]] = sums, layout.x.channel_stride, index.add(np.array(items))
+    scratch = sums + slots * line
+    return Op(kernel="filters", meta=meta, index=index.array(), constants=constants.array(), costs=np.array(costs), scratch=scratch)
 
 
-def _slots(positions: int, count: int, width: int) -> int:
-    """Positions of a block, for `count` vectors of filters in panels of `width`."""
-    wanted = max(LEAST_SLOTS, -(-positions * count // (width * ITEMS_WANTED)))
-    return min(SUMS // (width * LANES), wanted, positions)
+def _order(panels: int, blocks: int, form: Form) -> list[tuple[int, int]]:
+    """(panel, block) of each work item. A thread needs few panels' weights, or, where there are copies, few blocks' copies."""
+    if form.copies:
+        return [(panel, block) for block in range(blocks) for panel in range(panels)]
+    return [(panel, block) for panel in range(panels) for block in range(blocks)]
+
+
+def _copies(kept: NDArray, sources: NDArray, stride: int) -> NDArray:
+    """[positions,vectors,2] what the kernel copies; kept: bool [C,positions]; sources: [positions] where the channels begin."""
+    lanes = np.zeros((-(-len(kept) // LANES) * LANES, kept.shape[1]), np.int64)
+    lanes[: len(kept)] = kept
+    words = (lanes.reshape(-1, LANES, kept.shape[1]) << np.arange(LANES)[:, None]).sum(1).T
+    return np.stack([sources[:, None] + np.arange(words.shape[1]) * LANES * stride, words], 2)
 
 
 class PlannedPanel(NamedTuple):
@@ -135,10 +162,10 @@ class PlannedPanel(NamedTuple):
 
 
 def _filter_panels(
-    shape: ConvShape, weights: NDArray, kept: NDArray, taps: NDArray, width: int, slots: int, index: Numbers
+    shape: ConvShape, weights: NDArray, kept: NDArray, taps: NDArray, form: Form, cuts: NDArray, index: Numbers
 ) -> tuple[list[Block], list[PlannedPanel]]:
-    cut, made, known = blocks(kept, slots, TILES[width][0]), [], {}
-    for panel in panels(shape, weights, width):
+    cut, made, known = blocks(kept, cuts, form), [], {}
+    for panel in panels(shape, weights, form.vectors):
         key = panel.vectors, panel.kept.tobytes()
         entries = Entries.of(panel.kept)
         if key not in known:
@@ -151,10 +178,10 @@ def _filter_panels(
 
 
 def _depthwise_panels(
-    shape: ConvShape, weights: NDArray, kept: NDArray, taps: NDArray, width: int, slots: int, index: Numbers
+    shape: ConvShape, weights: NDArray, kept: NDArray, taps: NDArray, form: Form, cuts: NDArray, index: Numbers
 ) -> tuple[list[Block], list[PlannedPanel]]:
     """Positions that keep the same channels of a panel share a pass, whose weights are zero for the other channels."""
-    cut, made, count = blocks(np.zeros((1, kept.shape[1]), bool), slots, 1), [], taps.shape[1]
+    cut, made, count = blocks(np.zeros((1, kept.shape[1]), bool), cuts, form), [], taps.shape[1]
     for first in range(0, shape.filters, LANES):
         part = weights[first : first + LANES].reshape(-1, count)
         patterns, which = np.unique(kept[first : first + LANES], axis=1, return_inverse=True)
@@ -171,38 +198,3 @@ def _depthwise_panels(
             steps.append(np.array(rows))
         made.append(PlannedPanel(first, DEPTHWISE, packed, steps))
     return cut, made
-
-
-PER_ENTRY = {DEPTHWISE: 0.8, 1: 0.69, 2: 1.05, 4: 2.05}
-"""Cycles of an entry at a position, by the vectors of the panel; these and the next were measured with AVX-512 (Zen 5)."""
-PER_SLOT, PER_PASS, PER_WEIGHT = 2.0, 75.0, 0.6
-"""Cycles of a vector of results; of a pass of a channel; of a weight that comes from memory."""
-
-
-def _cycles(steps: NDArray, vectors: int) -> float:
-    """Expected time of the passes of a work item."""
-    entries = (steps[:, ENTRIES_END] - steps[:, ENTRIES]) // 2
-    return float((steps[:, COUNT] * (entries * PER_ENTRY[vectors] + PER_SLOT)).sum() + PER_PASS / 4 * len(steps))
-
-
-def depthwise_cycles(shape: ConvShape) -> float:
-    """Expected time of a depthwise convolution."""
-    positions, vectors = shape.output[0] * shape.output[1], -(-shape.channels // LANES)
-    return PER_PASS + positions * vectors * (shape.kernel[0] * shape.kernel[1] * PER_ENTRY[DEPTHWISE] + PER_SLOT)
-
-
-def filter_cycles(shape: ConvShape, weights: NDArray, mask: NDArray | None, vectors: int) -> float:
-    """Expected time with panels of so many vectors."""
-    positions, count = shape.output[0] * shape.output[1], -(-shape.filters // LANES)
-    slots = _slots(positions, count, vectors)
-    kept = np.ones((shape.channels, positions), bool) if mask is None else mask.reshape(-1, positions)
-    active = np.add.reduceat(kept, np.arange(0, positions, slots), 1, dtype=np.int64)
-    sizes = np.diff(np.arange(0, positions, slots), append=positions)
-    partly = ((active > 0) & (active < sizes)).sum(1)
-    total = PER_PASS + PER_SLOT * positions * count
-    for panel in panels(shape, weights, vectors):
-        taps = panel.kept.sum(1)
-        total += float(active.sum(1) @ taps * PER_ENTRY[panel.vectors] + partly @ (taps > 0) * PER_PASS)
-        if weights.size > CACHED_WEIGHTS:
-            total += float(taps.sum() * panel.vectors * LANES * PER_WEIGHT)
-    return total

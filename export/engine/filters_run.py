@@ -7,6 +7,9 @@ entries, which are (channel, tap) pairs with the weights of the panel, and a lis
 
 A tile of several slots stays in registers over the entries of the pass. The sums of a block live in the first-level cache (scratch) from
 pass to pass; a pass with FROM_BIAS begins with the bias, and one with TO_Y ends with residual, clip and the store to y.
+
+The items of an operation may read their activations from a copy of the patches, in scratch too, in which what the mask drops is zero:
+then a pass may have slots that drop some of its channels. Items that follow each other share the copy of their block.
 """
 
 from collections.abc import Callable
@@ -18,14 +21,16 @@ from numpy.typing import NDArray
 
 from ...common.simd import LANES
 from .conv import CONSTANTS, HEADER, INDEX
-from .filters_simd import add_channels, add_rows, add_tap, clip, load_slots, prefetch, same_rows, store_rows, store_slots
+from .filters_simd import add_channels, add_rows, add_tap, clip, copy_lanes, load_slots, prefetch, same_rows, store_rows, store_slots
 
-X, Y, RESIDUAL, ITEMS = range(HEADER, HEADER + 4)
-"""Positions in meta: first elements of the tensors in the arena (no residual: -1), and of the work items in the index."""
-META = HEADER + 4
-VECTORS, WEIGHTS, FILTER, FIRST_PASS, LAST_PASS, TABLES, SLOTS, ITEM = range(8)
+X, Y, RESIDUAL, ITEMS, COPIES, CHANNEL_STRIDE = range(HEADER, HEADER + 6)
+"""Positions in meta: first elements of the tensors in the arena (no residual: -1), and of the work items in the index; first element of
+copies in scratch, and the stride of the channels of x."""
+META = HEADER + 6
+VECTORS, WEIGHTS, FILTER, FIRST_PASS, LAST_PASS, TABLES, SLOTS, COPY, COPY_END, ITEM = range(10)
 """Integers of a work item: vectors of its panel; where its weights begin in the constants, and its filters among all; its passes;
-tables of the positions of its slots in x, y and residual, one after another, of SLOTS integers each."""
+tables of the positions of its slots in x, y and residual, one after another, of SLOTS integers each; index[COPY:COPY_END] holds a pair
+for each vector of channels that is copied: its first element in x, and a word whose bits are set for the channels that are kept."""
 MODE, ENTRIES, ENTRIES_END, LIST, COUNT, PASS = range(6)
 """Integers of a pass: index[ENTRIES:ENTRIES_END] holds its entries, pairs of offsets in a patch and in the panel's weights; LIST and
 COUNT are its slots."""
@@ -121,12 +126,31 @@ _depthwise = _item(1, add_channels)
 
 
 @njit(**_OPTIONS)
+def _copy(to: int, first: int, last: int, x: int, stride: int, arena: NDArray, index: NDArray) -> None:
+    if stride == 1:
+        for pair in range(first, last, 2):
+            copy_lanes(arena, to, x + index[pair], index[pair + 1])
+            to += LANES
+    else:
+        for pair in range(first, last, 2):
+            for lane in range(LANES):
+                kept = index[pair + 1] >> lane & 1
+                arena[to + lane] = arena[x + index[pair] + lane * stride] if kept else np.float32(0)
+            to += LANES
+
+
+@njit(**_OPTIONS)
 def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
     base, numbers = meta[op + INDEX], meta[op + CONSTANTS]
-    x, y, residual = meta[op + X], meta[op + Y], meta[op + RESIDUAL]
+    x, y, residual, copied = meta[op + X], meta[op + Y], meta[op + RESIDUAL], np.int32(-1)
     for k in range(first, last):
         work = base + meta[op + ITEMS] + k * ITEM
         vectors = index[work + VECTORS]
+        if index[work + COPY] < index[work + COPY_END]:
+            x = scratch + meta[op + COPIES]
+            if index[work + COPY] != copied:
+                copied = index[work + COPY]
+                _copy(x, base + copied, base + index[work + COPY_END], meta[op + X], meta[op + CHANNEL_STRIDE], arena, index)
         if vectors == 4:
             _four(work, base, numbers, scratch, x, y, residual, arena, constants, index)
         elif vectors == 2:

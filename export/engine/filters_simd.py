@@ -127,6 +127,21 @@ def _add_rows(typing: Any, tile: Any, array: Any, start: Any, index: Any, table:
 
 
 @intrinsic
+def _copy_lanes(typing: Any, array: Any, start: Any, source: Any, bits: Any) -> Any:
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emitter(context, builder, signature, args)
+        words = ir.VectorType(ir.IntType(32), LANES)
+        first = builder.insert_element(ir.Constant(words, ir.Undefined), args[3], ir.Constant(ir.IntType(32), 0))
+        bit = builder.and_(e.shuffle(first, first, [0] * LANES), ir.Constant(words, [1 << lane for lane in range(LANES)]))
+        kept = builder.icmp_unsigned("!=", bit, ir.Constant(words, [0] * LANES))
+        value = builder.select(kept, e.load(e.element(e.data(0), args[2])), ir.Constant(VECTOR, [0.0] * LANES))
+        e.store(value, e.element(e.data(0), args[1]))
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp, types.int32), emit
+
+
+@intrinsic
 def _clip(typing: Any, tile: Any, low: Any, high: Any) -> Any:
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         e = Emitter(context, builder, signature, args)
@@ -237,6 +252,10 @@ def _numpy_add_channels(
     return tile + activations.reshape(tile.shape) * weights[weight : weight + LANES]
 
 
+def _numpy_copy_lanes(array: NDArray, start: int, source: int, bits: int) -> None:
+    array[start : start + LANES] = np.where(bits >> np.arange(LANES) & 1, array[source : source + LANES], np.float32(0))
+
+
 def _numpy_prefetch(array: NDArray, start: int) -> None:
     pass
 
@@ -251,6 +270,8 @@ store_rows = _numpy_store_rows if config.DISABLE_JIT else _store_rows
 """store_rows(tile, array, start, index, table, slots): row r begins at array[start + index[table + index[slots + r]]]."""
 add_rows = _numpy_add_rows if config.DISABLE_JIT else _add_rows
 """add_rows(tile, array, start, index, table, slots): tile += what store_rows would overwrite."""
+copy_lanes = _numpy_copy_lanes if config.DISABLE_JIT else _copy_lanes
+"""copy_lanes(array, start, source, bits): array[start + lane] = array[source + lane] where bit `lane` is set, else 0, for LANES lanes."""
 clip = _numpy_clip if config.DISABLE_JIT else _clip
 """clip(tile, low, high)"""
 add_tap = _numpy_add_tap if config.DISABLE_JIT else _add_tap

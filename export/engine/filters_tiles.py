@@ -5,6 +5,8 @@ registers. What is left over, channels that only some positions of a tile keep, 
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +36,19 @@ class Numbers:
         return np.concatenate([np.zeros(0, self._dtype), *self._parts])
 
 
+class Form(NamedTuple):
+    """How an operation is planned: vectors of its panels (or DEPTHWISE); slots of a tile; how many of them have to keep a channel for all
+    to go through it together. Where that is not all, what they drop has to be zero: it is read from a copy of the patches."""
+
+    vectors: int
+    tile: int
+    least: int
+
+    @property
+    def copies(self) -> bool:
+        return self.least < self.tile
+
+
 @dataclass(frozen=True)
 class Block:
     """The positions of a work item, its slots, cut into tiles of as many slots each (the last one may have fewer)."""
@@ -41,42 +56,46 @@ class Block:
     positions: NDArray
     tile: int
     common: NDArray
-    """bool [tiles,C]: channels that all slots of a tile keep."""
+    """bool [tiles,C]: channels that all slots of a tile go through."""
     rest: NDArray
     """bool [C,slots]: what else is kept."""
 
 
-def blocks(kept: NDArray, slots: int, tile: int) -> list[Block]:
-    """Cut the positions into blocks of at most so many successive ones; kept: bool [C,positions]."""
-    return [_block(kept[:, first : first + slots], first, tile) for first in range(0, kept.shape[1], slots)]
+def blocks(kept: NDArray, bounds: NDArray, form: Form) -> list[Block]:
+    """Successive positions, cut at the bounds; kept: bool [C,positions]."""
+    return [block(kept[:, first:last], first, form) for first, last in pairwise(bounds)]
 
 
-def _block(kept: NDArray, first: int, tile: int) -> Block:
-    order = alike(kept, tile)
+def block(kept: NDArray, first: int, form: Form) -> Block:
+    """The block of these positions; kept: bool [C,slots], the first slot at position `first`."""
+    order = alike(kept, form)
     kept = kept[:, order]
-    starts = np.arange(0, len(order), tile)
-    common = np.logical_and.reduceat(kept, starts, 1)
-    rest = kept & ~common.repeat(np.diff(starts, append=len(order)), 1)
-    return Block(first + order, tile, common.T, rest)
+    starts = np.arange(0, len(order), form.tile)
+    sizes = np.diff(starts, append=len(order))
+    common = np.add.reduceat(kept, starts, 1, dtype=np.int16) >= np.minimum(form.least, sizes)
+    rest = kept & ~common.repeat(sizes, 1)
+    return Block(first + order, form.tile, common.T, rest)
 
 
-def alike(kept: NDArray, tile: int) -> NDArray:
-    """An order of the slots in which those that follow each other keep many channels together; kept: bool [C,slots]."""
+def alike(kept: NDArray, form: Form) -> NDArray:
+    """An order of the slots in which those of a tile keep many channels together; kept: bool [C,slots]."""
     slots = kept.shape[1]
-    if tile == 1 or (kept == kept[:, :1]).all():
+    if form.tile == 1 or (kept == kept[:, :1]).all():
         return np.arange(slots)
     columns = kept.T.astype(np.float32)
     sizes, free = columns.sum(1), np.ones(slots, bool)
+    # Together they keep, of a slot: most channels in common, and among those, the slot that loses least by it; or, where a tile goes
+    # through all that any slot keeps: the slot that differs least.
+    weight = 0.5 if form.copies else 1 / (len(kept) + 1)
     order: list[int] = []
     for first in np.argsort(-sizes, kind="stable"):
         if not free[first]:
             continue
         common, free[first] = columns[first].copy(), False
         order.append(first)
-        for _ in range(min(tile - 1, slots - len(order))):
-            # Most channels in common; among those, the slot that loses least by it.
-            best = int(np.where(free, columns @ common - sizes / (len(kept) + 1), -np.inf).argmax())
-            common *= columns[best]
+        for _ in range(min(form.tile - 1, slots - len(order))):
+            best = int(np.where(free, columns @ common - sizes * weight, -np.inf).argmax())
+            common = np.maximum(common, columns[best]) if form.copies else common * columns[best]
             free[best] = False
             order.append(best)
     return np.array(order)

@@ -13,9 +13,22 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fineprune.common.simd import LANES
-from fineprune.export.engine import filters, filters_plan
+from fineprune.export.engine import filters, filters_forms, filters_plan
 from fineprune.export.engine.conv import CONSTANTS, INDEX, ConvShape, Epilogue, Op, View
-from fineprune.export.engine.filters_run import COUNT, DEPTHWISE, ENTRIES, ENTRIES_END, FIRST_PASS, ITEM, ITEMS, LAST_PASS, PASS, VECTORS
+from fineprune.export.engine.filters_run import (
+    COPIES,
+    COUNT,
+    DEPTHWISE,
+    ENTRIES,
+    ENTRIES_END,
+    FIRST_PASS,
+    ITEM,
+    ITEMS,
+    LAST_PASS,
+    PASS,
+    VECTORS,
+)
+from fineprune.export.engine.filters_tiles import Form
 from support import reference
 from support.geometries import KINDS, Geometry, geometries
 from support.tolerances import FLOAT32
@@ -89,7 +102,8 @@ class Arena:
         return np.lib.stride_tricks.as_strided(self.data[view.start :], (view.channels, view.height, view.width), strides)
 
 
-def planned(p: Problem, nchw: bool = False) -> tuple[Op, Arena, View]:
+def planned(p: Problem, nchw: bool = False, form: Form | None = None) -> tuple[Op, Arena, View]:
+    """form: None: the one that the kernel chooses."""
     arena, s = Arena(), p.shape
     margins = tuple(pad + extra for pad, extra in zip(s.pads, (1, 0, 0, 2), strict=True))
     x = arena.add(s.channels, s.height, s.width, margins, nchw)  # type: ignore[arg-type]
@@ -101,7 +115,11 @@ def planned(p: Problem, nchw: bool = False) -> tuple[Op, Arena, View]:
         residual = arena.add(s.filters, *s.output, (0, 1, 0, 0))
         arena.elements(residual)[:] = p.residual
     assert filters.supports(s, p.weights, p.mask) is None
-    return filters.plan(s, p.weights, p.mask, p.bias, x, y, Epilogue(low=p.low, high=p.high, residual=residual)), arena, y
+    epilogue = Epilogue(low=p.low, high=p.high, residual=residual)
+    if form is None:
+        return filters.plan(s, p.weights, p.mask, p.bias, x, y, epilogue), arena, y
+    layout = filters_plan.Layout(s, x, y, residual)
+    return filters_plan.operation(s, p.weights, p.mask, p.bias, layout, epilogue, form), arena, y
 
 
 def execute(op: Op, arena: Arena, items: list[tuple[int, int]]) -> None:
@@ -115,8 +133,8 @@ def execute(op: Op, arena: Arena, items: list[tuple[int, int]]) -> None:
         filters.run(first, last, scratch, arena.data, constants, index, meta, 5)
 
 
-def check(p: Problem, nchw: bool = False) -> Op:
-    op, arena, y = planned(p, nchw)
+def check(p: Problem, nchw: bool = False, form: Form | None = None) -> Op:
+    op, arena, y = planned(p, nchw, form)
     margins = arena.data.copy()
     execute(op, arena, [(k, k + 1) for k in range(len(op.costs))][::-1])
     np.testing.assert_allclose(arena.elements(y), p.expected(), rtol=FLOAT32[0], atol=FLOAT32[1])
@@ -177,11 +195,48 @@ def test_any_number_of_filters(filters_count: int, density: float | None) -> Non
 @pytest.mark.parametrize("density", [None, 0.1, 0.5, 0.97])
 def test_many_passes_and_blocks(density: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """More positions than a block has, and more weights than a pass takes."""
-    monkeypatch.setattr(filters_plan, "SUMS", 20 * 4 * LANES)
+    monkeypatch.setattr(filters_forms, "SUMS", 20 * 4 * LANES)
     monkeypatch.setattr(filters_plan, "PASS_WEIGHTS", 30 * 4 * LANES)
     monkeypatch.setattr(filters_plan, "CACHED_WEIGHTS", 0)
     op = check(problem(ConvShape(channels=11, filters=64, height=9, width=7, kernel=(3, 3), pads=(1,) * 4), density, residual=True))
     assert len(op.costs) == 4
+
+
+@pytest.mark.parametrize("form", [Form(1, 8, 1), Form(2, 4, 1), Form(4, 4, 1), Form(4, 4, 2), Form(4, 2, 1), Form(4, 1, 1)], ids=str)
+@pytest.mark.parametrize("nchw", [False, True])
+def test_copies_of_what_is_kept(form: Form, nchw: bool) -> None:
+    """Positions of a tile go through the channels that any of them keeps; what they drop may be anything."""
+    p = problem(
+        ConvShape(channels=21, filters=80, height=9, width=11, kernel=(1, 1), strides=(2, 1), pads=(0, 1, 1, 0)), 0.5, residual=True
+    )
+    assert p.mask is not None
+    p.mask[:, 1, 3] = p.mask[4] = False
+    p.x[:, 2, 2], p.x[4] = np.inf, np.nan
+    check(p, nchw, form)
+
+
+def test_no_form_is_chosen_that_is_dearer_than_no_mask() -> None:
+    """Masks that drop little without structure: the form with copies of 1x1 layers costs hardly more than no mask, by far less than exact
+    passes do."""
+    shape = ConvShape(channels=64, filters=256, height=14, width=14, kernel=(1, 1))
+    p = problem(shape, 0.9)
+    dense, masked = filters.estimate(shape, p.weights, None), filters.estimate(shape, p.weights, p.mask)
+    assert masked < 1.1 * dense
+    op, *_ = planned(p)
+    assert op.meta[COPIES] < op.scratch
+
+
+@pytest.mark.parametrize(("channels", "side"), [(16, 32), (32, 16), (64, 8), (128, 8), (512, 7)])
+def test_work_items_of_about_equal_cost(channels: int, side: int) -> None:
+    """Half of the map keeps little: two threads still find equal shares."""
+    shape = ConvShape(channels=channels, filters=channels, height=side, width=side, kernel=(3, 3), pads=(1,) * 4)
+    p = problem(shape, 0.8)
+    assert p.mask is not None
+    p.mask[:, side // 2 :] &= np.random.default_rng(1).random((channels, side - side // 2, side)) < 0.2
+    for q in (p, problem(shape)):
+        costs = planned(q)[0].costs
+        assert len(costs) >= 4
+        assert min(abs(0.5 - costs[:k].sum() / costs.sum()) for k in range(len(costs))) < 0.06
 
 
 def test_channels_that_no_position_or_only_some_keep() -> None:
@@ -234,15 +289,19 @@ def test_an_estimate_falls_with_every_kind_of_mask() -> None:
     shape, rng = ConvShape(channels=32, filters=64, height=8, width=8, kernel=(3, 3), pads=(1,) * 4), np.random.default_rng(0)
     by_group = group_taps(64, 32, rng)
     cases = [problem(shape), problem(shape, kept=by_group), problem(shape, 0.5), problem(shape, 0.5, by_group)]
+    for p in cases[2:]:
+        p.mask = np.broadcast_to(rng.random((32, 8, 1)) < 0.5, (32, 8, 8))
     dense, fwp, ffp, both = (filters.estimate(shape, p.weights, p.mask) for p in cases)
     assert dense > fwp > both and dense > ffp > both
 
 
-def test_work_items_in_any_order_give_the_same() -> None:
-    p = problem(ConvShape(channels=6, filters=80, height=10, width=10, kernel=(3, 3), pads=(1,) * 4), 0.4, residual=True)
+@pytest.mark.parametrize("form", [None, Form(4, 4, 1)], ids=str)
+def test_work_items_in_any_order_give_the_same(form: Form | None) -> None:
+    kernel, pads = ((1, 1), (0,) * 4) if form else ((3, 3), (1,) * 4)
+    p = problem(ConvShape(channels=6, filters=80, height=10, width=10, kernel=kernel, pads=pads), 0.4, residual=True)
     results = []
     for reverse in (False, True):
-        op, arena, y = planned(p)
+        op, arena, y = planned(p, form=form)
         middle = len(op.costs) // 2
         assert middle
         execute(op, arena, [(middle, len(op.costs)), (0, middle)] if reverse else [(0, len(op.costs))])
@@ -269,10 +328,11 @@ def test_margins_narrower_than_the_padding_are_refused() -> None:
 UNCOMPILED = """
 import numba
 assert numba.config.DISABLE_JIT
-from test_filters import PLAIN, ConvShape, check, problem
+from test_filters import PLAIN, ConvShape, Form, check, problem
 check(problem(PLAIN, 0.5, 0.8, residual=True, clip=True))
 check(problem(PLAIN), nchw=True)
 check(problem(ConvShape(channels=3, filters=70, height=4, width=4, kernel=(3, 2), strides=(2, 1))))
+check(problem(ConvShape(channels=18, filters=20, height=3, width=3, kernel=(1, 1)), 0.7), form=Form(2, 4, 1))
 check(problem(ConvShape(channels=18, filters=18, height=4, width=4, kernel=(3, 2), groups=18), 0.5))
 """
 
