@@ -265,7 +265,7 @@ def row(bench: Bench, group: str, run: Run, seeds: Iterable[int] | None = None) 
     keys = ("mean_staleness", "mean_forecast_steps", "mean_forecast_ratio")
     return {
         "group": group,
-        "algorithm": run.algorithm + (run.label and f" {run.label}"),
+        "algorithm": run.algorithm + (f" {run.label}" if run.label and run.label != group else ""),
         "workers": run.workers,
         "lr": run.lr,
         "seeds": len(results),
