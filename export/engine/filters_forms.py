@@ -17,8 +17,9 @@ COPIES = 2**14
 """Floats of the copies of a block: they have to stay in the second-level cache."""
 LEAST_SLOTS = 16
 """Slots of a block, where there are as many positions."""
-ITEMS_WANTED = 4
-"""Work items of an operation at least, where it has enough positions, so that threads find about equal shares."""
+ITEMS_WANTED, ITEMS_WITH_PASSES = 4, 2
+"""Work items of an operation at least, where it has enough positions, so that threads find about equal shares; and where each block has
+passes of its own for channels, which make more blocks dearer."""
 PASS_WEIGHTS = 6144
 """Floats of weights that a pass may take: they have to stay in the first-level cache, too."""
 CACHED_WEIGHTS = 2**18
@@ -61,7 +62,8 @@ def bounds(shape: ConvShape, kept: NDArray, form: Form) -> NDArray:
     most = SUMS // (width * LANES)
     if form.copies:
         most = min(most, max(LEAST_SLOTS, COPIES // copied(shape)))
-    wanted = min(-(-ITEMS_WANTED * width // vectors), positions // LEAST_SLOTS)
+    items = ITEMS_WANTED if form.copies or kept.all() else ITEMS_WITH_PASSES
+    wanted = min(-(-items * width // vectors), positions // LEAST_SLOTS)
     count = max(1, wanted, -(-positions // most))
     work = np.cumsum(kept.sum(0) + len(kept) / 16)
     ends = np.searchsorted(work, work[-1] * np.arange(1, count) / count) + 1
