@@ -41,8 +41,8 @@ def _error_over_time(runs: Path, rows: list[dict[str, Any]], path: Path) -> None
         axis.xaxis.set_major_formatter(ScalarFormatter())
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
     axes[0][0].set_ylabel("validation error, %")
-    axes[0][-1].legend()
     _save(figure, path)
 
 

@@ -1,0 +1,101 @@
+"""What LC-ASGD's predictors cost: processor time of the server's answer to a state, by workers, beside that of a worker's iteration.
+
+    python benchmarks/lc_asgd_costs.py [--quick] [--json FILE]
+
+One thread. The server is asked by M workers in turn, with random losses; the figures are means over the second half of the requests,
+lessons included. The ratio is the answer's time at M = 8 to an iteration's.
+"""
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fineprune.common.files import write_json
+from fineprune.export.machine import machine_facts
+from fineprune.models.training import TrainConfig
+from fineprune.models.training.distributed.config import AsyncConfig
+from fineprune.models.training.distributed.ledger import Ticket
+from fineprune.models.training.distributed.server import Server, State
+from fineprune.models.training.distributed.worker import Worker
+from fineprune.models.zoo import build
+
+NETWORKS = (("resnet8", 8, (1, 14, 14), 32), ("resnet8", 8, (1, 28, 28), 128), ("resnet20", 16, (3, 32, 32), 128))
+"""name, width, input, batch."""
+WORKERS = (4, 8, 16, 64)
+
+
+class Batch(NamedTuple):
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    rounds = 40 if arguments.quick else 80
+    requests = {m: request_ms(m, rounds * m) for m in WORKERS}
+    for m, value in requests.items():
+        print(f"M={m:2}: {value:.2f} ms a request, {m * value:.1f} ms a round of M")
+    iterations = []
+    for name, width, shape, batch in NETWORKS:
+        value = iteration_ms(name, width, shape, batch, 5 if arguments.quick else 15)
+        ratio = requests[8] / value
+        iterations.append({"network": name, "width": width, "input": shape, "batch": batch, "ms": value, "ratio": ratio})
+        print(f"{name} width {width}, {shape}, batch {batch}: {value:.1f} ms an iteration; an answer at M=8 is {ratio:.1%} of it")
+    if arguments.json:
+        write_json(arguments.json, {"machine": machine_facts(), "request_ms": requests, "iterations": iterations})
+
+
+def request_ms(workers: int, requests: int) -> float:
+    """Mean processor time of `Server.state`."""
+    config = TrainConfig(epochs=10, batch_size=32, momentum=0.0)
+    server = Server(torch.zeros(1), 0, config, AsyncConfig(algorithm="lc-asgd", workers=workers), [requests])
+    generator = torch.Generator().manual_seed(0)
+    times = []
+    for i in range(requests):
+        pulled = server.pull(i % workers)
+        if pulled is None:
+            raise RuntimeError("the server has a batch for every request")
+        loss = 1 + 0.1 * torch.rand(1, generator=generator).item()
+        report = State(pulled.lease, loss, 1, 1, torch.empty(0), 0.1, 1.0)
+        times.append(_seconds(lambda report=report: server.state(report)))  # type: ignore[misc]
+        server.gradient(pulled.lease, torch.zeros(1))
+    return 1e3 * statistics.mean(times[requests // 2 :])
+
+
+def iteration_ms(name: str, width: int, shape: tuple[int, int, int], size: int, repetitions: int) -> float:
+    """Median processor time of a worker's forward and backward pass."""
+    model = build(name, seed=0, width=width, in_channels=shape[0], num_classes=10)
+    config = TrainConfig(batch_size=size, channels_last=False)
+    worker = Worker(model, config, torch.device("cpu"), torch.float32, torch.contiguous_format)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(size, *shape, generator=generator)
+    batch = Batch(images, torch.randint(0, 10, (size,), generator=generator), torch.arange(size))
+    weights = worker.flat.weights()
+
+    def step() -> None:
+        worker.forward(weights, batch, Ticket(0, 0, 0, 0))
+        worker.backward()
+
+    step()
+    return 1e3 * statistics.median(_seconds(step) for _ in range(repetitions))
+
+
+def _seconds(work: Any) -> float:
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+if __name__ == "__main__":
+    main()
