@@ -89,7 +89,8 @@ def run_zero(first: int, last: int, scratch: int, arena: NDArray, constants: NDA
     """Kernel "zero"; a work item is a row."""
     m = op + HEADER
     t, tc, ti, tj, C, W = meta[m], meta[m + 1], meta[m + 2], meta[m + 3], meta[m + 4], meta[m + 6]
+    outer, inner, step = (C, W, tc) if tj == 1 else (W, C, tj)  # the inner stride is 1 in either layout
     for i in range(first, last):
-        for c in range(C):
-            for j in range(W):
-                arena[t + i * ti + c * tc + j * tj] = 0
+        for k in range(outer):
+            line = t + i * ti + k * step
+            arena[line : line + inner] = 0

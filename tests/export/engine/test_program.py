@@ -17,7 +17,7 @@ from fineprune.export.engine.conv import ConvShape
 from fineprune.export.engine.fuse import fuse
 from fineprune.export.engine.layouts import LAYOUTS, Candidate, choose, conversion_cost
 from fineprune.export.engine.memory import GUARD, Key, arena
-from fineprune.export.engine.network import Conv, Layer, Map
+from fineprune.export.engine.network import Assemble, Box, Conv, Layer, Map, Piece
 from fineprune.export.engine.program import build
 from fineprune.export.engine.threads import Team
 
@@ -74,6 +74,44 @@ def test_clips_of_clips(bounds: list[tuple[int, int]], value: int) -> None:
         expected = min(max(expected, low), low + width)
     assert isinstance(fused, Map)
     assert min(max(value, fused.low), fused.high) == expected
+
+
+def assembled(layer: Layer, x: np.ndarray, box: Box) -> np.ndarray:
+    assert isinstance(layer, Assemble)
+    y = np.zeros(box)
+    for piece in layer.pieces:
+        source, target = (
+            np.ix_(*(first + step * np.arange(count) for first, step, count in zip(start, steps, piece.size, strict=True)))
+            for start, steps in ((piece.start, piece.step), (piece.to, piece.to_step))
+        )
+        y[target] = x[source]
+    return y
+
+
+boxes = st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3))
+
+
+@given(inner=boxes, outer=boxes, starts=st.tuples(boxes, boxes), steps=st.tuples(boxes, boxes), to=boxes, trailing=st.booleans())
+def test_slices_of_slices(inner: Box, outer: Box, starts: tuple[Box, Box], steps: tuple[Box, Box], to: Box, trailing: bool) -> None:
+    x = np.random.default_rng(0).standard_normal((12, 12, 12))
+    first = Piece(source=0, size=inner, start=starts[0], step=steps[0])
+    second = Piece(source=0, size=outer, start=starts[1], step=steps[1], to=to)
+    extent = tuple(a + b * c for a, b, c in zip(starts[1], steps[1], outer, strict=True))
+    middle = tuple(max(a, b) if trailing else a for a, b in zip(inner, extent, strict=True))
+    if not trailing and any(a > b for a, b in zip(extent, inner, strict=True)):
+        return
+    whole = (8, 8, 8)
+    layers = [
+        Assemble(name="a", inputs=("x",), output="a", pieces=(first,)),
+        Assemble(name="b", inputs=("a",), output="b", pieces=(second,)),
+    ]
+    expected = assembled(layers[1], assembled(layers[0], x, (middle[0], middle[1], middle[2])), whole)
+    fused = fuse(layers, {"b"})
+    reads_zeros = any(s + t * (n - 1) >= m for s, t, n, m in zip(starts[1], steps[1], outer, inner, strict=True))
+    assert len(fused) == (2 if reads_zeros else 1)
+    if not reads_zeros:
+        np.testing.assert_array_equal(assembled(fused[0], x, whole), expected)
+    assert len(fuse(layers, {"a", "b"})) == 2
 
 
 def cost(layers: list[Layer], found: list[list[Candidate]], layouts: tuple[str, ...]) -> float:
