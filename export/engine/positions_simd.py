@@ -115,14 +115,30 @@ def _halves(e: Emitter, argument: int, count: int) -> list[Any]:
     return numbers
 
 
+def _factors(e: Emitter, count: int) -> list[Any]:
+    """weights[weight], weights[weight + 1], ..., each in all lanes. Four come by one load and are spread within registers: loads cost."""
+    builder, factors = e.builder, []
+    together = min(4, count)
+    kind = ir.VectorType(ir.FloatType(), together)
+    for begin in range(0, count, together):
+        pointer = builder.bitcast(e.element(e.args[1], e.args[2], (begin, _lanes(e, 1, 2))), kind.as_pointer())
+        numbers = builder.load(pointer)
+        numbers.align = 4
+        spread = _shuffled(builder, numbers, numbers, list(range(together)) * (LANES // together))
+        fence = cgutils.get_or_insert_function(builder.module, ir.FunctionType(VECTOR, [VECTOR]), f"llvm.arithmetic.fence.v{LANES}f32")
+        spread = builder.call(fence, [spread])
+        factors += [_shuffled(builder, spread, spread, [lane // together * together + k for lane in range(LANES)]) for k in range(together)]
+    return factors
+
+
 @intrinsic(prefer_literal=True)
 def _tile_add_patches(
     typing: Any, tile: Any, weights: Any, weight: Any, patches: Any, base: Any, index: Any, half: Any, sharing: Any
 ) -> Any:
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         e = Emitter(context, builder, signature, args)
-        share, size, one = sharing.literal_value, args[4].type, _lanes(e, 1, 2)
-        factors = [e.broadcast(e.element(e.args[1], args[2], (row, one))) for row in range(tile.rows)]
+        share, size = sharing.literal_value, args[4].type
+        factors = _factors(e, tile.rows)
         first = builder.gep(e.args[3], [args[4]], inbounds=True)
         value = args[0]
         for begin, offset in enumerate(_halves(e, 5, tile.rows // share)):
