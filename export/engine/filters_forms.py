@@ -30,8 +30,10 @@ PER_ENTRY = {
     **{(1, 8): 0.69, (1, 4): 0.95, (1, 1): 2.6},
     **{(2, 8): 1.05, (2, 4): 1.15, (2, 1): 3.0},
     **{(4, 4): 2.05, (4, 2): 2.35, (4, 1): 3.6},
+    **{(1, 6): 1.05, (1, 2): 2.0, (2, 2): 2.25},
 }
-"""Cycles of an entry at a slot, by the vectors of the panel and the slots of a tile; all these were measured with AVX-512 (Zen 5)."""
+"""Cycles of an entry at a slot, by the vectors of the panel and the slots of a tile; these and the next were measured with AVX-512 (Zen 5),
+the last line, of the tiles for CPUs with fewer registers, with AVX2 on the same."""
 PER_RESULT, PER_COPY, PER_WEIGHT = 2.0, 4.5, 0.6
 """Cycles of a vector of results; of a vector of activations that is copied; of a weight that comes from memory."""
 PER_PASS, PER_LIST = 36.0, 20.0
@@ -52,7 +54,7 @@ def forms(shape: ConvShape, mask: NDArray | None) -> Iterator[Form]:
             yield Form(vectors, rows[0], rows[0])
             if mask is not None and shape.kernel == (1, 1):
                 # Wider kernels have enough entries for a channel; copying their patches takes longer than it saves.
-                yield from (Form(vectors, tile, 1) for tile in rows)
+                yield from (Form(vectors, tile, 1) for tile in dict.fromkeys(rows))
 
 
 def bounds(shape: ConvShape, kept: NDArray, form: Form) -> NDArray:

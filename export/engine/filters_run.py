@@ -21,7 +21,19 @@ from numpy.typing import NDArray
 
 from ...common.simd import LANES
 from .conv import CONSTANTS, HEADER, INDEX
-from .filters_simd import add_channels, add_rows, add_tap, clip, copy_lanes, load_slots, prefetch, same_rows, store_rows, store_slots
+from .filters_simd import (
+    REGISTERS,
+    add_channels,
+    add_rows,
+    add_tap,
+    clip,
+    copy_lanes,
+    load_slots,
+    prefetch,
+    same_rows,
+    store_rows,
+    store_slots,
+)
 
 X, Y, RESIDUAL, ITEMS, COPIES, CHANNEL_STRIDE = range(HEADER, HEADER + 6)
 """Positions in meta: first elements of the tensors in the arena (no residual: -1), and of the work items in the index; first element of
@@ -40,8 +52,10 @@ AHEAD = 9216
 """Floats from the weights of a pass to those that it fetches."""
 LOW, HIGH, BIAS = 0, 1, LANES
 """Positions in the constants."""
-TILES = {1: (8, 4, 1), 2: (8, 4, 1), 4: (4, 2, 1)}
-"""Numbers of rows of the register tiles, by vectors."""
+TILES = {1: (8, 4, 1), 2: (8, 4, 1), 4: (4, 2, 1)} if REGISTERS >= 32 else {1: (6, 2, 1), 2: (2, 1, 1)}
+"""Numbers of rows of the register tiles, by vectors: as many as the registers hold beside weights and an activation."""
+WIDEST = max(TILES)
+"""Vectors of the widest panels."""
 DEPTHWISE = 0
 """Stands for the vectors of a panel of LANES channels of a depthwise convolution, whose activations are in the lanes too."""
 
@@ -51,7 +65,7 @@ _OPTIONS = {"nogil": True, "boundscheck": False, "error_model": "numpy"}
 
 def _tiles(rows: int, vectors: int, add: Callable[..., Any]) -> Any:
     """As many whole tiles as a list of slots has."""
-    fetches = (rows, vectors) == (TILES[4][0], 4)
+    fetches = (rows, vectors) == (TILES[WIDEST][0], WIDEST)
 
     def tiles(
         at: int,
@@ -121,7 +135,8 @@ def _item(vectors: int, add: Callable[..., Any] = add_tap) -> Any:
     return njit(**_OPTIONS)(item)
 
 
-_one, _two, _four = (_item(vectors) for vectors in sorted(TILES))
+_one, _two = _item(1), _item(2)
+_widest = _item(WIDEST) if WIDEST > 2 else _two
 _depthwise = _item(1, add_channels)
 
 
@@ -151,8 +166,8 @@ def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray,
             if index[work + COPY] != copied:
                 copied = index[work + COPY]
                 _copy(x, base + copied, base + index[work + COPY_END], meta[op + X], meta[op + CHANNEL_STRIDE], arena, index)
-        if vectors == 4:
-            _four(work, base, numbers, scratch, x, y, residual, arena, constants, index)
+        if vectors == WIDEST:
+            _widest(work, base, numbers, scratch, x, y, residual, arena, constants, index)
         elif vectors == 2:
             _two(work, base, numbers, scratch, x, y, residual, arena, constants, index)
         elif vectors == DEPTHWISE:

@@ -10,13 +10,17 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import config, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from ...common.simd import LANES, VECTOR, Emitter, Tile
+
+_FEATURES = binding.get_host_cpu_features().flatten() if config.CPU_FEATURES is None else config.CPU_FEATURES
+REGISTERS = 32 if "+avx512f" in _FEATURES else 8
+"""Vectors of LANES floats that the CPU's registers hold: AVX2 has 16 registers of half a vector, NEON 32 of a quarter."""
 
 
 def _sum(e: Emitter, a: Any, b: Any) -> Any:
