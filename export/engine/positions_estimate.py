@@ -10,11 +10,11 @@ from .conv import ConvShape
 from .positions_plan import BLOCK_LINES, DROPPED, MASKED, MOST_FILTERS, WHOLE, Tiling, channel_lines, channel_states, pairs, tiling
 from .positions_simd import LANES
 
-PAIR_NS = {8: 0.253, 7: 0.253, 4: 0.262, 1: 0.470}
+PAIR_NS = {8: 0.253, 7: 0.253, 4: 0.256, 1: 0.360}
 """Two multiply-adds of a vector that two filters share, by vectors of a tile (Zen 5, 512-bit vectors, one thread)."""
-SINGLE_NS = {8: 0.322, 7: 0.322, 4: 0.350, 1: 0.601}
+SINGLE_NS = {8: 0.312, 7: 0.312, 4: 0.315, 1: 0.470}
 """Two multiply-adds of vectors of their own."""
-PACK_NS, PACK_PART_NS, PACK_STEP_NS, JOB_NS = 0.81, 0.79, 0.16, 1.4
+PACK_NS, PACK_PART_NS, PACK_STEP_NS, JOB_NS = 0.81, 0.40, 0.16, 1.4
 """A packed vector, each further segment of it, each further step between columns, and a run of packed vectors."""
 SUM_NS, OUTPUT_NS = 1.03, 1.67
 """A vector of sums stored and loaded again, and an output vector."""

@@ -69,12 +69,15 @@ def _packer(segment: int, step: int) -> Callable[..., None]:
                 bits = masks + mask if mask >= 0 else -1
                 _pack_any(arena, start, advance, jump, limit, lines, index, bits, out, at(meta, op + SEGMENT), at(meta, op + COLUMN_STEP))
             elif mask < 0:
-                for line in range(lines):
-                    tile_store(pack_line(arena, start + line * advance, jump, limit, segment, step), arena, out + line * LANES)
+                place, stop = out, out + lines * LANES
+                while place < stop:
+                    tile_store(pack_line(arena, start, jump, limit, segment, step), arena, place)
+                    start, place = start + advance, place + LANES
             else:
                 for line in range(lines):
-                    vector = tile_keep(pack_line(arena, start + line * advance, jump, limit, segment, step), at(index, masks + mask + line))
+                    vector = tile_keep(pack_line(arena, start, jump, limit, segment, step), at(index, masks + mask + line))
                     tile_store(vector, arena, out + line * LANES)
+                    start += advance
             out += count * LANES
             job += JOB
 
