@@ -40,6 +40,9 @@ PER_PASS, PER_LIST = 36.0, 20.0
 """Cycles of a pass of a channel; of one over a tile."""
 PER_SUM, PER_SUM_VECTOR = 2.5, 0.6
 """Cycles of loading and storing the sums of a slot, and of each of its vectors."""
+PATCHES, PER_LINE = 3 * 2**12, 20.0
+"""Activations of a block that the first-level cache holds, in floats; cycles, for each panel, of a vector of x where there are more, as the
+passes of a mask then fetch them again and again."""
 SAMPLES = 2
 """Blocks that stand for all in an expectation."""
 
@@ -103,11 +106,15 @@ def expected_cycles(shape: ConvShape, weights: NDArray, kept: NDArray, form: For
     if form.vectors == DEPTHWISE:
         return total + positions * vectors * weights[0].size * PER_ENTRY[DEPTHWISE, 1]
     together, left_over, passes, lists = _sampled(shape, kept, form)
+    exact = form.tile > 1 and not form.copies and not kept.all()
+    again = exact and shape.channels * min(positions, SUMS // (form.vectors * LANES)) > PATCHES
     for width, taps in _panels(shape, weights, form.vectors):
         used, sums = taps > 0, PER_SUM + PER_SUM_VECTOR * width
         more_parts = taps.sum() * width * LANES // PASS_WEIGHTS
         total += float((together + left_over) @ taps * _entry(form, width) + left_over @ used * sums + passes @ used * PER_PASS)
         total += (1 + more_parts) * lists * PER_LIST + more_parts * positions * sums
+        if again:
+            total += shape.channels * shape.height * shape.width / LANES * PER_LINE
         if weights.size > CACHED_WEIGHTS:
             total += float(taps.sum() * width * LANES * PER_WEIGHT)
     return total + form.copies * copy_cycles(shape, positions)
