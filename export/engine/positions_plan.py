@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ...common.simd import LANES
 from .conv import ConvShape
 from .positions_kernel import ROWS_OF
-from .positions_simd import LANES, OFFSET_UNIT
+from .positions_twins import OFFSET_UNIT
 
 BLOCK_LINES = 480
 """Vectors of patches that a block of channels may have: 30 KiB leave the first-level cache some room for weights and sums."""

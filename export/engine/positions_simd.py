@@ -8,7 +8,6 @@ numbered by `half`, are short offsets. A position counts elements and is not che
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from numba import config, types
 from numba.core import cgutils
@@ -16,12 +15,12 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from ...common.simd import LANES, UNDEFINED, VECTOR, Emitter, Tile
+from . import positions_twins as twins
+from .positions_twins import OFFSET_UNIT
 
 _BITS = ir.IntType(LANES)
 _HALF = ir.IntType(16)
 Pointer = NDArray
-OFFSET_UNIT = 2
-"""Floats that an offset of a patch vector counts: eight bytes, the largest factor of an x86 address, so that 16 bits reach 512 KiB."""
 
 
 def _empty(context: Any, tile: Tile) -> Any:
@@ -315,111 +314,34 @@ def _put(typing: Any, array: Any, position: Any, value: Any) -> Any:
     return types.void(array, types.intp, array.dtype), emit
 
 
-def _numpy_pointer(array: NDArray) -> NDArray:
-    return array
-
-
-def _numpy_put(array: NDArray, position: int, value: Any) -> None:
-    array[position] = value
-
-
-def _numpy_at(array: NDArray, position: int) -> Any:
-    return int(array[position]) if array.dtype.kind == "i" else array[position]
-
-
-def _numpy_tile_broadcast(array: NDArray, start: int, index: NDArray, position: int, rows: int, vectors: int) -> NDArray:
-    return np.repeat(array[start + index[position : position + rows]], vectors * LANES).reshape(rows, vectors, LANES)
-
-
-def _numpy_lines(array: NDArray, starts: NDArray, vectors: int) -> NDArray:
-    return np.stack([array[start : start + vectors * LANES] for start in starts]).reshape(-1, vectors, LANES)
-
-
-def _numpy_tile_load_rows(array: NDArray, start: int, stride: int, index: NDArray, position: int, rows: int, vectors: int) -> NDArray:
-    return _numpy_lines(array, start + index[position : position + rows] * stride, vectors)
-
-
-def _numpy_tile_store_rows(tile: NDArray, array: NDArray, start: int, stride: int, index: NDArray, position: int) -> None:
-    for row, number in zip(tile, index[position : position + len(tile)], strict=True):
-        array[start + number * stride : start + number * stride + row.size] = row.reshape(-1)
-
-
-def _numpy_tile_add_patches(
-    tile: NDArray, weights: NDArray, weight: int, patches: NDArray, base: int, index: NDArray, half: int, sharing: int
-) -> NDArray:
-    offsets = index.view(np.uint16)[half : half + len(tile) // sharing].astype(np.int64) * OFFSET_UNIT
-    lines = _numpy_lines(patches, base + np.repeat(offsets, sharing), tile.shape[1])
-    return tile + weights[weight : weight + len(tile), None, None] * lines
-
-
-def _numpy_pack_line(array: NDArray, start: int, jump: int, limit: int, segment: int, stride: int) -> NDArray:
-    starts = [start, *(min(start + k * jump, limit) for k in range(1, LANES // segment))]
-    return np.concatenate([array[begin : begin + segment * stride : stride] for begin in starts]).reshape(1, 1, LANES)
-
-
-def _numpy_tile_keep(tile: NDArray, bits: int) -> NDArray:
-    return np.where(bits >> np.arange(LANES) & 1, tile, np.float32(0))
-
-
-def _numpy_tile_clip(tile: NDArray, low: np.float32, high: np.float32) -> NDArray:
-    raised = np.where(tile < low, low, tile)
-    return np.where(raised > high, high, raised)
-
-
-def _numpy_map_lines(
-    tile: NDArray, start: int, channel: int, stride: int, index: NDArray, record: int, filters: int, lanes: int, part: int
-) -> Iterator[tuple[int, int, NDArray, NDArray]]:
-    """(row, vector, positions, lanes) of the numbers that are there."""
-    for row, vector in np.ndindex(*tile.shape[:2]):
-        if index[record + row] < filters:
-            chosen = np.flatnonzero((int(index[lanes + vector]) & part) >> np.arange(LANES) & 1)
-            yield row, vector, start + int(index[record + row]) * channel + vector * stride + chosen, chosen
-
-
-def _numpy_tile_add_maps(tile: NDArray, array: NDArray, *where: Any) -> NDArray:
-    tile = tile.copy()
-    for row, vector, positions, lanes in _numpy_map_lines(tile, *where):
-        tile[row, vector, lanes] += array[positions]
-    return tile
-
-
-def _numpy_tile_store_maps(tile: NDArray, array: NDArray, *where: Any) -> None:
-    for row, vector, positions, lanes in _numpy_map_lines(tile, *where):
-        array[positions] = tile[row, vector, lanes]
-
-
-def _numpy_tile_store(tile: NDArray, array: NDArray, start: int) -> None:
-    array[start : start + LANES] = tile.reshape(-1)
-
-
-pointer = _numpy_pointer if config.DISABLE_JIT else _pointer
+pointer = twins.pointer if config.DISABLE_JIT else _pointer
 """pointer(array): to the first element of a one-dimensional, contiguous array."""
-put = _numpy_put if config.DISABLE_JIT else _put
+put = twins.put if config.DISABLE_JIT else _put
 """put(array, position, value)"""
-at = _numpy_at if config.DISABLE_JIT else _at
+at = twins.at if config.DISABLE_JIT else _at
 """at(array, position): array[position], where a negative position does not count from the end."""
-tile_broadcast = _numpy_tile_broadcast if config.DISABLE_JIT else _tile_broadcast
+tile_broadcast = twins.tile_broadcast if config.DISABLE_JIT else _tile_broadcast
 """tile_broadcast(array, start, index, position, rows, vectors): tile[r,v] = array[start + index[position + r]] in all lanes."""
-tile_load_rows = _numpy_tile_load_rows if config.DISABLE_JIT else _tile_load_rows
+tile_load_rows = twins.tile_load_rows if config.DISABLE_JIT else _tile_load_rows
 """tile_load_rows(array, start, stride, index, position, rows, vectors): row r is array[start + index[position + r] * stride : ...]."""
-tile_store_rows = _numpy_tile_store_rows if config.DISABLE_JIT else _tile_store_rows
+tile_store_rows = twins.tile_store_rows if config.DISABLE_JIT else _tile_store_rows
 """tile_store_rows(tile, array, start, stride, index, position)"""
-tile_add_patches = _numpy_tile_add_patches if config.DISABLE_JIT else _tile_add_patches
+tile_add_patches = twins.tile_add_patches if config.DISABLE_JIT else _tile_add_patches
 """tile_add_patches(tile, weights, weight, patches, base, index, half, sharing):
 tile[r,v] += weights[weight + r] * patches[base + offset[half + r//sharing] * OFFSET_UNIT + v*LANES : + LANES], offset: halves of index."""
-pack_line = _numpy_pack_line if config.DISABLE_JIT else _pack_line
+pack_line = twins.pack_line if config.DISABLE_JIT else _pack_line
 """pack_line(array, start, jump, limit, segment, stride): a vector of segments; segment k is array[begin : : stride] with
 begin = min(start + k*jump, limit), the first begin = start; stride 1 or 2."""
-tile_keep = _numpy_tile_keep if config.DISABLE_JIT else _tile_keep
+tile_keep = twins.tile_keep if config.DISABLE_JIT else _tile_keep
 """tile_keep(tile, bits): lane l stays if bit l is set, else it is 0, whatever it was."""
-tile_clip = _numpy_tile_clip if config.DISABLE_JIT else _tile_clip
+tile_clip = twins.tile_clip if config.DISABLE_JIT else _tile_clip
 """tile_clip(tile, low, high); NaN stays NaN."""
-tile_add_maps = _numpy_tile_add_maps if config.DISABLE_JIT else _tile_add_maps
+tile_add_maps = twins.tile_add_maps if config.DISABLE_JIT else _tile_add_maps
 """tile_add_maps(tile, array, start, channel, stride, index, record, filters, lanes, part): tile[r,v] += what lies where
 tile_store_maps(the same) would store it."""
-tile_store_maps = _numpy_tile_store_maps if config.DISABLE_JIT else _tile_store_maps
+tile_store_maps = twins.tile_store_maps if config.DISABLE_JIT else _tile_store_maps
 """tile_store_maps(tile, array, start, channel, stride, index, record, filters, lanes, part): lanes of tile[r,v] whose bits are set in
 both index[lanes + v] and `part` go to array[start + f*channel + v*stride + lane], f = index[record + r], if f < filters. Nothing else
 is touched."""
-tile_store = _numpy_tile_store if config.DISABLE_JIT else _tile_store
+tile_store = twins.tile_store if config.DISABLE_JIT else _tile_store
 """tile_store(tile, array, start): one vector."""
