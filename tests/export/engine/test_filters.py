@@ -169,7 +169,7 @@ def shapes(draw: st.DrawFn) -> ConvShape:
     return shape_of(draw(geometries()), draw(st.sampled_from([1, 1, 4, 9])), draw(st.tuples(st.integers(0, 1), st.integers(0, 1))))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     shapes(),
     st.sampled_from([None, 0.0, 0.3, 0.8, 1.0]),
@@ -299,10 +299,10 @@ def test_an_estimate_falls_with_every_kind_of_mask() -> None:
     assert dense > fwp > both and dense > ffp > both
 
 
-@pytest.mark.parametrize("form", [None, COPYING[0]], ids=str)
+@pytest.mark.parametrize("form", [None, Form(WIDEST, TILES[WIDEST][0], 1)], ids=str)
 def test_work_items_in_any_order_give_the_same(form: Form | None) -> None:
     kernel, pads = ((1, 1), (0,) * 4) if form else ((3, 3), (1,) * 4)
-    p = problem(ConvShape(channels=6, filters=80, height=10, width=10, kernel=kernel, pads=pads), 0.4, residual=True)
+    p = problem(ConvShape(channels=6, filters=80, height=12, width=12, kernel=kernel, pads=pads), 0.4, residual=True)
     results = []
     for reverse in (False, True):
         op, arena, y = planned(p, form=form)
@@ -311,6 +311,7 @@ def test_work_items_in_any_order_give_the_same(form: Form | None) -> None:
         execute(op, arena, [(middle, len(op.costs)), (0, middle)] if reverse else [(0, len(op.costs))])
         results.append(arena.elements(y).copy())
     np.testing.assert_array_equal(*results)
+    np.testing.assert_allclose(results[0], p.expected(), rtol=FLOAT32[0], atol=FLOAT32[1])
 
 
 def test_infinite_limits_keep_nan() -> None:
