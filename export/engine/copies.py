@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from .conv import HEADER, Op, View
 from .jit import jit
 from .network import Box
-from .vectors import LANES, transpose
+from .vectors import LANES, load, store, transpose
 
 _START, _CHANNEL, _ROW, _PIXEL = range(4)
 SOURCE, TARGET, SIZE, TENSOR = HEADER, HEADER + 4, HEADER + 8, HEADER + 11
@@ -60,16 +60,24 @@ def plane(source: NDArray, s: int, sc: int, sj: int, target: NDArray, t: int, tc
 def _lines(source: NDArray, s: int, sc: int, sj: int, target: NDArray, t: int, tc: int, tj: int, C: int, W: int) -> None:
     if sc == 1 and tc == 1:
         for j in range(W):
-            for c in range(C):
-                target[t + j * tj + c] = source[s + j * sj + c]
+            _line(source, s + j * sj, target, t + j * tj, C)
     elif sj == 1 and tj == 1:
         for c in range(C):
-            for j in range(W):
-                target[t + c * tc + j] = source[s + c * sc + j]
+            _line(source, s + c * sc, target, t + c * tc, W)
     else:
         for j in range(W):
             for c in range(C):
                 target[t + c * tc + j * tj] = source[s + c * sc + j * sj]
+
+
+@jit
+def _line(source: NDArray, s: int, target: NDArray, t: int, n: int) -> None:
+    """Numbers that follow each other on both sides."""
+    whole = n // LANES * LANES
+    for e in range(0, whole, LANES):
+        store(load(source, s + e, 1), target, t + e)
+    for e in range(whole, n):
+        target[t + e] = source[s + e]
 
 
 @jit

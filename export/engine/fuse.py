@@ -2,6 +2,7 @@
 
 y = f(x),          z = clip(y, l, h)   ->  z = clip(f(x), l, h)                 where only the clip reads y
 y = conv(x),       z = y + r           ->  z = conv(x) + r                      where only the sum reads y
+s = sigmoid(x),    z = x * s           ->  z = silu(x)                          where only the product reads s
 clip(clip(v, a, b), l, h)              =   clip(v, clip(a, l, h), clip(b, l, h))
 y = x[s::t],       z = y[u::v]         ->  z = x[s + u*t :: t*v]                where only the second slice (or other pieces) reads y
 """
@@ -11,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from .network import Assemble, Box, Conv, Layer, Map, Piece
+
+_FREE = (float("-inf"), float("inf"))
 
 
 def fuse(layers: Sequence[Layer], kept: set[str]) -> list[Layer]:
@@ -28,6 +31,8 @@ def fuse(layers: Sequence[Layer], kept: set[str]) -> list[Layer]:
             fused = _clip(private(layer.inputs[0]), layer)
         elif isinstance(layer, Map) and layer.function == "add":
             fused = _add([private(name) for name in layer.inputs], layer, list(made))
+        elif isinstance(layer, Map) and layer.function == "multiply":
+            fused = _silu([private(name) for name in layer.inputs], layer)
         elif isinstance(layer, Assemble):
             fused = _pick([private(name) for name in layer.inputs], layer)
         for name in set(layer.inputs) - set(fused.inputs):
@@ -45,11 +50,7 @@ def _clip(source: Layer | None, layer: Map) -> Layer:
 
 def _add(sources: list[Layer | None], layer: Map, order: list[str]) -> Layer:
     """Into the later of two convolutions: the other one is needed before it."""
-    ready = [
-        source
-        for source in sources
-        if isinstance(source, Conv) and len(source.inputs) == 1 and source.low == float("-inf") and source.high == float("inf")
-    ]
+    ready = [source for source in sources if isinstance(source, Conv) and len(source.inputs) == 1 and (source.low, source.high) == _FREE]
     if not ready:
         return layer
     conv = max(ready, key=lambda source: order.index(source.output))
@@ -82,3 +83,10 @@ def _compose(inner: Piece, outer: Piece) -> Piece:
 
     start = axes([first + step * offset for first, step, offset in zip(inner.start, inner.step, outer.start, strict=True)])
     return replace(outer, start=start, step=axes([a * b for a, b in zip(inner.step, outer.step, strict=True)]))
+
+
+def _silu(sources: list[Layer | None], layer: Map) -> Layer:
+    for source, x in zip(sources, reversed(layer.inputs), strict=True):
+        if isinstance(source, Map) and source.function == "sigmoid" and source.inputs == (x,) and (source.low, source.high) == _FREE:
+            return replace(layer, inputs=(x,), function="silu")
+    return layer

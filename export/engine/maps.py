@@ -1,12 +1,13 @@
 """Kernel "map": functions of one or two tensors, number by number, then a clip; all tensors in the same layout.
 
     identity x    affine scale[c]*x + shift[c]    add x + z    multiply x * z    scale x * z[c]
-    hardsigmoid clip(alpha*x + beta, 0, 1)    hardswish x * clip(alpha*x + beta, 0, 1)    sigmoid 1 / (1 + exp(-x))
+    hardsigmoid clip(alpha*x + beta, 0, 1)    hardswish x * clip(alpha*x + beta, 0, 1)
+    sigmoid 1 / (1 + exp(-x))    silu x * sigmoid(x)
 
-exp(x) = 2^k * exp(r), k = round(x / ln 2), |r| <= ln 2 / 2, exp(r) by its Taylor polynomial of degree 6: within 3e-7 of itself.
-A work item is a row. Where channels lie together, the surplus ones up to whole vectors are computed as well.
+A work item is a row. Where channels lie together, the surplus ones up to whole vectors are computed as well. y may be x.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,9 @@ from numpy.typing import NDArray
 from .conv import HEADER, Op, View
 from .jit import jit
 from .network import Map
-from .vectors import power_of_two
+from .vectors import LANES, added, clipped, load, multiplied, multiply_added, same, sigmoid, store, zeros
 
-IDENTITY, AFFINE, ADD, MULTIPLY, SCALE, HARDSIGMOID, HARDSWISH, SIGMOID = range(8)
+IDENTITY, AFFINE, ADD, MULTIPLY, SCALE, HARDSIGMOID, HARDSWISH, SIGMOID, SILU = range(9)
 _CODES = {
     "identity": IDENTITY,
     "affine": AFFINE,
@@ -27,10 +28,9 @@ _CODES = {
     "hardsigmoid": HARDSIGMOID,
     "hardswish": HARDSWISH,
     "sigmoid": SIGMOID,
+    "silu": SILU,
 }
 _LOW, _HIGH, _ALPHA, _BETA, _SCALE = range(5)
-_LOG2E = np.float32(1.4426950408889634)
-_LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.1219444005469057e-4)  # the first has few digits: its multiples are exact
 
 
 def plan(layer: Map, x: View, z: View | None, y: View) -> Op:
@@ -46,8 +46,8 @@ def plan(layer: Map, x: View, z: View | None, y: View) -> Op:
     if layer.scale is not None and layer.shift is not None:
         constants[_SCALE : _SCALE + x.channels] = layer.scale
         constants[_SCALE + width : _SCALE + width + x.channels] = layer.shift
-    costs = np.full(x.height, (2e-9 if layer.function == "sigmoid" else 2e-10) * x.channels * x.width)
-    return Op(kernel="map", meta=np.array([0] * HEADER + own, np.int64), constants=constants, costs=costs)
+    costs = np.full(x.height, (3e-10 if layer.function in ("sigmoid", "silu") else 2e-10) * x.channels * x.width)
+    return Op(kernel="map", meta=np.array([0] * HEADER + own, np.int64), constants=constants, costs=costs, scratch=LANES)
 
 
 @jit
@@ -58,106 +58,117 @@ def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray,
     x, xc, xi, xj = meta[m + 5], meta[m + 6], meta[m + 7], meta[m + 8]
     z, zc, zi = meta[m + 9], meta[m + 10], meta[m + 11]
     y, yc, yi, yj = meta[m + 13], meta[m + 14], meta[m + 15], meta[m + 16]
-    by_channel = code in (AFFINE, SCALE)
+    low, high = constants[k + _LOW], constants[k + _HIGH]
     for i in range(first, last):
-        if channels_last and not by_channel:
-            _line(code, W * width, arena, x + i * xi, z + i * zi, y + i * yi, constants, k)
+        if channels_last and code == AFFINE:
+            _pixels(constants, k + _SCALE, k + _SCALE + width, width, W, arena, x + i * xi, xj, y + i * yi, yj, low, high)
+        elif channels_last and code == SCALE:
+            _pixels(arena, z, -1, width, W, arena, x + i * xi, xj, y + i * yi, yj, low, high)
         elif channels_last:
-            for j in range(W):
-                if code == AFFINE:
-                    _scale(
-                        width,
-                        arena,
-                        x + i * xi + j * xj,
-                        y + i * yi + j * yj,
-                        constants,
-                        k + _SCALE,
-                        constants,
-                        k + _SCALE + width,
-                        constants,
-                        k,
-                    )
-                else:
-                    _scale(width, arena, x + i * xi + j * xj, y + i * yi + j * yj, arena, z, constants, -1, constants, k)
+            _line(code, W * width, arena, x + i * xi, z + i * zi, y + i * yi, constants, k, scratch)
         else:
             for c in range(C):
+                source, target = x + c * xc + i * xi, y + c * yc + i * yi
                 if code == AFFINE:
-                    _affine(
-                        W,
-                        arena,
-                        x + c * xc + i * xi,
-                        y + c * yc + i * yi,
-                        constants[k + _SCALE + c],
-                        constants[k + _SCALE + width + c],
-                        constants,
-                        k,
-                    )
+                    scale, shift = constants[k + _SCALE + c], constants[k + _SCALE + width + c]
+                    _affine(W, arena, source, target, scale, shift, low, high, scratch)
                 elif code == SCALE:
-                    _affine(W, arena, x + c * xc + i * xi, y + c * yc + i * yi, arena[z + c * zc], np.float32(0), constants, k)
+                    _affine(W, arena, source, target, arena[z + c * zc], np.float32(0), low, high, scratch)
                 else:
-                    _line(code, W, arena, x + c * xc + i * xi, z + c * zc + i * zi, y + c * yc + i * yi, constants, k)
+                    _line(code, W, arena, source, z + c * zc + i * zi, target, constants, k, scratch)
 
 
 @jit
-def _clip(value: float, low: float, high: float) -> float:
-    value = low if value < low else value
-    return high if value > high else value
-
-
-@jit
-def _affine(n: int, arena: NDArray, x: int, y: int, scale: float, shift: float, constants: NDArray, k: int) -> None:
-    low, high = constants[k + _LOW], constants[k + _HIGH]
-    for e in range(n):
-        arena[y + e] = _clip(arena[x + e] * scale + shift, low, high)
-
-
-@jit
-def _scale(
-    n: int, arena: NDArray, x: int, y: int, scales: NDArray, scale: int, shifts: NDArray, shift: int, constants: NDArray, k: int
-) -> None:
-    low, high = constants[k + _LOW], constants[k + _HIGH]
-    if shift < 0:
-        for e in range(n):
-            arena[y + e] = _clip(arena[x + e] * scales[scale + e], low, high)
-    else:
-        for e in range(n):
-            arena[y + e] = _clip(arena[x + e] * scales[scale + e] + shifts[shift + e], low, high)
-
-
-@jit
-def _line(code: int, n: int, arena: NDArray, x: int, z: int, y: int, constants: NDArray, k: int) -> None:
+def _line(code: int, n: int, arena: NDArray, x: int, z: int, y: int, constants: NDArray, k: int, scratch: int) -> None:
+    """n numbers that follow each other."""
     low, high, alpha, beta = constants[k + _LOW], constants[k + _HIGH], constants[k + _ALPHA], constants[k + _BETA]
-    zero, one = np.float32(0), np.float32(1)
-    if code == IDENTITY:
-        for e in range(n):
-            arena[y + e] = _clip(arena[x + e], low, high)
-    elif code == ADD:
-        for e in range(n):
-            arena[y + e] = _clip(arena[x + e] + arena[z + e], low, high)
+    if code == ADD:
+        _add(n, arena, x, z, y, low, high, alpha, beta, scratch)
     elif code == MULTIPLY:
-        for e in range(n):
-            arena[y + e] = _clip(arena[x + e] * arena[z + e], low, high)
+        _multiply(n, arena, x, z, y, low, high, alpha, beta, scratch)
     elif code == HARDSIGMOID:
-        for e in range(n):
-            arena[y + e] = _clip(_clip(arena[x + e] * alpha + beta, zero, one), low, high)
+        _hardsigmoid(n, arena, x, z, y, low, high, alpha, beta, scratch)
     elif code == HARDSWISH:
-        for e in range(n):
-            arena[y + e] = _clip(arena[x + e] * _clip(arena[x + e] * alpha + beta, zero, one), low, high)
+        _hardswish(n, arena, x, z, y, low, high, alpha, beta, scratch)
+    elif code == SIGMOID:
+        _sigmoid(n, arena, x, z, y, low, high, alpha, beta, scratch)
+    elif code == SILU:
+        _silu(n, arena, x, z, y, low, high, alpha, beta, scratch)
     else:
-        for e in range(n):
-            arena[y + e] = _clip(one / (one + _exp(-arena[x + e])), low, high)
+        _identity(n, arena, x, z, y, low, high, alpha, beta, scratch)
+
+
+def _each(function: Callable[..., Any]) -> Any:
+    """A loop over vectors; `function` gets one of x, arena and z of it, alpha and beta."""
+    value = jit(function)
+
+    @jit
+    def line(n: int, arena: NDArray, x: int, z: int, y: int, low: float, high: float, alpha: float, beta: float, scratch: int) -> None:
+        whole = n // LANES * LANES
+        for e in range(0, whole, LANES):
+            store(clipped(value(load(arena, x + e, 1), arena, z + e, alpha, beta), low, high), arena, y + e)
+        if whole < n:
+            last = clipped(value(load(arena, x + whole, 1), arena, z + whole, alpha, beta), low, high)
+            _put(last, arena, y + whole, n - whole, scratch)
+
+    return line
+
+
+_ZERO, _ONE = np.float32(0), np.float32(1)
+_identity = _each(lambda x, arena, z, alpha, beta: x)
+_add = _each(lambda x, arena, z, alpha, beta: added(x, load(arena, z, 1)))
+_multiply = _each(lambda x, arena, z, alpha, beta: multiplied(x, load(arena, z, 1)))
+_hardsigmoid = _each(lambda x, arena, z, alpha, beta: clipped(multiply_added(x, same(alpha, 1), same(beta, 1)), _ZERO, _ONE))
+_hardswish = _each(lambda x, arena, z, alpha, beta: multiplied(x, clipped(multiply_added(x, same(alpha, 1), same(beta, 1)), _ZERO, _ONE)))
+_sigmoid = _each(lambda x, arena, z, alpha, beta: sigmoid(x))
+_silu = _each(lambda x, arena, z, alpha, beta: multiplied(x, sigmoid(x)))
 
 
 @jit
-def _exp(x: Any) -> Any:
-    x = _clip(x, np.float32(-87), np.float32(88))
-    k = np.int32(np.floor(x * _LOG2E + np.float32(0.5)))
-    r = (x - np.float32(k) * _LN2_HIGH) - np.float32(k) * _LN2_LOW
-    p = np.float32(1 / 720)
-    p = p * r + np.float32(1 / 120)
-    p = p * r + np.float32(1 / 24)
-    p = p * r + np.float32(1 / 6)
-    p = p * r + np.float32(0.5)
-    p = p * r + np.float32(1)
-    p = p * r + np.float32(1)
-    return p * power_of_two(k)
+def _pixels(
+    numbers: NDArray, scale: int, shift: int, width: int, W: int, arena: NDArray, x: int, xj: int, y: int, yj: int, low: float, high: float
+) -> None:
+    """A row of pixels whose channels lie together, times numbers[scale:], plus numbers[shift:] where shift >= 0."""
+    c = 0
+    while c + 4 * LANES <= width:
+        _pixels_4(numbers, scale + c, shift + c if shift >= 0 else -1, W, arena, x + c, xj, y + c, yj, low, high)
+        c += 4 * LANES
+    while c < width:
+        _pixels_1(numbers, scale + c, shift + c if shift >= 0 else -1, W, arena, x + c, xj, y + c, yj, low, high)
+        c += LANES
+
+
+def _scaled(vectors: int) -> Any:
+    """`_pixels` for so many vectors of channels."""
+
+    @jit
+    def pixels(
+        numbers: NDArray, scale: int, shift: int, W: int, arena: NDArray, x: int, xj: int, y: int, yj: int, low: float, high: float
+    ) -> None:
+        factor = load(numbers, scale, vectors)
+        more = load(numbers, shift, vectors) if shift >= 0 else zeros(vectors)
+        for j in range(W):
+            store(clipped(multiply_added(load(arena, x + j * xj, vectors), factor, more), low, high), arena, y + j * yj)
+
+    return pixels
+
+
+_pixels_1, _pixels_4 = _scaled(1), _scaled(4)
+
+
+@jit
+def _affine(n: int, arena: NDArray, x: int, y: int, scale: float, shift: float, low: float, high: float, scratch: int) -> None:
+    for e in range(0, n, LANES):
+        a = multiply_added(load(arena, x + e, 1), same(scale, 1), same(shift, 1))
+        _put(clipped(a, low, high), arena, y + e, n - e, scratch)
+
+
+@jit
+def _put(tile: NDArray, arena: NDArray, y: int, left: int, scratch: int) -> None:
+    """A vector, or as much of it as is left."""
+    if left >= LANES:
+        store(tile, arena, y)
+    else:
+        store(tile, arena, scratch)
+        for e in range(left):
+            arena[y + e] = arena[scratch + e]

@@ -43,8 +43,13 @@ def rounded(count: int, unit: int = LANES) -> int:
     return -(-count // unit) * unit
 
 
-def arena(boxes: Mapping[Key, Box], margins: Mapping[Key, Margins], uses: Mapping[Key, Sequence[int]]) -> Arena:
-    """Lay out tensors of sizes `boxes`; `uses`: numbers of the instructions that write or read each. RunError where they are too many."""
+def arena(
+    boxes: Mapping[Key, Box], margins: Mapping[Key, Margins], uses: Mapping[Key, Sequence[int]], over: Mapping[Key, Key] | None = None
+) -> Arena:
+    """Lay out tensors of sizes `boxes`; `uses`: numbers of the instructions that write or read each. RunError where they are too many.
+
+    over: tensors that may be written over the one that their instruction reads, where that is its last use.
+    """
     alike: dict[tuple[str, Box], Margins] = defaultdict(lambda: (0, 0, 0, 0))
     for key, box in boxes.items():  # the same margins for tensors of the same size: then they can share
         group = (key.layout, box)
@@ -57,9 +62,10 @@ def arena(boxes: Mapping[Key, Box], margins: Mapping[Key, Margins], uses: Mappin
     end = GUARD
     for key in sorted(boxes, key=lambda key: min(uses[key])):
         shape, size = geometry(key.layout, boxes[key], alike[key.layout, boxes[key]])
-        idle = [entry for entry in free[shape] if entry[0] < min(uses[key])]
+        begin, same = min(uses[key]), buffers.get(over[key]) if over and key in over else None
+        idle = [entry for entry in free[shape] if entry[0] < begin or entry == (begin, same)]
         if idle:
-            entry = min(idle)
+            entry = max(idle)  # what was used last is likely to be in a cache
             free[shape].remove(entry)
             number = entry[1]
         else:

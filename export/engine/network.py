@@ -77,8 +77,8 @@ class Mean(Layer):
 class Map(Layer):
     """y = clip(function(x...), low, high).
 
-    "identity", "sigmoid" of x; "hardsigmoid" clip(alpha*x + beta, 0, 1) and "hardswish" x * hardsigmoid(x) of it; "affine"
-    scale[c]*x + shift[c]; "add", "multiply" of two tensors; "scale" x[c,i,j] * z[c,0,0].
+    "identity", "sigmoid", "silu" (x * sigmoid(x)) of x; "hardsigmoid" clip(alpha*x + beta, 0, 1) and "hardswish" x * hardsigmoid(x)
+    of it; "affine" scale[c]*x + shift[c]; "add", "multiply" of two tensors; "scale" x[c,i,j] * z[c,0,0].
     """
 
     function: str

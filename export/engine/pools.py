@@ -4,8 +4,10 @@
     average  y[c,i,j] = sum_uv x[...] / count      count: taps inside the image, or where padding counts, inside image and padding
     mean     y[c] = sum_ij x[c,i,j] / (H*W)
 
-A work item of a pool is a row of y; of a mean, LANES channels.
+A work item of a pool is a row of y; of a mean, four vectors of channels.
 """
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +15,9 @@ from numpy.typing import NDArray
 from .conv import HEADER, Op, View
 from .jit import jit
 from .network import Pool
-from .vectors import LANES
+from .vectors import LANES, added, load, maximum, multiplied, same, store, zeros
+
+_TOGETHER = 4 * LANES
 
 
 def plan(layer: Pool, x: View, y: View) -> Op:
@@ -58,57 +62,109 @@ def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray,
         c_first, c_last = _window(i, sh, top - counted_top, dh, kh, H + counted_top + counted_bottom)
         for j in range(ow):
             v_first, v_last = _window(j, sw, left, dw, kw, W)
-            at = y + i * yi + j * yj
-            begin = np.float32(0) if average else np.float32(-np.inf)
-            for c in range(C):
-                arena[at + c * yc] = begin
-            for u in range(u_first, u_last):
-                for v in range(v_first, v_last):
-                    tap = x + (i * sh - top + u * dh) * xi + (j * sw - left + v * dw) * xj
-                    if xc == 1 and yc == 1:
-                        _merge(arena, at, tap, C, average)
-                    else:
-                        for c in range(C):
-                            old, new = arena[at + c * yc], arena[tap + c * xc]
-                            arena[at + c * yc] = old + new if average else (new if new > old or new != new else old)
-            if average:
-                d_first, d_last = _window(j, sw, left - counted_left, dw, kw, W + counted_left + counted_right)
-                factor = np.float32(1 / ((c_last - c_first) * (d_last - d_first)))
+            d_first, d_last = _window(j, sw, left - counted_left, dw, kw, W + counted_left + counted_right)
+            factor = np.float32(1 / max(1, (c_last - c_first) * (d_last - d_first)))
+            at, tap = y + i * yi + j * yj, x + (i * sh - top + u_first * dh) * xi + (j * sw - left + v_first * dw) * xj
+            rows, columns, c = u_last - u_first, v_last - v_first, 0
+            if xc == 1 and yc == 1:
+                while c + 4 * LANES <= C:
+                    _merged_4(arena, tap + c, at + c, dh * xi, dw * xj, rows, columns, average, factor)
+                    c += 4 * LANES
+                while c < C:
+                    _merged_1(arena, tap + c, at + c, dh * xi, dw * xj, rows, columns, average, factor)
+                    c += LANES
+            else:
                 for c in range(C):
-                    arena[at + c * yc] *= factor
+                    total = np.float32(0) if average else np.float32(-np.inf)
+                    for u in range(rows):
+                        for v in range(columns):
+                            new = arena[tap + c * xc + u * dh * xi + v * dw * xj]
+                            total = total + new if average else (new if new > total or new != new else total)
+                    arena[at + c * yc] = total * factor if average else total
 
 
-@jit
-def _merge(arena: NDArray, at: int, tap: int, C: int, average: bool) -> None:
-    """The same with the channels together, which the compiler makes vectors of."""
-    if average:
-        for c in range(C):
-            arena[at + c] += arena[tap + c]
-    else:
-        for c in range(C):
-            old, new = arena[at + c], arena[tap + c]
-            arena[at + c] = new if new > old or new != new else old
+def _merged(vectors: int) -> Any:
+    """The result of so many vectors of channels at one place."""
+
+    @jit
+    def merged(
+        arena: NDArray,
+        tap: int,
+        at: int,
+        row: int,
+        pixel: int,
+        rows: int,
+        columns: int,
+        average: bool,
+        factor: float,
+    ) -> None:
+        total = same(np.float32(0) if average else np.float32(-np.inf), vectors)
+        for u in range(rows):
+            for v in range(columns):
+                value = load(arena, tap + u * row + v * pixel, vectors)
+                total = added(total, value) if average else maximum(total, value)
+        store(multiplied(total, same(factor, vectors)) if average else total, arena, at)
+
+    return merged
+
+
+_merged_1, _merged_4 = _merged(1), _merged(4)
 
 
 def plan_mean(x: View, y: View) -> Op:
     """The mean over rows and columns."""
     own = [x.start, x.channel_stride, x.row_stride, x.pixel_stride, y.start, y.channel_stride, x.channels, x.height, x.width]
-    items = -(-x.channels // LANES)
-    return Op(kernel="mean", meta=np.array([0] * HEADER + own, np.int64), costs=np.full(items, 1e-9 * x.height * x.width))
+    items = -(-x.channels // _TOGETHER)
+    costs = np.full(items, 1e-10 * _TOGETHER * x.height * x.width)
+    return Op(kernel="mean", meta=np.array([0] * HEADER + own, np.int64), costs=costs, scratch=_TOGETHER)
+
+
+def _summed(vectors: int) -> Any:
+    """Sums of so many vectors of channels that lie together, to `to`: sums of rows, then their sum, which rounds less than one long sum."""
+
+    @jit
+    def summed(arena: NDArray, x: int, row: int, pixel: int, height: int, width: int, to: int) -> None:
+        total = zeros(vectors)
+        for i in range(height):
+            line = zeros(vectors)
+            for j in range(width):
+                line = added(line, load(arena, x + i * row + j * pixel, vectors))
+            total = added(total, line)
+        store(total, arena, to)
+
+    return summed
+
+
+_summed_1, _summed_4 = _summed(1), _summed(4)
 
 
 @jit
 def run_mean(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
-    """Kernel "mean": sums of rows, then their sum, which rounds less than one long sum."""
+    """Kernel "mean"."""
     m = op + HEADER
     x, xc, xi, xj, y, yc = meta[m], meta[m + 1], meta[m + 2], meta[m + 3], meta[m + 4], meta[m + 5]
     C, H, W = meta[m + 6], meta[m + 7], meta[m + 8]
     factor = np.float32(1 / (H * W))
-    for c in range(first * LANES, min(last * LANES, C)):
-        total = np.float32(0)
-        for i in range(H):
-            line = np.float32(0)
-            for j in range(W):
-                line += arena[x + c * xc + i * xi + j * xj]
-            total += line
-        arena[y + c * yc] = total * factor
+    for begin in range(first * _TOGETHER, min(last * _TOGETHER, C), _TOGETHER):
+        end = min(begin + _TOGETHER, C)
+        if xc != 1:
+            for c in range(begin, end):
+                arena[scratch + c - begin] = _plane_sum(arena, x + c * xc, xi, xj, H, W)
+        elif end == begin + _TOGETHER:
+            _summed_4(arena, x + begin, xi, xj, H, W, scratch)
+        else:
+            for c in range(begin, end, LANES):
+                _summed_1(arena, x + c, xi, xj, H, W, scratch + c - begin)
+        for c in range(begin, end):
+            arena[y + c * yc] = arena[scratch + c - begin] * factor
+
+
+@jit
+def _plane_sum(arena: NDArray, x: int, row: int, pixel: int, height: int, width: int) -> Any:
+    total = np.float32(0)
+    for i in range(height):
+        line = np.float32(0)
+        for j in range(width):
+            line += arena[x + i * row + j * pixel]
+        total += line
+    return total

@@ -83,6 +83,7 @@ class _Instructions:
     def __init__(self, boxes: Mapping[str, Box]) -> None:
         self.list: list[Instruction] = []
         self.margins: dict[Key, memory.Margins] = {}
+        self.over: dict[Key, Key] = {}
         self._boxes = boxes
         self._homes: dict[str, Key] = {}
         self._made: set[Key] = set()
@@ -120,6 +121,7 @@ class _Instructions:
         elif isinstance(layer, Mean):
             self._append(layer, layer.name, reads, key, lambda x, y: [pools.plan_mean(x, y)], choice)
         elif isinstance(layer, Map):
+            self.over[key] = reads[0]
             self._append(layer, layer.name, reads, key, lambda *v: [maps.plan(layer, v[0], v[1] if len(v) == 3 else None, v[-1])], choice)
         else:
             raise TypeError(f"no kernel for {type(layer).__name__}")
@@ -188,7 +190,7 @@ def _assemble(instructions: _Instructions, boxes: Mapping[str, Box], inputs: tup
     for number, instruction in enumerate(instructions.list):
         for key in (*instruction.reads, *([instruction.writes] if instruction.writes else [])):
             uses[key].append(number)
-    plan = memory.arena({key: boxes[key.tensor] for key in uses}, instructions.margins, uses)
+    plan = memory.arena({key: boxes[key.tensor] for key in uses}, instructions.margins, uses, instructions.over)
     tables, owners = _Tables(), []
     pending = _Pending()
     for instruction in instructions.list:

@@ -38,6 +38,10 @@ def add(first: str, second: str, output: str) -> Map:
     return Map(name=output, inputs=(first, second), output=output, function="add")
 
 
+def mapped(function: str, output: str, *inputs: str, low: float = -np.inf) -> Map:
+    return Map(name=output, inputs=inputs, output=output, function=function, low=low)
+
+
 def facts(layer: Layer) -> tuple[Any, ...]:
     return layer.name, layer.inputs, layer.output, getattr(layer, "low", None), getattr(layer, "high", None)
 
@@ -52,9 +56,30 @@ def test_the_later_of_two_convolutions_takes_the_sum() -> None:
     assert [facts(layer)[:3] for layer in fuse(layers, {"s"})] == [("short", ("x",), "short"), ("long", ("x", "short"), "s")]
 
 
+@pytest.mark.parametrize("inputs", [("x", "s"), ("s", "x")])
+def test_a_product_with_the_own_sigmoid_is_one_operation(inputs: tuple[str, str]) -> None:
+    [fused] = fuse([mapped("sigmoid", "s", "x"), mapped("multiply", "y", *inputs)], {"y"})
+    assert isinstance(fused, Map) and (fused.function, fused.inputs, fused.output) == ("silu", ("x",), "y")
+
+
+def test_a_map_may_write_over_what_nobody_reads_later() -> None:
+    layers: list[Layer] = [conv("a", "x"), mapped("sigmoid", "s", "a"), mapped("silu", "t", "s"), add("s", "t", "y")]
+    x = np.random.default_rng(0).standard_normal((1, *BOX), np.float32)
+    outputs = []
+    for kept in (["y"], ["a", "s", "t", "y"]):  # those read from outside last until the end
+        program = build(layers, dict.fromkeys("xasty", BOX), ["x"], kept)
+        results = [np.empty((1, *BOX), np.float32) for _ in kept]
+        Team(program, 1).run(1, [x, *results])
+        outputs.append(results[-1])
+    np.testing.assert_array_equal(*outputs)
+
+
 @pytest.mark.parametrize(
     ("layers", "kept"),
     [
+        ([mapped("sigmoid", "s", "x"), mapped("multiply", "y", "z", "s")], {"y"}),  # of another tensor
+        ([mapped("sigmoid", "s", "x"), mapped("multiply", "y", "x", "s")], {"y", "s"}),  # read from outside
+        ([mapped("sigmoid", "s", "x", low=0.5), mapped("multiply", "y", "x", "s")], {"y"}),  # clipped
         ([conv("a", "x"), relu("a", "r"), add("a", "r", "y")], {"y"}),  # read twice
         ([conv("a", "x"), relu("a", "y")], {"a", "y"}),  # read from outside
         ([conv("a", "x"), add("a", "a", "y")], {"y"}),  # twice the same
@@ -187,6 +212,13 @@ def test_living_tensors_never_overlap(tensors: list[Any]) -> None:
             assert (plan.views[one].row_stride, plan.views[one].margins) == (plan.views[other].row_stride, plan.views[other].margins)
         else:
             assert apart
+
+
+@pytest.mark.parametrize(("last", "shared"), [(3, True), (4, False)])
+def test_a_tensor_may_lie_over_one_at_its_last_use(last: int, shared: bool) -> None:
+    first, second = Key("first", "NHWC"), Key("second", "NHWC")
+    plan = arena({first: BOX, second: BOX}, {}, {first: [0, last], second: [3, 5]}, {second: first})
+    assert (plan.buffers[first] == plan.buffers[second]) == shared
 
 
 def chain() -> Any:

@@ -114,13 +114,13 @@ def test_pools(data: st.DataObject, seed: int) -> None:
         dilations=dilations,
         counts_padding=data.draw(st.booleans()),
     )
-    x = numbers((data.draw(st.sampled_from([1, 3, 16, 21])), H, W), seed)
+    x = numbers((data.draw(st.sampled_from([1, 3, 16, 21, 83])), H, W), seed)
     check_pool(layer, x, (data.draw(LAYOUTS), data.draw(LAYOUTS)), data.draw(MARGINS))
 
 
 @settings(max_examples=40, deadline=None)
 @given(
-    box=st.tuples(st.sampled_from([1, 3, 16, 17, 35]), st.integers(1, 5), st.sampled_from([1, 2, 16, 19, 33])),
+    box=st.tuples(st.sampled_from([1, 3, 16, 17, 35, 150]), st.integers(1, 5), st.sampled_from([1, 2, 16, 19, 33])),
     layouts=st.tuples(LAYOUTS, LAYOUTS),
     margins=st.tuples(MARGINS, MARGINS),
     seed=st.integers(0, 99),
@@ -153,6 +153,7 @@ def check_map(function: str, box: tuple[int, int, int], layout: str, margins: An
         "hardsigmoid": hard,
         "hardswish": wide * hard,
         "sigmoid": 1 / (1 + np.exp(-wide)),
+        "silu": wide / (1 + np.exp(-wide)),
     }[function]
     two = function in ("add", "multiply", "scale")
     layer = Map(
@@ -174,13 +175,13 @@ def check_map(function: str, box: tuple[int, int, int], layout: str, margins: An
     close(room.grid(target), np.clip(expected, low, high))
 
 
-FUNCTIONS = ["identity", "affine", "add", "multiply", "scale", "hardsigmoid", "hardswish", "sigmoid"]
+FUNCTIONS = ["identity", "affine", "add", "multiply", "scale", "hardsigmoid", "hardswish", "sigmoid", "silu"]
 
 
 @settings(max_examples=80, deadline=None)
 @given(
     function=st.sampled_from(FUNCTIONS),
-    box=st.tuples(st.sampled_from([1, 3, 16, 21]), st.integers(1, 4), st.sampled_from([1, 5, 16, 19])),
+    box=st.tuples(st.sampled_from([1, 3, 16, 21, 83]), st.integers(1, 4), st.sampled_from([1, 5, 16, 19])),
     layout=LAYOUTS,
     margins=MARGINS,
     bounds=st.sampled_from([(-np.inf, np.inf), (0.0, np.inf), (0.0, 0.5), (-0.25, 0.75)]),
@@ -198,6 +199,23 @@ def test_sigmoid_is_exact_enough_everywhere() -> None:
     room.run(maps.plan(layer, source, None, target))
     expected = 1 / (1 + np.exp(-x.astype(np.float64)))
     np.testing.assert_allclose(room.grid(target), expected, rtol=1e-6, atol=1e-37)
+    assert (room.grid(target) >= np.finfo(np.float32).tiny).all(), "subnormal numbers are slow"
+
+
+@pytest.mark.parametrize("function", ["identity", "sigmoid", "silu", "hardswish"])
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+def test_maps_keep_nan_and_may_write_over_their_input(function: str, layout: str) -> None:
+    x = 4 * numbers((17, 3, 21), 0)
+    x[3, 1, 20] = NAN
+    results = []
+    for over in (False, True):
+        room = Room()
+        source = room.add(x.shape, layout, (0, 1, 0, 0), x)
+        target = source if over else room.add(x.shape, layout, (0, 0, 0, 0))
+        room.run(maps.plan(Map(name="map", inputs=("x",), output="y", function=function, low=-1.0, high=3.0), source, None, target))
+        results.append(room.grid(target).copy())
+    np.testing.assert_array_equal(*results)
+    np.testing.assert_array_equal(np.isnan(results[0]), np.isnan(x))
 
 
 def check_conv(kernel: Any, shape: ConvShape, density: float, mask_density: float | None, residual: bool, layouts: Any, seed: int) -> None:
