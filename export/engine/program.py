@@ -1,14 +1,15 @@
 """Layers -> a program for the interpreter: kernels and layouts chosen, conversions put in, memory planned, operations put together."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...common.errors import RunError
+from ...common.simd import LANES
 from . import copies, maps, memory, pools
 from .conv import CONSTANTS, INDEX, Epilogue, Op, View
 from .fuse import fuse
@@ -16,7 +17,7 @@ from .interpreter import KERNELS
 from .kernels import CONVOLUTIONS, candidates
 from .layouts import NCHW, Candidate, Choice, choose
 from .memory import Key
-from .network import Assemble, Box, Conv, Layer, Map, Mean, Pool
+from .network import Assemble, Box, Conv, Layer, Map, Mean, Piece, Pool
 
 _ALIGN = 16
 """Floats: constants of an operation begin at a cache line."""
@@ -67,7 +68,9 @@ def build(
     layers = fuse(layers, set(outputs))
     found = [candidates(layer)[0] if isinstance(layer, Conv) else [] for layer in layers]
     chosen = choose(layers, boxes, measure(layers, found) if measure else found)
-    instructions = _Instructions(boxes)
+    readers = Counter([name for layer in layers for name in layer.inputs] + list(outputs))
+    movable = {layer.output for layer in layers if isinstance(layer, Conv | Pool) and readers[layer.output] == 1}
+    instructions = _Instructions(boxes, movable)
     for number, name in enumerate(inputs):
         instructions.load(name, number, layers, chosen)
     for layer, choice in zip(layers, chosen, strict=True):
@@ -78,12 +81,17 @@ def build(
 
 
 class _Instructions:
-    """The list while it is made: each tensor has one home layout and, where a reader needs it, a copy in the other."""
+    """The list while it is made: each tensor has one home layout and, where a reader needs it, a copy in the other.
 
-    def __init__(self, boxes: Mapping[str, Box]) -> None:
+    movable: tensors that are read once, by whom they may be made at any place. within: those that are made as parts of others.
+    """
+
+    def __init__(self, boxes: Mapping[str, Box], movable: set[str]) -> None:
         self.list: list[Instruction] = []
         self.margins: dict[Key, memory.Margins] = {}
         self.over: dict[Key, Key] = {}
+        self.within: dict[Key, tuple[Key, Piece]] = {}
+        self._movable = movable
         self._boxes = boxes
         self._homes: dict[str, Key] = {}
         self._made: set[Key] = set()
@@ -139,13 +147,27 @@ class _Instructions:
 
     def _assemble(self, layer: Assemble, choice: Choice, reads: tuple[Key, ...], key: Key) -> None:
         box = self._boxes[layer.output]
-        if sum(_size(piece.size) for piece in layer.pieces) < _size(box):
+        pieces = layer.pieces
+        if sum(_size(piece.size) for piece in pieces) < _size(box):
             self._append(layer, f"{layer.name} zeros", (), key, lambda y: [copies.plan_zero(y, box)], choice)
+        else:
+            self.within |= {reads[p.source]: (key, p) for p in pieces if self._is_part(reads[p.source], key, p)}
+            pieces = tuple(p for p in pieces if reads[p.source] not in self.within)
+        numbers = sorted({piece.source for piece in pieces})
 
         def plan(*views: View) -> list[Op]:
-            return [copies.plan(part(views[p.source], p.start, p.step), part(views[-1], p.to, p.to_step), p.size) for p in layer.pieces]
+            sources = dict(zip(numbers, views, strict=False))
+            return [copies.plan(part(sources[p.source], p.start, p.step), part(views[-1], p.to, p.to_step), p.size) for p in pieces]
 
-        self._append(layer, layer.name, reads, key, plan, choice)
+        if pieces:  # else everything is at its place
+            self._append(layer, layer.name, tuple(reads[number] for number in numbers), key, plan, choice)
+
+    def _is_part(self, source: Key, target: Key, piece: Piece) -> bool:
+        """Whether a tensor can be made where it is to go; channels that lie together have to be whole vectors."""
+        plain = piece.start == (0, 0, 0) and piece.step == piece.to_step == (1, 1, 1) and piece.to[1:] == (0, 0)
+        whole = piece.size == self._boxes[source.tensor] and piece.size[1:] == self._boxes[target.tensor][1:]
+        vectors = target.layout == NCHW or (piece.size[0] % LANES == 0 and piece.to[0] % LANES == 0)
+        return plain and whole and vectors and source.layout == target.layout and source.tensor in self._movable
 
     def _home(self, name: str, layout: str) -> Key:
         self._homes[name] = Key(name, layout)
@@ -186,19 +208,23 @@ def _size(box: Box) -> int:
 
 
 def _assemble(instructions: _Instructions, boxes: Mapping[str, Box], inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Program:
+    within = instructions.within
     uses: dict[Key, list[int]] = defaultdict(list)
     for number, instruction in enumerate(instructions.list):
         for key in (*instruction.reads, *([instruction.writes] if instruction.writes else [])):
-            uses[key].append(number)
+            uses[within[key][0] if key in within else key].append(number)
     plan = memory.arena({key: boxes[key.tensor] for key in uses}, instructions.margins, uses, instructions.over)
+    views, buffers = dict(plan.views), dict(plan.buffers)
+    for key, (whole, piece) in within.items():
+        views[key], buffers[key] = replace(part(views[whole], piece.to, piece.to_step), channels=piece.size[0]), buffers[whole]
     tables, owners = _Tables(), []
     pending = _Pending()
     for instruction in instructions.list:
         keys = (*instruction.reads, *([instruction.writes] if instruction.writes else []))
-        reads = {plan.buffers[key] for key in instruction.reads}
-        writes = {plan.buffers[instruction.writes]} if instruction.writes else set()
+        reads = {buffers[key] for key in instruction.reads}
+        writes = {buffers[instruction.writes]} if instruction.writes else set()
         meet = pending.must_meet(reads, writes)
-        for op in instruction.plan(*(plan.views[key] for key in keys)):
+        for op in instruction.plan(*(views[key] for key in keys)):
             tables.add(op, meet)
             owners.append(instruction)
             meet = False

@@ -221,6 +221,36 @@ def test_a_tensor_may_lie_over_one_at_its_last_use(last: int, shared: bool) -> N
     assert (plan.buffers[first] == plan.buffers[second]) == shared
 
 
+@pytest.mark.parametrize(("channels", "copied"), [((16, 32), 0), ((16, 5), 1), ((5, 16), 2)])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_parts_are_made_where_they_are_joined(channels: tuple[int, int], copied: int, threads: int) -> None:
+    boxes: dict[str, Box] = {"x": BOX, "a": (channels[0], 6, 5), "b": (channels[1], 6, 5), "y": (sum(channels), 6, 5)}
+    layers: list[Layer] = []
+    for name, filters in zip("ab", channels, strict=True):
+        weights = np.random.default_rng(filters).standard_normal((filters, 4, 3, 3), np.float32)
+        shape = ConvShape(channels=4, filters=filters, height=6, width=5, kernel=(3, 3), pads=(1, 1, 1, 1))
+        layers.append(Conv(name=name, inputs=("x",), output=name, shape=shape, weights=weights, bias=np.ones(filters, np.float32)))
+    pieces = tuple(Piece(source=k, size=boxes[name], to=(k * channels[0], 0, 0)) for k, name in enumerate("ab"))
+    layers.append(Assemble(name="y", inputs=("a", "b"), output="y", pieces=pieces))
+    x = np.random.default_rng(0).standard_normal((1, *BOX), np.float32)
+    outputs = []
+    for kept in (["y"], ["a", "b", "y"]):
+        program = build(layers, boxes, ["x"], kept, nhwc)
+        results = [np.empty((1, *boxes[name]), np.float32) for name in kept]
+        team = Team(program, threads)
+        team.run(1, [x, *results])
+        team.close()
+        copies = sum(instruction.name == "y" for instruction in program.instructions)
+        assert copies == (copied if len(kept) == 1 else 2)
+        outputs.append(results)
+    np.testing.assert_array_equal(outputs[0][0], outputs[1][2])
+    np.testing.assert_array_equal(outputs[0][0], np.concatenate(outputs[1][:2], 1))
+
+
+def nhwc(layers: Any, found: Any) -> Any:
+    return [[candidate for candidate in some if candidate.layout == "NHWC"] for some in found]
+
+
 def chain() -> Any:
     """x -> a -> b (+ x) -> c, and d of a: every kind of dependence between operations."""
     layers: list[Layer] = [conv("a", "x"), conv("b", "a"), add("b", "x", "s"), relu("s", "r"), conv("c", "r"), conv("d", "a")]
