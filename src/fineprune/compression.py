@@ -7,9 +7,7 @@ Each step's result is in the manifest, so that the bundle says what was saved an
 
 import hashlib
 import json
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,7 +19,7 @@ from torch import nn
 from .calibrate.collect import CalibrationConfig
 from .calibrate.statistics import Statistics, fingerprint
 from .common.errors import RunError, UsageError
-from .common.files import check_writable, read_json, write_json
+from .common.files import check_writable
 from .common.progress import Progress, Silent
 from .compressor.bundle import Bundle, check_target
 from .compressor.config import PruneConfig, prune_config
@@ -38,6 +36,7 @@ from .models.training.step import first_nonfinite
 from .models.training.trainer import train
 from .models.zoo import ModelSpec
 from .networks import completed, open_model
+from .work_folder import work_folder
 
 FINETUNE = {"epochs": 10, "lr": 0.02, "schedule": "cosine", "weight_decay": 5e-4}
 """Fine-tuning defaults: a trained network needs a lower rate than a fresh one, and ends at zero however short it is."""
@@ -156,7 +155,8 @@ def compress_network(
     if job.finetune is not None:
         check_settings(data, job.finetune)
     given = read_statistics(statistics)
-    with _work_folder(output, model, data, job) as folder:
+    key = {"job": job.to_json(), "data": data.to_json(), "network": fingerprint(model)} if output is not None else {}
+    with work_folder(output, key) as folder:
         bundle = _Run(model, data, job, device, progress, folder).bundle(spec, given)
         if output is not None:
             bundle.save(output)
@@ -195,8 +195,25 @@ class _Run:
                 dense = deepcopy(self.model)
                 history["dense_finetune"] = self.finetune(dense, "dense-finetune")
                 accuracy["dense_finetuned"] = self.accuracy(dense, "dense, fine-tuned alike")
-        facts = _facts(self.data, self.job, spec, pruned, report, masked_report, accuracy, self, history)
+        facts = {
+            **self.identity(spec),
+            **_masks(self.job.config, pruned, report, masked_report),
+            "accuracy": {**accuracy, "split": self.held_out, "samples": len(getattr(self.data, self.held_out))},
+            "training": history,
+        }
         return Bundle.of(pruned.model, facts, pruned.groups)
+
+    def identity(self, spec: ModelSpec | None) -> dict[str, Any]:
+        """What was run on what, and where, for the manifest."""
+        return {
+            "fineprune": package_versions()["fineprune"],
+            "model": completed(spec, self.data.input_shape, self.data).to_json() if spec else None,
+            "data": self.data.to_json(),
+            "input_shape": list(self.data.input_shape),
+            "settings": self.job.to_json(),
+            "machine": machine_facts(),
+            "packages": package_versions(),
+        }
 
     @property
     def held_out(self) -> str:
@@ -255,69 +272,13 @@ def read_statistics(folder: Path | str | None) -> dict[str, Statistics]:
     return found
 
 
-@contextmanager
-def _work_folder(output: Path | str | None, model: nn.Module, data: ImageData, job: Job) -> Iterator[Path | None]:
-    """Where an interrupted run goes on: OUTPUT.work, emptied when it belongs to a run with other settings.
-
-    It is removed after success, and after a failure before anything was worth keeping.
-    """
-    if output is None:
-        yield None
-        return
-    folder = Path(f"{Path(output)}.work")
-    key = {"job": job.to_json(), "data": data.to_json(), "network": fingerprint(model)}
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    marker = folder / "job.json"
-    if folder.exists() and not marker.is_file() and not _only_leftovers(folder, marker.name):
-        raise UsageError(f"{folder} exists and is not the work folder of an earlier run; remove it or choose another output folder")
-    if marker.is_file() and _digest_in(marker) != digest:
-        shutil.rmtree(folder, ignore_errors=True)
-    write_json(marker, {"sha256": digest})
-    try:
-        yield folder
-        shutil.rmtree(folder, ignore_errors=True)
-    finally:
-        if _only_leftovers(folder, marker.name):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _only_leftovers(folder: Path, name: str) -> bool:
-    """Whether a run stopped before it left anything but its marker `name`, perhaps not whole."""
-    return folder.is_dir() and all(path.name == name or path.name.startswith(f".{name}.") for path in folder.iterdir())
-
-
-def _digest_in(marker: Path) -> str | None:
-    try:
-        return read_json(marker).get("sha256")
-    except RunError:
-        return None
-
-
-def _facts(
-    data: ImageData,
-    job: Job,
-    spec: ModelSpec | None,
-    pruned: Pruned,
-    dense: MacReport,
-    masked: MacReport,
-    accuracy: dict[str, float | None],
-    run: _Run,
-    history: dict[str, Any],
-) -> dict[str, Any]:
+def _masks(config: PruneConfig, pruned: Pruned, dense: MacReport, masked: MacReport) -> dict[str, Any]:
+    """What the masks drop, for the manifest."""
     return {
-        "fineprune": package_versions()["fineprune"],
-        "model": completed(spec, data.input_shape, data).to_json() if spec else None,
-        "data": data.to_json(),
-        "input_shape": list(data.input_shape),
-        "settings": job.to_json(),
-        "ratios": ratios(job.config, pruned, masked),
+        "ratios": ratios(config, pruned, masked),
         "macs": masked.to_json(),
         "conv_macs_kept": masked.conv_macs / max(dense.conv_macs, 1),
         "left_dense": [{"name": s.name, "reason": s.reason} for s in pruned.skipped],
-        "accuracy": {**accuracy, "split": run.held_out, "samples": len(getattr(data, run.held_out))},
-        "training": history,
-        "machine": machine_facts(),
-        "packages": package_versions(),
     }
 
 
