@@ -24,7 +24,8 @@ from .common.progress import Progress, Silent
 from .compressor.bundle import Bundle, check_target
 from .compressor.config import PruneConfig, prune_config
 from .compressor.macs import MacReport, count_macs
-from .compressor.prune import CalibrationRun, Pruned, prune
+from .compressor.prune import CalibrationRun, Pruned
+from .compressor.prune import prune as prune_network
 from .export.machine import machine_facts, package_versions
 from .models.data import ImageData, load_data
 from .models.training.batchnorm import recalibrate_batchnorm
@@ -74,6 +75,7 @@ def compress(
     checkpoint: Path | str | None = None,
     model_args: Mapping[str, Any] | None = None,
     preset: str = "taylor",
+    prune: float | None = None,
     ffp: float | Mapping[str, Any] = 0.0,
     fwp: float | Mapping[str, Any] = 0.0,
     epochs: int | None = None,
@@ -87,12 +89,13 @@ def compress(
 ) -> Bundle:
     """Compress a trained network and return its bundle (also written to `output`, where given).
 
-    model: a module, or a name with `model_args` and `checkpoint`. data: a data set or its spec string. ffp, fwp: the fraction of blocks
-    and of weights to prune, or a mapping with `ratio` and any field of FFPConfig and FWPConfig. epochs: of fine-tuning (0: none);
-    `finetune` gives all its settings. samples: calibrate on so many training samples. statistics: a folder of `fineprune calibrate`.
+    model: a module, or a name with `model_args` and `checkpoint`. data: a data set or its spec string. prune: the fraction of multiply-adds
+    to drop, which the preset splits between blocks and weights; or ffp, fwp: the fraction of blocks and of weights, each also as a mapping
+    with any field of FFPConfig and FWPConfig. epochs: of fine-tuning (0: none); `finetune` gives all its settings. samples: calibrate on
+    so many training samples. statistics: a folder of `fineprune calibrate`.
     """
     job = Job(
-        config=prune_config(preset, ffp=ratio_settings(ffp), fwp=ratio_settings(fwp)),
+        config=prune_config(preset, ratio=prune, ffp=ratio_settings(ffp), fwp=ratio_settings(fwp)),
         preset=preset,
         calibration=CalibrationConfig(samples=samples),
         finetune=finetune or finetune_config(epochs=epochs),
@@ -180,7 +183,7 @@ class _Run:
         accuracy = {"dense": self.accuracy(self.model, "dense")}
         where = self.folder and self.folder / "statistics"
         calibration = calibration_run(self.data, self.job.calibration, self.device, where, self.progress)
-        pruned = prune(self.model, self.job.config, calibration, **statistics)
+        pruned = prune_network(self.model, self.job.config, calibration, **statistics)
         for skipped in pruned.skipped:
             self.progress.log(f"left dense: {skipped.name}: {skipped.reason}")
         masked_report = count_macs(pruned.model, self.data.input_shape)

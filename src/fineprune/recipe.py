@@ -3,7 +3,8 @@
 [model]     name, args, checkpoint        (a checkpoint takes the place of [train])
 [data]      spec and any argument of load_data
 [train]     fields of TrainConfig; asynchronous = { algorithm = "lc-asgd", workers = 8 } and other fields of AsyncConfig
-[compress]  preset, ffp, fwp (a ratio or a table), samples, calibration_batch_size, compare_dense, batchnorm_samples, seed
+[compress]  preset, prune (a ratio) or ffp and fwp (a ratio or a table), samples, calibration_batch_size, compare_dense,
+            batchnorm_samples, seed
 [finetune]  fields of TrainConfig; epochs = 0 leaves it out
 [export]    plain, parity_samples
 [bench]     batch_sizes, threads, rounds, seed
@@ -34,7 +35,14 @@ _TABLES: dict[str, dict[str, tuple[type, ...]]] = {
     },
     "train": {},  # the fields of TrainConfig, which checks them itself
     "compress": {
-        **{"preset": (str,), "ffp": (*_NUMBER, dict), "fwp": (*_NUMBER, dict), "samples": (int,), "calibration_batch_size": (int,)},
+        **{
+            "preset": (str,),
+            "prune": _NUMBER,
+            "ffp": (*_NUMBER, dict),
+            "fwp": (*_NUMBER, dict),
+            "samples": (int,),
+            "calibration_batch_size": (int,),
+        },
         **{"compare_dense": (bool,), "batchnorm_samples": (int,), "seed": (int,)},
     },
     "finetune": {},
@@ -60,8 +68,8 @@ def read_recipe(path: Path | str) -> dict[str, Any]:
             raise UsageError(f"{path}: [{name}] must say its {entry}")
     if ("train" in settings) == ("checkpoint" in settings["model"]):
         raise UsageError(f"{path}: give either [train] or a checkpoint in [model]")
-    if not settings.get("compress", {}).keys() & {"ffp", "fwp"}:
-        raise UsageError(f"{path}: nothing to prune; give ffp and fwp in [compress] (fractions such as 0.3)")
+    if not settings.get("compress", {}).keys() & {"prune", "ffp", "fwp"}:
+        raise UsageError(f"{path}: nothing to prune; give prune, or ffp and fwp, in [compress] (fractions such as 0.3)")
     makers = (("train", train_config), ("finetune", finetune_of), ("compress", job_of), ("bench", bench_config))
     for name, make in makers:
         if name in settings:
@@ -97,7 +105,9 @@ def job_of(settings: Settings, device: str = "auto") -> "Job":
     table = settings.get("compress", {})
     preset = table.get("preset", "taylor")
     return Job(
-        config=prune_config(preset, ffp=ratio_settings(table.get("ffp", 0.0)), fwp=ratio_settings(table.get("fwp", 0.0))),
+        config=prune_config(
+            preset, ratio=table.get("prune"), ffp=ratio_settings(table.get("ffp", 0.0)), fwp=ratio_settings(table.get("fwp", 0.0))
+        ),
         preset=preset,
         calibration=CalibrationConfig(
             samples=table.get("samples"), batch_size=table.get("calibration_batch_size", 128), seed=table.get("seed", 0)

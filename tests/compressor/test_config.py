@@ -53,6 +53,27 @@ def test_presets() -> None:
         prune_config("best")
 
 
+@pytest.mark.parametrize("ratio", [0.0, 0.45, 0.72, 0.99])
+def test_one_ratio_is_split_as_the_preset_does(ratio: float) -> None:
+    taylor, thesis = prune_config(ratio=ratio), prune_config("thesis", ratio=ratio)
+    assert (taylor.ffp.ratio, taylor.fwp.ratio) == (0.0, ratio)
+    assert (1 - thesis.ffp.ratio) * (1 - thesis.fwp.ratio) == pytest.approx(1 - ratio)
+    assert thesis.fwp.ratio == pytest.approx(1.5 * thesis.ffp.ratio)
+
+
+def test_the_source_s_split() -> None:
+    thesis = prune_config("thesis", ratio=0.72, fwp={"scope": "channel"})
+    assert (thesis.ffp.ratio, thesis.fwp.ratio) == (pytest.approx(0.37, abs=1e-3), pytest.approx(0.556, abs=1e-3))
+    assert thesis.fwp.scope == "channel"
+
+
+def test_one_ratio_or_two() -> None:
+    with pytest.raises(UsageError, match=r"prune 0\.5 of the multiply-adds, or give the ratios of FFP and FWP, not both"):
+        prune_config(ratio=0.5, fwp={"ratio": 0.3})
+    with pytest.raises(UsageError, match=r"prune ratio must be a pruned fraction in \[0, 1\), got 1.5"):
+        prune_config("thesis", ratio=1.5)
+
+
 def test_changes_go_over_the_preset_and_none_leaves_it() -> None:
     config = prune_config("thesis", ffp={"ratio": 0.37, "scope": None}, fwp={"scope": "group", "lanes": 8})
     assert (config.ffp.ratio, config.ffp.scope, config.fwp.criterion, config.fwp.sharing, config.fwp.lanes) == (

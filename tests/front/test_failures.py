@@ -59,7 +59,9 @@ def output(tmp_path: Path) -> Iterator[Path]:
         (["--ffp", 0.3, "--statistics", "/nowhere"], "/nowhere holds no statistics; name the output folder of `fineprune calibrate`"),
         (["--ffp", 0.3, "--data-arg", "size=3"], "--data-arg takes validation, seed, image_size, mean, std, got 'size=3'"),
         (["--nothing"], "No such option.*--nothing"),
-        ([], "nothing to prune; give --ffp and --fwp"),
+        ([], "nothing to prune; give --prune, or --ffp and --fwp"),
+        (["--prune", 0.5, "--fwp", 0.3], "prune 0.5 of the multiply-adds, or give the ratios of FFP and FWP, not both"),
+        (["--prune", 1.2], r"prune ratio must be a pruned fraction in \[0, 1\), got 1.2"),
     ],
 )
 def test_settings_out_of_range(trained: list[object], output: Path, options: list[object], message: str) -> None:

@@ -56,6 +56,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 
 prune_options = stack(
     click.option("--preset", default="taylor", show_default=True, help="taylor (one global threshold) or thesis (the source's ranking)."),
+    click.option("--prune", "ratio", type=float, metavar="RATIO", help="Fraction of multiply-adds to prune, split as the preset does."),
     click.option("--ffp", "ffp_ratio", type=float, metavar="RATIO", help="Fraction of feature-map blocks to prune, in [0,1)."),
     click.option("--fwp", "fwp_ratio", type=float, metavar="RATIO", help="Fraction of weights to prune, in [0,1)."),
     click.option("--ffp-layer", multiple=True, metavar="GLOB=RATIO", help="Another FFP ratio for these layers (repeatable)."),
@@ -187,11 +188,12 @@ def prune_settings(options: dict[str, Any]) -> "PruneConfig":
     """The settings of both masks from the options given."""
     from ..compressor.config import prune_config
 
-    if options["ffp_ratio"] is None and options["fwp_ratio"] is None and not options["ffp_layer"] and not options["fwp_layer"]:
-        raise UsageError("nothing to prune; give --ffp and --fwp (fractions such as 0.3), or --ffp-layer and --fwp-layer")
+    if all(options[name] is None for name in ("ratio", "ffp_ratio", "fwp_ratio")) and not options["ffp_layer"] and not options["fwp_layer"]:
+        raise UsageError("nothing to prune; give --prune, or --ffp and --fwp (fractions such as 0.3), or --ffp-layer and --fwp-layer")
     layers = {"include": tuple(options["include"]) or None, "exclude": tuple(options["exclude"]) or None}
     return prune_config(
         options["preset"],
+        ratio=options["ratio"],
         ffp={
             "ratio": options["ffp_ratio"],
             "per_layer": layer_ratios("--ffp-layer", options["ffp_layer"]) or None,
