@@ -1,43 +1,92 @@
 """The online LSTMs: their arithmetic against torch's, what they learn, what they cost."""
 
 import math
+import os
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
 
-from fineprune.models.training.distributed.lstm import OnlineLSTM
+from fineprune.models.training.distributed.lstm import _LESSON, Array, OnlineLSTM
 from fineprune.models.training.distributed.predictors import LossPredictor, StepPredictor
+
+
+class Reference(nn.Module):
+    """Torch's network with the same initial weights, and torch's Adam."""
+
+    def __init__(self, inputs: int, hidden: int, seed: int) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.lstm, self.output = nn.LSTM(inputs, hidden, num_layers=2, batch_first=True), nn.Linear(hidden, 1)
+        self.optimizer = torch.optim.Adam(self.parameters(), lr=1e-3)
+
+    def forward(self, x_NLI: Tensor) -> Tensor:
+        values: Tensor = self.output(self.lstm(x_NLI)[0]).squeeze(-1)
+        return values
+
+    def learn(self, x_NLI: Array, y_NL: Array) -> float:
+        self.optimizer.zero_grad()
+        loss = (self(torch.tensor(x_NLI)) - torch.tensor(y_NL)).square().mean()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters(), 5.0)
+        self.optimizer.step()
+        return loss.item()
+
+    def rollout(self, x_L1: Array, steps: int) -> list[float]:
+        fed = torch.tensor(x_L1)
+        with torch.no_grad():
+            for _ in range(steps):
+                fed = torch.cat([fed, self(fed[None])[0, -1:, None]])
+        values: list[float] = fed[len(x_L1) :, 0].tolist()
+        return values
+
+
+def random(seed: int, *shape: int) -> Array:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+@given(st.integers(1, 3), st.sampled_from([1, 3, 5, 8, 18]), st.integers(1, 5), st.integers(1, 7), st.integers(0, 99))
+@settings(max_examples=30, deadline=None)
+def test_lessons_and_predictions_are_torchs(inputs: int, hidden: int, count: int, length: int, seed: int) -> None:
+    ours, reference = OnlineLSTM(inputs, hidden, seed), Reference(inputs, hidden, seed)
+    for lesson in range(4):
+        x, y = random(seed + lesson, count, length, inputs), random(seed + 50 + lesson, count, length)
+        y *= 100 if lesson == 2 else 1  # its gradient is clipped
+        assert ours.learn(x, y) == pytest.approx(reference.learn(x, y), rel=1e-4)
+    x = random(seed, length, inputs)
+    assert ours.predict(x) == pytest.approx(reference(torch.tensor(x)[None])[0, -1].item(), abs=1e-5)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7])
 def test_rollout_is_the_network_on_its_own_outputs(steps: int) -> None:
-    network = OnlineLSTM(1, 5, seed=3)
-    x = torch.randn(4, 1, generator=torch.Generator().manual_seed(0))
-    values = network.rollout(x, steps)
-    fed = x
-    with torch.no_grad():
-        for value in values:
-            expected, _ = network._network(fed[None])
-            assert value == pytest.approx(expected[0, -1].item(), abs=1e-5)
-            fed = torch.cat([fed, expected[:, -1:]])
-    assert len(values) == steps
+    x = random(0, 4, 1)
+    assert OnlineLSTM(1, 5, seed=3).rollout(x, steps) == pytest.approx(Reference(1, 5, 3).rollout(x, steps), abs=1e-5)
 
 
 def test_a_long_rollout_stops_where_it_settles_and_sums_to_the_same() -> None:
-    network = OnlineLSTM(1, 8, seed=5)
-    x = torch.randn(6, 1, generator=torch.Generator().manual_seed(1))
-    values, fed = network.rollout(x, 60), x
-    with torch.no_grad():
-        for _ in range(60):
-            fed = torch.cat([fed, network._network(fed[None])[0][:, -1:]])
+    x = random(1, 6, 1)
+    values = OnlineLSTM(1, 8, seed=5).rollout(x, 60)
     assert len(values) == 60 and values[-1] == values[-20], "it has settled"
-    assert sum(values) == pytest.approx(fed[6:].sum().item(), rel=1e-3)
+    assert sum(values) == pytest.approx(sum(Reference(1, 8, 5).rollout(x, 60)), rel=1e-3)
+
+
+def test_a_large_lesson_takes_every_so_many_sequences_and_others_the_next_time() -> None:
+    ours, reference = OnlineLSTM(1, 4, 0), Reference(1, 4, 0)
+    x, y = random(2, 2 * _LESSON + 3, 3, 1), random(3, 2 * _LESSON + 3, 3)
+    for lesson in range(4):
+        assert ours.learn(x, y) == pytest.approx(reference.learn(x[lesson % 3 :: 3], y[lesson % 3 :: 3]), rel=1e-4)
 
 
 def test_slope_is_the_derivative_of_the_summed_rollout() -> None:
     network = OnlineLSTM(1, 6, seed=1)
-    x = torch.randn(5, 1, generator=torch.Generator().manual_seed(2))
-    up, down = x.clone(), x.clone()
+    x = random(2, 5, 1)
+    up, down = x.copy(), x.copy()
     up[-1] += 1e-2
     down[-1] -= 1e-2
     numeric = (sum(network.rollout(up, 4)) - sum(network.rollout(down, 4))) / 2e-2
@@ -46,9 +95,28 @@ def test_slope_is_the_derivative_of_the_summed_rollout() -> None:
 
 def test_equal_seeds_make_equal_networks_and_the_callers_random_state_stays() -> None:
     before = torch.get_rng_state()
-    x = torch.ones(3, 1)
+    x = np.ones((3, 1), np.float32)
     assert OnlineLSTM(1, 4, 7).rollout(x, 2) == OnlineLSTM(1, 4, 7).rollout(x, 2) != OnlineLSTM(1, 4, 8).rollout(x, 2)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+SMALL_RUN = """
+import numpy as np
+from fineprune.models.training.distributed.lstm import OnlineLSTM
+network = OnlineLSTM(1, 5, 0)
+x = np.sin(np.arange(24, dtype=np.float32)).reshape(2, 12, 1)
+values = [network.learn(x, x[:, :, 0]), network.learn(x, x[:, :, 0]), *network.rollout(x[0], 3)]
+"""
+
+
+def test_the_kernels_are_the_same_uncompiled() -> None:
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-W", "error", "-c", SMALL_RUN + "print(*values)"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    compiled: dict[str, list[float]] = {}
+    exec(SMALL_RUN, compiled)
+    assert [float(value) for value in done.stdout.split()] == pytest.approx(compiled["values"], rel=1e-5)
 
 
 def test_the_loss_predictor_learns_a_falling_wave_better_than_the_last_value() -> None:

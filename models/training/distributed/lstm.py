@@ -1,8 +1,7 @@
-"""A small LSTM that learns from a stream: two layers and a linear read-out of the last one.
+"""A small LSTM that learns from a stream: two layers and a linear read-out of the last one, torch's network in kernels of its own."""
 
-Predictions that are fed back run cell by cell in NumPy on the network's own memory: a step takes a third of torch's time there.
-"""
-
+import math
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -12,116 +11,104 @@ from torch import Tensor, nn
 
 _LEARNING_RATE = 1e-3
 _MAX_GRADIENT = 5.0
-_HALF = np.float32(0.5)
+_LESSON = 8
+"""Sequences of a lesson at most: what the server spends on many workers grows less than they do."""
 _SETTLED = 1e-4
 """Largest change of a hidden unit, in [-1,1], in a step that changes nothing any more."""
 
 Array = NDArray[np.float32]
-State = list[tuple[Array, Array]]
-
-
-class _Network(nn.Module):
-    def __init__(self, inputs: int, hidden: int) -> None:
-        super().__init__()
-        self.lstm = nn.LSTM(inputs, hidden, num_layers=2, batch_first=True)
-        self.output = nn.Linear(hidden, 1)
-
-    def forward(self, x_NLI: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        hidden, state = self.lstm(x_NLI, state)
-        return self.output(hidden).squeeze(-1), state
 
 
 class OnlineLSTM:
     """[L,inputs] -> the next value. `lessons` counts how often it learned."""
 
     def __init__(self, inputs: int, hidden: int, seed: int) -> None:
-        with torch.random.fork_rng(devices=[]):
-            torch.random.default_generator.manual_seed(seed)
-            self._network = _Network(inputs, hidden)
-        self._optimizer = torch.optim.Adam(self._network.parameters(), lr=_LEARNING_RATE, fused=True)
+        self._weights = _initial_weights(inputs, hidden, seed)
+        self._parts = split(self._weights, inputs, hidden)
+        self._gradient = np.zeros_like(self._weights)
+        self._gradient_parts = split(self._gradient, inputs, hidden)
+        self._moments = np.zeros((2, self._weights.size), np.float32)
         self.lessons = 0
-        self._cached: tuple[Any, Any, Any] | None = None
 
-    def learn(self, x_NLI: Tensor, y_NL: Tensor) -> float:
-        """One step of Adam on the squared error of the value after each prefix; that error before the step."""
-        self._optimizer.zero_grad()
-        with torch.enable_grad():
-            predicted, _ = self._network(x_NLI)
-            loss = (predicted - y_NL).square().mean()
-            loss.backward()
-        nn.utils.clip_grad_norm_(self._network.parameters(), _MAX_GRADIENT)
-        self._optimizer.step()
+    def learn(self, x_NLI: Array, y_NL: Array) -> float:
+        """One step of Adam on the squared error of the value after each prefix; that error before the step.
+
+        Of more than `_LESSON` sequences every second, third, ... counts, other ones each time.
+        """
+        stride = -(-len(x_NLI) // _LESSON)
+        chosen = slice(self.lessons % stride, None, stride)
+        x, y = np.ascontiguousarray(x_NLI[chosen].swapaxes(0, 1)), np.ascontiguousarray(y_NL[chosen].T)
+        loss = _kernels().gradient(x, y, self._parts, self._gradient_parts)
         self.lessons += 1
-        self._cached = None
-        return loss.item()
+        _kernels().adam(self._weights, self._moments, self._gradient, self.lessons, _LEARNING_RATE, _MAX_GRADIENT)
+        return float(loss)
 
-    @torch.no_grad()
-    def predict(self, x_LI: Tensor) -> tuple[float, State]:
-        """The value after the sequence, and the state from which `rollout` goes on."""
-        values, (h, c) = self._network(x_LI[None])
-        return float(values[0, -1]), [(h[layer, 0].numpy(), c[layer, 0].numpy()) for layer in range(2)]
+    def predict(self, x_LI: Array) -> float:
+        """The value after the sequence."""
+        return float(_kernels().rollout(x_LI, 1, _SETTLED, self._parts)[0])
 
-    def rollout(self, x_L1: Tensor, steps: int) -> list[float]:
+    def rollout(self, x_L1: Array, steps: int) -> list[float]:
         """`steps` (at least 1) values after a sequence of single numbers, each fed back as input of the next.
 
         Fed with its own outputs a network soon settles; from there on the value is repeated, so long rollouts cost no more than short ones.
         """
-        value, state = self.predict(x_L1)
-        values = [value]
-        (w_in, w_first, b_first), (w_between, w_second, b_second), (w_out, b_out) = self._arrays()
-        (h_first, c_first), (h_second, c_second) = state
-        for _ in range(steps - 1):
-            before = h_first, h_second
-            h_first, c_first = _cell(w_in * np.float32(value) + w_first @ h_first + b_first, c_first)
-            h_second, c_second = _cell(w_between @ h_first + w_second @ h_second + b_second, c_second)
-            value = float(w_out @ h_second) + b_out
-            values.append(value)
-            if max(np.abs(h_first - before[0]).max(), np.abs(h_second - before[1]).max()) < _SETTLED:
-                break
-        return values + [value] * (steps - len(values))
+        values: list[float] = _kernels().rollout(x_L1, steps, _SETTLED, self._parts).tolist()
+        return values
 
-    def slope(self, x_L1: Tensor, steps: int) -> float:
+    def slope(self, x_L1: Array, steps: int) -> float:
         """Derivative of the sum of `rollout` by the last number of the sequence."""
+        parts = [torch.from_numpy(part) for part in self._parts]
+        hidden = len(parts[8])
+        states = [(torch.zeros(hidden), torch.zeros(hidden))] * 2
         with torch.enable_grad():
-            last = x_L1[-1:].clone().requires_grad_()
-            values, state = self._network(torch.cat([x_L1[:-1], last])[None])
-            value = total = values[0, -1]
-            for _ in range(steps - 1):
-                values, state = self._network(value.view(1, 1, 1), state)
-                value = values[0, -1]
-                total = total + value
-            (slope,) = torch.autograd.grad(total, last)
+            last = torch.tensor(x_L1[-1], requires_grad=True)
+            values: list[Tensor] = []
+            for t in range(len(x_L1) + steps - 1):
+                x = torch.from_numpy(x_L1[t]) if t < len(x_L1) - 1 else values[-1] if t >= len(x_L1) else last
+                for layer in range(2):
+                    states[layer] = _cell(x, *states[layer], *parts[4 * layer : 4 * layer + 4])
+                    x = states[layer][0]
+                values.append((x @ parts[8] + parts[9]).view(1))
+            (slope,) = torch.autograd.grad(torch.cat(values[len(x_L1) - 1 :]).sum(), last)
         return float(slope)
-
-    def _arrays(self) -> tuple[Any, Any, Any]:
-        """Weights of input (a column: one number) and state and the bias of both layers, and the read-out's; made once a lesson."""
-        if self._cached is None:
-            named = {name: value.detach().numpy() for name, value in self._network.named_parameters()}
-            layers = [
-                (named[f"lstm.weight_ih_l{i}"], named[f"lstm.weight_hh_l{i}"], named[f"lstm.bias_ih_l{i}"] + named[f"lstm.bias_hh_l{i}"])
-                for i in range(2)
-            ]
-            first = (layers[0][0][:, 0], *layers[0][1:])
-            self._cached = first, layers[1], (named["output.weight"][0], float(named["output.bias"][0]))
-        return self._cached
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, Adam's moments and the count of lessons."""
-        return {"network": self._network.state_dict(), "optimizer": self._optimizer.state_dict(), "lessons": self.lessons}
+        return {"weights": torch.tensor(self._weights), "moments": torch.tensor(self._moments), "lessons": self.lessons}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
-        self._network.load_state_dict(state["network"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        self._weights[:] = state["weights"].numpy()
+        self._moments[:] = state["moments"].numpy()
         self.lessons = state["lessons"]
-        self._cached = None
 
 
-def _cell(gates: Array, c: Array) -> tuple[Array, Array]:
-    """One step of a layer from its summed gates (input, forget, cell, output): new h and c."""
-    size = len(c)
-    gates[2 * size : 3 * size] *= 2  # sigmoid(x) = (1 + tanh(x/2)) / 2, so one tanh serves all four
-    activations = np.tanh(gates * _HALF)
-    i, f, o = ((1 + activations[k * size : (k + 1) * size]) * _HALF for k in (0, 1, 3))
-    c = f * c + i * activations[2 * size : 3 * size]
-    return o * np.tanh(c), c
+def split(weights: Array, inputs: int, hidden: int) -> tuple[Array, ...]:
+    """Views of a vector's parts, in this order: W_in [I,4H], W_h [H,4H] and torch's two biases of both layers, then the read-out's two."""
+    gates = 4 * hidden
+    first, second = ([(size, gates), (hidden, gates), (gates,), (gates,)] for size in (inputs, hidden))
+    shapes = [*first, *second, (hidden,), (1,)]
+    ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
+    return tuple(part.reshape(shape) for part, shape in zip(np.split(weights, ends), shapes, strict=True))
+
+
+@cache
+def _kernels() -> Any:
+    """Imported where something is predicted: Numba takes its time."""
+    from . import lstm_kernels
+
+    return lstm_kernels
+
+
+def _initial_weights(inputs: int, hidden: int, seed: int) -> Array:
+    """Torch's own, in the order of `split`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(seed)
+        lstm, output = nn.LSTM(inputs, hidden, num_layers=2), nn.Linear(hidden, 1)
+    return torch.cat([value.detach().t().reshape(-1) for value in (*lstm.parameters(), *output.parameters())]).numpy()
+
+
+def _cell(x: Tensor, h: Tensor, c: Tensor, w_in: Tensor, w_h: Tensor, b_in: Tensor, b_h: Tensor) -> tuple[Tensor, Tensor]:
+    i, f, g, o = (x @ w_in + h @ w_h + b_in + b_h).chunk(4)
+    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+    return o.sigmoid() * c.tanh(), c

@@ -4,19 +4,18 @@ StepPredictor   (step_m, t_comm, t_comp) of worker m's last L iterations -> step
                 step_m: how many states of other workers arrived between m's last two; hidden size 128, one network for all workers
 LossPredictor   the last L losses in the order of arrival -> the next one; hidden size 64; k predictions, each fed back, are summed
 
-Both learn by Adam (1e-3) on squared errors of normalised values, once every `train_every` arrivals from all of these at once: that
-bounds what they cost where many workers report. Until they have learned `_LEAST_LESSONS` times (and with `last`), the last value stands
-in for the prediction.
+Both learn by Adam (1e-3) on squared errors of normalised values, once every `train_every` arrivals from all of these (of many: from a
+share of them) at once: that bounds what they cost where many workers report. Until they have learned `_LEAST_LESSONS` times (and with
+`last`), the last value stands in for the prediction.
 """
 
 from collections import deque
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from ..device import derive_seed
-from .lstm import OnlineLSTM
+from .lstm import Array, OnlineLSTM
 
 _LEAST_LESSONS = 20
 _LOSS_MEMORY = 0.98
@@ -56,7 +55,7 @@ class StepPredictor:
         history = self._history[worker]
         if self.network.lessons < _LEAST_LESSONS:
             return min(int(history[-1][0]), self.limit)
-        value, _ = self.network.predict(self._inputs(list(history)[-self.window :]))
+        value = self.network.predict(self._inputs(list(history)[-self.window :]))
         return min(max(round(value * self._scale), 0), self.limit)
 
     @property
@@ -73,15 +72,15 @@ class StepPredictor:
             counts[worker] += 1
             if end > self.window:
                 inputs.append(self._inputs(history[end - 1 - self.window : end - 1]))
-                targets.append(torch.tensor([steps / self._scale for steps, _, _ in history[end - self.window : end]]))
+                targets.append([steps / self._scale for steps, _, _ in history[end - self.window : end]])
         self._waiting = []
         if inputs:
-            self.network.learn(torch.stack(inputs), torch.stack(targets))
+            self.network.learn(np.stack(inputs), np.array(targets, np.float32))
 
-    def _inputs(self, history: list[tuple[float, float, float]]) -> Tensor:
+    def _inputs(self, history: list[tuple[float, float, float]]) -> Array:
         """float32 [L,3]: steps per other worker, times against their means."""
-        scales = torch.tensor([self._scale, *(max(mean, 1e-9) for mean in self._means)])
-        return torch.tensor(history) / scales - torch.tensor([0.0, 1.0, 1.0])
+        scales = np.array([self._scale, *(max(mean, 1e-9) for mean in self._means)], np.float32)
+        return np.array(history, np.float32) / scales - np.array([0.0, 1.0, 1.0], np.float32)
 
     def state_dict(self) -> dict[str, Any]:
         """What `observe` changed."""
@@ -118,8 +117,7 @@ class LossPredictor:
         self._mean += share * difference
         self._variance = (1 - share) * (self._variance + share * difference * difference)
         if self.learns and self._arrivals % self.train_every == 0 and len(self._series) == self.window + self.train_every:
-            series = self._normalised()
-            windows = series.unfold(0, self.window + 1, 1)
+            windows = np.lib.stride_tricks.sliding_window_view(self._normalised(), self.window + 1)
             self.network.learn(windows[:, :-1, None], windows[:, 1:])
 
     def forecast(self, steps: int) -> list[float]:
@@ -141,8 +139,8 @@ class LossPredictor:
     def _deviation(self) -> float:
         return max(self._variance**0.5, 1e-3 * (1e-3 + abs(self._mean)))
 
-    def _normalised(self) -> Tensor:
-        return (torch.tensor(self._series, dtype=torch.float32) - self._mean) / self._deviation
+    def _normalised(self) -> Array:
+        return (np.array(self._series, np.float32) - np.float32(self._mean)) / np.float32(self._deviation)
 
     def state_dict(self) -> dict[str, Any]:
         """What `observe` changed."""
