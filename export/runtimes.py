@@ -42,6 +42,7 @@ class OnnxRuntime:
         self._path = Path(path)
         self._providers = list(providers)
         self._session: Any = None
+        self._input = ""
 
     def load(self, threads: int) -> None:
         import onnxruntime
@@ -60,11 +61,11 @@ class OnnxRuntime:
             self._session = onnxruntime.InferenceSession(str(self._path), options, providers=self._providers)
         except Exception as error:  # its exceptions share no base class of their own
             raise RunError(f"ONNX Runtime cannot load {self._path}: {str(error).splitlines()[0]}; export it again") from error
+        self._input = self._session.get_inputs()[0].name
 
     def run(self, x: NDArray[np.float32]) -> NDArray:
-        feeds = {self._session.get_inputs()[0].name: x}
         try:
-            return np.asarray(self._session.run(None, feeds)[0])
+            return np.asarray(self._session.run(None, {self._input: x})[0])
         except Exception as error:
             raise RunError(f"ONNX Runtime cannot run {self._path} on {x.shape}: {str(error).splitlines()[0]}") from error
 

@@ -35,12 +35,16 @@ def copy(first: int, last: int, source: NDArray, source_start: int, target: NDAr
     sc, si, sj = meta[op + SOURCE + _CHANNEL], meta[op + SOURCE + _ROW], meta[op + SOURCE + _PIXEL]
     tc, ti, tj = meta[op + TARGET + _CHANNEL], meta[op + TARGET + _ROW], meta[op + TARGET + _PIXEL]
     C, W = meta[op + SIZE], meta[op + SIZE + 2]
-    for i in range(first, last):
-        plane(source, s + i * si, sc, sj, target, t + i * ti, tc, tj, C, W)
+    if sj == 1 and tj == 1:
+        for c in range(C):
+            _vectors(source, s + c * sc + first * si, si, target, t + c * tc + first * ti, ti, W, last - first)
+    else:
+        for i in range(first, last):
+            _row(source, s + i * si, sc, sj, target, t + i * ti, tc, tj, C, W)
 
 
 @jit
-def plane(source: NDArray, s: int, sc: int, sj: int, target: NDArray, t: int, tc: int, tj: int, C: int, W: int) -> None:
+def _row(source: NDArray, s: int, sc: int, sj: int, target: NDArray, t: int, tc: int, tj: int, C: int, W: int) -> None:
     """target[t + c*tc + j*tj] = source[s + c*sc + j*sj]."""
     if (sj == 1 and tc == 1) or (sc == 1 and tj == 1):
         channels, columns = C // LANES * LANES, W // LANES * LANES
@@ -59,11 +63,7 @@ def plane(source: NDArray, s: int, sc: int, sj: int, target: NDArray, t: int, tc
 @jit
 def _lines(source: NDArray, s: int, sc: int, sj: int, target: NDArray, t: int, tc: int, tj: int, C: int, W: int) -> None:
     if sc == 1 and tc == 1:
-        for j in range(W):
-            _line(source, s + j * sj, target, t + j * tj, C)
-    elif sj == 1 and tj == 1:
-        for c in range(C):
-            _line(source, s + c * sc, target, t + c * tc, W)
+        _vectors(source, s, sj, target, t, tj, C, W)
     else:
         for j in range(W):
             for c in range(C):
@@ -71,34 +71,18 @@ def _lines(source: NDArray, s: int, sc: int, sj: int, target: NDArray, t: int, t
 
 
 @jit
-def _line(source: NDArray, s: int, target: NDArray, t: int, n: int) -> None:
-    """Numbers that follow each other on both sides."""
+def _vectors(source: NDArray, s: int, ss: int, target: NDArray, t: int, ts: int, n: int, lines: int) -> None:
+    """Lines of n numbers that follow each other on both sides."""
     whole = n // LANES * LANES
     for e in range(0, whole, LANES):
-        store(load(source, s + e, 1), target, t + e)
+        for k in range(lines):
+            store(load(source, s + k * ss + e, 1), target, t + k * ts + e)
     for e in range(whole, n):
-        target[t + e] = source[s + e]
+        for k in range(lines):
+            target[t + k * ts + e] = source[s + k * ss + e]
 
 
 @jit
 def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
     """Within the arena."""
     copy(first, last, arena, 0, arena, 0, meta, op)
-
-
-def plan_zero(target: View, size: Box) -> Op:
-    """Makes size = (C, H, W) elements of `target` zero."""
-    meta = np.array([0] * HEADER + [target.start, target.channel_stride, target.row_stride, target.pixel_stride, *size], np.int64)
-    return Op(kernel="zero", meta=meta, costs=np.full(size[1], 1e-9 * size[0] * size[2]))
-
-
-@jit
-def run_zero(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
-    """Kernel "zero"; a work item is a row."""
-    m = op + HEADER
-    t, tc, ti, tj, C, W = meta[m], meta[m + 1], meta[m + 2], meta[m + 3], meta[m + 4], meta[m + 6]
-    outer, inner, step = (C, W, tc) if tj == 1 else (W, C, tj)  # the inner stride is 1 in either layout
-    for i in range(first, last):
-        for k in range(outer):
-            line = t + i * ti + k * step
-            arena[line : line + inner] = 0

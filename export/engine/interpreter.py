@@ -25,8 +25,8 @@ from .atomics import SPACING, add, compare_exchange, exchange, give_way, load, p
 from .jit import jit, jit_cached
 from .vectors import floats
 
-KERNELS = ("load", "save", "copy", "zero", "pool", "mean", "map", "linear", "plain", "filters", "positions")
-LOAD, SAVE, COPY, ZERO, POOL, MEAN, MAP, LINEAR, PLAIN, FILTERS, POSITIONS = range(len(KERNELS))
+KERNELS = ("load", "save", "copy", "pool", "mean", "map", "linear", "plain", "filters", "positions")
+LOAD, SAVE, COPY, POOL, MEAN, MAP, LINEAR, PLAIN, FILTERS, POSITIONS = range(len(KERNELS))
 KERNEL, OP, ITEMS, MEET = range(4)
 COUNT, BEGIN, END, ROUND, NEXT_SAMPLE, DONE_BEFORE, TENSORS = range(7)
 """Positions in job: samples, first operation, end of the operations, number of the first round (sample that is shared), numbers of
@@ -35,6 +35,9 @@ samples taken and of shares done before this job; then address and floats a samp
 GENERATION, DONE, TAKEN, STOP, THREADS = (SPACING * k for k in range(5))
 """Positions in sync: twice the number of jobs (odd while a job is being written), shares and whole samples done, whole samples taken,
 whether to stop; then for each thread whether it sleeps; then the shares of all operations."""
+
+START, GO_ON, SERVE = range(3)
+"""What a thread is to do in take_part."""
 
 PAUSES = 400
 """Looks at what a thread waits for before it starts to let others run between the looks: some microseconds."""
@@ -87,8 +90,15 @@ def wait_job(sync: NDArray, thread: int, done: int) -> int:
 
 
 @jit_cached
+def place(fields: NDArray, at: int, tensor: NDArray, count: int) -> None:
+    """Where a flat tensor of the caller lies, and floats of each of its `count` samples, to fields[at] and the next."""
+    fields[at] = tensor.ctypes.data
+    fields[at + 1] = tensor.size // count
+
+
+@jit
 def announce(sync: NDArray, job: NDArray, fields: NDArray, sleeping: NDArray) -> int:
-    """Write a new job of `fields` COUNT, BEGIN, END and TENSORS on; `sleeping`: becomes 1 for threads that sleep. Returns how many do."""
+    """Write a new job of `fields` COUNT, BEGIN, END and TENSORS on; `sleeping`: becomes 1 for threads that slept. Returns how many did."""
     count, previous = fields[COUNT], job[COUNT]
     add(sync, GENERATION, 1)
     store(job, ROUND, job[ROUND] + previous % len(sleeping))
@@ -144,8 +154,6 @@ def perform(
         pools.run_mean(first, last, scratch, arena, constants, index, meta, op)
     elif kernel == COPY:
         copies.run(first, last, scratch, arena, constants, index, meta, op)
-    elif kernel == ZERO:
-        copies.run_zero(first, last, scratch, arena, constants, index, meta, op)
     elif kernel == LINEAR:
         linear.run(first, last, scratch, arena, constants, index, meta, op)
     elif kernel == PLAIN:
@@ -199,10 +207,12 @@ def sample(
 
 @jit_cached
 def take_part(
+    role: int,
     thread: int,
     threads: int,
-    serves: bool,
     seen: int,
+    fields: NDArray,
+    sleeping: NDArray,
     steps: NDArray,
     splits: NDArray,
     before: NDArray,
@@ -214,13 +224,18 @@ def take_part(
     job: NDArray,
     sync: NDArray,
 ) -> int:
-    """A thread's part of the job; where it `serves`, of every job that is not `seen`.
+    """A thread's part of the job.
 
-    Returns when the job is done, or when there has been no new one for a while; then the last one, or -1 when told to stop.
-    One function for both, and one call of each kernel in it: compiling takes seconds.
+    START: of a new one, which is announced here; where threads slept, the caller wakes them first and calls again to GO_ON. Returns how
+    many slept, so that 0 means done. SERVE: of every job that is not `seen`. Returns the last one when there has been no new one for a
+    while, or -1 when told to stop. One function for all, and one call of each kernel in it: compiling takes seconds.
     """
+    if role == START:
+        asleep = announce(sync, job, fields, sleeping)
+        if asleep:
+            return asleep
     while True:
-        if serves:
+        if role == SERVE:
             generation = wait_job(sync, thread, seen)
             if generation < 0:
                 return seen
@@ -229,7 +244,7 @@ def take_part(
             seen = generation
         count, begin, end = load(job, COUNT), load(job, BEGIN), load(job, END)
         first_round, taken, done = load(job, ROUND), load(job, NEXT_SAMPLE), load(job, DONE_BEFORE)
-        if serves and load(sync, GENERATION) != seen:
+        if role == SERVE and load(sync, GENERATION) != seen:
             continue  # the others did without this thread, and the next job is being written
         shared = count % threads
         whole, turn = count - shared, 0
@@ -271,6 +286,6 @@ def take_part(
             else:
                 turn += 1
                 done += each
-        if not serves:
+        if role != SERVE:
             wait_done(sync, done)
-            return seen
+            return 0

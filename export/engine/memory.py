@@ -1,11 +1,12 @@
 """Where the tensors of a sample lie: buffers with zero margins, used again by later tensors of the same geometry.
 
 Two tensors share a buffer only if layout, sizes and margins are alike: the margins are zeroed once, when the arena is made, and stay so.
+A tensor of which parts are never written, because they are zero, has a buffer of its own.
 """
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from ...common.errors import RunError
@@ -44,11 +45,16 @@ def rounded(count: int, unit: int = LANES) -> int:
 
 
 def arena(
-    boxes: Mapping[Key, Box], margins: Mapping[Key, Margins], uses: Mapping[Key, Sequence[int]], over: Mapping[Key, Key] | None = None
+    boxes: Mapping[Key, Box],
+    margins: Mapping[Key, Margins],
+    uses: Mapping[Key, Sequence[int]],
+    over: Mapping[Key, Key] | None = None,
+    alone: Collection[Key] = (),
 ) -> Arena:
     """Lay out tensors of sizes `boxes`; `uses`: numbers of the instructions that write or read each. RunError where they are too many.
 
     over: tensors that may be written over the one that their instruction reads, where that is its last use.
+    alone: tensors that share no buffer.
     """
     alike: dict[tuple[str, Box], Margins] = defaultdict(lambda: (0, 0, 0, 0))
     for key, box in boxes.items():  # the same margins for tensors of the same size: then they can share
@@ -64,7 +70,7 @@ def arena(
         shape, size = geometry(key.layout, boxes[key], alike[key.layout, boxes[key]])
         begin, same = min(uses[key]), buffers.get(over[key]) if over and key in over else None
         idle = [entry for entry in free[shape] if entry[0] < begin or entry == (begin, same)]
-        if idle:
+        if idle and key not in alone:
             entry = max(idle)  # what was used last is likely to be in a cache
             free[shape].remove(entry)
             number = entry[1]
@@ -76,7 +82,8 @@ def arena(
                 raise RunError(
                     f"the activations of one sample need more than {LARGEST_ARENA * 4 >> 20} MiB; the file is damaged or too large"
                 )
-        free[shape].append((max(uses[key]), number))
+        if key not in alone:
+            free[shape].append((max(uses[key]), number))
         buffers[key], views[key] = number, at(shape, starts[number])
     return Arena(views=views, buffers=buffers, size=end + GUARD)
 

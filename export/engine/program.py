@@ -84,6 +84,7 @@ class _Instructions:
     """The list while it is made: each tensor has one home layout and, where a reader needs it, a copy in the other.
 
     movable: tensors that are read once, by whom they may be made at any place. within: those that are made as parts of others.
+    partial: those that have zeros which nobody writes.
     """
 
     def __init__(self, boxes: Mapping[str, Box], movable: set[str]) -> None:
@@ -91,6 +92,7 @@ class _Instructions:
         self.margins: dict[Key, memory.Margins] = {}
         self.over: dict[Key, Key] = {}
         self.within: dict[Key, tuple[Key, Piece]] = {}
+        self.partial: set[Key] = set()
         self._movable = movable
         self._boxes = boxes
         self._homes: dict[str, Key] = {}
@@ -149,7 +151,7 @@ class _Instructions:
         box = self._boxes[layer.output]
         pieces = layer.pieces
         if sum(_size(piece.size) for piece in pieces) < _size(box):
-            self._append(layer, f"{layer.name} zeros", (), key, lambda y: [copies.plan_zero(y, box)], choice)
+            self.partial.add(key)
         else:
             self.within |= {reads[p.source]: (key, p) for p in pieces if self._is_part(reads[p.source], key, p)}
             pieces = tuple(p for p in pieces if reads[p.source] not in self.within)
@@ -159,7 +161,7 @@ class _Instructions:
             sources = dict(zip(numbers, views, strict=False))
             return [copies.plan(part(sources[p.source], p.start, p.step), part(views[-1], p.to, p.to_step), p.size) for p in pieces]
 
-        if pieces:  # else everything is at its place
+        if pieces or key in self.partial:  # else everything is at its place
             self._append(layer, layer.name, tuple(reads[number] for number in numbers), key, plan, choice)
 
     def _is_part(self, source: Key, target: Key, piece: Piece) -> bool:
@@ -213,7 +215,7 @@ def _assemble(instructions: _Instructions, boxes: Mapping[str, Box], inputs: tup
     for number, instruction in enumerate(instructions.list):
         for key in (*instruction.reads, *([instruction.writes] if instruction.writes else [])):
             uses[within[key][0] if key in within else key].append(number)
-    plan = memory.arena({key: boxes[key.tensor] for key in uses}, instructions.margins, uses, instructions.over)
+    plan = memory.arena({key: boxes[key.tensor] for key in uses}, instructions.margins, uses, instructions.over, instructions.partial)
     views, buffers = dict(plan.views), dict(plan.buffers)
     for key, (whole, piece) in within.items():
         views[key], buffers[key] = replace(part(views[whole], piece.to, piece.to_step), channels=piece.size[0]), buffers[whole]

@@ -17,6 +17,7 @@ class EngineRuntime:
         self._path = Path(path)
         self._options = options
         self._session: Any = None
+        self._input = ""
 
     def load(self, threads: int) -> None:
         from .session import Session
@@ -24,9 +25,10 @@ class EngineRuntime:
         if not self._path.is_file():
             raise UsageError(f"no ONNX file at {self._path}; export one first")
         self._session = Session(self._path, threads, **self._options)
+        self._input = self._session.get_inputs()[0].name
 
     def run(self, x: NDArray[np.float32]) -> NDArray:
-        return np.asarray(self._session.run(None, {self._session.get_inputs()[0].name: x})[0])
+        return np.asarray(self._session.run(None, {self._input: x})[0])
 
     def close(self) -> None:
         if self._session is not None:

@@ -57,6 +57,7 @@ class Session:
             raise UsageError(f"threads is a whole number from 1 to {MOST_THREADS}, got {threads!r}")
         started = time.perf_counter()
         self._graph = read_graph(source)
+        self._usual, self._fed = _usual(self._graph.inputs), {port.name for port in self._graph.inputs}
         self._threads = threads
         self._parts: list[tuple[Segment, Program | None]] = []
         for segment in segments(self._graph):
@@ -83,12 +84,8 @@ class Session:
 
     def run(self, output_names: Sequence[str] | None, feeds: Mapping[str, NDArray]) -> list[NDArray]:
         """The outputs called `output_names` (None: all) for a batch; UsageError where names, types or shapes do not fit."""
-        names = [port.name for port in self._graph.outputs]
-        wanted = names if output_names is None else list(output_names)
-        unknown = sorted(set(wanted) - set(names))
-        if unknown:
-            raise UsageError(f"the network has no output {unknown[0]!r}; it has {', '.join(names)}")
-        batch = self._check(feeds)
+        wanted = self._wanted(output_names)
+        batch = self._batch(feeds)
         if self._pid != os.getpid():  # a fork has neither the threads nor, perhaps, an open lock
             self._start()
         with self._lock:
@@ -102,7 +99,7 @@ class Session:
         from .profile import profile
 
         feeds = x if isinstance(x, Mapping) else {self._graph.inputs[0].name: x}
-        batch = self._check(feeds)
+        batch = self._batch(feeds)
         with self._lock:
             tensors = self._run(batch, feeds)
         records: list[Record] = []
@@ -152,8 +149,26 @@ class Session:
                 self._teams[number] = team
                 self._finalizers.append(weakref.finalize(self, team.close))
 
+    def _wanted(self, output_names: Sequence[str] | None) -> list[str]:
+        names = [port.name for port in self._graph.outputs]
+        if output_names is None:
+            return names
+        unknown = sorted(set(output_names) - set(names))
+        if unknown:
+            raise UsageError(f"the network has no output {unknown[0]!r}; it has {', '.join(names)}")
+        return list(output_names)
+
+    def _batch(self, feeds: Mapping[str, NDArray]) -> int:
+        """The batch size. What is usual is known at a glance: small networks take less time than thorough checks."""
+        if self._usual is not None and type(feeds) is dict and len(feeds) == 1:
+            name, dims = self._usual
+            x = feeds.get(name)
+            if type(x) is np.ndarray and x.dtype == np.float32 and x.shape[1:] == dims and x.size:
+                return len(x)
+        return self._check(feeds)
+
     def _check(self, feeds: Mapping[str, NDArray]) -> int:
-        """The batch size."""
+        """The batch size, where everything fits."""
         names = {port.name for port in self._graph.inputs}
         if not isinstance(feeds, Mapping) or set(feeds) != names:
             given = ", ".join(map(repr, feeds)) if isinstance(feeds, Mapping) else type(feeds).__name__
@@ -161,7 +176,7 @@ class Session:
         batch: int | None = None
         for port in self._graph.inputs:
             array = feeds[port.name]
-            if not isinstance(array, np.ndarray) or port.type != _TYPE_NAMES.get(array.dtype.str[1:]):
+            if not isinstance(array, np.ndarray) or not array.dtype.isnative or port.type != _TYPE_NAMES.get(array.dtype.str[1:]):
                 found = f"{array.dtype} array" if isinstance(array, np.ndarray) else type(array).__name__
                 raise UsageError(f"input {port.name!r} is an array of {port.type}, got {found}; convert it")
             fits = array.ndim == len(port.dims) + 1 and all(
@@ -198,12 +213,11 @@ class Session:
         return tensors[name] if value is None else tensors[value.tensor].reshape(batch, *value.dims)
 
     def _output(self, tensors: Mapping[str, NDArray], name: str, batch: int) -> NDArray:
-        if name in self._graph.constants:
-            return self._graph.constants.require(name).copy()
-        array = self._named(tensors, name, batch)
         value = self._graph.values.get(name)
-        passed_through = value is not None and any(value.tensor == port.name for port in self._graph.inputs)
-        return array.copy() if passed_through else array
+        if value is None:
+            return self._graph.constants.require(name).copy() if name in self._graph.constants else tensors[name]
+        array = tensors[value.tensor].reshape(batch, *value.dims)
+        return array.copy() if value.tensor in self._fed else array
 
     def _verify(self, name: str, array: NDArray, batch: int) -> None:
         """What ONNX Runtime made has the size that layers behind it were planned for."""
@@ -222,6 +236,13 @@ _TYPE_NAMES = {
     "f2": "tensor(float16)",
     "f8": "tensor(double)",
 }
+
+
+def _usual(inputs: Sequence[Port]) -> tuple[str, tuple[int | None, ...]] | None:
+    """Name and shape of a sample of the only input, where that is float32, and of any batch size."""
+    if len(inputs) > 1 or inputs[0].type != "tensor(float)" or isinstance(inputs[0].batch, int):
+        return None
+    return inputs[0].name, inputs[0].dims
 
 
 def _info(port: Port) -> TensorInfo:

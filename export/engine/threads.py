@@ -24,15 +24,15 @@ class Team:
         before = np.concatenate([[0], np.cumsum((np.diff(splits, axis=1) > 0).sum(1))])
         arenas = _aligned(threads, program.arena + threads * program.scratch)
         self._fields = np.zeros(interpreter.TENSORS + 2 * (len(program.inputs) + len(program.outputs)), np.int64)
-        self._fields[interpreter.END] = len(program.steps)
-        self._job = np.zeros_like(self._fields)
+        job, self._sleeping = np.zeros_like(self._fields), np.zeros(threads, np.int64)
         self._sync = np.zeros(interpreter.THREADS + (threads + splits[:, 1:].size) * SPACING, np.int64)
         spaces = np.array([program.arena, program.scratch], np.int64)
         tables = (program.steps, splits, before, spaces, program.meta, program.index, program.constants)
-        self._tables = (*tables, arenas, self._job, self._sync)
+        self._tables = (self._fields, self._sleeping, *tables, arenas, job, self._sync)
+        self._operations = range(len(program.steps))
         self._wake = [threading.Event() for _ in range(threads)]
-        self._sleeping = np.zeros(threads, np.int64)
-        self.run(0, ())  # compiles what this machine has not compiled before
+        interpreter.place(self._fields, interpreter.TENSORS, arenas[0], 1)
+        self.run(0, ())  # with `place`, compiles what this machine has not compiled before
         self._workers = [
             threading.Thread(
                 target=_serve, args=(thread, threads, self._tables, self._wake[thread]), name=f"fineprune-{thread}", daemon=True
@@ -44,28 +44,23 @@ class Team:
 
     def run(self, count: int, tensors: Sequence[NDArray[np.float32]], operations: range | None = None) -> None:
         """A batch of `count` samples: inputs, then outputs, each [count, ...], float32, contiguous; all operations, or only some."""
+        chosen = self._operations if operations is None else operations
         self._fields[interpreter.COUNT] = count
-        chosen = range(len(self._tables[0])) if operations is None else operations
         self._fields[interpreter.BEGIN], self._fields[interpreter.END] = chosen.start, chosen.stop
-        for number, tensor in enumerate(tensors):
-            self._fields[interpreter.TENSORS + 2 * number] = tensor.__array_interface__["data"][0]
-            self._fields[interpreter.TENSORS + 2 * number + 1] = tensor.size // count
-        self._announce()
-        interpreter.take_part(0, self.threads, False, 0, *self._tables)
+        for at, tensor in enumerate(tensors):
+            interpreter.place(self._fields, interpreter.TENSORS + 2 * at, tensor.reshape(-1), count)
+        if interpreter.take_part(interpreter.START, 0, self.threads, 0, *self._tables):
+            for thread in np.flatnonzero(self._sleeping):
+                self._wake[thread].set()
+            interpreter.take_part(interpreter.GO_ON, 0, self.threads, 0, *self._tables)
 
     def close(self) -> None:
         """Stop and join the threads."""
         interpreter.halt(self._sync)
-        self._fields[interpreter.COUNT] = 0
-        self._announce()
+        self.run(0, ())
         for worker in self._workers:
             worker.join()
         self._workers = []
-
-    def _announce(self) -> None:
-        if interpreter.announce(self._sync, self._job, self._fields, self._sleeping):
-            for thread in np.flatnonzero(self._sleeping):
-                self._wake[thread].set()
 
 
 def _aligned(rows: int, columns: int) -> NDArray[np.float32]:
@@ -78,7 +73,7 @@ def _aligned(rows: int, columns: int) -> NDArray[np.float32]:
 def _serve(thread: int, threads: int, tables: tuple[NDArray, ...], wake: threading.Event) -> None:
     seen = 0
     while True:
-        seen = interpreter.take_part(thread, threads, True, seen, *tables)
+        seen = interpreter.take_part(interpreter.SERVE, thread, threads, seen, *tables)
         if seen < 0:
             return
         wake.wait()

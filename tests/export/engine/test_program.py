@@ -221,6 +221,28 @@ def test_a_tensor_may_lie_over_one_at_its_last_use(last: int, shared: bool) -> N
     assert (plan.buffers[first] == plan.buffers[second]) == shared
 
 
+def test_a_tensor_alone_shares_no_buffer() -> None:
+    first, second, third = (Key(name, "NHWC") for name in ("first", "second", "third"))
+    plan = arena(dict.fromkeys((first, second, third), BOX), {}, {first: [0, 1], second: [2, 3], third: [4, 5]}, alone={second})
+    assert plan.buffers[first] == plan.buffers[third] != plan.buffers[second]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_what_no_piece_covers_is_zero_in_every_run(threads: int) -> None:
+    """Tensors of the same size before and after the padded one would leave their numbers in its zeros."""
+    piece = Piece(source=0, size=(2, 3, 5), start=(1, 0, 0), step=(2, 2, 1), to=(1, 2, 0))
+    padded = Assemble(name="p", inputs=("a",), output="p", pieces=(piece,))
+    layers: list[Layer] = [conv("a", "x"), padded, conv("b", "a", "p"), conv("c", "b")]
+    team = Team(build(layers, dict.fromkeys("xapbc", BOX), ["x"], ["p", "c"]), threads)
+    for seed in range(3):
+        x, p, c = np.random.default_rng(seed).standard_normal((5, *BOX), np.float32), *np.full((2, 5, *BOX), 7, np.float32)
+        team.run(5, [x, p, c])
+        outside = np.ones(BOX, bool)
+        outside[1:3, 2:5] = False
+        assert not p[:, outside].any() and p[:, ~outside].all()
+    team.close()
+
+
 @pytest.mark.parametrize(("channels", "copied"), [((16, 32), 0), ((16, 5), 1), ((5, 16), 2)])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_parts_are_made_where_they_are_joined(channels: tuple[int, int], copied: int, threads: int) -> None:

@@ -130,6 +130,8 @@ def test_inputs_and_outputs_are_described(packed: Any) -> None:
         ({"x": batch(1, (3, 11, 7))}, "got 'x'"),
         ({"input": batch(1, (3, 11, 7)).astype(np.float64)}, "got float64 array"),
         ({"input": [[1.0]]}, "got list"),
+        ({"input": batch(1, (3, 11, 7)).astype(">f4")}, "got >f4 array"),
+        ({"input": batch(1, (3, 11, 7)), "x": 0}, "got 'input', 'x'"),
         ({"input": batch(1, (3, 7, 11))}, r"has shape \['batch', 3, 11, 7\], got \[1, 3, 7, 11\]"),
         ({"input": batch(1, (3, 11))}, r"got \[1, 3, 11\]"),
         ({"input": batch(0, (3, 11, 7))}, "the batch is empty"),

@@ -20,7 +20,6 @@ from support.tolerances import FLOAT32
 
 RUN = {
     "copy": copies.run,
-    "zero": copies.run_zero,
     "pool": pools.run,
     "mean": pools.run_mean,
     "map": maps.run,
@@ -131,8 +130,6 @@ def test_copies_and_means(box: tuple[int, int, int], layouts: tuple[str, str], m
     source, target = room.add(box, layouts[0], margins[0], x), room.add(box, layouts[1], margins[1])
     room.run(copies.plan(source, target, box))
     np.testing.assert_array_equal(room.grid(target), x)
-    room.run(copies.plan_zero(target, box))
-    np.testing.assert_array_equal(room.grid(target), np.zeros(box))
     room = Room()
     source, target = room.add(box, layouts[0], margins[0], x), room.add((box[0], 1, 1), layouts[1], (0, 0, 0, 0))
     room.run(pools.plan_mean(source, target))
