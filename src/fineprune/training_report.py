@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -120,7 +121,7 @@ def contact_sheet(indices: Tensor, facts: SampleFacts, losses: Tensor, data: Ima
     for axes in grid.flatten():
         axes.set_axis_off()
     pictures = _pictures(indices, data).numpy()
-    highest = float(losses[:, indices].nan_to_num(0).max()) or 1.0
+    highest = float(np.quantile(losses[:, indices].nan_to_num(0), 0.99)) or 1.0  # one spike must not flatten every curve: it is cut off
     epochs = range(1, len(losses) + 1)
     for place, index in enumerate(indices.tolist()):
         row, column = divmod(place, columns)
