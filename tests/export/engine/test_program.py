@@ -229,11 +229,11 @@ def test_a_tensor_alone_shares_no_buffer() -> None:
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_what_no_piece_covers_is_zero_in_every_run(threads: int) -> None:
-    """Tensors of the same size before and after the padded one would leave their numbers in its zeros."""
+    """Earlier tensors of the same size would leave their numbers in its zeros."""
     piece = Piece(source=0, size=(2, 3, 5), start=(1, 0, 0), step=(2, 2, 1), to=(1, 2, 0))
     padded = Assemble(name="p", inputs=("a",), output="p", pieces=(piece,))
-    layers: list[Layer] = [conv("a", "x"), padded, conv("b", "a", "p"), conv("c", "b")]
-    team = Team(build(layers, dict.fromkeys("xapbc", BOX), ["x"], ["p", "c"]), threads)
+    layers: list[Layer] = [conv("z", "x"), conv("a", "z"), padded, conv("b", "a", "p"), conv("c", "b")]
+    team = Team(build(layers, dict.fromkeys("xzapbc", BOX), ["x"], ["p", "c"]), threads)
     for seed in range(3):
         x, p, c = np.random.default_rng(seed).standard_normal((5, *BOX), np.float32), *np.full((2, 5, *BOX), 7, np.float32)
         team.run(5, [x, p, c])
