@@ -1,7 +1,8 @@
-"""From tensors to kernels: index lists (kept as long as their masks live), bands, buffers, threads."""
+"""From tensors to kernels: index lists and jobs (kept as long as their masks live), bands, buffers."""
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -9,98 +10,138 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.weak import WeakIdKeyDictionary
+from torch.utils.weak import TensorWeakRef, WeakIdKeyDictionary
 
 from ..geometry import Conv
 from ..masked_conv_torch import dense_input_grad, dense_weight_grad
 from . import plan
-from .convolve import FILTER_TILE, Geometry, forward_kernel, full_weight_grad, input_grad_kernel, sparse_weight_grad
+from .convolve import FILTER_TILE, forward_kernel, full_weight_grad, input_grad_kernel, sparse_weight_grad
+from .job import Job, Kernel
 from .layout import Band, Map, band, gather
+from .problem import Geometry, numbers_of, room
 from .simd import LANES
-from .threads import run_shares, scratch, threads_for
+from .threads import scratch
 
 MOST_LANES, FEWEST_LANES = 8 * LANES, 4 * LANES
-BAND_BYTES = 2 << 20
+BAND_BYTES = 1 << 20
 """Size of the bands of a task: some rows, which should stay in the second-level cache."""
 GAIN_OF_SHARING = 2.0
 """How much faster a multiply-add is in a tile of weights that share what they load."""
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """A kernel with all that it is given but the maps, for so many threads, each with a buffer of `room` floats."""
+
+    job: Job
+    threads: int
+    room: int
+    positions: NDArray
+    """Of the weights in the order of use; none for a gradient in the weights."""
+    parts: int = 1
+    """Of a gradient in the weights."""
+    only_kept: bool = False
+    """Whether a gradient in the weights is zero for dropped ones."""
+
+    def run(self, *maps: Tensor) -> None:
+        self.job.run(self.threads, *maps, torch.from_numpy(scratch(self.threads * self.room)[0]))
+
+
 def forward(x: Tensor, weight: Tensor, mask: Tensor, weight_mask: Tensor | None, conv: Conv) -> Tensor:
     """y[N,F,oh,ow], channels last, of x[N,C,H,W] and weight[F,C,kh,kw] under mask[C,oh,ow]."""
-    if _nothing_to_skip(mask, weight_mask):
-        return F.conv2d(x, weight, None, *conv[:3]).contiguous(memory_format=torch.channels_last)
-    g = _geometry(x.shape, weight.shape, conv)
-    rows = FILTER_TILE if _worth_sharing(weight_mask, "filters") else 1
-    lanes = _lanes(x.shape[0], rows)
-    xb, yb, tasks = _bands(g, x.shape[0], lanes)
-    lists = _entries(weight_mask, weight.shape, ("forward", rows, g.kernel[1], g.dilation[0] * xb.row, g.dilation[1] * xb.column))
-    y = x.new_empty(x.shape[0], g.y.height, g.y.width, g.y.channels)
-    _convolve(forward_kernel(rows, lanes // LANES), x, weight, lists, mask, y, tasks, xb, yb, g)
-    return y.permute(0, 3, 1, 2)
+    planned = _planned(_plan_forward, mask, weight_mask, x.shape, weight.shape, conv)
+    if planned is None:
+        return _channels_last(F.conv2d(x, weight, None, *conv[:3]))
+    output = conv.output(x.shape[2:], weight.shape[2:])
+    y = torch.empty(x.shape[0], weight.shape[0], *output, memory_format=torch.channels_last)
+    planned.run(_channels_last(x), _ordered(weight, planned), y)
+    return y
 
 
 def input_grad(grad: Tensor, weight: Tensor, mask: Tensor, weight_mask: Tensor | None, conv: Conv, size: Sequence[int]) -> Tensor:
     """Gradient in x[N,C,*size], channels last, from that in y."""
-    shape = (grad.shape[0], weight.shape[1], *size)
-    if _nothing_to_skip(mask, weight_mask):
+    shape = torch.Size((grad.shape[0], weight.shape[1], *size))
+    planned = _planned(_plan_input_grad, mask, weight_mask, shape, weight.shape, conv)
+    if planned is None:
         return dense_input_grad(grad, weight, conv, shape)
-    g = _geometry(shape, weight.shape, conv)
-    rows = 3 if g.kernel[1] == 3 and _worth_sharing(weight_mask, "taps") else 1
-    lanes = _lanes(shape[0], rows)
-    xb, yb, tasks = _input_bands(g, shape[0], lanes)
-    lists = _entries(weight_mask, weight.shape, ("input_grad", rows, lanes))
-    grad_x = grad.new_empty(shape[0], *size, shape[1])
-    _convolve(input_grad_kernel(rows, lanes // LANES), grad, weight, lists, mask, grad_x, tasks, xb, yb, g)
-    return grad_x.permute(0, 3, 1, 2)
+    grad_x = torch.empty(shape, memory_format=torch.channels_last)
+    planned.run(_channels_last(grad), _ordered(weight, planned), grad_x)
+    return grad_x
 
 
 def weight_grad(grad: Tensor, x: Tensor, mask: Tensor, weight_mask: Tensor | None, conv: Conv, kernel: Sequence[int]) -> Tensor:
     """Gradient in weight[F,C,*kernel] from that in y; zero where weight_mask is False."""
-    shape = (grad.shape[1], x.shape[1], *kernel)
-    if _nothing_to_skip(mask, weight_mask):
+    shape = torch.Size((grad.shape[1], x.shape[1], *kernel))
+    planned = _planned(_plan_weight_grad, mask, weight_mask, x.shape, shape, conv)
+    if planned is None:
         result = dense_weight_grad(grad, x, conv, shape)
         return result if weight_mask is None else result * weight_mask
-    g = _geometry(x.shape, shape, conv)
-    xb, yb, tasks = _bands(g, x.shape[0], FEWEST_LANES)
-    few = not _worth_sharing(weight_mask, "all")
-    tiles = _weight_grad_tiles(weight_mask, shape, g, xb) if few else ()
-    kernel_ = sparse_weight_grad if few else full_weight_grad
+    # One sum a part, added in order: the result depends on the number of threads, but not on which is faster.
+    sums = torch.zeros(planned.parts, *shape)
+    planned.run(_channels_last(x), _channels_last(grad), sums)
+    result = sums[0] if planned.parts == 1 else sums.sum(0)
+    return result if planned.only_kept or weight_mask is None else result * weight_mask
+
+
+def _planned(
+    make: Callable[..., _Plan], mask: Tensor, weight_mask: Tensor | None, x: torch.Size, weight: torch.Size, conv: Conv
+) -> _Plan | None:
+    """The plan of a convolution, remembered until a mask changes or is no more; None where torch's dense convolution serves."""
+    plans = _of_mask(mask, "plans", lambda _: {})
+    key = make, x, weight, conv, torch.get_num_threads()
+    made_of, found = plans.get(key, (None, None))
+    if made_of is None or made_of[0]() is not weight_mask or made_of[1] != _version(weight_mask):
+        whole = _of_mask(mask, "whole", lambda kept: bool(kept.all())) and _worth_sharing(weight_mask, "all")
+        found = None if whole else make(mask, weight_mask, _geometry(x, weight, conv), x[0])
+        plans[key] = ((lambda: None) if weight_mask is None else TensorWeakRef(weight_mask), _version(weight_mask)), found
+    return found
+
+
+def _plan_forward(mask: Tensor, weight_mask: Tensor | None, g: Geometry, samples: int) -> _Plan:
+    rows = FILTER_TILE if _worth_sharing(weight_mask, "filters") else 1
+    lanes = _lanes(samples, rows)
+    xb, yb, tasks = _bands(g, samples, lanes)
+    lists = _entries(weight_mask, _weight(g), ("forward", rows, g.kernel[1], g.dilation[0] * xb.row, g.dilation[1] * xb.column))
+    return _plan_convolution(forward_kernel(rows, lanes // LANES), lists, mask, tasks, xb, yb, g)
+
+
+def _plan_input_grad(mask: Tensor, weight_mask: Tensor | None, g: Geometry, samples: int) -> _Plan:
+    rows = 3 if g.kernel[1] == 3 and _worth_sharing(weight_mask, "taps") else 1
+    lanes = _lanes(samples, rows)
+    xb, yb, tasks = _input_bands(g, samples, lanes)
+    lists = _entries(weight_mask, _weight(g), ("input_grad", rows, lanes))
+    return _plan_convolution(input_grad_kernel(rows, lanes // LANES), lists, mask, tasks, xb, yb, g)
+
+
+def _plan_convolution(kernel: Kernel, lists: plan.Entries, mask: Tensor, tasks: NDArray, xb: Band, yb: Band, g: Geometry) -> _Plan:
     kept = _blocks(mask)
-    parts = np.array_split(tasks, threads_for(len(tasks)))
-    sums = torch.zeros(len(parts), *shape)
-    inputs = flat(x), flat(grad), kept.row_starts, kept.columns
-
-    def share(part: NDArray, out: Tensor) -> None:
-        kernel_(*inputs, out.view(-1).numpy(), *tiles, part, *_buffers(xb, yb), xb, yb, g)
-
-    # One sum a thread, added in order: the result depends on the number of threads, but not on which is faster.
-    run_shares([partial(share, part, out) for part, out in zip(parts, sums, strict=True)])
-    result = sums[0] if len(parts) == 1 else sums.sum(0)
-    return result if few or weight_mask is None else result * weight_mask
+    arrays = numbers_of(xb, yb, g, tasks, 1), lists.offsets, lists.segments, kept.starts, kept.active
+    return _Plan(Job(kernel, 4, arrays), torch.get_num_threads(), sum(room(xb, yb)), lists.positions)
 
 
-def _convolve(
-    kernel: Callable[..., None],
-    source: Tensor,
-    weight: Tensor,
-    lists: plan.Entries,
-    mask: Tensor,
-    out: Tensor,
-    tasks: NDArray,
-    xb: Band,
-    yb: Band,
-    g: Geometry,
-) -> None:
-    values = torch.empty(len(lists.positions)).numpy()
-    gather(weight.detach().contiguous().view(-1).numpy(), lists.positions, values)
-    kept = _blocks(mask)
-    arrays = (flat(source), values, lists.offsets, lists.segments, kept.starts, kept.active, out.view(-1).numpy())
+def _plan_weight_grad(mask: Tensor, weight_mask: Tensor | None, g: Geometry, samples: int) -> _Plan:
+    threads = torch.get_num_threads()
+    xb, yb, tasks = _bands(g, samples, FEWEST_LANES)
+    few, kept, parts = not _worth_sharing(weight_mask, "all"), _blocks(mask), min(threads, len(tasks))
+    tiles = _weight_grad_tiles(weight_mask, _weight(g), g, xb) if few else ()
+    arrays = numbers_of(xb, yb, g, tasks, parts), kept.row_starts, kept.columns, *tiles
+    job = Job(sparse_weight_grad if few else full_weight_grad, 4, arrays)
+    return _Plan(job, threads, sum(room(xb, yb)), np.empty(0, np.int32), parts, few)
 
-    def share(part: NDArray) -> None:
-        kernel(*arrays, part, *_buffers(xb, yb), xb, yb, g)
 
-    run_shares([partial(share, part) for part in np.array_split(tasks, threads_for(len(tasks)))])
+def _ordered(weight: Tensor, planned: _Plan) -> Tensor:
+    """The weights in the order of use."""
+    values = torch.empty(len(planned.positions))
+    gather(weight.detach().contiguous().view(-1).numpy(), planned.positions, values.numpy())
+    return values
+
+
+def _channels_last(t: Tensor) -> Tensor:
+    return t.contiguous(memory_format=torch.channels_last)
+
+
+def _weight(g: Geometry) -> tuple[int, ...]:
+    return g.y.channels, g.x.channels, *g.kernel
 
 
 def _geometry(x: Sequence[int], weight: Sequence[int], conv: Conv) -> Geometry:
@@ -157,7 +198,7 @@ _lists: Any = WeakIdKeyDictionary()
 
 def _of_mask(mask: Tensor, key: Any, make: Callable[[NDArray], Any]) -> Any:
     """make(mask as an array), remembered until the mask changes or is no more."""
-    version = 0 if mask.is_inference() else mask._version
+    version = _version(mask)
     found = _lists.setdefault(mask, {})
     if found.get("version") != version:
         found.clear()
@@ -167,13 +208,12 @@ def _of_mask(mask: Tensor, key: Any, make: Callable[[NDArray], Any]) -> Any:
     return found[key]
 
 
+def _version(mask: Tensor | None) -> int:
+    return 0 if mask is None or mask.is_inference() else mask._version
+
+
 def _blocks(mask: Tensor) -> plan.Blocks:
     return _of_mask(mask, "blocks", plan.blocks)
-
-
-def _nothing_to_skip(mask: Tensor, weight_mask: Tensor | None) -> bool:
-    everywhere = _of_mask(mask, "whole", lambda kept: bool(kept.all()))
-    return everywhere and _worth_sharing(weight_mask, "all")
 
 
 def _worth_sharing(weight_mask: Tensor | None, which: str) -> bool:
@@ -217,9 +257,3 @@ def _weight_grad_tiles(weight_mask: Tensor | None, shape: Sequence[int], g: Geom
 def flat(t: Tensor) -> NDArray:
     """[N,H,W,C] as one axis; copies a tensor that is not channels last."""
     return t.detach().permute(0, 2, 3, 1).reshape(-1).numpy()
-
-
-def _buffers(xb: Band, yb: Band) -> tuple[NDArray, ...]:
-    """Room for the bands of this thread."""
-    # The weight gradient's tile of taps may read past the kernel, never to use it.
-    return scratch(xb.size + 3 * xb.row + 3 * xb.column, yb.size + yb.column)

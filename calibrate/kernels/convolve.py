@@ -12,13 +12,15 @@ each filter keeps taps of its own; several, sharing what a vector load brings, w
 
 from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .jit import jit
-from .layout import Band, Map, pack, unpack
+from .job import Kernel, enter, floats, ints, longs, take
+from .layout import Band, pack, unpack
+from .problem import PARTS, Geometry, buffers, part_of, sizes, task, tasks_of
 from .simd import (
     LANES,
     at,
@@ -44,41 +46,22 @@ TILE_TAPS, TILE_AREA = 3, 9
 """Taps per side of the weight gradient's register tile: 2 filters x 3 x 3 taps."""
 
 
-class Geometry(NamedTuple):
-    """Sizes of a convolution and of its maps (before padding)."""
-
-    x: Map
-    y: Map
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-
-
 @cache
-def forward_kernel(rows: int, vectors: int) -> Callable[..., None]:
+def forward_kernel(rows: int, vectors: int) -> Kernel:
     block = FORWARD_BLOCK // rows
 
-    @jit
-    def forward(
-        x: NDArray,
-        weights: NDArray,
-        offsets: NDArray,
-        segments: NDArray,
-        starts: NDArray,
-        active: NDArray,
-        y: NDArray,
-        tasks: NDArray,
-        x_packed: NDArray,
-        y_packed: NDArray,
-        xb: Band,
-        yb: Band,
-        g: Geometry,
-    ) -> None:
+    @Kernel
+    def forward(job: Any) -> None:
         """y[N,oh,ow,F] for tasks [sample, samples, first row, rows]."""
+        x, weights, y = floats(job, 0), floats(job, 1), floats(job, 2)
+        numbers, offsets, segments, starts, active = longs(job, 4), ints(job, 5), ints(job, 6), ints(job, 7), ints(job, 8)
+        xb, yb, g = sizes(numbers)
+        x_packed, y_packed = buffers(floats(job, 3), enter(job), numbers)
         groups = yb.channels // rows
-        for task in range(len(tasks)):
-            sample, samples, top, height = tasks[task, 0], tasks[task, 1], tasks[task, 2], tasks[task, 3]
+        while True:
+            sample, samples, top, height = task(numbers, take(job))
+            if samples == 0:
+                break
             needed = (height - 1) * g.stride[0] + (g.kernel[0] - 1) * g.dilation[0] + 1
             pack(x, g.x, sample, samples, top * g.stride[0] - g.padding[0], needed, x_packed, xb)
             for i in range(height):
@@ -112,28 +95,20 @@ def forward_kernel(rows: int, vectors: int) -> Callable[..., None]:
 
 
 @cache
-def input_grad_kernel(rows: int, vectors: int) -> Callable[..., None]:
-    @jit
-    def input_grad(
-        grad: NDArray,
-        weights: NDArray,
-        filters: NDArray,
-        segments: NDArray,
-        starts: NDArray,
-        active: NDArray,
-        grad_x: NDArray,
-        tasks: NDArray,
-        x_packed: NDArray,
-        y_packed: NDArray,
-        xb: Band,
-        yb: Band,
-        g: Geometry,
-    ) -> None:
+def input_grad_kernel(rows: int, vectors: int) -> Kernel:
+    @Kernel
+    def input_grad(job: Any) -> None:
         """grad_x[N,H,W,C] for tasks [sample, samples, first row of x, rows of x]."""
+        grad, weights, grad_x = floats(job, 0), floats(job, 1), floats(job, 2)
+        numbers, filters, segments, starts, active = longs(job, 4), ints(job, 5), ints(job, 6), ints(job, 7), ints(job, 8)
+        xb, yb, g = sizes(numbers)
+        x_packed, y_packed = buffers(floats(job, 3), enter(job), numbers)
         taps = g.kernel[1] // rows
         blocks = (yb.channels + GRAD_BLOCK - 1) // GRAD_BLOCK
-        for task in range(len(tasks)):
-            sample, samples, top, height = tasks[task, 0], tasks[task, 1], tasks[task, 2], tasks[task, 3]
+        while True:
+            sample, samples, top, height = task(numbers, take(job))
+            if samples == 0:
+                break
             begin = top + g.padding[0] - (g.kernel[0] - 1) * g.dilation[0]
             begin = max(0, (begin + g.stride[0] - 1) // g.stride[0])
             end = min(g.y.height, (top + height - 1 + g.padding[0]) // g.stride[0] + 1)
@@ -163,52 +138,79 @@ def input_grad_kernel(rows: int, vectors: int) -> Callable[..., None]:
     return input_grad
 
 
+@Kernel
+def full_weight_grad(job: Any) -> None:
+    """Sums over parts of the tasks [sample, samples, first row of y, rows of y]: grad_weight[parts,F,C,kh,kw], zero at first."""
+    x, grad, parts = floats(job, 0), floats(job, 1), floats(job, 2)
+    numbers, row_starts, columns = longs(job, 4), ints(job, 5), ints(job, 6)
+    xb, yb, g = sizes(numbers)
+    x_packed, y_packed = buffers(floats(job, 3), enter(job), numbers)
+    sums, places = np.empty(2 * TILE_AREA, np.float32), np.empty((2, yb.rows * yb.columns), np.int64)
+    while True:
+        part = take(job)
+        if part >= numbers[PARTS]:
+            break
+        grad_weight = part_of(parts, part, numbers)
+        for k in range(*tasks_of(part, numbers)):
+            sample, samples, top, height = task(numbers, k)
+            _pack_both(x, grad, sample, samples, top, height, x_packed, y_packed, xb, yb, g)
+            for block in range(0, g.y.channels, WEIGHT_BLOCK):
+                for c in range(g.x.channels):
+                    count = _places(places, row_starts, columns, c, top, height, xb, yb, g)
+                    for f in range(block, min(block + WEIGHT_BLOCK, g.y.channels), 2):
+                        _add_patches(x_packed, y_packed, places, count, grad_weight, sums, f, c, xb, yb, g)
+
+
 @jit
-def full_weight_grad(
+def _add_patches(
+    x_packed: NDArray,
+    y_packed: NDArray,
+    places: NDArray,
+    count: int,
+    grad_weight: NDArray,
+    sums: NDArray,
+    f: int,
+    c: int,
+    xb: Band,
+    yb: Band,
+    g: Geometry,
+) -> None:
+    """All taps of channel c in filters f and f+1."""
+    for u in range(0, g.kernel[0], TILE_TAPS):
+        for v in range(0, g.kernel[1], TILE_TAPS):
+            patch = u * g.dilation[0] * xb.row + v * g.dilation[1] * xb.column + c * xb.lanes
+            tile = tile_zeros(2, TILE_AREA)
+            for k in range(count):
+                for lane in range(0, xb.lanes, LANES):
+                    tile = tile_add_products(
+                        tile,
+                        y_packed,
+                        at(places[1], k) + f * yb.lanes + lane,
+                        yb.lanes,
+                        x_packed,
+                        at(places[0], k) + patch + lane,
+                        TILE_TAPS,
+                        g.dilation[0] * xb.row,
+                        g.dilation[1] * xb.column,
+                    )
+            tile_lane_sums(tile, sums, 0)
+            _add_taps(sums, grad_weight, f, c, u, v, g)
+
+
+@jit
+def _pack_both(
     x: NDArray,
     grad: NDArray,
-    row_starts: NDArray,
-    columns: NDArray,
-    grad_weight: NDArray,
-    tasks: NDArray,
+    sample: int,
+    samples: int,
+    top: int,
+    height: int,
     x_packed: NDArray,
     y_packed: NDArray,
     xb: Band,
     yb: Band,
     g: Geometry,
 ) -> None:
-    """Add the sum over tasks [sample, samples, first row of y, rows of y] to grad_weight[F,C,kh,kw]."""
-    sums, places = np.empty(2 * TILE_AREA, np.float32), np.empty((2, yb.rows * yb.columns), np.int64)
-    for task in range(len(tasks)):
-        _pack_both(x, grad, tasks[task], x_packed, y_packed, xb, yb, g)
-        for block in range(0, g.y.channels, WEIGHT_BLOCK):
-            for c in range(g.x.channels):
-                count = _places(places, row_starts, columns, c, tasks[task, 2], tasks[task, 3], xb, yb, g)
-                for u in range(0, g.kernel[0], TILE_TAPS):
-                    for v in range(0, g.kernel[1], TILE_TAPS):
-                        for f in range(block, min(block + WEIGHT_BLOCK, g.y.channels), 2):
-                            patch = u * g.dilation[0] * xb.row + v * g.dilation[1] * xb.column + c * xb.lanes
-                            tile = tile_zeros(2, TILE_AREA)
-                            for k in range(count):
-                                for lane in range(0, xb.lanes, LANES):
-                                    tile = tile_add_products(
-                                        tile,
-                                        y_packed,
-                                        at(places[1], k) + f * yb.lanes + lane,
-                                        yb.lanes,
-                                        x_packed,
-                                        at(places[0], k) + patch + lane,
-                                        TILE_TAPS,
-                                        g.dilation[0] * xb.row,
-                                        g.dilation[1] * xb.column,
-                                    )
-                            tile_lane_sums(tile, sums, 0)
-                            _add_taps(sums, grad_weight, f, c, u, v, g)
-
-
-@jit
-def _pack_both(x: NDArray, grad: NDArray, task: NDArray, x_packed: NDArray, y_packed: NDArray, xb: Band, yb: Band, g: Geometry) -> None:
-    sample, samples, top, height = task
     needed = (height - 1) * g.stride[0] + (g.kernel[0] - 1) * g.dilation[0] + 1
     pack(x, g.x, sample, samples, top * g.stride[0] - g.padding[0], needed, x_packed, xb)
     pack(grad, g.y, sample, samples, top, height, y_packed, yb)
@@ -282,63 +284,29 @@ def _gathering(taps: int, rows: int) -> Callable[..., None]:
 _gather_four, _gather_two = _gathering(4, 2), _gathering(2, 4)
 
 
-@jit
-def sparse_weight_grad(
-    x: NDArray,
-    grad: NDArray,
-    row_starts: NDArray,
-    columns: NDArray,
-    grad_weight: NDArray,
-    filters4: NDArray,
-    offsets4: NDArray,
-    index4: NDArray,
-    segments4: NDArray,
-    filters2: NDArray,
-    offsets2: NDArray,
-    index2: NDArray,
-    segments2: NDArray,
-    tasks: NDArray,
-    x_packed: NDArray,
-    y_packed: NDArray,
-    xb: Band,
-    yb: Band,
-    g: Geometry,
-) -> None:
+@Kernel
+def sparse_weight_grad(job: Any) -> None:
     """full_weight_grad for few taps a filter: tiles of four and of two taps of one filter (plan.weight_grad_tiles)."""
+    x, grad, parts = floats(job, 0), floats(job, 1), floats(job, 2)
+    numbers, row_starts, columns = longs(job, 4), ints(job, 5), ints(job, 6)
+    filters4, offsets4, index4, segments4 = ints(job, 7), ints(job, 8), ints(job, 9), ints(job, 10)
+    filters2, offsets2, index2, segments2 = ints(job, 11), ints(job, 12), ints(job, 13), ints(job, 14)
+    xb, yb, g = sizes(numbers)
+    x_packed, y_packed = buffers(floats(job, 3), enter(job), numbers)
     sums, places = np.empty(4, np.float32), np.empty((2, yb.rows * yb.columns), np.int64)
-    for task in range(len(tasks)):
-        _pack_both(x, grad, tasks[task], x_packed, y_packed, xb, yb, g)
-        for block in range((g.y.channels + WEIGHT_BLOCK - 1) // WEIGHT_BLOCK):
-            for c in range(g.x.channels):
-                count = _places(places, row_starts, columns, c, tasks[task, 2], tasks[task, 3], xb, yb, g)
-                s = block * g.x.channels + c
-                _gather_four(
-                    x_packed,
-                    y_packed,
-                    places,
-                    count,
-                    grad_weight,
-                    sums,
-                    filters4,
-                    offsets4,
-                    index4,
-                    segments4[s],
-                    segments4[s + 1],
-                    c * xb.lanes,
-                    xb.lanes,
-                )
-                _gather_two(
-                    x_packed,
-                    y_packed,
-                    places,
-                    count,
-                    grad_weight,
-                    sums,
-                    filters2,
-                    offsets2,
-                    index2,
-                    segments2[s],
-                    segments2[s + 1],
-                    c * xb.lanes,
-                    xb.lanes,
-                )
+    while True:
+        part = take(job)
+        if part >= numbers[PARTS]:
+            break
+        out = part_of(parts, part, numbers)
+        for k in range(*tasks_of(part, numbers)):
+            sample, samples, top, height = task(numbers, k)
+            _pack_both(x, grad, sample, samples, top, height, x_packed, y_packed, xb, yb, g)
+            for block in range((g.y.channels + WEIGHT_BLOCK - 1) // WEIGHT_BLOCK):
+                for c in range(g.x.channels):
+                    count = _places(places, row_starts, columns, c, top, height, xb, yb, g)
+                    s, start, lanes = block * g.x.channels + c, c * xb.lanes, xb.lanes
+                    first, last = segments4[s], segments4[s + 1]
+                    _gather_four(x_packed, y_packed, places, count, out, sums, filters4, offsets4, index4, first, last, start, lanes)
+                    first, last = segments2[s], segments2[s + 1]
+                    _gather_two(x_packed, y_packed, places, count, out, sums, filters2, offsets2, index2, first, last, start, lanes)

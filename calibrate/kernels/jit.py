@@ -5,12 +5,12 @@ from typing import Any
 
 from numba import njit
 
-_OPTIONS = {"nogil": True, "boundscheck": False, "error_model": "numpy"}
+OPTIONS = {"nogil": True, "boundscheck": False, "error_model": "numpy"}
 
 
 def jit(function: Callable[..., Any]) -> Any:
     """Compile on first use, and keep the result on disk: beside the source, or in the user's cache folder where that is read-only."""
     try:
-        return njit(cache=True, **_OPTIONS)(function)
+        return njit(cache=True, **OPTIONS)(function)
     except RuntimeError:  # neither folder can be written
-        return njit(**_OPTIONS)(function)
+        return njit(**OPTIONS)(function)

@@ -1,10 +1,16 @@
-"""Threads of the kernels, and memory that each of them keeps."""
+"""Threads of the kernels, and memory that each of them keeps.
 
+Compiled functions run in the OpenMP threads of torch: these are awake between the operations of a training step, where threads of our own
+would have to be woken for each convolution while torch's still wait on the same cores.
+"""
+
+import ctypes
 import os
 import threading
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from queue import SimpleQueue
+from typing import Any
 
 import torch
 from numpy.typing import NDArray
@@ -22,6 +28,39 @@ def scratch(*sizes: int) -> tuple[NDArray, ...]:
             kept[k] = torch.zeros(size).numpy()
     _local.buffers = kept
     return tuple(buffer[:size] for buffer, size in zip(kept, sizes, strict=False))
+
+
+def run_together(function: int, argument: int, threads: int) -> None:
+    """Call the compiled function at an address, with an address as its argument, in so many threads, this being one of them."""
+    call = _callable(function)
+    if threads == 1:
+        call(argument)
+        return
+    parallel = _openmp(os.getpid())
+    if parallel is None:
+        run_shares([lambda: call(argument)] * threads)
+    else:
+        parallel(function, argument, threads, 0)
+
+
+@lru_cache
+def _callable(function: int) -> Any:
+    return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(function)
+
+
+_FIRST = os.getpid()
+
+
+@lru_cache
+def _openmp(process: int) -> Any:
+    """What starts a parallel region in torch's OpenMP runtime; None where that has no such function, and after a fork, which leaves
+    the runtime without its threads."""
+    parallel = getattr(ctypes.CDLL(torch._C.__file__), "GOMP_parallel", None)
+    if parallel is None or process != _FIRST:
+        return None
+    parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+    parallel.restype = None
+    return parallel
 
 
 def threads_for(tasks: int) -> int:
