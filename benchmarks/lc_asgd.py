@@ -12,7 +12,7 @@ out of one grid; test images decide nothing. All runs of one seed share initial 
 import argparse
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,26 @@ from fineprune.models.training.distributed.trainer import train_async
 from fineprune.models.zoo import build
 
 RATES = (0.2, 0.4, 0.8)
+DAMPED_RATE = 0.8
+"""Near the one that `damped` validates best at."""
 COMMON_RATE = 0.2
 """Of the rows in which all algorithms have the same rate, as in the source."""
-ASYNCHRONOUS = ("ssgd", "asgd", "dc-asgd", "lc-asgd")
+VARIANTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("ssgd", "", {}),
+    ("asgd", "", {}),
+    ("dc-asgd", "", {}),
+    ("dc-asgd", "adaptive", {"adaptive": True}),
+    ("lc-asgd", "", {}),
+    ("lc-asgd", "normalised", {"mode": "normalised"}),
+)
+"""algorithm, label, settings of the rows that every number of workers has."""
+ABLATIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("dc-asgd", "strong", {"lam": 1.0}),
+    ("lc-asgd", "chain", {"mode": "chain"}),
+    ("lc-asgd", "damped", {"mode": "damped", "lam": 1.0}),
+    *(("lc-asgd", f"lam{strength:g}", {"lam": strength}) for strength in (0.02, 0.05, 0.2, 0.5)),
+)
+"""Those that only ABLATED_WORKERS have; all choose their own rate."""
 ABLATED_WORKERS = 8
 _RATES = (0.0125, 12.8)
 """The grid grows no further than this."""
@@ -40,7 +57,7 @@ OTHER_CONDITIONS: dict[str, dict[str, Any]] = {
     "iid shards": {"shards": "iid"},
     "dirichlet shards": {"shards": "dirichlet", "alpha": 0.3},
 }
-LAMBDAS = (0.02, 0.05, 0.2, 0.5)
+"""Of ABLATED_WORKERS workers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +70,15 @@ class Sizes:
     batch: int = 32
     epochs: int = 5
     workers: tuple[int, ...] = (4, 8, 16)
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    fewer: int = 3
+    """How many of the seeds the ablations and other conditions have."""
+    around: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """Rates under other conditions, in units of the one chosen without them."""
     rates: tuple[float, ...] = RATES
 
 
-QUICK = Sizes(images=1_280, validation=500, test=1_000, epochs=3, workers=(4, 8), seeds=(0, 1), rates=(0.2, 0.4))
+QUICK = Sizes(images=1_280, validation=500, test=1_000, epochs=3, workers=(4, 8), seeds=(0, 1), fewer=1, rates=(0.2, 0.4), around=(1.0,))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +121,9 @@ class Bench:
         print(f"{run.name}: validation {last:.4f}, test error {result['test_error']['async']:.4f}, {result['seconds']:.0f} s", flush=True)
         return result
 
-    def results(self, run: Run, seeds: Iterable[int] | None = None) -> list[dict[str, Any]]:
-        """Of every seed."""
-        runs = (replace(run, seed=seed, trace=run.trace and seed == 0) for seed in seeds or self.sizes.seeds)
+    def results(self, run: Run, seeds: int | None = None) -> list[dict[str, Any]]:
+        """Of all seeds, or the first so many."""
+        runs = (replace(run, seed=seed, trace=run.trace and seed == 0) for seed in self.sizes.seeds[:seeds])
         found = (self.result(run) for run in runs)
         return [result for result in found if result is not None]
 
@@ -183,40 +204,89 @@ def main() -> None:
 
 def collect(bench: Bench) -> dict[str, Any]:
     """Every row. What matters most comes first, so that the runs of a benchmark that was stopped say as much as they can."""
-    sizes = bench.sizes
-    order = sorted(sizes.workers, key=lambda m: m != ABLATED_WORKERS)
-    rates: dict[tuple[str, int], float] = {}
-    rows: list[dict[str, Any] | None] = []
-    for workers in (1, *order):
-        for algorithm in ("sgd",) if workers == 1 else ASYNCHRONOUS:
-            rates[algorithm, workers] = choose_rate(bench, algorithm, workers)
-        for algorithm in ("sgd",) if workers == 1 else ASYNCHRONOUS:
-            run = Run(algorithm=algorithm, workers=workers, lr=rates[algorithm, workers], seed=0, trace=_traced(algorithm, workers))
-            rows.append(row(bench, "chosen rate", run))
+    chosen: dict[tuple[str, str, int], float] = {}
+    rows = [row(bench, "chosen rate", _tuned(bench, chosen, "sgd", 1))]
+    for workers in sorted(bench.sizes.workers, key=lambda m: m != ABLATED_WORKERS):
+        tuned = [_tuned(bench, chosen, algorithm, workers, label, settings) for algorithm, label, settings in VARIANTS]
+        rows += [row(bench, "chosen rate", run) for run in tuned]
         if workers == ABLATED_WORKERS:
-            rows += ablations(bench, rates)
-    for algorithm, workers in rates:
-        run = Run(algorithm=algorithm, workers=workers, lr=COMMON_RATE, seed=0, trace=_traced(algorithm, workers))
-        rows.append(row(bench, "equal rate", run, sizes.seeds[:1]))
+            rows += ablations(bench, chosen)
+    for algorithm, label, workers in list(chosen):
+        if not label:
+            run = Run(algorithm=algorithm, workers=workers, lr=COMMON_RATE, seed=0, trace=_traced(algorithm, workers))
+            rows.append(row(bench, "equal rate", run, 1))
     for group, settings in OTHER_CONDITIONS.items():
-        for algorithm in ASYNCHRONOUS:
-            rate = rates[algorithm, ABLATED_WORKERS]
-            run = Run(algorithm=algorithm, workers=ABLATED_WORKERS, lr=rate, seed=0, settings=settings, label=group)
-            rows.append(row(bench, group, run, sizes.seeds[:2]))
-    return {"rates": {f"{a} m{m}": rate for (a, m), rate in rates.items()}, "rows": [r for r in rows if r is not None]}
+        rows += condition(bench, chosen, group, settings)
+    return {
+        "rates": {f"{algorithm} {label} m{m}".replace("  ", " "): rate for (algorithm, label, m), rate in chosen.items()},
+        "rows": [r for r in rows if r is not None],
+    }
 
 
-def choose_rate(bench: Bench, algorithm: str, workers: int, settings: dict[str, Any] | None = None, label: str = "") -> float:
-    """The rate with the best validation accuracy after the last epoch of seed 0; the grid grows while an end of it is the best."""
+def ablations(bench: Bench, chosen: dict[tuple[str, str, int], float]) -> list[dict[str, Any] | None]:
+    """What each part is worth. Variants that change the mean step choose their own rate."""
+    m, fewer = ABLATED_WORKERS, bench.sizes.fewer
+    rate = chosen["lc-asgd", "", m]
+    base = bench.result(Run(algorithm="lc-asgd", workers=m, lr=rate, seed=0))
+    rows = []
+    if base is not None:
+        fair = rate * (1 + AsyncConfig(workers=m).strength * base["mean_forecast_steps"])
+        rows.append(row(bench, "ablation", Run(algorithm="asgd", workers=m, lr=float(f"{fair:.3g}"), seed=0, label="fair")))
+    rows.append(row(bench, "ablation", Run(algorithm="lc-asgd", workers=m, lr=rate, seed=0, settings={"predictor": "last"}, label="off")))
+    literal = Run(algorithm="lc-asgd", workers=m, lr=chosen["asgd", "", m], seed=0, settings={"mode": "literal"}, label="literal")
+    rows.append(row(bench, "ablation", literal, fewer))
+    for algorithm, label, settings in ABLATIONS:
+        rows.append(row(bench, "ablation", _tuned(bench, {}, algorithm, m, label, settings), fewer))
+    return rows
+
+
+def condition(bench: Bench, chosen: dict[tuple[str, str, int], float], group: str, settings: dict[str, Any]) -> list[dict[str, Any] | None]:
+    """The rows of one of OTHER_CONDITIONS."""
+    rows = []
+    for algorithm, label, own in (*VARIANTS, ("lc-asgd", "damped", {"mode": "damped", "lam": 1.0})):
+        middle = chosen.get((algorithm, label, ABLATED_WORKERS), DAMPED_RATE)
+        rates, name = [factor * middle for factor in bench.sizes.around], " ".join(filter(None, (label, group)))
+        rate = choose_rate(bench, algorithm, ABLATED_WORKERS, {**own, **settings}, name, rates)
+        run = Run(algorithm=algorithm, workers=ABLATED_WORKERS, lr=rate, seed=0, settings={**own, **settings}, label=name)
+        rows.append(row(bench, group, run, bench.sizes.fewer))
+    return rows
+
+
+def _tuned(
+    bench: Bench,
+    chosen: dict[tuple[str, str, int], float],
+    algorithm: str,
+    workers: int,
+    label: str = "",
+    settings: dict[str, Any] | None = None,
+) -> Run:
+    """The run of seed 0 at the rate that it validates best at, which is noted in `chosen`."""
+    rate = chosen[algorithm, label, workers] = choose_rate(bench, algorithm, workers, settings, label)
+    trace = _traced(algorithm, workers) and not label
+    return Run(algorithm=algorithm, workers=workers, lr=rate, seed=0, settings=settings or {}, label=label, trace=trace)
+
+
+def choose_rate(
+    bench: Bench,
+    algorithm: str,
+    workers: int,
+    settings: dict[str, Any] | None = None,
+    label: str = "",
+    rates: Sequence[float] | None = None,
+) -> float:
+    """The rate with the best validation accuracy after the last epoch of seed 0, out of `rates`.
+
+    Where none are given: out of a grid that grows while an end of it is the best.
+    """
     scores: dict[float, float | None] = {}
-    waiting = list(bench.sizes.rates)
+    waiting = list(rates or bench.sizes.rates)
     while waiting:
         lr = waiting.pop(0)
-        traced = _traced(algorithm, workers)
+        traced = _traced(algorithm, workers) and not label
         run = Run(algorithm=algorithm, workers=workers, lr=lr, seed=0, settings=settings or {}, label=label, trace=traced)
         result = bench.result(run)
         scores[lr] = None if result is None else result["validation_accuracy"][-1]
-        if not waiting and (best := _best(scores)) is not None:
+        if not waiting and rates is None and (best := _best(scores)) is not None:
             ends = {max(scores): 2 * best, min(scores): best / 2}
             waiting = [lr for lr in [ends.get(best)] if lr is not None and lr not in scores and _RATES[0] <= lr <= _RATES[1]]
     return _best(scores) or COMMON_RATE
@@ -227,37 +297,8 @@ def _best(scores: dict[float, float | None]) -> float | None:
     return max(known, key=lambda lr: known[lr]) if known else None
 
 
-def ablations(bench: Bench, rates: dict[tuple[str, int], float]) -> list[dict[str, Any] | None]:
-    """Of LC-ASGD: what each part is worth. Variants that change the mean step choose their own rate."""
-    m, seeds = ABLATED_WORKERS, bench.sizes.seeds
-    rate = rates["lc-asgd", m]
-    lam = AsyncConfig(workers=m).strength
-    base = bench.result(Run(algorithm="lc-asgd", workers=m, lr=rate, seed=0))
-    rows = []
-    if base is not None:
-        fair = rate * (1 + lam * base["mean_forecast_steps"])
-        rows.append(row(bench, "ablation", Run(algorithm="asgd", workers=m, lr=float(f"{fair:.3g}"), seed=0, label="fair")))
-    rows.append(row(bench, "ablation", Run(algorithm="lc-asgd", workers=m, lr=rate, seed=0, settings={"predictor": "last"}, label="off")))
-    literal = Run(algorithm="lc-asgd", workers=m, lr=rates["asgd", m], seed=0, settings={"mode": "literal"}, label="literal")
-    rows.append(row(bench, "ablation", literal, seeds[:1]))
-    variants: list[tuple[str, str, dict[str, Any]]] = [
-        ("lc-asgd", "normalised", {"mode": "normalised"}),
-        ("lc-asgd", "chain", {"mode": "chain"}),
-        ("dc-asgd", "adaptive", {"adaptive": True}),
-        ("dc-asgd", "strong", {"lam": 1.0}),
-    ]
-    for algorithm, label, settings in variants:
-        best = choose_rate(bench, algorithm, m, settings, label)
-        run = Run(algorithm=algorithm, workers=m, lr=best, seed=0, settings=settings, label=label)
-        rows.append(row(bench, "ablation", run, seeds if label == "normalised" else seeds[:2]))
-    for strength in LAMBDAS:
-        run = Run(algorithm="lc-asgd", workers=m, lr=rate, seed=0, settings={"lam": strength}, label=f"lam{strength:g}")
-        rows.append(row(bench, "lambda", run, seeds[:1]))
-    return rows
-
-
-def row(bench: Bench, group: str, run: Run, seeds: Iterable[int] | None = None) -> dict[str, Any] | None:
-    """Mean and deviation over the seeds; None where no run is there."""
+def row(bench: Bench, group: str, run: Run, seeds: int | None = None) -> dict[str, Any] | None:
+    """Mean and deviation over all seeds, or the first so many; None where no run is there."""
     results = bench.results(run, seeds)
     if not results:
         return None
@@ -265,11 +306,12 @@ def row(bench: Bench, group: str, run: Run, seeds: Iterable[int] | None = None) 
     keys = ("mean_staleness", "mean_forecast_steps", "mean_forecast_ratio")
     return {
         "group": group,
-        "algorithm": run.algorithm + (f" {run.label}" if run.label and run.label != group else ""),
+        "algorithm": " ".join([run.algorithm, *run.label.removesuffix(group).split()]),
         "workers": run.workers,
         "lr": run.lr,
         "seeds": len(results),
         "test_error": {policy: [statistics.mean(values), _deviation(values)] for policy, values in errors.items()},
+        "errors_by_seed": errors["async"],
         "policy_gain": [a - b for a, b in zip(errors["last-worker"], errors["async"], strict=True)],
         "virtual_seconds": statistics.mean(result.get("virtual_seconds", [0.0])[-1] for result in results),
         "diverged": sum("diverged" in result for result in results),

@@ -166,6 +166,7 @@ def test_compensation_modes() -> None:
     assert compensation("ratio", 0.5, 2.0, forecast, 10) == Compensation(2.5, 0.0)
     assert compensation("chain", 0.5, 2.0, forecast, 10) == Compensation(1.75, 0.0)
     assert compensation("normalised", 0.5, 2.0, forecast, 10).scale == pytest.approx(2.5 / 3)
+    assert compensation("damped", 0.5, 2.0, forecast, 10) == Compensation(1 / 2.5, 0.0)
     assert compensation("ratio", 0.5, 2.0, Forecast(), 10) == Compensation(1.0, 0.0)
     assert compensation("ratio", 1.0, 0.0, forecast, 10).scale == 10
     assert compensation("chain", 1.0, 1.0, Forecast(1.0, 1, -5.0), 10).scale == 0

@@ -62,7 +62,7 @@ def test_literal_is_asgd_to_the_bit(times: dict[str, object]) -> None:
 
 def test_compensation_of_nothing_is_asgd() -> None:
     asgd, _ = run("asgd", time=CONSTANT)
-    for mode in ("ratio", "chain", "normalised"):
+    for mode in ("ratio", "chain", "normalised", "damped"):
         assert torch.equal(asgd, run("lc-asgd", mode=mode, lam=0.0, time=CONSTANT)[0])
     assert torch.equal(asgd, run("dc-asgd", lam=0.0, time=CONSTANT)[0])
 
@@ -184,7 +184,7 @@ def test_divergence_is_one_line() -> None:
         ({"lam": -0.1}, "lam is at least 0, got -0.1"),
         ({"algorithm": "xsgd"}, "algorithm is one of sgd, ssgd, asgd, dc-asgd, lc-asgd, got 'xsgd'"),
         ({"algorithm": "sgd"}, "sgd has one worker, got 4"),
-        ({"mode": "half"}, "mode is one of ratio, chain, normalised, literal"),
+        ({"mode": "half"}, "mode is one of ratio, chain, normalised, damped, literal"),
         ({"alpha": 0.0}, "alpha is above 0"),
         ({"address": "10.0.0.1:6379"}, "an address belongs to the ray engine"),
         ({"time": {"spread": -1}}, "time: spread is at least 0"),

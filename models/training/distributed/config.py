@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from ....common.errors import UsageError
 
 Algorithm = Literal["sgd", "ssgd", "asgd", "dc-asgd", "lc-asgd"]
-Mode = Literal["ratio", "chain", "normalised", "literal"]
+Mode = Literal["ratio", "chain", "normalised", "damped", "literal"]
 BatchNormPolicy = Literal["async", "last-worker", "last-batch"]
 Distribution = Literal["constant", "lognormal", "stragglers", "heterogeneous"]
 Engine = Literal["simulated", "ray"]
