@@ -24,6 +24,7 @@ from .positions_plan import (
     channel_states,
     filter_sets,
     offsets_of,
+    part_lanes,
     pieces,
     tile_masks,
     tiling,
@@ -56,7 +57,7 @@ def plan(shape: ConvShape, weights: NDArray, mask: NDArray | None, bias: NDArray
     used = kept.reshape(shape.groups, -1, *kept.shape[1:]).any(1).reshape(shape.channels, *shape.kernel)
     states, variant_of_tile = variants(channel_states(mask, used.any((1, 2)), t, shape), int(kept.sum()))
     sets = filter_sets(shape, t)
-    lists = Lists(rows=t.rows, dummy=shape.filters, records=[], halves=[], weights=[])
+    lists = Lists(rows=t.rows, records=[], halves=[], weights=[])
     parts = _Parts(shape, t, x, weights, used, sets, lists)
     bounds, works = [], []
     for state in states:
@@ -106,10 +107,15 @@ class _Parts:
         start = 0
         for k, c in enumerate(block.channels):
             mask = c * masks_of_channel if state[c] == MASKED else -1
-            self.jobs += [[c * self.x.channel_stride + column, row, count, mask] for column, row, count in lines[c].runs]
+            self.jobs += [self._job(c, *run, mask) for run in lines[c].runs]
             starts[k] = np.where(lines[c].taps >= 0, lines[c].taps + start, -1)
             start += lines[c].count
         return starts
+
+    def _job(self, channel: int, column: int, row: int, count: int, mask: int) -> list[int]:
+        stride, last = self.x.row_stride, self.shape.height + self.shape.pads[0] + self.shape.pads[2] - 1
+        start = channel * self.x.channel_stride + column
+        return [start + row * stride, (count - 1) * self.shape.strides[0] * stride, start + last * stride, count, mask]
 
     def _weights(self, block: Block, filters: NDArray, starts: NDArray) -> NDArray[np.float32]:
         """[filters, taps that are packed]"""
@@ -148,7 +154,7 @@ def _assemble(
     jobs = np.array(parts.jobs, np.int64).reshape(-1, kernel.JOB)
     run_pieces, pieces_of_tile = pieces(shape, t, x.row_stride) if t.pitch else (np.zeros(0), np.zeros(0))
     tables = {
-        kernel.TILE_LANES: tile_masks(np.ones((1, *shape.output), bool), t),
+        kernel.TILE_LANES: part_lanes(shape, t),
         kernel.TILE_PIECES: pieces_of_tile,
         kernel.PIECES: run_pieces,
         kernel.TILE_BLOCKS: np.array(tile_blocks),
@@ -172,13 +178,13 @@ def _assemble(
         kernel.SEGMENT: t.segment,
         kernel.SPAN: t.span,
         kernel.PADDED_SPAN: t.strip_tiles * t.vectors,
+        kernel.LINES: t.strips * t.strip_tiles * t.vectors,
         kernel.STRIP_TILES: t.strip_tiles,
         kernel.SETS: len(parts.sets),
         kernel.FILTERS: shape.filters,
         kernel.PATCHES: patches,
         kernel.X_START: x.at(0, -shape.pads[0], -shape.pads[1]),
         kernel.X_ROW: x.row_stride,
-        kernel.X_ROWS: shape.height + shape.pads[0] + shape.pads[2],
         kernel.X_STRIP: t.segment * shape.strides[1],
         kernel.ROW_STEP: shape.strides[0],
         kernel.COLUMN_STEP: shape.strides[1],
@@ -192,12 +198,12 @@ def _assemble(
     }
     for field, value in values.items():
         meta[field] = value
-    constants = [bias, np.array([0.0, epilogue.low, epilogue.high]), *lists.weights]
+    constants = [bias, np.array([epilogue.low, epilogue.high]), *lists.weights]
     return Op(
         kernel="positions",
         meta=meta,
         index=np.concatenate(index).astype(np.int32),
         constants=np.concatenate(constants).astype(np.float32),
         costs=np.concatenate(works),
-        scratch=patches + (0 if whole else (shape.filters + 1) * row),
+        scratch=patches + (0 if whole else shape.filters * row),
     )

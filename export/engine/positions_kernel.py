@@ -34,8 +34,8 @@ from .positions_simd import (
 )
 
 (
-    VECTORS, SEGMENT, SPAN, PADDED_SPAN, STRIP_TILES, SETS, FILTERS, PATCHES,
-    X_START, X_ROW, X_ROWS, X_STRIP, ROW_STEP, COLUMN_STEP,
+    VECTORS, SEGMENT, SPAN, PADDED_SPAN, LINES, STRIP_TILES, SETS, FILTERS, PATCHES,
+    X_START, X_ROW, X_STRIP, ROW_STEP, COLUMN_STEP,
     Y_START, Y_CHANNEL, Y_ROW, RESIDUAL, R_START, R_CHANNEL, R_ROW,
     TILE_LANES, TILE_PIECES, PIECES, TILE_BLOCKS, BLOCKS, JOBS, SET_STARTS, RECORDS, HALVES,
 ) = range(HEADER, HEADER + 30)  # fmt: skip
@@ -43,9 +43,10 @@ META = HEADER + 30
 
 ROWS_OF = {8: 2, 7: 2, 4: 4, 1: 8}
 """Vectors of a tile -> filters at a time: some sixteen accumulators hide the latency of multiply-adds and leave registers to spare."""
-JOB, PIECE, BLOCK, SET_START = 4, 2, 5, 3
-"""Integers of a packing job (source, first row, lines, mask or -1), of a piece of a run (source, destination), of a block of channels
-(first job, jobs, whether it begins and ends its filters' sums, set starts), and of a set's start in a block (record, half, weight)."""
+JOB, PIECE, BLOCK, SET_START = 5, 2, 5, 3
+"""Integers of a packing job (source, how far its last line lies behind, the source in the map's last row, lines, mask or -1), of a piece
+of a run (source, destination), of a block of channels (first job, jobs, whether it begins and ends its filters' sums, set starts), and of
+a set's start in a block (record, half, weight)."""
 
 
 @cache
@@ -54,30 +55,29 @@ def _packer(segment: int, step: int) -> Callable[..., None]:
 
     @jit
     def pack(arena: Pointer, index: Pointer, meta: Pointer, op: int, block: int, strip: int, top: int, out: int) -> None:
-        row_step, stride, last = at(meta, op + ROW_STEP), at(meta, op + X_ROW), at(meta, op + X_ROWS) - 1
-        advance = row_step * stride
-        jump = at(meta, op + SPAN) * advance
-        begin = at(meta, op + X_START) + strip * at(meta, op + X_STRIP)
+        advance = at(meta, op + ROW_STEP) * at(meta, op + X_ROW)
+        jump, base = at(meta, op + SPAN) * advance, at(meta, op + X_START) + strip * at(meta, op + X_STRIP)
+        begin = base + top * advance
         job = at(meta, op + INDEX) + at(meta, op + JOBS) + at(index, block) * JOB
         masks = at(meta, op + INDEX) + strip * at(meta, op + PADDED_SPAN) + top
         for _ in range(at(index, block + 1)):
-            source, row = begin + at(index, job), at(index, job + 1) + top * row_step
-            count, mask = at(index, job + 2), at(index, job + 3)
-            start, limit = source + row * stride, source + last * stride
-            lines = min(count, (last - row) // row_step + 1)  # those below the map are never stored
+            start, reach, limit = begin + at(index, job), at(index, job + 1), base + at(index, job + 2)
+            count, mask = at(index, job + 3), at(index, job + 4)
+            lines = count
+            if start + reach > limit:
+                lines = (limit - start) // advance + 1  # those below the map are never stored
+            place, stop, bits = out, out + lines * LANES, masks + mask
             if step == 0:
-                bits = masks + mask if mask >= 0 else -1
+                bits = bits if mask >= 0 else -1
                 _pack_any(arena, start, advance, jump, limit, lines, index, bits, out, at(meta, op + SEGMENT), at(meta, op + COLUMN_STEP))
             elif mask < 0:
-                place, stop = out, out + lines * LANES
                 while place < stop:
                     tile_store(pack_line(arena, start, jump, limit, segment, step), arena, place)
                     start, place = start + advance, place + LANES
             else:
-                for line in range(lines):
-                    vector = tile_keep(pack_line(arena, start, jump, limit, segment, step), at(index, masks + mask + line))
-                    tile_store(vector, arena, out + line * LANES)
-                    start += advance
+                while place < stop:
+                    tile_store(tile_keep(pack_line(arena, start, jump, limit, segment, step), at(index, bits)), arena, place)
+                    start, place, bits = start + advance, place + LANES, bits + 1
             out += count * LANES
             job += JOB
 
@@ -122,7 +122,7 @@ def _pack_run(arena: Pointer, index: Pointer, meta: Pointer, op: int, block: int
     masks = start + tile * lines
     job = start + at(meta, op + JOBS) + at(index, block) * JOB
     for _ in range(at(index, block + 1)):
-        source, mask = at(meta, op + X_START) + at(index, job), at(index, job + 3)
+        source, mask = at(meta, op + X_START) + at(index, job), at(index, job + 4)
         for piece in range(first, end, PIECE):
             tile_store(pack_line(arena, source + at(index, piece), 0, 0, LANES, 1), arena, out + at(index, piece + 1))
         if mask >= 0:
@@ -166,14 +166,21 @@ def _multiplier(vectors: int) -> Callable[..., None]:
         strip: int, top: int,
     ) -> None:  # fmt: skip
         """Adds what a block of channels gives to the filters of the sets begin <= s < end, and finishes them in the last block."""
-        first, bias, filters = at(meta, op + INDEX), at(meta, op + CONSTANTS), at(meta, op + FILTERS)
+        first, bias = at(meta, op + INDEX), at(meta, op + CONSTANTS)
+        limits = bias + at(meta, op + FILTERS)
+        low, high = at(constants, limits), at(constants, limits + 1)
         sums = patches + at(meta, op + PATCHES)
-        opens, closes = at(index, block + 2), at(index, block + 3)
+        opens, closes, has_residual = at(index, block + 2), at(index, block + 3), at(meta, op + RESIDUAL)
         sets = first + at(meta, op + SET_STARTS) + at(index, block + 4)
         record = first + at(meta, op + RECORDS) + at(index, sets + begin * SET_START)
         stop = first + at(meta, op + RECORDS) + at(index, sets + end * SET_START)
         half = 2 * (first + at(meta, op + HALVES)) + at(index, sets + begin * SET_START + 1)
-        weight = bias + filters + 3 + at(index, sets + begin * SET_START + 2)
+        weight = limits + 2 + at(index, sets + begin * SET_START + 2)
+        segment, lines = at(meta, op + SEGMENT), at(meta, op + LINES)
+        y_channel, y_row, r_channel, r_row = at(meta, op + Y_CHANNEL), at(meta, op + Y_ROW), at(meta, op + R_CHANNEL), at(meta, op + R_ROW)
+        lanes = first + at(meta, op + TILE_LANES) + strip * at(meta, op + PADDED_SPAN) + top
+        y_start, y_part = at(meta, op + Y_START) + strip * segment + top * y_row, at(meta, op + SPAN) * y_row - segment
+        r_start, r_part = at(meta, op + R_START) + strip * segment + top * r_row, at(meta, op + SPAN) * r_row - segment
         while record < stop:
             if opens:
                 tile = tile_broadcast(constants, bias, index, record, rows, vectors)
@@ -186,19 +193,12 @@ def _multiplier(vectors: int) -> Callable[..., None]:
                 tile = tile_add_patches(tile, constants, weight, arena, patches, index, half, 1)
                 weight, half = weight + rows, half + rows
             if closes:
-                segment, span, has_residual = at(meta, op + SEGMENT), at(meta, op + SPAN), at(meta, op + RESIDUAL)
-                lanes = first + at(meta, op + TILE_LANES) + strip * at(meta, op + PADDED_SPAN) + top
-                y_start, y_channel, y_row = at(meta, op + Y_START) + strip * segment, at(meta, op + Y_CHANNEL), at(meta, op + Y_ROW)
-                r_start, r_channel, r_row = at(meta, op + R_START) + strip * segment, at(meta, op + R_CHANNEL), at(meta, op + R_ROW)
-                low, high = at(constants, bias + filters + 1), at(constants, bias + filters + 2)
                 if has_residual:
                     for part in range(LANES // segment):
-                        r, chosen = r_start + (top + part * span) * r_row - part * segment, ((1 << segment) - 1) << part * segment
-                        tile = tile_add_maps(tile, arena, r, r_channel, r_row, index, record, filters, lanes, chosen)
+                        tile = tile_add_maps(tile, arena, r_start + part * r_part, r_channel, r_row, index, record, lanes + part * lines)
                 tile = tile_clip(tile, low, high)
                 for part in range(LANES // segment):
-                    y, chosen = y_start + (top + part * span) * y_row - part * segment, ((1 << segment) - 1) << part * segment
-                    tile_store_maps(tile, arena, y, y_channel, y_row, index, record, filters, lanes, chosen)
+                    tile_store_maps(tile, arena, y_start + part * y_part, y_channel, y_row, index, record, lanes + part * lines)
             else:
                 tile_store_rows(tile, arena, sums, size, index, record)
             record += rows + 2

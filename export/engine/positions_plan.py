@@ -104,6 +104,13 @@ def tile_masks(mask: NDArray, t: Tiling) -> NDArray[np.int32]:
     return (lanes << np.arange(LANES)).sum(-1).astype(np.int32)
 
 
+def part_lanes(shape: ConvShape, t: Tiling) -> NDArray[np.int32]:
+    """bits[part, strip, vector]: the lanes of the k-th segment of a vector that lie in the map."""
+    inside = tile_masks(np.ones((1, *shape.output), bool), t)
+    part = (1 << t.segment) - 1 << np.arange(0, LANES, t.segment)
+    return (inside & part[:, None, None]).astype(np.int32)
+
+
 def pieces(shape: ConvShape, t: Tiling, row_stride: int) -> tuple[NDArray, NDArray]:
     """(pieces [source, destination] of all tiles, where those of each tile begin) that copy a run of positions out of an input's rows."""
     found: list[tuple[int, int]] = []
@@ -230,7 +237,6 @@ class Lists:
     """Records (filters, pairs of taps, single taps), the offsets of their patches and their weights, one after another."""
 
     rows: int
-    dummy: int
     records: list[list[int]]
     halves: list[NDArray]
     weights: list[NDArray]
@@ -250,22 +256,20 @@ class Lists:
             self._record(found[k : k + at_once], filters, weights, kept, offsets)
 
     def _record(self, pairs: list[list[int]], filters: NDArray, weights: NDArray, kept: NDArray, offsets: NDArray) -> None:
-        both = [np.flatnonzero(kept[pair].all(0)) if len(pair) == 2 else np.zeros(0, np.int64) for pair in pairs]
+        whole = [[pair[0], pair[-1]] for pair in pairs]
+        whole += whole[:1] * (self.rows // 2 - len(whole))  # where filters are missing, others are done twice: nobody has to ask
+        both = [np.flatnonzero(kept[pair].all(0)) for pair in whole]
         shared = min(len(taps) for taps in both)
         rows: list[tuple[int, NDArray, NDArray]] = []
-        for pair, taps in zip(pairs, both, strict=True):
+        for pair, taps in zip(whole, both, strict=True):
             for row in pair:
                 own = kept[row].copy()
                 own[taps[:shared]] = False
                 rows.append((row, taps[:shared], np.flatnonzero(own)))
-            rows += [(-1, taps[:0], taps[:0])] * (2 - len(pair))
-        rows += [(-1, np.zeros(0, np.int64), np.zeros(0, np.int64))] * (self.rows - len(rows))
         single = max(len(own) for _, _, own in rows)
         paired_offsets, paired_weights = np.zeros((shared, self.rows // 2), np.uint16), np.zeros((shared, self.rows), np.float32)
         single_offsets, single_weights = np.zeros((single, self.rows), np.uint16), np.zeros((single, self.rows), np.float32)
         for k, (row, taps, own) in enumerate(rows):
-            if row < 0:
-                continue
             paired_offsets[: len(taps), k // 2] = offsets[taps]
             paired_weights[: len(taps), k] = weights[row, taps]
             # What fills up a list reads a patch that the filter reads anyway: zero times infinity must not come from anywhere else.
@@ -273,7 +277,7 @@ class Lists:
             single_offsets[:, k] = offsets[any_tap[0]] if len(any_tap) else 0
             single_offsets[: len(own), k] = offsets[own]
             single_weights[: len(own), k] = weights[row, own]
-        self.records.append([*(self.dummy if row < 0 else int(filters[row]) for row, _, _ in rows), shared, single])
+        self.records.append([*(int(filters[row]) for row, _, _ in rows), shared, single])
         self.halves += [paired_offsets.reshape(-1), single_offsets.reshape(-1)]
         self.weights += [paired_weights.reshape(-1), single_weights.reshape(-1)]
         self.half += paired_offsets.size + single_offsets.size

@@ -220,18 +220,15 @@ def _tile_clip(typing: Any, tile: Any, low: Any, high: Any) -> Any:
 def _map_lines(e: Emitter, tile: Tile, argument: int) -> Iterator[tuple[Any, Any]]:
     """(pointer to a vector, its chosen lanes) for each vector of a tile; see `tile_store_maps` for the arguments from `argument` on."""
     builder = e.builder
-    array, start, channel, stride, index, _, filters, lanes, part = e.args[argument : argument + 9]
-    inside = []
+    array, start, channel, stride, index, _, lanes = e.args[argument : argument + 7]
+    chosen = []
     for vector in range(tile.vectors):
         bits = builder.load(builder.gep(index, [builder.add(lanes, ir.Constant(lanes.type, vector))], inbounds=True))
-        inside.append(builder.trunc(builder.and_(bits, builder.trunc(part, bits.type)), _BITS))
+        chosen.append(builder.bitcast(builder.trunc(bits, _BITS), ir.VectorType(ir.IntType(1), LANES)))
     for number in _numbers(e, argument + 4, tile.rows):
         map_start = builder.add(start, builder.mul(number, channel))
-        exists = builder.icmp_signed("<", number, filters)
         for vector in range(tile.vectors):
-            chosen = builder.select(exists, inside[vector], ir.Constant(_BITS, 0))
-            pointer = e.element(array, map_start, (vector, stride))
-            yield builder.bitcast(pointer, VECTOR.as_pointer()), builder.bitcast(chosen, ir.VectorType(ir.IntType(1), LANES))
+            yield builder.bitcast(e.element(array, map_start, (vector, stride)), VECTOR.as_pointer()), chosen[vector]
 
 
 def _masked(e: Emitter, name: str, result: Any, arguments: list[Any]) -> Any:
@@ -244,19 +241,7 @@ _ALIGNMENT = ir.Constant(ir.IntType(32), 4)
 
 
 @intrinsic
-def _tile_add_maps(
-    typing: Any,
-    tile: Any,
-    array: Any,
-    start: Any,
-    channel: Any,
-    stride: Any,
-    index: Any,
-    record: Any,
-    filters: Any,
-    lanes: Any,
-    part: Any,
-) -> Any:
+def _tile_add_maps(typing: Any, tile: Any, array: Any, start: Any, channel: Any, stride: Any, index: Any, record: Any, lanes: Any) -> Any:
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         e = Emitter(context, builder, signature, args)
         places, zero = _map_lines(e, tile, 1), ir.Constant(VECTOR, [0.0] * LANES)
@@ -268,23 +253,11 @@ def _tile_add_maps(
         return e.update(tile, args[0], change)
 
     size = types.intp
-    return tile(tile, array, size, size, size, index, size, size, size, size), emit
+    return tile(tile, array, size, size, size, index, size, size), emit
 
 
 @intrinsic
-def _tile_store_maps(
-    typing: Any,
-    tile: Any,
-    array: Any,
-    start: Any,
-    channel: Any,
-    stride: Any,
-    index: Any,
-    record: Any,
-    filters: Any,
-    lanes: Any,
-    part: Any,
-) -> Any:
+def _tile_store_maps(typing: Any, tile: Any, array: Any, start: Any, channel: Any, stride: Any, index: Any, record: Any, lanes: Any) -> Any:
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         e = Emitter(context, builder, signature, args)
         for k, (pointer, lanes) in enumerate(_map_lines(e, tile, 1)):
@@ -292,7 +265,7 @@ def _tile_store_maps(
         return context.get_dummy_value()
 
     size = types.intp
-    return types.void(tile, array, size, size, size, index, size, size, size, size), emit
+    return types.void(tile, array, size, size, size, index, size, size), emit
 
 
 @intrinsic
@@ -337,11 +310,10 @@ tile_keep = twins.tile_keep if config.DISABLE_JIT else _tile_keep
 tile_clip = twins.tile_clip if config.DISABLE_JIT else _tile_clip
 """tile_clip(tile, low, high); NaN stays NaN."""
 tile_add_maps = twins.tile_add_maps if config.DISABLE_JIT else _tile_add_maps
-"""tile_add_maps(tile, array, start, channel, stride, index, record, filters, lanes, part): tile[r,v] += what lies where
-tile_store_maps(the same) would store it."""
+"""tile_add_maps(tile, array, start, channel, stride, index, record, lanes): tile[r,v] += what lies where tile_store_maps(the same)
+would store it."""
 tile_store_maps = twins.tile_store_maps if config.DISABLE_JIT else _tile_store_maps
-"""tile_store_maps(tile, array, start, channel, stride, index, record, filters, lanes, part): lanes of tile[r,v] whose bits are set in
-both index[lanes + v] and `part` go to array[start + f*channel + v*stride + lane], f = index[record + r], if f < filters. Nothing else
-is touched."""
+"""tile_store_maps(tile, array, start, channel, stride, index, record, lanes): lanes of tile[r,v] whose bits are set in index[lanes + v]
+go to array[start + index[record + r]*channel + v*stride + lane]. Nothing else is touched."""
 tile_store = twins.tile_store if config.DISABLE_JIT else _tile_store
 """tile_store(tile, array, start): one vector."""

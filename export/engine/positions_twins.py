@@ -64,13 +64,12 @@ def tile_clip(tile: NDArray, low: np.float32, high: np.float32) -> NDArray:
 
 
 def _map_lines(
-    tile: NDArray, start: int, channel: int, stride: int, index: NDArray, record: int, filters: int, lanes: int, part: int
+    tile: NDArray, start: int, channel: int, stride: int, index: NDArray, record: int, lanes: int
 ) -> Iterator[tuple[int, int, NDArray, NDArray]]:
     """(row, vector, positions, lanes) of the numbers that are there."""
     for row, vector in np.ndindex(*tile.shape[:2]):
-        if index[record + row] < filters:
-            chosen = np.flatnonzero((int(index[lanes + vector]) & part) >> np.arange(LANES) & 1)
-            yield row, vector, start + int(index[record + row]) * channel + vector * stride + chosen, chosen
+        chosen = np.flatnonzero(int(index[lanes + vector]) >> np.arange(LANES) & 1)
+        yield row, vector, start + int(index[record + row]) * channel + vector * stride + chosen, chosen
 
 
 def tile_add_maps(tile: NDArray, array: NDArray, *where: Any) -> NDArray:
