@@ -4,24 +4,28 @@
                                       [--samples N] [--seeds N ...] [--rows NAME ...] [--runs FOLDER] [--collect]
 
 Each run ends in a file of its own in the folder of runs and resumes where it was interrupted; the table is made of those files, also
-of those that are there so far (--collect trains nothing). Time is the processor time of training and validation (wall time stands
-beside it: machines are shared); saved time and accuracy differences are paired by seed. "in run" is the saving that a run measures by
-itself, against its own full epochs: the figure to compare with the predicted one, and the one that goals are judged by.
+of those that are there so far (--collect trains nothing). Several processes may share the folder.
 
-The window of fine-pruning, 60 of the source's 160 epochs, and its start shrink with --epochs. `equal-N` is the regular run with its
-whole schedule, milestones too, squeezed into N % of the epochs: a policy is worth something where it beats the one that visits at least
-as many samples.
+Time is the processor time of training and validation (wall time stands beside it: machines are shared); saved time and accuracy
+differences are paired by seed. "in run" is the saving that a run measures by itself, against its own full epochs: the figure to compare
+with the predicted one ("off" is the largest distance of any run), and the one that goals are judged by.
+
+The window of fine-pruning, 60 of the source's 160 epochs, and its start shrink with --epochs. Two baselines take N % of the time and prune
+nothing: `stop-N` is the regular run stopped after N % of its epochs, `equal-N` has its whole schedule, milestones too, squeezed into them.
+A policy is worth something where it beats the better one of those that visit at least as many samples.
 
 Goal: at least 24.46 % of the time saved and at most 0.4 points of accuracy lost; hoped for: 40 % and 0.1 points.
 """
 
 import argparse
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import statistics
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +37,6 @@ from fineprune.common.progress import Bars
 from fineprune.export.machine import machine_facts
 from fineprune.models.data import ImageData, load_data
 from fineprune.models.training import TrainConfig, evaluate, train
-from fineprune.models.training.sampling.time_model import predicted_saving, simulate, trained_batches
 from fineprune.models.zoo import ModelSpec, build
 from fineprune.models.zoo.registry import parse_args
 from fineprune.networks import completed
@@ -53,6 +56,7 @@ SOURCE: dict[str, tuple[str, str, str, str]] = {
 """The source's table, CIFAR-10: time saved by pruning, and with the automatic rate, in percent; accuracy regular and pruned."""
 
 STRONG = {"name": "fine-pruning", "fraction": 0.45}
+LATE = {"name": "fine-pruning", "fraction": 0.55, "window": 1.0, "start": 0.5, "block": 1, "prune_epochs": 1}
 AUTO = {"schedule": "auto", "auto_lr": {"interval": 2}}
 """i in proportion to the source's 10 of 160 epochs would be 1 or 2."""
 ROWS: dict[str, dict[str, Any]] = {
@@ -63,11 +67,19 @@ ROWS: dict[str, dict[str, Any]] = {
     "infobatch": {"policy": "infobatch"},
     "infobatch+auto-lr": {"policy": "infobatch", **AUTO},
     "random": {"policy": {**STRONG, "name": "random"}},
+    "late": {"policy": LATE},
+    "late-random": {"policy": {**LATE, "name": "random"}},
     "auto-lr": AUTO,
-    "equal-75": {"epochs_share": 0.75},
-    "equal-60": {"epochs_share": 0.60},
+    "equal-75": {"squeezed": 0.75},
+    "equal-60": {"squeezed": 0.60},
+    "stop-75": {"stopped": 0.75},
+    "stop-60": {"stopped": 0.60},
 }
-"""Row -> what differs from the regular run. `strong` prunes 45 % instead of the source's 25 %; `random` has its budget."""
+"""Row -> what differs from the regular run. `strong` prunes 45 % instead of the source's 25 %; `random` has its budget.
+
+`late` prunes in every epoch from the first milestone on, by the counts of all epochs before; its window and start are shares of the epochs.
+"""
+EQUAL_TIME = tuple(row for row, changes in ROWS.items() if not changes.keys().isdisjoint(("squeezed", "stopped")))
 
 GOALS = {"goal": (24.46, 0.4), "hoped for": (40.0, 0.1)}
 LR = {"lenet": 0.05, "vgg13": 0.05, "vgg16": 0.05, "vgg19": 0.05}
@@ -116,6 +128,19 @@ def _parse() -> argparse.Namespace:
     return arguments
 
 
+@contextmanager
+def claimed(lock: Path) -> Iterator[bool]:
+    """Whether this process has `lock` to itself; the kernel frees it when the process ends, however it ends."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """What runs must have in common to stand in one table."""
     return {name: getattr(arguments, name) for name in ("data", "epochs", "samples", "batch_size", "threads")}
@@ -144,8 +169,12 @@ def smaller(data: ImageData, samples: int | None) -> ImageData:
 def config_of(network: str, row: str, seed: int, epochs: int, batch_size: int) -> TrainConfig:
     """The source's recipe: SGD with momentum 0.9, a tenth of the rate after half and three quarters of the epochs."""
     changes = dict(ROWS[row])
-    epochs = round(epochs * changes.pop("epochs_share", 1.0))
+    epochs = round(epochs * changes.pop("squeezed", 1.0))
     schedule = {"schedule": "multistep", "milestones": (epochs // 2, epochs * 3 // 4)}
+    if isinstance(changes.get("policy"), dict):
+        shares = {name: max(1, round(epochs * value)) for name, value in changes["policy"].items() if name in ("window", "start")}
+        changes["policy"] = {**changes["policy"], **shares}
+    epochs = round(epochs * changes.pop("stopped", 1.0))
     if changes.get("schedule") == "auto":
         schedule = {}
     common = {"lr": LR.get(network.partition(":")[0], 0.1), "weight_decay": 5e-4, "warmup_epochs": 1.0}
@@ -153,13 +182,16 @@ def config_of(network: str, row: str, seed: int, epochs: int, batch_size: int) -
 
 
 def _run(network: str, row: str, seed: int, data: ImageData, arguments: argparse.Namespace) -> None:
-    """Train one cell of the table, unless its file is there."""
-    settings = _settings(arguments)
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    """Train one cell of the table, unless its file is there or another process that shares the folder is at it."""
+    digest = hashlib.sha256(json.dumps(_settings(arguments), sort_keys=True).encode()).hexdigest()[:8]
     name = f"{network.replace(':', '-')}_{row}_{seed}_{digest}"
     done, state = arguments.runs / f"{name}.json", arguments.runs / "state" / name
-    if done.exists():
-        return
+    with claimed(arguments.runs / "state" / f"{name}.lock") as mine:
+        if mine and not done.exists():
+            _train_cell(network, row, seed, data, arguments, done, state)
+
+
+def _train_cell(network: str, row: str, seed: int, data: ImageData, arguments: argparse.Namespace, done: Path, state: Path) -> None:
     kind, _, given = network.partition(":")
     spec = completed(ModelSpec(name=kind, args=parse_args(given.split(",") if given else [])), data.input_shape, data)
     model = build(spec, seed=seed)
@@ -169,54 +201,68 @@ def _run(network: str, row: str, seed: int, data: ImageData, arguments: argparse
     result = train(model, data, config, output=state, device="cpu", progress=progress)
     test = evaluate(model, data.test, device="cpu")
     history = result.history
-    visits, full = [record.visits for record in history], len(data.train)
-    timing = {
-        "batch_s": sum(r.seconds - r.validation_seconds - r.policy_seconds for r in history)
-        / sum(trained_batches(visited, config.batch_size) for visited in visits),
-        "validation_s": statistics.fmean(r.validation_seconds for r in history),
-        "overhead_s": sum(r.policy_seconds for r in history),
+    visits = sum(record.visits for record in history)
+    cell = {
+        "network": network,
+        "row": row,
+        "seed": seed,
+        "settings": _settings(arguments),
+        "config": config.to_json(),
+        "model": spec.to_json(),
+        "samples": {part: len(getattr(data, part)) for part in ("train", "validation", "test")},
+        "machine": machine_facts(),
+        "test_accuracy": test.accuracy,
+        "last_validation_accuracy": history[-1].validation_accuracy,
+        "epochs_run": len(history),
+        "visits": visits,
+        "visits_share": visits / (arguments.epochs * len(data.train)),
+        "cpu_s": sum(record.cpu_seconds for record in history),
+        "wall_s": result.seconds,
+        "validation_s": sum(record.validation_seconds for record in history),
+        "policy_s": sum(record.policy_seconds for record in history),
+        "saving_of_run": result.to_json()["saving"],
+        "history": result.to_json()["history"],
+        "load": os.getloadavg(),
     }
-    # What the schedule alone tells, in terms of the regular run of `--epochs`: epochs that the automatic rate did not need count as saved.
-    planned = visits if config.policy.name == "infobatch" else simulate(config.policy, epochs=config.epochs, samples=full)[: len(history)]
-    write_json(
-        done,
-        {
-            **{"network": network, "row": row, "seed": seed, "settings": settings, "config": config.to_json(), "model": spec.to_json()},
-            **{"samples": {part: len(getattr(data, part)) for part in ("train", "validation", "test")}, "machine": machine_facts()},
-            **{"test_accuracy": test.accuracy, "last_validation_accuracy": history[-1].validation_accuracy},
-            **{"epochs_run": len(history), "visits": sum(visits), "visits_share": sum(visits) / (arguments.epochs * full)},
-            **{"cpu_s": sum(r.cpu_seconds for r in history), "wall_s": result.seconds},
-            **{"validation_s": sum(r.validation_seconds for r in history), "policy_s": sum(r.policy_seconds for r in history)},
-            "predicted": predicted_saving(planned, epochs=arguments.epochs, samples=full, batch_size=config.batch_size, **timing),
-            **{"saving_of_run": result.to_json()["saving"], "history": result.to_json()["history"], "load": os.getloadavg()},
-        },
-    )
+    write_json(done, cell)
     shutil.rmtree(state, ignore_errors=True)
 
 
 def table(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """One line a row: means over seeds, time saved and accuracy lost paired with the regular run of the same seed."""
-    regular = {run["seed"]: run for run in runs if run["row"] == "regular"}
+    by_row = {name: {run["seed"]: run for run in runs if run["row"] == name} for name in ROWS}
+    regular = by_row["regular"]
     rows = []
     for name in ROWS:
-        own = [run for run in runs if run["row"] == name and run["seed"] in regular]
+        own = [run for seed, run in sorted(by_row[name].items()) if seed in regular]
         if not own:
             continue
-        accuracies = [100 * run["test_accuracy"] for run in own]
         saved = {kind: [100 * (1 - run[kind] / regular[run["seed"]][kind]) for run in own] for kind in ("cpu_s", "wall_s")}
-        differences = [100 * (run["test_accuracy"] - regular[run["seed"]]["test_accuracy"]) for run in own]
+        accuracies = [100 * run["test_accuracy"] for run in own]
+        lost = compared(own, regular)
         rows.append(
             {
-                **{"row": name, "seeds": len(own), "epochs": _mean(run["epochs_run"] for run in own)},
+                **{"row": name, "seeds": [run["seed"] for run in own], "epochs": _mean(run["epochs_run"] for run in own)},
                 **{"visits": 100 * _mean(run["visits_share"] for run in own), "cpu_s": _mean(run["cpu_s"] for run in own)},
                 **{"saved": _mean(saved["cpu_s"]), "saved_wall": _mean(saved["wall_s"])},
-                **{"predicted": 100 * _mean(run["predicted"] for run in own), "in_run": _in_run(own)},
+                **{"predicted": 100 * _mean(predicted(run) for run in own), "in_run": _in_run(own), "off": _off(own)},
                 "overhead_s": statistics.median(run["policy_s"] for run in own),
-                **{"accuracy": _mean(accuracies), "spread": statistics.stdev(accuracies) if len(own) > 1 else None},
-                **{"difference": _mean(differences), "difference_spread": statistics.stdev(differences) if len(own) > 1 else None},
+                **{"accuracy": _mean(accuracies), "spread": _spread(accuracies)},
+                **{"difference": _mean(lost), "difference_spread": _spread(lost), "differences": lost},
             }
         )
-    return [{**row, **_verdict(row, rows)} for row in rows]
+    return [{**row, **_verdict(row, rows, by_row)} for row in rows]
+
+
+def compared(own: list[dict[str, Any]], others: dict[int, dict[str, Any]]) -> list[float]:
+    """Differences of test accuracy, in points, from the runs of the same seeds."""
+    return [100 * (run["test_accuracy"] - others[run["seed"]]["test_accuracy"]) for run in own if run["seed"] in others]
+
+
+def predicted(run: dict[str, Any]) -> float:
+    """Share of the time that the batches left out, or the epochs not trained, stand for."""
+    saving = run["saving_of_run"]
+    return float(saving["predicted"]) if saving else 1 - run["epochs_run"] / run["settings"]["epochs"]
 
 
 def _in_run(runs: list[dict[str, Any]]) -> float | None:
@@ -225,15 +271,26 @@ def _in_run(runs: list[dict[str, Any]]) -> float | None:
     return 100 * _mean(measured) if len(measured) == len(runs) and None not in measured else None
 
 
-def _verdict(row: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Goals met, and the lead over the equal-time run of at least as many visits: without one, the policy may claim nothing."""
+def _off(runs: list[dict[str, Any]]) -> float | None:
+    """The largest distance, in points, of a run's predicted saving from the one that it measured on its processor time."""
+    savings = [run["saving_of_run"] for run in runs]
+    if any(saving is None or saving["measured_cpu"] is None for saving in savings):
+        return None
+    return max(100 * abs(saving["predicted"] - saving["measured_cpu"]) for saving in savings)
+
+
+def _verdict(row: dict[str, Any], rows: list[dict[str, Any]], by_row: dict[str, dict[int, dict[str, Any]]]) -> dict[str, Any]:
+    """Goals met, and the lead over the best equal-time run of at least as many visits: without one, the policy may claim nothing."""
     measured = row["saved"] if row["in_run"] is None else row["in_run"]
     met = [goal for goal, (saved, lost) in GOALS.items() if measured >= saved and row["difference"] >= -lost]
-    rivals = [other for other in rows if other["row"].startswith("equal") and other["visits"] >= row["visits"] - 0.5]
-    rival = min(rivals, key=lambda other: other["visits"], default=None)
-    if row["row"] == "regular" or row["row"].startswith("equal") or rival is None:
-        return {"met": met, "rival": None, "over_rival": None}
-    return {"met": met, "rival": rival["row"], "over_rival": row["accuracy"] - rival["accuracy"]}
+    none = {"met": met, "rival": None, "over_rival": None, "over_rival_spread": None}
+    rivals = [other for other in rows if other["row"] in EQUAL_TIME and other["visits"] >= row["visits"] - 0.5]
+    if row["row"] == "regular" or row["row"] in EQUAL_TIME or not rivals:
+        return none
+    fewest = min(other["visits"] for other in rivals)
+    rival = max((other for other in rivals if other["visits"] < fewest + 0.5), key=lambda other: other["accuracy"])
+    leads = compared([by_row[row["row"]][seed] for seed in row["seeds"]], by_row[rival["row"]])
+    return {"met": met, "rival": rival["row"], "over_rival": _mean(leads), "over_rival_spread": _spread(leads)} if leads else none
 
 
 def print_table(network: str, rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
@@ -242,16 +299,18 @@ def print_table(network: str, rows: list[dict[str, Any]], arguments: argparse.Na
     print(f"\n{network} on {arguments.data}: {images} training images, {arguments.epochs} epochs, batch {arguments.batch_size}")
     print(
         f"{'row':18} {'seeds':>5} {'epochs':>6} {'visits %':>8} {'CPU s':>7} {'saved %':>8} {'(wall)':>7} {'in run':>7} {'predicted':>9} "
-        f"{'overhead s':>10} {'accuracy %':>14} {'difference':>14}  goals, over equal time"
+        f"{'off':>4} {'overhead s':>10} {'accuracy %':>14} {'difference':>14}  goals, over equal time"
     )
     for row in rows:
-        spread, change = (f"± {row[key]:.2f}" if row[key] is not None else "" for key in ("spread", "difference_spread"))
-        rival = f"{row['over_rival']:+.2f} over {row['rival']}" if row["rival"] else ""
-        in_run = "" if row["in_run"] is None else f"{row['in_run']:.2f}"
+        spread, change, lead = (
+            f"± {row[key]:.2f}" if row[key] is not None else "" for key in ("spread", "difference_spread", "over_rival_spread")
+        )
+        rival = f"{row['over_rival']:+.2f} {lead} over {row['rival']}" if row["rival"] else ""
+        in_run, off = ("" if row[key] is None else f"{row[key]:.2f}" for key in ("in_run", "off"))
         print(
-            f"{row['row']:18} {row['seeds']:5} {row['epochs']:6.1f} {row['visits']:8.1f} {row['cpu_s']:7.1f} {row['saved']:8.2f} "
-            f"{row['saved_wall']:7.2f} {in_run:>7} {row['predicted']:9.2f} {row['overhead_s']:10.2f} {row['accuracy']:7.2f} {spread:6} "
-            f"{row['difference']:+7.2f} {change:6}  {', '.join(filter(None, [*row['met'], rival]))}"
+            f"{row['row']:18} {len(row['seeds']):5} {row['epochs']:6.1f} {row['visits']:8.1f} {row['cpu_s']:7.1f} {row['saved']:8.2f} "
+            f"{row['saved_wall']:7.2f} {in_run:>7} {row['predicted']:9.2f} {off:>4} {row['overhead_s']:10.2f} {row['accuracy']:7.2f} "
+            f"{spread:6} {row['difference']:+7.2f} {change:6}  {', '.join(filter(None, [*row['met'], rival]))}"
         )
     pruned, automatic, before, after = SOURCE[network.partition(":")[0]]
     print(f"source (CIFAR-10, full size, one run): pruned {pruned} % saved, + automatic rate {automatic} %, accuracy {before} -> {after}")
@@ -259,6 +318,10 @@ def print_table(network: str, rows: list[dict[str, Any]], arguments: argparse.Na
 
 def _mean(values: Any) -> float:
     return statistics.fmean(values)
+
+
+def _spread(values: list[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None
 
 
 if __name__ == "__main__":

@@ -1,0 +1,82 @@
+"""Picture of the tables of benchmarks/data_pruning.py: what each row saves against what it costs in accuracy.
+
+python benchmarks/data_pruning_plot.py lenet.json resnet.json --output docs/data_pruning.svg
+"""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fineprune.common.files import read_json
+
+FAMILIES = {
+    "fine-pruning": ("o", "#d1603d"),
+    "strong": ("s", "#d1603d"),
+    "strong+auto-lr": ("D", "#e8a33d"),
+    "late": ("*", "#a3123a"),
+    "infobatch": ("s", "#1f5f8b"),
+    "infobatch+auto-lr": ("D", "#6fa8d0"),
+    "auto-lr": ("D", "#7a5ea8"),
+    "random": ("s", "#888"),
+    "late-random": ("*", "#888"),
+    "equal-75": ("v", "#444"),
+    "equal-60": ("v", "#444"),
+    "stop-75": ("^", "#444"),
+    "stop-60": ("^", "#444"),
+}
+"""Row -> marker and colour: warm for fine-pruning, blue for infobatch, grey for what knows no losses."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("reports", nargs="+", type=Path, metavar="JSON", help="what data_pruning.py --json wrote")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=".svg or .png")
+    arguments = parser.parse_args()
+    reports = [read_json(path) for path in arguments.reports]
+    tables = {network: rows for report in reports for network, rows in report["tables"].items()}
+    draw(arguments.output, tables, reports[0]["goals"])
+
+
+def draw(path: Path, tables: Mapping[str, list[dict[str, Any]]], goals: Mapping[str, tuple[float, float]]) -> None:
+    """One panel a network: mean over seeds, the standard deviation as a bar; shaded is where a goal is met."""
+    shown = {network: [row for row in rows if row["row"] in FAMILIES] for network, rows in tables.items()}
+    figure = Figure(figsize=(4.6 * len(shown) + 1.7, 4.3), layout="constrained")
+    panels = figure.subplots(1, len(shown), squeeze=False)[0]
+    for axes, (network, rows) in zip(panels, shown.items(), strict=True):
+        _panel(axes, network, rows, goals)
+    panels[0].set_ylabel("test accuracy against the regular run, points")
+    handles = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    order = [name for name in FAMILIES if name in handles]
+    figure.legend([handles[name] for name in order], order, loc="outside right center", frameon=False, fontsize=8)
+    with rc_context({"svg.hashsalt": "data pruning", "svg.fonttype": "none"}):
+        figure.savefig(path, dpi=130, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def _panel(axes: Axes, network: str, rows: list[dict[str, Any]], goals: Mapping[str, tuple[float, float]]) -> None:
+    axes.axhline(0, color="#bbb", linewidth=0.8, zorder=0)
+    for row in rows:
+        marker, colour = FAMILIES[row["row"]]
+        size = 11 if marker == "*" else 6
+        style = {"marker": marker, "color": colour, "markersize": size, "elinewidth": 0.8, "linestyle": "none", "label": row["row"]}
+        axes.errorbar(time_saved(row), row["difference"], yerr=row["difference_spread"], **style)
+    low, high = axes.get_ylim()
+    right = max(axes.get_xlim()[1], 45.0)
+    axes.set(xlim=(min(0.0, axes.get_xlim()[0]), right), ylim=(low, max(high, 0.5)), title=network, xlabel="time saved, %")
+    for name, (saved, lost) in goals.items():
+        axes.fill_between([saved, right], -lost, axes.get_ylim()[1], color="#3a8f5c", alpha=0.13, linewidth=0, zorder=0)
+        axes.annotate(name, (saved, axes.get_ylim()[1]), (3, -3), textcoords="offset points", va="top", fontsize=8, color="#2c6e46")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def time_saved(row: dict[str, Any]) -> float:
+    """As the runs measured it on themselves, or, where they have nothing to measure it on, by their epochs."""
+    return float(row["predicted"] if row["in_run"] is None else row["in_run"])
+
+
+if __name__ == "__main__":
+    main()
