@@ -2,8 +2,9 @@
 
     python benchmarks/lc_asgd_costs.py [--quick] [--json FILE]
 
-One thread. The server is asked by M workers in turn, with random losses; the figures are means over the second half of the requests,
-lessons included. The ratio is the answer's time at M = 8 to an iteration's.
+One thread. The server is asked by M workers in turn, with random losses; an answer's time is the mean over the second half of the requests,
+lessons included, an iteration's the median. All are measured in turn, three times; medians are shown, of the ratios too, which are those
+of the time of an answer at M = 8 to that of an iteration.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from fineprune.models.zoo import build
 NETWORKS = (("resnet8", 8, (1, 14, 14), 32), ("resnet8", 8, (1, 28, 28), 128), ("resnet20", 16, (3, 32, 32), 128))
 """name, width, input, batch."""
 WORKERS = (4, 8, 16, 64)
+_PASSES = 3
 
 
 class Batch(NamedTuple):
@@ -42,14 +44,21 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rounds = 40 if arguments.quick else 80
-    requests = {m: request_ms(m, rounds * m) for m in WORKERS}
+    rounds, repetitions = (40, 5) if arguments.quick else (80, 15)
+    answers: dict[int, list[float]] = {m: [] for m in WORKERS}
+    steps: list[list[float]] = [[] for _ in NETWORKS]
+    for _ in range(_PASSES):
+        for m in WORKERS:
+            answers[m].append(request_ms(m, rounds * m))
+        for times, network in zip(steps, NETWORKS, strict=True):
+            times.append(iteration_ms(*network, repetitions))
+    requests = {m: statistics.median(values) for m, values in answers.items()}
     for m, value in requests.items():
-        print(f"M={m:2}: {value:.2f} ms a request, {m * value:.1f} ms a round of M")
+        print(f"M={m:2}: {value:.2f} ms an answer, {m * value:.1f} ms a round of M")
     iterations = []
-    for name, width, shape, batch in NETWORKS:
-        value = iteration_ms(name, width, shape, batch, 5 if arguments.quick else 15)
-        ratio = requests[8] / value
+    for times, (name, width, shape, batch) in zip(steps, NETWORKS, strict=True):
+        ratio = statistics.median(answer / iteration for answer, iteration in zip(answers[8], times, strict=True))
+        value = statistics.median(times)
         iterations.append({"network": name, "width": width, "input": shape, "batch": batch, "ms": value, "ratio": ratio})
         print(f"{name} width {width}, {shape}, batch {batch}: {value:.1f} ms an iteration; an answer at M=8 is {ratio:.1%} of it")
     if arguments.json:
