@@ -109,9 +109,10 @@ def _forward_fake(
     return x.new_empty(x.shape[0], oh, ow, weight.shape[0]).permute(0, 3, 1, 2)
 
 
-@torch.library.custom_op("fineprune::masked_conv2d_input_grad", mutates_args=())
-def _input_grad(
+@torch.library.custom_op("fineprune::masked_conv2d_backward", mutates_args=())
+def _backward(
     grad: Tensor,
+    x: Tensor,
     weight: Tensor,
     mask: Tensor,
     stride: Sequence[int],
@@ -119,17 +120,26 @@ def _input_grad(
     dilation: Sequence[int],
     groups: int,
     weight_mask: Tensor | None,
-    size: Sequence[int],
-) -> Tensor:
+    wanted: Sequence[bool],
+) -> tuple[Tensor, Tensor]:
+    """Gradients in x and in weight; one that is not wanted is empty."""
     conv = Conv.of(stride, padding, dilation, groups)
-    if kernels.cover(grad, weight.shape, mask, conv):
-        return kernels.input_grad(grad, weight, mask, weight_mask, conv, size)
-    return _library(grad, weight.shape).input_grad(grad, weight, mask, conv, size)
+    if kernels.cover(x, weight.shape, mask, conv):
+        grads = kernels.backward(grad, x, weight, mask, weight_mask, conv, wanted)
+    else:
+        library = _library(grad, weight.shape)
+        grad_weight = library.weight_grad(grad, x, mask, conv, weight.shape[2:]) if wanted[1] else None
+        if weight_mask is not None and grad_weight is not None:
+            grad_weight = grad_weight * weight_mask
+        grads = library.input_grad(grad, weight, mask, conv, x.shape[2:]) if wanted[0] else None, grad_weight
+    grad_x, grad_weight = (x.new_empty(0) if g is None else g for g in grads)
+    return grad_x, grad_weight
 
 
-@_input_grad.register_fake
-def _input_grad_fake(
+@_backward.register_fake
+def _backward_fake(
     grad: Tensor,
+    x: Tensor,
     weight: Tensor,
     mask: Tensor,
     stride: Sequence[int],
@@ -137,43 +147,10 @@ def _input_grad_fake(
     dilation: Sequence[int],
     groups: int,
     weight_mask: Tensor | None,
-    size: Sequence[int],
-) -> Tensor:
-    return grad.new_empty(grad.shape[0], *size, weight.shape[1] * groups).permute(0, 3, 1, 2)
-
-
-@torch.library.custom_op("fineprune::masked_conv2d_weight_grad", mutates_args=())
-def _weight_grad(
-    grad: Tensor,
-    x: Tensor,
-    mask: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    weight_mask: Tensor | None,
-    kernel: Sequence[int],
-) -> Tensor:
-    conv = Conv.of(stride, padding, dilation, groups)
-    if kernels.cover(x, (grad.shape[1], x.shape[1] // groups, *kernel), mask, conv):
-        return kernels.weight_grad(grad, x, mask, weight_mask, conv, kernel)
-    result = _library(x, (grad.shape[1], x.shape[1] // groups, *kernel)).weight_grad(grad, x, mask, conv, kernel)
-    return result if weight_mask is None else result * weight_mask
-
-
-@_weight_grad.register_fake
-def _weight_grad_fake(
-    grad: Tensor,
-    x: Tensor,
-    mask: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    weight_mask: Tensor | None,
-    kernel: Sequence[int],
-) -> Tensor:
-    return x.new_empty(grad.shape[1], x.shape[1] // groups, *kernel)
+    wanted: Sequence[bool],
+) -> tuple[Tensor, Tensor]:
+    grad_x = grad.new_empty(x.shape[0], *x.shape[2:], x.shape[1]).permute(0, 3, 1, 2) if wanted[0] else x.new_empty(0)
+    return grad_x, x.new_empty(weight.shape if wanted[1] else 0)
 
 
 def _save_for_backward(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:
@@ -183,11 +160,9 @@ def _save_for_backward(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, 
 
 def _differentiate(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, mask, weight_mask = ctx.saved_tensors  # type: ignore[attr-defined]
-    where = (mask, *ctx.geometry, weight_mask)  # type: ignore[attr-defined]
-    needs_x, needs_weight = ctx.needs_input_grad[:2]  # type: ignore[attr-defined]
-    grad_x = torch.ops.fineprune.masked_conv2d_input_grad(grad, weight, *where, x.shape[2:]) if needs_x else None
-    grad_weight = torch.ops.fineprune.masked_conv2d_weight_grad(grad, x, *where, weight.shape[2:]) if needs_weight else None
-    return grad_x, grad_weight, *(None,) * 6
+    wanted = list(ctx.needs_input_grad[:2])  # type: ignore[attr-defined]
+    grads = torch.ops.fineprune.masked_conv2d_backward(grad, x, weight, mask, *ctx.geometry, weight_mask, wanted)  # type: ignore[attr-defined]
+    return *(g if asked else None for g, asked in zip(grads, wanted, strict=True)), *(None,) * 6
 
 
 _forward.register_autograd(_differentiate, setup_context=_save_for_backward)

@@ -183,14 +183,14 @@ def dense_input_grad(grad: Tensor, weight: Tensor, conv: Conv, shape: Sequence[i
     """Gradient in x of the given shape of a convolution without masks, channels last."""
     # Nothing reads x, but its memory format decides how torch computes.
     x = torch.empty(*shape, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last)
-    return _channels_last(_dense_backward(grad, x, weight, conv, [True, False, False])[0])
+    return _channels_last(dense_backward(grad, x, weight, conv, [True, False, False])[0])
 
 
 def dense_weight_grad(grad: Tensor, x: Tensor, conv: Conv, shape: Sequence[int]) -> Tensor:
     """Gradient in weight of the given shape of a convolution without masks."""
-    return _dense_backward(grad, x, x.new_empty(*shape), conv, [False, True, False])[1].contiguous()
+    return dense_backward(grad, x, x.new_empty(*shape), conv, [False, True, False])[1].contiguous()
 
 
-def _dense_backward(grad: Tensor, x: Tensor, weight: Tensor, conv: Conv, wanted: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+def dense_backward(grad: Tensor, x: Tensor, weight: Tensor, conv: Conv, wanted: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
     stride, padding, dilation, groups = conv
     return torch.ops.aten.convolution_backward(grad, x, weight, None, stride, padding, dilation, False, [0, 0], groups, wanted)

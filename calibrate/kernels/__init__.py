@@ -61,15 +61,10 @@ def forward(x: Tensor, weight: Tensor, mask: Tensor, weight_mask: Tensor | None,
     return forward(x, weight, mask, weight_mask, conv)
 
 
-def input_grad(grad: Tensor, weight: Tensor, mask: Tensor, weight_mask: Tensor | None, conv: Conv, size: Sequence[int]) -> Tensor:
-    """Gradient in x[N,C,*size], channels last, from that in y."""
-    from .backend import input_grad
+def backward(
+    grad: Tensor, x: Tensor, weight: Tensor, mask: Tensor, weight_mask: Tensor | None, conv: Conv, wanted: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients in x[N,C,H,W], channels last, and in weight[F,C,kh,kw], zero where weight_mask is False; None where not wanted."""
+    from .backend import backward
 
-    return input_grad(grad, weight, mask, weight_mask, conv, size)
-
-
-def weight_grad(grad: Tensor, x: Tensor, mask: Tensor, weight_mask: Tensor | None, conv: Conv, kernel: Sequence[int]) -> Tensor:
-    """Gradient in weight[F,C,*kernel] from that in y; zero where weight_mask is False."""
-    from .backend import weight_grad
-
-    return weight_grad(grad, x, mask, weight_mask, conv, kernel)
+    return backward(grad, x, weight, mask, weight_mask, conv, wanted)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.weak import TensorWeakRef, WeakIdKeyDictionary
 
 from ..geometry import Conv
-from ..masked_conv_torch import dense_input_grad, dense_weight_grad
+from ..masked_conv_torch import dense_backward
 from . import plan
 from .convolve import FILTER_TILE, forward_kernel, full_weight_grad, input_grad_kernel, sparse_weight_grad
 from .job import Job, Kernel
@@ -37,7 +37,7 @@ class _Plan:
     threads: int
     room: int
     positions: NDArray
-    """Of the weights in the order of use; none for a gradient in the weights."""
+    """Where the weights lie in memory, in the order of use; none for a gradient in the weights."""
     parts: int = 1
     """Of a gradient in the weights."""
     only_kept: bool = False
@@ -49,77 +49,86 @@ class _Plan:
 
 def forward(x: Tensor, weight: Tensor, mask: Tensor, weight_mask: Tensor | None, conv: Conv) -> Tensor:
     """y[N,F,oh,ow], channels last, of x[N,C,H,W] and weight[F,C,kh,kw] under mask[C,oh,ow]."""
-    planned = _planned(_plan_forward, mask, weight_mask, x.shape, weight.shape, conv)
-    if planned is None:
+    if _nothing_to_skip(mask, weight_mask):
         return _channels_last(F.conv2d(x, weight, None, *conv[:3]))
-    output = conv.output(x.shape[2:], weight.shape[2:])
+    weight, output = _without_gaps(weight), conv.output(x.shape[2:], weight.shape[2:])
+    planned = _planned(_plan_forward, mask, weight_mask, x.shape, weight, conv)
     y = torch.empty(x.shape[0], weight.shape[0], *output, memory_format=torch.channels_last)
     planned.run(_channels_last(x), _ordered(weight, planned), y)
     return y
 
 
-def input_grad(grad: Tensor, weight: Tensor, mask: Tensor, weight_mask: Tensor | None, conv: Conv, size: Sequence[int]) -> Tensor:
-    """Gradient in x[N,C,*size], channels last, from that in y."""
-    shape = torch.Size((grad.shape[0], weight.shape[1], *size))
-    planned = _planned(_plan_input_grad, mask, weight_mask, shape, weight.shape, conv)
-    if planned is None:
-        return dense_input_grad(grad, weight, conv, shape)
+def backward(
+    grad: Tensor, x: Tensor, weight: Tensor, mask: Tensor, weight_mask: Tensor | None, conv: Conv, wanted: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients in x[N,C,H,W], channels last, and in weight[F,C,kh,kw], zero where weight_mask is False; None where not wanted."""
+    if not _nothing_to_skip(mask, weight_mask):
+        return (
+            _input_grad(grad, weight, mask, weight_mask, conv, x.shape) if wanted[0] else None,
+            _weight_grad(grad, x, mask, weight_mask, conv, weight) if wanted[1] else None,
+        )
+    grad_x, grad_weight, _ = dense_backward(grad, x, weight, conv, [*wanted, False])
+    if wanted[1]:
+        grad_weight = grad_weight.contiguous() if weight_mask is None else (grad_weight * weight_mask).contiguous()
+    return _channels_last(grad_x) if wanted[0] else None, grad_weight if wanted[1] else None
+
+
+def _input_grad(grad: Tensor, weight: Tensor, mask: Tensor, weight_mask: Tensor | None, conv: Conv, shape: torch.Size) -> Tensor:
+    weight = _without_gaps(weight)
+    planned = _planned(_plan_input_grad, mask, weight_mask, shape, weight, conv)
     grad_x = torch.empty(shape, memory_format=torch.channels_last)
     planned.run(_channels_last(grad), _ordered(weight, planned), grad_x)
     return grad_x
 
 
-def weight_grad(grad: Tensor, x: Tensor, mask: Tensor, weight_mask: Tensor | None, conv: Conv, kernel: Sequence[int]) -> Tensor:
-    """Gradient in weight[F,C,*kernel] from that in y; zero where weight_mask is False."""
-    shape = torch.Size((grad.shape[1], x.shape[1], *kernel))
-    planned = _planned(_plan_weight_grad, mask, weight_mask, x.shape, shape, conv)
-    if planned is None:
-        result = dense_weight_grad(grad, x, conv, shape)
-        return result if weight_mask is None else result * weight_mask
+def _weight_grad(grad: Tensor, x: Tensor, mask: Tensor, weight_mask: Tensor | None, conv: Conv, weight: Tensor) -> Tensor:
+    planned = _planned(_plan_weight_grad, mask, weight_mask, x.shape, weight, conv)
     # One sum a part, added in order: the result depends on the number of threads, but not on which is faster.
-    sums = torch.zeros(planned.parts, *shape)
+    sums = torch.zeros(planned.parts, *weight.shape)
     planned.run(_channels_last(x), _channels_last(grad), sums)
     result = sums[0] if planned.parts == 1 else sums.sum(0)
     return result if planned.only_kept or weight_mask is None else result * weight_mask
 
 
-def _planned(
-    make: Callable[..., _Plan], mask: Tensor, weight_mask: Tensor | None, x: torch.Size, weight: torch.Size, conv: Conv
-) -> _Plan | None:
-    """The plan of a convolution, remembered until a mask changes or is no more; None where torch's dense convolution serves."""
+def _planned(make: Callable[..., _Plan], mask: Tensor, weight_mask: Tensor | None, x: torch.Size, weight: Tensor, conv: Conv) -> _Plan:
+    """The plan of a convolution of maps and weights like these, remembered until a mask changes or is no more."""
     plans = _of_mask(mask, "plans", lambda _: {})
-    key = make, x, weight, conv, torch.get_num_threads()
-    made_of, found = plans.get(key, (None, None))
-    if made_of is None or made_of[0]() is not weight_mask or made_of[1] != _version(weight_mask):
-        whole = _of_mask(mask, "whole", lambda kept: bool(kept.all())) and _worth_sharing(weight_mask, "all")
-        found = None if whole else make(mask, weight_mask, _geometry(x, weight, conv), x[0])
-        plans[key] = ((lambda: None) if weight_mask is None else TensorWeakRef(weight_mask), _version(weight_mask)), found
+    key = make, x, weight.shape, weight.stride(), weight_mask is None, conv, torch.get_num_threads()
+    reference, version, found = plans.get(key, (None, 0, None))
+    same = reference is not None and (weight_mask is None or reference() is weight_mask)
+    if not same or version != _version(weight_mask):
+        found = make(mask, weight_mask, weight.stride(), _geometry(x, weight.shape, conv), x[0])
+        plans[key] = TensorWeakRef(mask if weight_mask is None else weight_mask), _version(weight_mask), found
     return found
 
 
-def _plan_forward(mask: Tensor, weight_mask: Tensor | None, g: Geometry, samples: int) -> _Plan:
+def _plan_forward(mask: Tensor, weight_mask: Tensor | None, strides: Sequence[int], g: Geometry, samples: int) -> _Plan:
     rows = FILTER_TILE if _worth_sharing(weight_mask, "filters") else 1
     lanes = _lanes(samples, rows)
     xb, yb, tasks = _bands(g, samples, lanes)
     lists = _entries(weight_mask, _weight(g), ("forward", rows, g.kernel[1], g.dilation[0] * xb.row, g.dilation[1] * xb.column))
-    return _plan_convolution(forward_kernel(rows, lanes // LANES), lists, mask, tasks, xb, yb, g)
+    return _plan_convolution(forward_kernel(rows, lanes // LANES), lists, mask, strides, tasks, xb, yb, g)
 
 
-def _plan_input_grad(mask: Tensor, weight_mask: Tensor | None, g: Geometry, samples: int) -> _Plan:
+def _plan_input_grad(mask: Tensor, weight_mask: Tensor | None, strides: Sequence[int], g: Geometry, samples: int) -> _Plan:
     rows = 3 if g.kernel[1] == 3 and _worth_sharing(weight_mask, "taps") else 1
     lanes = _lanes(samples, rows)
     xb, yb, tasks = _input_bands(g, samples, lanes)
     lists = _entries(weight_mask, _weight(g), ("input_grad", rows, lanes))
-    return _plan_convolution(input_grad_kernel(rows, lanes // LANES), lists, mask, tasks, xb, yb, g)
+    return _plan_convolution(input_grad_kernel(rows, lanes // LANES), lists, mask, strides, tasks, xb, yb, g)
 
 
-def _plan_convolution(kernel: Kernel, lists: plan.Entries, mask: Tensor, tasks: NDArray, xb: Band, yb: Band, g: Geometry) -> _Plan:
+def _plan_convolution(
+    kernel: Kernel, lists: plan.Entries, mask: Tensor, strides: Sequence[int], tasks: NDArray, xb: Band, yb: Band, g: Geometry
+) -> _Plan:
     kept = _blocks(mask)
     arrays = numbers_of(xb, yb, g, tasks, 1), lists.offsets, lists.segments, kept.starts, kept.active
-    return _Plan(Job(kernel, 4, arrays), torch.get_num_threads(), sum(room(xb, yb)), lists.positions)
+    places = np.unravel_index(np.maximum(lists.positions, 0), _weight(g))
+    positions = np.where(lists.positions < 0, -1, sum(place * stride for place, stride in zip(places, strides, strict=True)))
+    return _Plan(Job(kernel, 4, arrays), torch.get_num_threads(), sum(room(xb, yb)), positions.astype(np.int32))
 
 
-def _plan_weight_grad(mask: Tensor, weight_mask: Tensor | None, g: Geometry, samples: int) -> _Plan:
+def _plan_weight_grad(mask: Tensor, weight_mask: Tensor | None, strides: Sequence[int], g: Geometry, samples: int) -> _Plan:
     threads = torch.get_num_threads()
     xb, yb, tasks = _bands(g, samples, FEWEST_LANES)
     few, kept, parts = not _worth_sharing(weight_mask, "all"), _blocks(mask), min(threads, len(tasks))
@@ -132,8 +141,14 @@ def _plan_weight_grad(mask: Tensor, weight_mask: Tensor | None, g: Geometry, sam
 def _ordered(weight: Tensor, planned: _Plan) -> Tensor:
     """The weights in the order of use."""
     values = torch.empty(len(planned.positions))
-    gather(weight.detach().contiguous().view(-1).numpy(), planned.positions, values.numpy())
+    gather(weight.detach().as_strided((weight.numel(),), (1,)).numpy(), planned.positions, values.numpy())
     return values
+
+
+def _without_gaps(weight: Tensor) -> Tensor:
+    """Weights that take weight.numel() numbers of memory, in whatever order."""
+    whole = weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)
+    return weight if whole else weight.contiguous()
 
 
 def _channels_last(t: Tensor) -> Tensor:
@@ -214,6 +229,11 @@ def _version(mask: Tensor | None) -> int:
 
 def _blocks(mask: Tensor) -> plan.Blocks:
     return _of_mask(mask, "blocks", plan.blocks)
+
+
+def _nothing_to_skip(mask: Tensor, weight_mask: Tensor | None) -> bool:
+    everywhere = _of_mask(mask, "whole", lambda kept: bool(kept.all()))
+    return everywhere and _worth_sharing(weight_mask, "all")
 
 
 def _worth_sharing(weight_mask: Tensor | None, which: str) -> bool:

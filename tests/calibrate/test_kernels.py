@@ -44,9 +44,8 @@ def check(geometry: Geometry, density: float, weight_density: float | None, seed
     close = {"rtol": FLOAT32_SUMS[0], "atol": FLOAT32_SUMS[1], "check_dtype": False}
     y = kernels.forward(x, w, mask, weight_mask, conv)
     torch.testing.assert_close(y, masked_conv_torch.forward(x64, w64, mask, conv), **close)
-    grad_x = kernels.input_grad(grad, w, mask, weight_mask, conv, geometry.size)
+    grad_x, grad_w = kernels.backward(grad, x, w, mask, weight_mask, conv, (True, True))
     torch.testing.assert_close(grad_x, masked_conv_torch.input_grad(grad64, w64, mask, conv, geometry.size), **close)
-    grad_w = kernels.weight_grad(grad, x, mask, weight_mask, conv, geometry.kernel)
     torch.testing.assert_close(grad_w, masked_conv_torch.weight_grad(grad64, x64, mask, conv, geometry.kernel) * kept, **close)
 
 
@@ -95,10 +94,10 @@ def test_bands_and_threads_change_no_output(weight_density: float | None, monkey
     conv, weight_mask = conv_of(geometry), None if weight_density is None else kept
 
     def results() -> list[torch.Tensor]:
+        again = mask.clone()  # because plans are kept with their mask
         return [
-            kernels.forward(x, w, mask, weight_mask, conv),
-            kernels.input_grad(grad, w, mask, weight_mask, conv, geometry.size),
-            kernels.weight_grad(grad, x, mask, weight_mask, conv, geometry.kernel),
+            kernels.forward(x, w, again, weight_mask, conv),
+            *(g for g in kernels.backward(grad, x, w, again, weight_mask, conv, (True, True)) if g is not None),
         ]
 
     expected = results()
@@ -143,7 +142,7 @@ def test_autograd_through_the_operator(weight_density: float | None, monkeypatch
     x, w, mask, grad, kept = case(PLAIN, 0.6, weight_density)
     weight_mask = None if weight_density is None else kept
     calls = []
-    for name in ("forward", "input_grad", "weight_grad"):
+    for name in ("forward", "backward"):
         original = getattr(kernels, name)
         monkeypatch.setattr(kernels, name, lambda *args, name=name, original=original: calls.append(name) or original(*args))
     gradients = []
@@ -151,18 +150,20 @@ def test_autograd_through_the_operator(weight_density: float | None, monkeypatch
         leaves = [t.to(dtype).requires_grad_() for t in (x, w)]
         y = masked_conv2d(*leaves, None, mask, padding=(1, 1), weight_mask=weight_mask)
         gradients.append(torch.autograd.grad(y, leaves, grad.to(dtype)))
-    assert sorted(calls) == ["forward", "input_grad", "weight_grad"]
+    assert sorted(calls) == ["backward", "forward"]
     for got, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(got, expected, rtol=FLOAT32_SUMS[0], atol=FLOAT32_SUMS[1], check_dtype=False)
 
 
 def test_no_gradient_is_computed_that_nobody_wants(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fineprune.calibrate.kernels import backend
+
     x, w, mask, _, _ = case(PLAIN, 0.6, None)
 
     def refuse(*_: object) -> None:
         raise AssertionError("nobody asked")
 
-    monkeypatch.setattr(kernels, "input_grad", refuse)
+    monkeypatch.setattr(backend, "_input_grad", refuse)
     masked_conv2d(x, w.requires_grad_(), None, mask, padding=(1, 1)).sum().backward()
     assert w.grad is not None
 
@@ -175,8 +176,8 @@ def test_is_a_sound_operator(weight_density: float | None) -> None:
         arranged = x.contiguous(memory_format=memory_format)
         leaves = arranged.detach().requires_grad_(), w.detach().requires_grad_()
         torch.library.opcheck(torch.ops.fineprune.masked_conv2d, (*leaves, mask, *where, weight_mask))
-        torch.library.opcheck(torch.ops.fineprune.masked_conv2d_input_grad, (grad, w, mask, *where, weight_mask, list(PLAIN.size)))
-        torch.library.opcheck(torch.ops.fineprune.masked_conv2d_weight_grad, (grad, arranged, mask, *where, weight_mask, [3, 3]))
+        for wanted in ([True, True], [True, False], [False, True]):
+            torch.library.opcheck(torch.ops.fineprune.masked_conv2d_backward, (grad, arranged, w, mask, *where, weight_mask, wanted))
 
 
 def test_what_the_kernels_leave_to_torch() -> None:

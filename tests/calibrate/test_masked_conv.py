@@ -79,9 +79,9 @@ def test_is_a_sound_operator(geometry: Geometry) -> None:
         leaf = arranged.detach().requires_grad_()
         torch.library.opcheck(torch.ops.fineprune.masked_conv2d, (leaf, w.requires_grad_(), mask, *where, geometry.groups))
         arranged_grad = grad.contiguous(memory_format=memory_format)
-        args = (mask, *where, geometry.groups, None)
-        torch.library.opcheck(torch.ops.fineprune.masked_conv2d_input_grad, (arranged_grad, w.detach(), *args, list(x.shape[2:])))
-        torch.library.opcheck(torch.ops.fineprune.masked_conv2d_weight_grad, (arranged_grad, arranged, *args, list(w.shape[2:])))
+        args = arranged_grad, arranged, w.detach(), mask, *where, geometry.groups, None
+        for wanted in ([True, True], [True, False], [False, True]):
+            torch.library.opcheck(torch.ops.fineprune.masked_conv2d_backward, (*args, wanted))
 
 
 @every_kind
