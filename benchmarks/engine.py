@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from engine_networks import NETWORKS, default_data, prepare
-from engine_report import GOALS, figure, judge, markdown, replace_section
+from engine_networks import KINDS, NETWORKS, default_data, prepare
+from engine_report import GOALS, GROUPS, figure, judge, markdown, replace_section
 
 from fineprune.common.errors import FinepruneError
 from fineprune.common.files import read_json, write_json
@@ -29,6 +29,9 @@ from fineprune.export.peers import PEERS, usable_peers
 from fineprune.export.runtimes import OnnxRuntime, Runtime
 
 QUICK = ("resnet20-w16", "resnet20-w32")
+QUICK_KINDS = ("channel", "weights", "thesis-channel", "thesis-group", "thesis-kernel")
+LARGE_FILE, FEW = 100 << 20, 6
+"""Bytes of a network of which so many runtimes are in memory at once, at most."""
 
 
 def main() -> None:
@@ -52,11 +55,14 @@ def main() -> None:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two small networks, fewer images and rounds: under five minutes on two cores")
+    parser.add_argument(
+        "--quick", action="store_true", help="two small networks, fewer kinds of masks, images and rounds: under five minutes on two cores"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="every figure; networks that it has already stay in it")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="bar chart, .png or .svg")
     parser.add_argument("--docs", type=Path, metavar="FILE", help="write the tables between the markers of this Markdown file")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, metavar="NAME", help=f"of {', '.join(NETWORKS)}")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, metavar="KIND", help=f"of masks: {', '.join(KINDS)}")
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--batch", nargs="+", type=int, default=[1])
     parser.add_argument("--peers", nargs="*", choices=[peer.name for peer in PEERS], help="default: all that are installed")
@@ -67,6 +73,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, metavar="FOLDER", help="keep the exported files here")
     arguments = parser.parse_args()
     arguments.networks = arguments.networks or (QUICK if arguments.quick else list(NETWORKS))
+    arguments.kinds = arguments.kinds or (QUICK_KINDS if arguments.quick else KINDS)
     arguments.rounds = arguments.rounds or (5 if arguments.quick else 15)
     arguments.samples = arguments.samples or (64 if arguments.quick else None)
     return arguments
@@ -77,12 +84,12 @@ def _earlier(path: Path | None) -> dict[str, Any]:
 
 
 def _measure(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    facts = prepare(name, folder, data=arguments.data, samples=arguments.samples, say=_say)
+    facts = prepare(name, folder, data=arguments.data, kinds=arguments.kinds, samples=arguments.samples, say=_say)
     samples: np.ndarray = facts.pop("samples")
     files = {kind: Path(file["path"]) for kind, file in facts["files"].items()}
     for file in facts["files"].values():
         del file["path"]
-    result: dict[str, Any] = {**facts, "quick": arguments.quick, "layers": {}}
+    result: dict[str, Any] = {**facts, "quick": arguments.quick, "latency": [], "layers": {}}
     runtimes, skipped = _runtimes(files, samples, arguments.peers)
     result["skipped"] = skipped
     for line in skipped:
@@ -95,15 +102,25 @@ def _measure(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str
         turn_s=0.02 if arguments.quick else 0.05,
         warmup_s=0.1,
     )
-    result["latency"] = benchmark(runtimes, tuple(facts["input_shape"]), config).to_json()["rows"]
+    few = FEW if files["dense"].stat().st_size > LARGE_FILE else len(runtimes)
+    for first in range(1, len(runtimes), few):
+        rows = benchmark([runtimes[0], *runtimes[first : first + few]], tuple(facts["input_shape"]), config).to_json()["rows"]
+        result["latency"] += [row for row in rows if first == 1 or row["runtime"] != runtimes[0].name]
     if not arguments.no_layers:
-        from fineprune.export.layer_times import layer_times, summary
-
-        for kind, path in files.items():
-            _say(f"{name}: layers of {kind}")
-            rows = layer_times(files["dense"], path, samples[:1], rounds=arguments.rounds, repeats=10)
-            result["layers"][kind] = {"summary": summary(rows), "rows": [row.to_json() for row in rows]}
+        result["layers"] = _layers(name, files, samples[:1], arguments.rounds)
     return result
+
+
+def _layers(name: str, files: dict[str, Path], x: np.ndarray, rounds: int) -> dict[str, Any]:
+    from fineprune.export.layer_times import layer_times_of, summary
+
+    found: dict[str, Any] = {}
+    for kinds in (("dense",), *GROUPS.values()):
+        chosen = {kind: files[kind] for kind in kinds if kind in files}
+        _say(f"{name}: layers of {', '.join(chosen)}")
+        times = layer_times_of(files["dense"], chosen, x, rounds=rounds) if chosen else {}
+        found |= {kind: {"summary": summary(rows), "rows": [row.to_json() for row in rows]} for kind, rows in times.items()}
+    return found
 
 
 def _runtimes(files: dict[str, Path], samples: np.ndarray, peers: list[str] | None) -> tuple[list[Runtime], list[str]]:

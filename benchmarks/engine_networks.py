@@ -2,11 +2,11 @@
 
 Masks are exact and come from calibration on images resized to the network's input. resnet20-w16 has trained weights where FINEPRUNE_DATA
 has its checkpoint; other networks have random weights and the BatchNorm statistics of those images: their accuracy means nothing, but their
-masks have what matters here, the uneven densities and irregular shapes of Taylor scores. Nothing is fine-tuned: that changes no time.
+masks have what matters here, the densities and irregular shapes of real scores. Nothing is fine-tuned: that changes no time.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,25 +66,37 @@ NETWORKS = {
 }
 
 
-def configs(case: NetworkCase) -> dict[str, PruneConfig]:
-    """The masks of the benchmark by name, all ranked by Taylor scores as the preset `taylor` does.
+KINDS = ("blocks", "channel", "group", "both", "weights", "thesis-channel", "thesis-group", "thesis-kernel")
+"""The masks of the benchmark.
 
-    blocks: FFP alone. channel, group: FFP and weight masks shared by all filters of a channel or by the filters of a vector. both: FFP and
-    unstructured weight masks. weights: unstructured weight masks alone, the most accurate of them at this budget (docs/results.md).
-    """
+Ranked by Taylor scores over the whole network, so that densities differ by layer, as the preset `taylor` does: blocks (FFP alone); channel,
+group (FFP and weight masks shared by all filters of a channel or by the filters of a vector); both (FFP and unstructured weight masks);
+weights (unstructured weight masks alone, the most accurate of them at this budget: docs/results.md).
+
+With the ratios of the preset `thesis` in every layer, so that each keeps about 28 %: thesis-channel, thesis-group, thesis-kernel (FFP and
+weight masks of that scope; `kernel` is unstructured: every filter has its own taps).
+"""
+
+
+def configs(case: NetworkCase) -> dict[str, PruneConfig]:
+    """What makes each of KINDS."""
     shared = {"channel": {"scope": "channel"}, "group": {"scope": "group"}}
     if case.pointwise:
         shared = {share: {"scope": "layer", "share": share} for share in shared}
+    scopes = {**shared, "kernel": {"scope": "kernel"}}
     return {
         "blocks": prune_config("taylor", ffp={"ratio": PRUNED}),
         **{name: prune_config("taylor", ffp={"ratio": FFP}, fwp={"ratio": FWP, **scope}) for name, scope in shared.items()},
         "both": prune_config("taylor", ffp={"ratio": FFP}, fwp={"ratio": FWP}),
         "weights": prune_config("taylor", fwp={"ratio": PRUNED}),
+        **{f"thesis-{name}": prune_config("thesis", ffp={"ratio": FFP}, fwp={"ratio": FWP, **scope}) for name, scope in scopes.items()},
     }
 
 
-def prepare(name: str, folder: Path, *, data: str, samples: int | None, say: Callable[[str], None]) -> dict[str, Any]:
-    """Write `dense.onnx` and one file for each kind of masks to `folder`; facts of the network and of the files."""
+def prepare(
+    name: str, folder: Path, *, data: str, kinds: Sequence[str] = KINDS, samples: int | None, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Write `dense.onnx` and one file for each of the `kinds` of masks to `folder`; facts of the network and of the files."""
     case = NETWORKS[name]
     count = min(case.samples, samples or case.samples)
     images, labels = calibration_images(data, case.size, max(count, 32))
@@ -97,12 +109,15 @@ def prepare(name: str, folder: Path, *, data: str, samples: int | None, say: Cal
     run = CalibrationRun(
         source=_Images(images[:count], labels[:count]), input_shape=case.input_shape, config=CalibrationConfig(batch_size=min(count, 32))
     )
-    blocks = None
+    blocks: dict[str, Any] = {}  # they do not depend on the ratios
     for kind, config in configs(case).items():
+        if kind not in kinds:
+            continue
         say(f"{name}: masks {kind} from {count} images")
-        if blocks is None:  # they do not depend on the ratios
-            blocks = run.block_statistics(model, find_convolutions(model, case.input_shape)[0], config)
-        masked = prune(model, config, run, blocks=blocks).model.eval()
+        criterion = config.ffp.criterion
+        if criterion not in blocks:
+            blocks[criterion] = run.block_statistics(model, find_convolutions(model, case.input_shape)[0], config)
+        masked = prune(model, config, run, blocks=blocks[criterion]).model.eval()
         macs = count_macs(masked, case.input_shape)
         path = folder / f"{kind}.onnx"
         export_onnx(masked, case.input_shape, path)

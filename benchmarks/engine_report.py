@@ -9,7 +9,13 @@ from fineprune.common.errors import UsageError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SHARED, UNSTRUCTURED = ("blocks", "channel", "group"), ("both", "weights")
+GROUPS = {
+    "Ranked by Taylor scores over the whole network": ("blocks", "channel", "group", "both", "weights"),
+    "The same shares of every layer (preset `thesis`)": ("thesis-channel", "thesis-group", "thesis-kernel"),
+}
+"""Kinds of masks by how they share what is pruned among the layers. Goals for layers are meant for the second, about 28 % of each layer."""
+UNSTRUCTURED = ("both", "weights", "thesis-kernel")
+MASKED = tuple(kind for kinds in GROUPS.values() for kind in kinds)
 GOALS = {
     "layer, shared taps": 0.85,
     "median layer, shared taps": 0.9,
@@ -37,16 +43,25 @@ def _verdict(met: bool, what: str) -> str:
 
 def _judge_layers(name: str, network: dict[str, Any]) -> Iterator[str]:
     for kind, layers in network["layers"].items():
-        found = layers["summary"]
-        if not found or kind == "dense":
+        if not layers["summary"] or not kind.startswith("thesis"):
             continue
-        shared = kind in SHARED
-        least, median = GOALS["layer, shared taps" if shared else "layer, unstructured"], GOALS["median layer, shared taps"]
-        rows = [row for row in layers["rows"] if row["kept"] < 1]
-        reached = sum(row["fraction"] >= least for row in rows)
-        yield _verdict(reached == len(rows), f"{name} {kind}: {reached} of {len(rows)} pruned layers reach {least} of the ideal")
-        if shared:
-            yield _verdict(found["median_fraction"] >= median, f"{name} {kind}: median layer {found['median_fraction']:.2f}, goal {median}")
+        reached, count = _reached(kind, layers["rows"])
+        yield _verdict(reached == count, f"{name} {kind}: {reached} of {count} pruned layers reach {_layer_goal(kind)} of the ideal")
+        if _has_median(kind):
+            found, median = layers["summary"]["median_fraction"], GOALS["median layer, shared taps"]
+            yield _verdict(found >= median, f"{name} {kind}: median layer {found:.2f}, goal {median}")
+
+
+def _layer_goal(kind: str) -> float:
+    if kind == "dense":
+        return GOALS["dense network"]
+    return GOALS["layer, unstructured" if kind in UNSTRUCTURED else "layer, shared taps"]
+
+
+def _reached(kind: str, rows: list[dict[str, Any]]) -> tuple[int, int]:
+    """(layers that reach the goal, layers that it is meant for)."""
+    rows = [row for row in rows if row["kept"] < 1 or kind == "dense"]
+    return sum(row["fraction"] >= _layer_goal(kind) for row in rows), len(rows)
 
 
 def _judge_network(name: str, network: dict[str, Any]) -> Iterator[str]:
@@ -59,14 +74,14 @@ def _judge_network(name: str, network: dict[str, Any]) -> Iterator[str]:
             if maker == "fineprune" and kind == "dense":
                 goal = GOALS["dense network"]
             elif maker == "fineprune":
-                shared = kind in SHARED
                 # Of the large networks no factor is asked, only that nothing dense is faster.
-                goal = None if name.endswith("-224") else GOALS["network, shared taps" if shared else "network, unstructured"]
+                asked = "network, unstructured" if kind in UNSTRUCTURED else "network, shared taps"
+                goal = None if name.endswith("-224") else GOALS[asked]
                 yield _verdict(
                     row["median_ms"] < fastest["median_ms"],
                     f"{where}: {row['median_ms']:.3f} ms, fastest dense float32 {fastest['median_ms']:.3f} ms ({fastest['runtime']})",
                 )
-            elif maker == "onnxruntime" and kind in (*SHARED, *UNSTRUCTURED):
+            elif maker == "onnxruntime" and kind in MASKED:
                 goal = GOALS["stock ONNX Runtime"]
             if goal is not None:
                 yield _verdict(row["speedup"] >= goal, f"{where}: x{row['speedup']:.2f} of dense ONNX Runtime, goal {goal}")
@@ -85,9 +100,11 @@ def markdown(results: dict[str, Any]) -> str:
         f"commit {machine['commit']}\n\n```\n{results['command']}\n```"
     ]
     for name, network in results["networks"].items():
-        parts.append(f"### {name}\n\nWeights: {network['weights']}. Masks: Taylor calibration on {network['images']}.")
+        parts.append(f"### {name}\n\nWeights: {network['weights']}. Masks: calibrated on {network['images']}.")
         parts.append(_latency_table(network))
-        parts += [_layer_summary(network)] if network["layers"] else []
+        for title, kinds in GROUPS.items():
+            kinds = tuple(kind for kind in ("dense", *kinds) if network["layers"].get(kind, {}).get("rows"))
+            parts += [f"{title}:\n\n{_layer_table(network, kinds)}"] if kinds not in ((), ("dense",)) else []
     return "\n\n".join(parts) + "\n"
 
 
@@ -107,9 +124,8 @@ def _latency_table(network: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _layer_summary(network: dict[str, Any]) -> str:
-    """One row a layer, a group of columns a kind of masks, medians last."""
-    kinds = [kind for kind, layers in network["layers"].items() if layers["rows"]]
+def _layer_table(network: dict[str, Any], kinds: tuple[str, ...]) -> str:
+    """One row a layer, a column a kind of masks; goals, how many layers reach them, and medians last."""
     lines = [_line(["layer", "dense us", "single us", *(f"{kind}: kept / us / of ideal" for kind in kinds)])]
     lines.append(_line(["---"] * (3 + len(kinds))))
     by_kind = {kind: {row["name"]: row for row in network["layers"][kind]["rows"]} for kind in kinds}
@@ -124,7 +140,16 @@ def _layer_summary(network: dict[str, Any]) -> str:
     summaries = [network["layers"][kind]["summary"] for kind in kinds]
     medians = [f"{s['median_fraction']:.2f} ({s['median_single_fraction']:.2f} against single)" if s else "" for s in summaries]
     lines.append(_line(["median of ideal", "", "", *medians]))
+    goals = [f"{_layer_goal(kind)}" + (f", median {GOALS['median layer, shared taps']}" if _has_median(kind) else "") for kind in kinds]
+    lines.append(_line(["goal", "", "", *goals]))
+    lines.append(
+        _line(["layers that reach it", "", "", *("{} of {}".format(*_reached(kind, list(by_kind[kind].values()))) for kind in kinds)])
+    )
     return "\n".join(lines)
+
+
+def _has_median(kind: str) -> bool:
+    return kind != "dense" and kind not in UNSTRUCTURED
 
 
 def _initial(row: dict[str, Any]) -> str:
@@ -136,13 +161,16 @@ def _line(cells: list[str]) -> str:
 
 
 def figure(results: dict[str, Any]) -> "Figure":
-    """Speed-up over dense ONNX Runtime at batch 1 and the fewest threads, bars by network, whiskers the quartiles."""
+    """Speed-up over dense ONNX Runtime at batch 1 and the fewest threads, bars by network, whiskers the quartiles.
+
+    Masked files on stock ONNX Runtime are left to the tables.
+    """
     from matplotlib.figure import Figure
 
     networks = results["networks"]
     threads = min(row["threads"] for network in networks.values() for row in network["latency"])
     rows = {name: _latency(network, threads) for name, network in networks.items()}
-    runtimes = [name for name in dict.fromkeys(runtime for latency in rows.values() for runtime in latency) if name != "onnxruntime dense"]
+    runtimes = list(dict.fromkeys(runtime for latency in rows.values() for runtime in latency if _is_drawn(runtime)))
     chart = Figure(figsize=(max(8.0, 2.4 * len(rows) + 3), 4.2), layout="constrained")
     axes = chart.subplots()
     axes.spines[["top", "right"]].set_visible(False)
@@ -160,18 +188,23 @@ def figure(results: dict[str, Any]) -> "Figure":
     return chart
 
 
+def _is_drawn(runtime: str) -> bool:
+    maker, _, kind = runtime.partition(" ")
+    return maker != "onnxruntime" or kind == "int8"
+
+
 def _colour(runtime: str, number: int) -> str:
     maker, _, kind = runtime.partition(" ")
-    colours = _COLOURS.get(maker, {})
-    return colours.get(kind) or ("#44546a", "#7a8ca5", "#a9b6c8", "#c4484c")[number % 4]
+    return (maker == "fineprune" and _COLOURS.get(kind)) or ("#44546a", "#7a8ca5", "#a9b6c8", "#c4484c")[number % 4]
 
 
-_COLOURS = {
-    "fineprune": dict(
-        zip(("dense", *SHARED, *UNSTRUCTURED), ("#cfe3d6", "#0f4a2d", "#1b6e46", "#2f9d68", "#66c296", "#a4dcbd"), strict=True)
-    ),
-    "onnxruntime": dict(zip((*SHARED, *UNSTRUCTURED), ("#6b5227", "#8a6d3b", "#b08d57", "#d3b88c", "#ead9bb"), strict=True)),
-}
+_COLOURS = dict(
+    zip(
+        ("dense", *MASKED),
+        ("#cfe3d6", "#0f4a2d", "#1b6e46", "#2f9d68", "#66c296", "#a4dcbd", "#6b5227", "#b08d57", "#e3cfa4"),
+        strict=True,
+    )
+)
 
 
 def replace_section(path: Path, text: str) -> None:

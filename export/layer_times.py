@@ -13,9 +13,10 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,32 +57,64 @@ def layer_times(
     x: NDArray[np.float32],
     *,
     rounds: int = 9,
-    repeats: int = 20,
     progress: Progress | None = None,
 ) -> tuple[LayerTime, ...]:
     """Measure the convolutions of `masked` (an exported file) and of `dense` (the same network without masks) on x[1,C,H,W], one thread."""
+    return layer_times_of(dense, {"": masked}, x, rounds=rounds, progress=progress)[""]
+
+
+def layer_times_of(
+    dense: Path | str,
+    masked: Mapping[str, Path | str],
+    x: NDArray[np.float32],
+    *,
+    rounds: int = 9,
+    progress: Progress | None = None,
+) -> dict[str, tuple[LayerTime, ...]]:
+    """`layer_times` of several files by name, which take turns beside the same dense runs."""
     from .engine.session import Session
 
     progress = progress or Silent()
-    facts = _facts(masked)
-    convs = _dense_convs(dense)
-    names = [name for name in facts if name in convs]
+    facts, convs = {kind: _facts(path) for kind, path in masked.items()}, _dense_convs(dense)
+    names = [name for name in convs if any(name in layers for layers in facts.values())]
     singles = {name: _single(convs[name]) for name in names}
-    engine: dict[str, list[float]] = {name: [] for name in names}
     single: dict[str, list[float]] = {name: [] for name in names}
-    kernels: dict[str, tuple[str, str]] = {}
-    with Session(masked, threads=1) as session, tempfile.TemporaryDirectory(prefix="fineprune-layers-") as folder:
-        profiled = _ProfiledOnnx(Path(dense), Path(folder))
+    engine: dict[str, dict[str, list[_Engine]]] = {kind: {name: [] for name in names} for kind in masked}
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fineprune-layers-"))
+        sessions = {kind: stack.enter_context(Session(path, threads=1)) for kind, path in masked.items()}
+        profiled = _ProfiledOnnx(Path(dense), Path(folder), x)
+        repeats = int(np.clip(TURN_S / profiled.seconds_a_run, *REPEATS))
         for _ in progress(range(rounds), total=rounds, description="layers"):
-            profiled.run(x, repeats)
-            records = _by_layer(session.profile(x, repeats=repeats), names)
+            profiled.run(repeats)
             for name in names:
-                seconds, *kernel = records.get(name, (np.nan, "onnxruntime", "the engine does not compute it"))
-                kernels[name] = (kernel[0], kernel[1])
-                engine[name].append(seconds)
                 single[name].append(singles[name](repeats))
+            for kind, session in sessions.items():
+                records = _by_layer(session.profile(x, repeats=repeats), names)
+                for name in names:
+                    engine[kind][name].append(records.get(name, _NOT_THERE))
         inside = profiled.seconds({name: convs[name].aliases for name in names}, rounds)
-    return tuple(_row(name, convs[name], facts[name], inside[name], single[name], engine[name], kernels[name]) for name in names)
+    return {
+        kind: tuple(
+            _row(name, convs[name], layers[name], inside[name], single[name], engine[kind][name]) for name in names if name in layers
+        )
+        for kind, layers in facts.items()
+    }
+
+
+TURN_S, REPEATS = 0.15, (3, 20)
+"""Seconds of a turn of the dense network, and the least and most runs of one."""
+
+
+class _Engine(NamedTuple):
+    """All operations of a layer, the kernel of its convolution, and what that was chosen from."""
+
+    seconds: float
+    kernel: str
+    reason: str
+
+
+_NOT_THERE = _Engine(np.nan, "onnxruntime", "the engine does not compute it")
 
 
 def table(rows: Sequence[LayerTime]) -> str:
@@ -209,9 +242,9 @@ def _single(conv: _DenseConv) -> Callable[[int], float]:
 
 
 class _ProfiledOnnx:
-    """The whole dense network in ONNX Runtime on one thread, with its profiler on."""
+    """The whole dense network in ONNX Runtime on one thread, with its profiler on, on one input."""
 
-    def __init__(self, path: Path, folder: Path) -> None:
+    def __init__(self, path: Path, folder: Path, x: NDArray[np.float32]) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -220,13 +253,18 @@ class _ProfiledOnnx:
         options.enable_profiling = True
         options.profile_file_prefix = str(folder / "profile")
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self._feeds = {self._session.get_inputs()[0].name: x}
+        self.run(_WARM_UP - 1)
+        start = time.perf_counter()
+        self.run(1)
+        self.seconds_a_run = time.perf_counter() - start
 
-    def run(self, x: NDArray[np.float32], repeats: int) -> None:
+    def run(self, repeats: int) -> None:
         for _ in range(repeats):
-            self._session.run(None, {self._session.get_inputs()[0].name: x})
+            self._session.run(None, self._feeds)
 
     def seconds(self, aliases: Mapping[str, Sequence[str]], rounds: int) -> dict[str, list[float]]:
-        """Seconds of each convolution in each round: the mean of the faster half, since the profiler counts whole microseconds."""
+        """Seconds of each convolution in each round."""
         events = json.loads(Path(self._session.end_profiling()).read_text(encoding="utf-8"))
         durations: dict[str, list[int]] = {}
         for event in events:
@@ -239,18 +277,28 @@ class _ProfiledOnnx:
             if times is None:
                 found[layer] = [np.nan] * rounds
                 continue
-            turns = np.sort(np.reshape(times, (rounds, -1)), axis=1)
-            found[layer] = list(turns[:, : max(1, turns.shape[1] // 2)].mean(1) * 1e-6)
+            found[layer] = [_typical(turn) * 1e-6 for turn in np.reshape(times[_WARM_UP:], (rounds, -1))]
         return found
 
 
-def _by_layer(records: "Sequence[Record]", names: Sequence[str]) -> dict[str, tuple[float, str, str]]:
-    """Seconds (all operations that belong to the layer), kernel of each convolution and what that was chosen from."""
-    found: dict[str, tuple[float, str, str]] = {}
+_WARM_UP = 2
+"""Runs before those that count."""
+
+
+def _typical(times: NDArray) -> float:
+    """The mean of what lies near the median: the profiler's begins and ends are whole microseconds, so that a median would make 13 of 13.4,
+    while a run that lost its core must not count."""
+    median = np.sort(times)[(len(times) - 1) // 2]  # one of the times
+    near = np.abs(times - median) <= max(1.0, 0.05 * median)
+    return float(times[near].mean())
+
+
+def _by_layer(records: "Sequence[Record]", names: Sequence[str]) -> dict[str, _Engine]:
+    found: dict[str, _Engine] = {}
     for record in records:
         if record.name in names:
-            seconds, *kernel = found.get(record.name, (0.0, record.kernel, record.reason))
-            found[record.name] = seconds + record.seconds, kernel[0], kernel[1]
+            earlier = found.get(record.name, _Engine(0.0, record.kernel, record.reason))
+            found[record.name] = earlier._replace(seconds=earlier.seconds + record.seconds)
     return found
 
 
@@ -260,11 +308,10 @@ def _row(
     facts: Mapping[str, Any],
     inside: list[float],
     single: list[float],
-    engine: list[float],
-    kernel: tuple[str, str],
+    engine: list[_Engine],
 ) -> LayerTime:
     kept = facts["macs"] / facts["macs_dense"]
-    dense_s, single_s, engine_s = (np.maximum(times, SHORTEST_S) for times in (inside, single, engine))
+    dense_s, single_s, engine_s = (np.maximum(times, SHORTEST_S) for times in (inside, single, [turn.seconds for turn in engine]))
     speedup = float(np.median(dense_s / engine_s))
     C, F = conv.input_shape[1], conv.output_shape[1]
     kernel_size = "x".join(map(str, conv.weights.shape[2:]))
@@ -278,8 +325,8 @@ def _row(
         speedup=speedup,
         fraction=speedup * kept,
         single_fraction=float(np.median(single_s / engine_s)) * kept,
-        kernel=kernel[0],
-        reason=kernel[1],
+        kernel=engine[-1].kernel,
+        reason=engine[-1].reason,
     )
     return replace(row, reason=why(row, facts))
 

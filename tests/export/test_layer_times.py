@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fineprune.common.errors import RunError
-from fineprune.export.layer_times import LayerTime, layer_times, summary, table, why
+from fineprune.export.layer_times import LayerTime, _typical, layer_times, layer_times_of, summary, table, why
 
 FACTS = {"macs": 50, "macs_dense": 100, "ffp_kept": 0.5}
 
@@ -22,7 +22,7 @@ def row(**changes: Any) -> LayerTime:
 
 def test_every_convolution_of_both_files_is_timed(packed: Any, dense: Any) -> None:
     x = torch.randn(1, 3, 11, 7, generator=torch.Generator().manual_seed(0)).numpy()
-    rows = layer_times(dense.path, packed.path, x, rounds=2, repeats=3)
+    rows = layer_times(dense.path, packed.path, x, rounds=2)
     assert {r.name for r in rows} == {"stem", "body", "depthwise", "shortcut", "weights_only", "dense"}
     facts = {layer.name: layer for layer in packed.report.layers}
     for r in rows:
@@ -31,6 +31,21 @@ def test_every_convolution_of_both_files_is_timed(packed: Any, dense: Any) -> No
     by_name = {r.name: r for r in rows}
     assert by_name["body"].shape == "10->20 3x3 6x5" and by_name["stem"].shape == "3->10 3x2 11x10"
     assert len(table(rows).splitlines()) == 1 + len(rows)
+
+
+def test_files_take_turns_beside_the_same_dense_runs(packed: Any, dense: Any) -> None:
+    x = torch.randn(1, 3, 11, 7, generator=torch.Generator().manual_seed(0)).numpy()
+    found = layer_times_of(dense.path, {"masked": packed.path, "dense": dense.path}, x, rounds=1)
+    assert [len(rows) for rows in found.values()] == [6, 6]
+    for masked, whole in zip(found["masked"], found["dense"], strict=True):
+        assert (masked.name, masked.dense_us, masked.single_us) == (whole.name, whole.dense_us, whole.single_us)
+        assert masked.kept < whole.kept == 1 or masked.name == "dense"
+
+
+def test_whole_microseconds_are_averaged_and_lost_cores_left_out() -> None:
+    assert _typical(np.array([13, 14, 13, 13, 14, 80])) == pytest.approx(13.4)
+    assert _typical(np.array([300.0, 310, 290, 900])) == pytest.approx(300)
+    assert _typical(np.array([13, 70])) == 13
 
 
 def test_a_file_of_another_exporter_is_refused(dense: Any, tmp_path: Path) -> None:
