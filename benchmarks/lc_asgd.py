@@ -28,8 +28,6 @@ from fineprune.models.training.distributed.trainer import train_async
 from fineprune.models.zoo import build
 
 RATES = (0.2, 0.4, 0.8)
-DAMPED_RATE = 0.8
-"""Near the one that `damped` validates best at."""
 COMMON_RATE = 0.2
 """Of the rows in which all algorithms have the same rate, as in the source."""
 VARIANTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
@@ -41,10 +39,11 @@ VARIANTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("lc-asgd", "normalised", {"mode": "normalised"}),
 )
 """algorithm, label, settings of the rows that every number of workers has."""
+DAMPED: tuple[str, str, dict[str, Any]] = ("lc-asgd", "damped", {"mode": "damped", "lam": 1.0})
 ABLATIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("dc-asgd", "strong", {"lam": 1.0}),
     ("lc-asgd", "chain", {"mode": "chain"}),
-    ("lc-asgd", "damped", {"mode": "damped", "lam": 1.0}),
+    DAMPED,
     *(("lc-asgd", f"lam{strength:g}", {"lam": strength}) for strength in (0.02, 0.05, 0.2, 0.5)),
 )
 """Those that only ABLATED_WORKERS have; all choose their own rate."""
@@ -236,15 +235,15 @@ def ablations(bench: Bench, chosen: dict[tuple[str, str, int], float]) -> list[d
     literal = Run(algorithm="lc-asgd", workers=m, lr=chosen["asgd", "", m], seed=0, settings={"mode": "literal"}, label="literal")
     rows.append(row(bench, "ablation", literal, fewer))
     for algorithm, label, settings in ABLATIONS:
-        rows.append(row(bench, "ablation", _tuned(bench, {}, algorithm, m, label, settings), fewer))
+        rows.append(row(bench, "ablation", _tuned(bench, chosen, algorithm, m, label, settings), fewer))
     return rows
 
 
 def condition(bench: Bench, chosen: dict[tuple[str, str, int], float], group: str, settings: dict[str, Any]) -> list[dict[str, Any] | None]:
     """The rows of one of OTHER_CONDITIONS."""
     rows = []
-    for algorithm, label, own in (*VARIANTS, ("lc-asgd", "damped", {"mode": "damped", "lam": 1.0})):
-        middle = chosen.get((algorithm, label, ABLATED_WORKERS), DAMPED_RATE)
+    for algorithm, label, own in (*VARIANTS, DAMPED):
+        middle = chosen[algorithm, label, ABLATED_WORKERS]
         rates, name = [factor * middle for factor in bench.sizes.around], " ".join(filter(None, (label, group)))
         rate = choose_rate(bench, algorithm, ABLATED_WORKERS, {**own, **settings}, name, rates)
         run = Run(algorithm=algorithm, workers=ABLATED_WORKERS, lr=rate, seed=0, settings={**own, **settings}, label=name)
@@ -325,12 +324,12 @@ def row(bench: Bench, group: str, run: Run, seeds: int | None = None) -> dict[st
 
 def print_report(report: dict[str, Any]) -> None:
     """The table on standard output; errors in percent, mean and standard deviation over seeds."""
-    print(f"{'group':14} {'algorithm':26} {'M':>3} {'lr':>6} {'seeds':>5}  {'Async-BN':>12} {'last-worker':>12} {'last-batch':>12} "
+    print(f"{'group':16} {'algorithm':26} {'M':>3} {'lr':>6} {'seeds':>5}  {'Async-BN':>12} {'last-worker':>12} {'last-batch':>12} "
           f"{'stale':>6} {'virtual s':>9}")  # fmt: skip
     for entry in report["rows"]:
         cells = "".join(f" {mean:6.2f} ±{deviation:4.2f}" for mean, deviation in (entry["test_error"][policy] for policy in POLICIES))
         print(
-            f"{entry['group']:14} {entry['algorithm']:26} {entry['workers']:3} {entry['lr']:6.3g} {entry['seeds']:5}  {cells} "
+            f"{entry['group']:16} {entry['algorithm']:26} {entry['workers']:3} {entry['lr']:6.3g} {entry['seeds']:5}  {cells} "
             f"{entry['mean_staleness']:6.2f} {entry['virtual_seconds']:9.0f}"
         )
 
