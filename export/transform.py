@@ -59,10 +59,18 @@ def simplify(model: Any) -> list[Refusal]:
                 f"the mask of {node.name} is not of shape [C,oh,ow]; masks per sample are for calibration, they cannot be exported"
             )
     refusals = _apply(SIMPLIFY, model)
+    _name_convolutions(model)
+    return refusals
+
+
+def _name_convolutions(model: Any) -> None:
+    """After their weights; those that share them get a number, since ONNX Runtime refuses a name that is there twice."""
+    taken: dict[str, int] = {}
     for node in model.graph:
         if (is_conv(node) or is_masked_conv(node)) and node.inputs[1].is_initializer():
-            node.name = node.inputs[1].name.removesuffix(".weight")
-    return refusals
+            name = node.inputs[1].name.removesuffix(".weight")
+            taken[name] = taken.get(name, 0) + 1
+            node.name = name if taken[name] == 1 else f"{name}.{taken[name]}"
 
 
 def pack(model: Any, *, opset: int) -> list[Refusal]:

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fineprune.common.errors import RunError, UsageError
 from fineprune.compressor.layers import MaskedConv2d
@@ -134,6 +134,25 @@ def test_weights_that_are_computed_stay_computed(export: Callable) -> None:
     rtol, atol = ONNX_LOGITS
     for run in (run_onnxruntime, run_reference):
         np.testing.assert_allclose(run(exported.path.read_bytes(), x.numpy()), expected, rtol=rtol, atol=atol)
+
+
+class Shared(nn.Module):
+    """One convolution that runs twice, and one that has its weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared = nn.Conv2d(3, 3, 3, padding=1)
+        self.tied = nn.Conv2d(3, 3, 3, padding=1)
+        self.tied.weight = self.shared.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tied(torch.relu(self.shared(torch.relu(self.shared(x))))).mean((2, 3))
+
+
+def test_convolutions_of_the_same_weights_have_names_of_their_own(export: Callable) -> None:
+    exported = export(Shared().eval())
+    assert [layer.name for layer in exported.report.layers] == ["tied", "tied.2", "tied.3"]
+    assert check_parity(exported.model, exported.path, torch.ones(1, *INPUT_SHAPE)).passed
 
 
 @pytest.mark.slow
