@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fineprune.models.training.distributed.lstm import _LESSON, Array, OnlineLSTM
+from fineprune.models.training.distributed import lstm_kernels
+from fineprune.models.training.distributed.lstm import _LESSON, Array, OnlineLSTM, compile_kernels
 from fineprune.models.training.distributed.predictors import LossPredictor, StepPredictor
 
 
@@ -98,6 +99,20 @@ def test_equal_seeds_make_equal_networks_and_the_callers_random_state_stays() ->
     x = np.ones((3, 1), np.float32)
     assert OnlineLSTM(1, 4, 7).rollout(x, 2) == OnlineLSTM(1, 4, 7).rollout(x, 2) != OnlineLSTM(1, 4, 8).rollout(x, 2)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("window", "every"), [(1, 1), (3, 1), (4, 20)])
+def test_what_was_compiled_before_serves_every_request(window: int, every: int) -> None:
+    compile_kernels()
+    losses, steps = LossPredictor(window, every, 0), StepPredictor(4, window, every, 9, 0)
+    for t in range(45 * every):
+        losses.observe(float(t % 3))
+        losses.forecast(2)
+        steps.observe(t % 4, t % 5, 0.1, 1.0)
+        steps.predict(t % 4)
+    assert losses.network.lessons >= 20 <= steps.network.lessons
+    for kernel in (lstm_kernels.gradient, lstm_kernels.adam, lstm_kernels.rollout):
+        assert len(kernel.signatures) == 1
 
 
 SMALL_RUN = """

@@ -37,7 +37,7 @@ class OnlineLSTM:
         """
         stride = -(-len(x_NLI) // _LESSON)
         chosen = slice(self.lessons % stride, None, stride)
-        x, y = np.ascontiguousarray(x_NLI[chosen].swapaxes(0, 1)), np.ascontiguousarray(y_NL[chosen].T)
+        x, y = np.array(x_NLI[chosen].swapaxes(0, 1), order="C"), np.array(y_NL[chosen].T, order="C")
         loss = _kernels().gradient(x, y, self._parts, self._gradient_parts)
         self.lessons += 1
         _kernels().adam(self._weights, self._moments, self._gradient, self.lessons, _LEARNING_RATE, _MAX_GRADIENT)
@@ -81,6 +81,13 @@ class OnlineLSTM:
         self._weights[:] = state["weights"].numpy()
         self._moments[:] = state["moments"].numpy()
         self.lessons = state["lessons"]
+
+
+def compile_kernels() -> None:
+    """Once on a machine for about ten seconds, later loaded: before there is somebody who waits for an answer."""
+    network, x_NLI = OnlineLSTM(1, 1, 0), np.zeros((1, 1, 1), np.float32)
+    network.learn(x_NLI, x_NLI[:, :, 0])
+    network.rollout(x_NLI[0], 2)
 
 
 def split(weights: Array, inputs: int, hidden: int) -> tuple[Array, ...]:

@@ -19,6 +19,7 @@ from ..step import make_optimizer
 from .compensation import LEAST_LOSS, Forecast
 from .config import AsyncConfig
 from .ledger import Lease, Ledger
+from .lstm import compile_kernels
 from .predictors import LossPredictor, StepPredictor
 from .rules import adaptive_lambda, delay_compensated, mean_gradient, mean_square
 from .statistics import RunningStatistics
@@ -65,6 +66,8 @@ class Server:
         every, learns = settings.learns_every, settings.predictor == "lstm"
         self.steps = StepPredictor(settings.workers, settings.window, every, settings.step_limit, config.seed, learns=learns)
         self.losses = LossPredictor(settings.window, every, config.seed, learns=learns)
+        if learns and settings.algorithm == "lc-asgd":
+            compile_kernels()
         self._pulled: dict[int, tuple[int, Tensor]] = {}
         """By worker: version and weights that it computes on."""
         self._reports: dict[int, State] = {}
