@@ -42,9 +42,8 @@ def save_state(output: Path, identity: Mapping[str, str], state: Mapping[str, An
     with atomic_path(path) as temporary:
         try:
             torch.save({"format": _FORMAT, "identity": dict(identity), **state}, temporary)
-        except RuntimeError as error:  # torch reports a full disk this way
-            reason = str(error).splitlines()[0]
-            raise RunError(f"cannot write {path}: {reason}; check its folder's permissions and free space") from error
+        except RuntimeError as error:  # how torch reports a full disk, with positions inside its archive
+            raise RunError(f"cannot write {path}: the disk is full; check its folder's permissions and free space") from error
 
 
 def load_state(output: Path, identity: Mapping[str, str]) -> dict[str, Any] | None:

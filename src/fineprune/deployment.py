@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from .common.errors import UsageError
+from .common.errors import RunError, UsageError
 from .common.files import atomic_path, check_writable, write_json
 from .common.progress import Progress, Silent
 from .compressor.bake import masked_layers
@@ -70,13 +70,17 @@ def export_network(
     model = network.model.cpu().eval()
     parity = None
     with atomic_path(path) as unchecked:  # a file that computes something else never takes the place of a good one
-        report = export_onnx(model, network.input_shape, unchecked, plain=plain, metadata=_metadata(network))
-        if samples is None:
+        try:
+            report = export_onnx(model, network.input_shape, unchecked, plain=plain, metadata=_metadata(network))
+            if samples is not None:
+                parity = check_parity(model, unchecked, samples.numpy(), threads=torch.get_num_threads(), progress=progress)
+                parity.require()
+        except RunError as error:  # of a file that is gone after it: name the one that was asked for
+            raise RunError(str(error).replace(str(unchecked), str(path))) from error
+        if parity is None:
             progress.log("parity was not checked: there are no samples to compare on")
         else:
-            parity = check_parity(model, unchecked, samples.numpy(), threads=torch.get_num_threads(), progress=progress)
             parity = replace(parity, path=str(path))
-            parity.require()
     if parity is not None:
         write_json(f"{path}.parity.json", parity.to_json())
     return Exported(report=replace(report, path=str(path)), parity=parity)
@@ -174,7 +178,7 @@ def export_pair(network: Network, folder: Path, onnx: Path | str | None = None) 
 
     model = network.model.cpu().eval()
     dense, compressed = folder / "dense.onnx", folder / "compressed.onnx"
-    export_onnx(dense_twin(model), network.input_shape, dense)
+    export_onnx(dense_twin(model), network.input_shape, dense, plain=True)  # other runtimes and layer_times read no packed weights
     if onnx is not None:
         return dense, Path(onnx)
     if not any(True for _ in masked_layers(model)):

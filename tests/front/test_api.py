@@ -10,8 +10,10 @@ from torch import nn
 
 import fineprune
 from fineprune.common.errors import RunError, UsageError
+from fineprune.deployment import bench_layers
 from fineprune.models.data import load_data
 from fineprune.models.data.load import data_from_arrays
+from fineprune.networks import network_of
 
 
 def own_module(num_classes: int = 10) -> nn.Module:
@@ -36,6 +38,14 @@ def test_own_module_to_bundle_to_onnx(data: str, tmp_path: Path) -> None:
     assert bundle.facts["model"] is None
     with pytest.raises(UsageError, match=r"made from a network without a name; give its dense architecture: load\(folder, model\)"):
         fineprune.load(tmp_path / "bundle")
+
+
+def test_layers_of_a_network_with_weights_masked_are_all_timed(data: str) -> None:
+    """The dense twin holds zeros where weights are dropped, and its layers must be found nevertheless."""
+    wide = nn.Sequential(nn.Conv2d(1, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
+    bundle = fineprune.compress(wide, load_data(data), prune=0.6, epochs=0, samples=50)
+    network = network_of(bundle, model=wide)
+    assert [row.name for row in bench_layers(network, rounds=1)] == ["0", "2"]
 
 
 def test_compress_leaves_the_callers_network_alone(data: str) -> None:
