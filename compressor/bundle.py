@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from ..common.errors import RunError, UsageError
 from ..common.files import atomic_path, read_json, sha256, write_json
-from .bake import bake, masked_layers, masks_of
+from .bake import bake, masks_of
+from .layers import MaskedConv2d
 
 SCHEMA = 1
 MANIFEST, WEIGHTS, MASKS = "manifest.json", "weights.safetensors", "masks.safetensors"
@@ -38,13 +39,13 @@ class Bundle:
     def of(cls, model: nn.Module, facts: Mapping[str, Any], groups: Mapping[str, Tensor] | None = None) -> Self:
         """Take weights and masks from a baked network; RunError names a weight that is NaN or infinite."""
         weights = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
-        for name, layer in masked_layers(model):
-            weights[f"{name}.weight"] = layer.masked_weight().detach().cpu().clone().contiguous()
         for name, value in weights.items():
             if not torch.isfinite(value).all():
                 raise RunError(
                     f"{name} has NaN or infinite values; the bundle was not written, lower the learning rate and fine-tune again"
                 )
+        for name, dropped in _dropped_weights(model).items():
+            weights[name][dropped] = 0
         ffp, fwp = masks_of(model)
         return cls(facts=dict(facts), weights=weights, ffp_masks=_on_cpu(ffp), fwp_masks=_on_cpu(fwp), groups=dict(groups or {}))
 
@@ -115,6 +116,18 @@ def check_target(folder: Path | str) -> None:
         raise UsageError(f"{folder} exists and is not a bundle; choose another output folder")
     if others:
         raise UsageError(f"{folder} holds {others[0]!r} beside the old bundle and would be replaced; choose another output folder")
+
+
+def _dropped_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Where weights are dropped, by their name in the state dict. One that layers share is dropped only where all of them drop it."""
+    masks = {f"{name}.weight": m.fwp_mask for name, m in model.named_modules(remove_duplicate=False) if isinstance(m, MaskedConv2d)}
+    named = list(model.named_parameters(remove_duplicate=False))
+    dropped: dict[int, Tensor] = {}
+    for name, weight in named:
+        mask = masks.get(name)
+        own = torch.zeros(weight.shape, dtype=torch.bool) if mask is None else ~mask.cpu()
+        dropped[id(weight)] = own & dropped.get(id(weight), own)
+    return {name: dropped[id(weight)] for name, weight in named if name in masks}
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

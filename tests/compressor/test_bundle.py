@@ -63,6 +63,19 @@ def test_masks_are_packed_eight_to_a_byte_and_dropped_weights_are_zero(tmp_path:
     assert (weights[mask] != 0).all()
 
 
+def test_layers_that_share_weights_keep_what_any_of_them_keeps() -> None:
+    dense = nn.Sequential(nn.Conv2d(2, 2, 3), nn.Conv2d(2, 2, 3), nn.Conv2d(2, 2, 3))
+    dense[1].weight = dense[0].weight
+    first, second = torch.zeros(2, 2, 3, 3, dtype=torch.bool), torch.zeros(2, 2, 3, 3, dtype=torch.bool)
+    first[0], second[:, 0] = True, True
+    model, x = bake(dense, fwp_masks={"0": first, "1": second}).eval(), torch.ones(1, 2, 9, 9)
+    held = Bundle.of(model, {})
+    assert torch.equal(held.restore(dense)(x), model(x))
+    for name in ("0.weight", "1.weight"):
+        assert torch.equal(held.weights[name] != 0, first | second)
+    assert torch.equal(Bundle.of(bake(dense, fwp_masks={"0": first}), {}).weights["0.weight"], dense[0].weight), "the other layer is dense"
+
+
 def test_the_same_bundle_makes_the_same_files(tmp_path: Path) -> None:
     for name in ("a", "b"):
         bundle().save(tmp_path / name)
