@@ -121,6 +121,8 @@ class TrainConfig:
             raise UsageError(f"auto_lr belongs to the auto schedule, not to {self.schedule}; leave one of the two out")
         if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
             raise UsageError("nesterov needs the sgd optimizer and a momentum above 0")
+        if self.asynchronous is not None and (self.policy != PolicyConfig() or self.record_losses):
+            raise UsageError("asynchronous training visits every sample and records no losses; leave policy and record_losses out")
 
     def to_json(self) -> dict[str, Any]:
         """Every setting as JSON types."""

@@ -199,8 +199,11 @@ def test_bad_settings_fail_before_any_work(settings: dict[str, object], text: st
 
 
 def test_what_it_cannot_do_is_refused() -> None:
-    with pytest.raises(UsageError, match="visits every sample"):
-        run("asgd", {"policy": "random"})
+    for more in ({"policy": "random"}, {"record_losses": True}):
+        with pytest.raises(UsageError, match="visits every sample"):
+            config(asynchronous={"algorithm": "asgd"}, **more)
+        with pytest.raises(UsageError, match="visits every sample"):
+            run("asgd", more)
     with pytest.raises(UsageError, match="do not make 90 shards"):
         run("asgd", workers=90, shards="iid")
 

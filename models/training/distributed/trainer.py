@@ -25,7 +25,6 @@ from ..evaluate import Evaluation, NonFiniteLossError, evaluate
 from ..interfaces import DataLike
 from ..interrupt import Interrupts, deferred_interrupts
 from ..results import EpochRecord, TrainResult, epoch_line
-from ..sampling.config import PolicyConfig
 from ..state import load_state, run_identity, save_state
 from .config import AsyncConfig, BatchNormPolicy
 from .feed import make_feed
@@ -99,8 +98,6 @@ def install(flat: FlatModel, norms: list[_BatchNorm], weights: Tensor, statistic
 def check_asynchronous(model: nn.Module, data: DataLike, config: TrainConfig, dtype: torch.dtype) -> None:
     """RunError or UsageError for what cannot be trained, before any work."""
     check_request(model, data, config)
-    if config.policy != PolicyConfig() or config.record_losses:
-        raise UsageError("asynchronous training visits every sample and records no losses; leave policy and record_losses out")
     if dtype == torch.float16:
         raise UsageError("asynchronous training has no float16 (its loss scaling belongs to one optimizer); use float32 or bfloat16")
 
