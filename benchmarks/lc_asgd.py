@@ -218,7 +218,8 @@ def collect(bench: Bench) -> dict[str, Any]:
         rows += condition(bench, chosen, group, settings)
     return {
         "rates": {f"{algorithm} {label} m{m}".replace("  ", " "): rate for (algorithm, label, m), rate in chosen.items()},
-        "rows": [r for r in rows if r is not None],
+        "rows": (found := [r for r in rows if r is not None]),
+        "differences": differences(found),
     }
 
 
@@ -310,7 +311,7 @@ def row(bench: Bench, group: str, run: Run, seeds: int | None = None) -> dict[st
         "lr": run.lr,
         "seeds": len(results),
         "test_error": {policy: [statistics.mean(values), _deviation(values)] for policy, values in errors.items()},
-        "errors_by_seed": errors["async"],
+        "errors_by_seed": [[result["seed"], error] for result, error in zip(results, errors["async"], strict=True)],
         "policy_gain": [a - b for a, b in zip(errors["last-worker"], errors["async"], strict=True)],
         "virtual_seconds": statistics.mean(result.get("virtual_seconds", [0.0])[-1] for result in results),
         "diverged": sum("diverged" in result for result in results),
@@ -320,6 +321,25 @@ def row(bench: Bench, group: str, run: Run, seeds: int | None = None) -> dict[st
         "seconds": statistics.mean(result["seconds"] for result in results),
         "names": [replace(run, seed=result["seed"]).name for result in results],
     }
+
+
+def differences(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Error of LC-ASGD minus that of each other algorithm under the same conditions: mean and standard error over the seeds of both."""
+    result = []
+    for ours in rows:
+        if ours["algorithm"] != "lc-asgd" or ours["group"] == "equal rate":
+            continue
+        for other in rows:
+            if other is ours or (other["group"], other["workers"]) != (ours["group"], ours["workers"]):
+                continue
+            theirs = dict(other["errors_by_seed"])
+            gaps = [error - theirs[seed] for seed, error in ours["errors_by_seed"] if seed in theirs]
+            if not gaps:
+                continue
+            error = _deviation(gaps) / len(gaps) ** 0.5
+            facts = {key: ours[key] for key in ("group", "workers")}
+            result.append({**facts, "other": other["algorithm"], "seeds": len(gaps), "mean": statistics.mean(gaps), "error": error})
+    return result
 
 
 def print_report(report: dict[str, Any]) -> None:
@@ -332,6 +352,10 @@ def print_report(report: dict[str, Any]) -> None:
             f"{entry['group']:16} {entry['algorithm']:26} {entry['workers']:3} {entry['lr']:6.3g} {entry['seeds']:5}  {cells} "
             f"{entry['mean_staleness']:6.2f} {entry['virtual_seconds']:9.0f}"
         )
+    print("\nLC-ASGD's error (Async-BN) minus that of, by seed, mean ± standard error")
+    for entry in report["differences"]:
+        place = f"{entry['group']:16} {entry['other']:26} {entry['workers']:3} {entry['seeds']:13}"
+        print(f"{place}  {entry['mean']:+6.2f} ±{entry['error']:4.2f}")
 
 
 def _part(data: ImageData, split: Split, count: int) -> Split:
