@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,18 +16,26 @@ from torch.utils.weak import TensorWeakRef, WeakIdKeyDictionary
 from ..geometry import Conv
 from ..masked_conv_torch import dense_backward
 from . import plan
-from .convolve import FILTER_TILE, forward_kernel, full_weight_grad, input_grad_kernel, sparse_weight_grad
+from .convolve import FILTER_TILE, forward_kernel, input_grad_kernel, sparse_weight_grad
 from .job import Job, Kernel
 from .layout import Band, Map, band, gather
 from .problem import Geometry, numbers_of, room
 from .simd import LANES
 from .threads import scratch
+from .weight_grad import SIDE, places_of, tiles_of, weight_grad_kernel
 
 MOST_LANES, FEWEST_LANES = 8 * LANES, 4 * LANES
 BAND_BYTES = 1 << 20
 """Size of the bands of a task: some rows, which should stay in the second-level cache."""
+STRIP_PIXELS = 256
+"""Positions that the weight gradient takes at a time, for the first-level cache."""
+CHANNEL_BYTES = 32 << 10
+"""Size of what the gradient in few weights reads of a channel and of a filter at a time: some rows, in the first-level cache."""
 GAIN_OF_SHARING = 2.0
 """How much faster a multiply-add is in a tile of weights that share what they load."""
+
+
+_NONE = np.empty(0, np.int32)
 
 
 @dataclass(frozen=True)
@@ -40,8 +49,8 @@ class _Plan:
     """Where the weights lie in memory, in the order of use; none for a gradient in the weights."""
     parts: int = 1
     """Of a gradient in the weights."""
-    only_kept: bool = False
-    """Whether a gradient in the weights is zero for dropped ones."""
+    vectors: int = 0
+    """Of filters in a tile of the gradient in all weights, 0 where it is that in the kept ones."""
 
     def run(self, *maps: Tensor) -> None:
         self.job.run(self.threads, *maps, torch.from_numpy(scratch(self.threads * self.room)[0]))
@@ -83,11 +92,18 @@ def _input_grad(grad: Tensor, weight: Tensor, mask: Tensor, weight_mask: Tensor 
 
 def _weight_grad(grad: Tensor, x: Tensor, mask: Tensor, weight_mask: Tensor | None, conv: Conv, weight: Tensor) -> Tensor:
     planned = _planned(_plan_weight_grad, mask, weight_mask, x.shape, weight, conv)
+    filters, channels, *kernel = weight.shape
+    lanes, tiles = planned.vectors * LANES, tiles_of((kernel[0], kernel[1]))
+    blocks = (-(-filters // lanes), channels, *tiles, SIDE, SIDE, lanes) if planned.vectors else weight.shape
     # One sum a part, added in order: the result depends on the number of threads, but not on which is faster.
-    sums = torch.zeros(planned.parts, *weight.shape)
+    sums = torch.zeros(planned.parts, *blocks)
     planned.run(_channels_last(x), _channels_last(grad), sums)
-    result = sums[0] if planned.parts == 1 else sums.sum(0)
-    return result if planned.only_kept or weight_mask is None else result * weight_mask
+    total = sums[0] if planned.parts == 1 else sums.sum(0)
+    if not planned.vectors:
+        return total
+    taps = total.permute(0, 6, 1, 2, 4, 3, 5).reshape(-1, channels, SIDE * tiles[0], SIDE * tiles[1])
+    result = taps[:filters, :, : kernel[0], : kernel[1]]
+    return result.contiguous() if weight_mask is None else (result * weight_mask).contiguous()
 
 
 def _planned(make: Callable[..., _Plan], mask: Tensor, weight_mask: Tensor | None, x: torch.Size, weight: Tensor, conv: Conv) -> _Plan:
@@ -129,13 +145,33 @@ def _plan_convolution(
 
 
 def _plan_weight_grad(mask: Tensor, weight_mask: Tensor | None, strides: Sequence[int], g: Geometry, samples: int) -> _Plan:
-    threads = torch.get_num_threads()
-    xb, yb, tasks = _bands(g, samples, FEWEST_LANES)
-    few, kept, parts = not _worth_sharing(weight_mask, "all"), _blocks(mask), min(threads, len(tasks))
-    tiles = _weight_grad_tiles(weight_mask, _weight(g), g, xb) if few else ()
-    arrays = numbers_of(xb, yb, g, tasks, parts), kept.row_starts, kept.columns, *tiles
-    job = Job(sparse_weight_grad if few else full_weight_grad, 4, arrays)
-    return _Plan(job, threads, sum(room(xb, yb)), np.empty(0, np.int32), parts, few)
+    if weight_mask is not None and not _worth_sharing(weight_mask, "all"):
+        return _plan_sparse_weight_grad(mask, weight_mask, g, samples)
+    threads, vectors = torch.get_num_threads(), 1 if g.y.channels <= LANES else 2
+    parts, rows = min(threads, samples), max(1, min(g.y.height, STRIP_PIXELS // g.y.width))
+    at_once = max(1, STRIP_PIXELS // (rows * g.y.width))
+    # Channels of pixels a power of two apart would compete for the same few lines of the first-level cache.
+    column = g.x.channels + (LANES if g.x.channels % (4 * LANES) == 0 else 0)
+    columns = max(_reach(g.y.width, g, 1), g.x.width + g.padding[1])
+    xb = Band(_reach(rows, g, 0), columns, g.x.channels, at_once, column, columns * column, -g.padding[1])
+    yb = Band(rows, g.y.width, vectors * LANES, at_once, vectors * LANES, g.y.width * vectors * LANES, 0)
+    bounds = [samples * part // parts for part in range(parts + 1)]
+    tasks = [(n, m - n, top, min(rows, g.y.height - top)) for n, m in pairwise(bounds) for top in range(0, g.y.height, rows)]
+    numbers = numbers_of(xb, yb, g, np.array(tasks, np.int64), parts, at_once)
+    job = Job(weight_grad_kernel(vectors), 4, (numbers, *places_of(mask.detach().numpy(), rows, g, xb, yb)))
+    return _Plan(job, threads, sum(room(xb, yb, at_once)), _NONE, parts, vectors)
+
+
+def _plan_sparse_weight_grad(mask: Tensor, weight_mask: Tensor, g: Geometry, samples: int) -> _Plan:
+    threads, lanes, kept = torch.get_num_threads(), FEWEST_LANES, _blocks(mask)
+    # As many rows as leave what a channel and a filter have in the first-level cache, where all filters of a block pass a channel by.
+    row = 4 * lanes * (g.stride[0] * g.x.width + g.y.width)
+    halo = 4 * lanes * (g.kernel[0] - 1) * g.dilation[0] * g.x.width
+    xb, yb, tasks = _bands(g, samples, lanes, min(g.y.height, max(1, (CHANNEL_BYTES - halo) // row)))
+    parts = min(threads, len(tasks))
+    numbers, tiles = numbers_of(xb, yb, g, tasks, parts), _weight_grad_tiles(weight_mask, _weight(g), g, xb)
+    job = Job(sparse_weight_grad, 4, (numbers, kept.row_starts, kept.columns, *tiles))
+    return _Plan(job, threads, sum(room(xb, yb)), _NONE, parts)
 
 
 def _ordered(weight: Tensor, planned: _Plan) -> Tensor:
@@ -171,9 +207,9 @@ def _lanes(samples: int, rows: int) -> int:
     return min(choices, key=lambda lanes: -(-samples // lanes) * lanes)
 
 
-def _bands(g: Geometry, samples: int, lanes: int) -> tuple[Band, Band, NDArray]:
+def _bands(g: Geometry, samples: int, lanes: int, most_rows: int = 1 << 30) -> tuple[Band, Band, NDArray]:
     """Bands of x (with its padding) and of y, and tasks [sample, samples, first row of y, rows of y]."""
-    height, tasks = _tasks(samples, g.y.height, lanes, _row_bytes(g, g.stride[0], 1, lanes))
+    height, tasks = _tasks(samples, g.y.height, lanes, min(most_rows, max(2, int(BAND_BYTES / _row_bytes(g, g.stride[0], 1, lanes)))))
     yb = band(height, g.y.width, -(-g.y.channels // FILTER_TILE) * FILTER_TILE, lanes)
     rows, columns = _reach(height, g, 0), max(_reach(g.y.width, g, 1), g.x.width + g.padding[1])
     return band(rows, columns, g.x.channels, lanes, -g.padding[1]), yb, tasks
@@ -181,7 +217,7 @@ def _bands(g: Geometry, samples: int, lanes: int) -> tuple[Band, Band, NDArray]:
 
 def _input_bands(g: Geometry, samples: int, lanes: int) -> tuple[Band, Band, NDArray]:
     """Bands of the gradients in x and in y that it depends on, and tasks [sample, samples, first row of x, rows of x]."""
-    height, tasks = _tasks(samples, g.x.height, lanes, _row_bytes(g, 1, 1 / g.stride[0], lanes))
+    height, tasks = _tasks(samples, g.x.height, lanes, max(2, int(BAND_BYTES / _row_bytes(g, 1, 1 / g.stride[0], lanes))))
     columns = max(_reach(g.y.width, g, 1), g.x.width + g.padding[1])
     rows = min(g.y.height, (height - 1 + (g.kernel[0] - 1) * g.dilation[0]) // g.stride[0] + 2)
     yb = band(rows, g.y.width, -(-g.y.channels // FILTER_TILE) * FILTER_TILE, lanes)
@@ -197,10 +233,10 @@ def _row_bytes(g: Geometry, x_rows: float, y_rows: float, lanes: int) -> float:
     return 4 * lanes * (x_rows * g.x.width * g.x.channels + y_rows * g.y.width * g.y.channels)
 
 
-def _tasks(samples: int, height: int, lanes: int, row_bytes: float) -> tuple[int, NDArray]:
+def _tasks(samples: int, height: int, lanes: int, most_rows: int) -> tuple[int, NDArray]:
     """(rows of a band, tasks): about the same number for every thread."""
     chunks, threads = -(-samples // lanes), torch.get_num_threads()
-    bands = min(height, -(-height // max(2, int(BAND_BYTES / row_bytes))))
+    bands = -(-height // min(height, most_rows))
     while chunks * bands % threads and bands < height:
         bands += 1
     rows = -(-height // bands)

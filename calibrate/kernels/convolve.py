@@ -4,7 +4,7 @@ With the samples in the lanes, a weight is a scalar and every multiply-add of a 
 
     y[f,p,:]         += w[f,c,t] * x[c,p+t,:]          for the channels c kept at p and the taps t kept in (f,c)
     gx[c,p+t,:]      += w[f,c,t] * gy[f,p,:]           for the same
-    gw[f,c,t]        += sum over lanes of x[c,p+t,:] * gy[f,p,:]      for every tap of the channels kept at p
+    gw[f,c,t]        += sum over lanes of x[c,p+t,:] * gy[f,p,:]      for the same
 
 Weights come as lists of entries, in the order of use (plan.py). `rows` of the register tile is the number of weights of an entry: 1 where
 each filter keeps taps of its own; several, sharing what a vector load brings, where they keep the same ones.
@@ -25,10 +25,8 @@ from .simd import (
     LANES,
     at,
     tile_add_gathered,
-    tile_add_products,
     tile_add_scaled,
     tile_column_sums,
-    tile_lane_sums,
     tile_load,
     tile_store,
     tile_zeros,
@@ -42,8 +40,6 @@ WEIGHT_BLOCK = 32
 """Filters at a time in the weight gradient: their gradients in a band fit the second-level cache."""
 FILTER_TILE = 4
 """Bands of y have a multiple of this many filters."""
-TILE_TAPS, TILE_AREA = 3, 9
-"""Taps per side of the weight gradient's register tile: 2 filters x 3 x 3 taps."""
 
 
 @cache
@@ -138,65 +134,6 @@ def input_grad_kernel(rows: int, vectors: int) -> Kernel:
     return input_grad
 
 
-@Kernel
-def full_weight_grad(job: Any) -> None:
-    """Sums over parts of the tasks [sample, samples, first row of y, rows of y]: grad_weight[parts,F,C,kh,kw], zero at first."""
-    x, grad, parts = floats(job, 0), floats(job, 1), floats(job, 2)
-    numbers, row_starts, columns = longs(job, 4), ints(job, 5), ints(job, 6)
-    xb, yb, g = sizes(numbers)
-    x_packed, y_packed = buffers(floats(job, 3), enter(job), numbers)
-    sums, places = np.empty(2 * TILE_AREA, np.float32), np.empty((2, yb.rows * yb.columns), np.int64)
-    while True:
-        part = take(job)
-        if part >= numbers[PARTS]:
-            break
-        grad_weight = part_of(parts, part, numbers)
-        for k in range(*tasks_of(part, numbers)):
-            sample, samples, top, height = task(numbers, k)
-            _pack_both(x, grad, sample, samples, top, height, x_packed, y_packed, xb, yb, g)
-            for block in range(0, g.y.channels, WEIGHT_BLOCK):
-                for c in range(g.x.channels):
-                    count = _places(places, row_starts, columns, c, top, height, xb, yb, g)
-                    for f in range(block, min(block + WEIGHT_BLOCK, g.y.channels), 2):
-                        _add_patches(x_packed, y_packed, places, count, grad_weight, sums, f, c, xb, yb, g)
-
-
-@jit
-def _add_patches(
-    x_packed: NDArray,
-    y_packed: NDArray,
-    places: NDArray,
-    count: int,
-    grad_weight: NDArray,
-    sums: NDArray,
-    f: int,
-    c: int,
-    xb: Band,
-    yb: Band,
-    g: Geometry,
-) -> None:
-    """All taps of channel c in filters f and f+1."""
-    for u in range(0, g.kernel[0], TILE_TAPS):
-        for v in range(0, g.kernel[1], TILE_TAPS):
-            patch = u * g.dilation[0] * xb.row + v * g.dilation[1] * xb.column + c * xb.lanes
-            tile = tile_zeros(2, TILE_AREA)
-            for k in range(count):
-                for lane in range(0, xb.lanes, LANES):
-                    tile = tile_add_products(
-                        tile,
-                        y_packed,
-                        at(places[1], k) + f * yb.lanes + lane,
-                        yb.lanes,
-                        x_packed,
-                        at(places[0], k) + patch + lane,
-                        TILE_TAPS,
-                        g.dilation[0] * xb.row,
-                        g.dilation[1] * xb.column,
-                    )
-            tile_lane_sums(tile, sums, 0)
-            _add_taps(sums, grad_weight, f, c, u, v, g)
-
-
 @jit
 def _pack_both(
     x: NDArray,
@@ -227,15 +164,6 @@ def _places(places: NDArray, row_starts: NDArray, columns: NDArray, c: int, top:
             places[1, count] = i * yb.row + columns[k] * yb.column
             count += 1
     return count
-
-
-@jit
-def _add_taps(sums: NDArray, grad_weight: NDArray, f: int, c: int, u: int, v: int, g: Geometry) -> None:
-    for r in range(min(2, g.y.channels - f)):
-        for du in range(min(TILE_TAPS, g.kernel[0] - u)):
-            for dv in range(min(TILE_TAPS, g.kernel[1] - v)):
-                to = (((f + r) * g.x.channels + c) * g.kernel[0] + u + du) * g.kernel[1] + v + dv
-                grad_weight[to] += sums[(r * TILE_TAPS + du) * TILE_TAPS + dv]
 
 
 @cache
@@ -286,7 +214,8 @@ _gather_four, _gather_two = _gathering(4, 2), _gathering(2, 4)
 
 @Kernel
 def sparse_weight_grad(job: Any) -> None:
-    """full_weight_grad for few taps a filter: tiles of four and of two taps of one filter (plan.weight_grad_tiles)."""
+    """Sums over the tasks [sample, samples, first row of y, rows of y] of each part, [parts,F,C,kh,kw], by tiles of four and of two taps of
+    one filter (plan.weight_grad_tiles)."""
     x, grad, parts = floats(job, 0), floats(job, 1), floats(job, 2)
     numbers, row_starts, columns = longs(job, 4), ints(job, 5), ints(job, 6)
     filters4, offsets4, index4, segments4 = ints(job, 7), ints(job, 8), ints(job, 9), ints(job, 10)

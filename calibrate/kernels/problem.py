@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from .jit import jit
 from .layout import Band, Map
+from .simd import LANES
 
 
 class Geometry(NamedTuple):
@@ -29,17 +30,18 @@ PARTS = _HEADER - 1
 """Position of the number of parts in the numbers of a job."""
 
 
-def numbers_of(xb: Band, yb: Band, g: Geometry, tasks: NDArray, parts: int) -> NDArray:
+def numbers_of(xb: Band, yb: Band, g: Geometry, tasks: NDArray, parts: int = 1, bands: int = 1) -> NDArray:
     """Everything that a kernel has to know but the lists, for `sizes`, `task`, `tasks_of` and `part_of`."""
-    x_room, y_room = room(xb, yb)
+    x_room, y_room = room(xb, yb, bands)
     header = [*xb, *yb, *g.x, *g.y, *g.kernel, *g.stride, *g.padding, *g.dilation, len(tasks), x_room, y_room, parts]
     return np.concatenate([np.array(header, np.int64), tasks.reshape(-1)])
 
 
-def room(xb: Band, yb: Band) -> tuple[int, int]:
-    """Numbers in the buffers of a thread for both bands."""
+def room(xb: Band, yb: Band, bands: int = 1) -> tuple[int, int]:
+    """Numbers in the buffers of a thread for so many bands of each map; buffers begin at cache lines."""
     # The weight gradient's tile of taps may read past the kernel, never to use it.
-    return xb.size + 3 * xb.row + 3 * xb.column, yb.size + yb.column
+    x, y = bands * xb.size + 3 * xb.row + 3 * xb.column, bands * yb.size + yb.column
+    return -(-x // LANES) * LANES, -(-y // LANES) * LANES
 
 
 @jit

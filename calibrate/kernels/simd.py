@@ -114,6 +114,23 @@ def _tile_add_scaled(typing: Any, tile: Any, scales: Any, scale: Any, scale_stri
     return tile(tile, scales, types.intp, types.intp, array, types.intp), emit
 
 
+@intrinsic(prefer_literal=True)
+def _tile_add_outer(
+    typing: Any, tile: Any, scales: Any, scale: Any, columns: Any, scale_stride: Any, scale_column: Any, array: Any, start: Any
+) -> Any:
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emitter(context, builder, signature, args)
+        scale_data, data, lanes = e.data(1), e.data(6), ir.Constant(args[7].type, LANES)
+        shared = [e.load(e.element(data, args[7], (vector, lanes))) for vector in range(tile.vectors)]
+        factors = []
+        for row in range(tile.rows):
+            line, column = divmod(row, columns.literal_value)
+            factors.append(e.broadcast(e.element(scale_data, args[2], (line, args[4]), (column, args[5]))))
+        return e.update(tile, args[0], lambda row, vector, old: e.multiply_add(factors[row], shared[vector], old))
+
+    return tile(tile, scales, types.intp, columns, types.intp, types.intp, array, types.intp), emit
+
+
 @intrinsic
 def _tile_add_scaled_tile(typing: Any, tile: Any, scales: Any, scale: Any, scale_stride: Any, other: Any) -> Any:
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -195,23 +212,6 @@ def _tile_store_bytes(typing: Any, tile: Any, array: Any, start: Any) -> Any:
     return types.void(tile, array, types.intp), emit
 
 
-@intrinsic(prefer_literal=True)
-def _tile_add_products(
-    typing: Any, tile: Any, a: Any, a_start: Any, a_stride: Any, b: Any, b_start: Any, columns: Any, b_stride: Any, b_column: Any
-) -> Any:
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        e = Emitter(context, builder, signature, args)
-        a_data, b_data = e.data(1), e.data(4)
-        left = [e.load(e.element(a_data, args[2], (row, args[3]))) for row in range(tile.rows)]
-        right = []
-        for vector in range(tile.vectors):
-            line, column = divmod(vector, columns.literal_value)
-            right.append(e.load(e.element(b_data, args[5], (line, args[7]), (column, args[8]))))
-        return e.update(tile, args[0], lambda row, vector, old: e.multiply_add(left[row], right[vector], old))
-
-    return tile(tile, a, types.intp, types.intp, b, types.intp, columns, types.intp, types.intp), emit
-
-
 @intrinsic
 def _tile_add_gathered(typing: Any, tile: Any, a: Any, a_start: Any, b: Any, b_start: Any, offsets: Any, first: Any) -> Any:
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -230,18 +230,6 @@ def _tile_add_gathered(typing: Any, tile: Any, a: Any, a_start: Any, b: Any, b_s
         )
 
     return tile(tile, a, types.intp, b, types.intp, offsets, types.intp), emit
-
-
-@intrinsic
-def _tile_lane_sums(typing: Any, tile: Any, out: Any, start: Any) -> Any:
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        e = Emitter(context, builder, signature, args)
-        data, one = e.data(1), ir.Constant(args[2].type, 1)
-        for k in range(tile.rows * tile.vectors):
-            builder.store(e.lane_sum(builder.extract_value(args[0], k)), e.element(data, args[2], (k, one)))
-        return context.get_dummy_value()
-
-    return types.void(tile, out, types.intp), emit
 
 
 @intrinsic
@@ -331,6 +319,9 @@ tile_store_first = twins.tile_store_first if config.DISABLE_JIT else _tile_store
 tile_add_scaled = twins.tile_add_scaled if config.DISABLE_JIT else _tile_add_scaled
 """tile_add_scaled(tile, scales, scale, scale_stride, array, start):
 tile[r,v] += scales[scale + r*scale_stride] * array[start + v*LANES : + LANES]."""
+tile_add_outer = twins.tile_add_outer if config.DISABLE_JIT else _tile_add_outer
+"""tile_add_outer(tile, scales, scale, columns, scale_stride, scale_column, array, start):
+tile[r,v] += scales[scale + r//columns*scale_stride + r%columns*scale_column] * array[start + v*LANES : + LANES]."""
 tile_add_scaled_tile = twins.tile_add_scaled_tile if config.DISABLE_JIT else _tile_add_scaled_tile
 """tile_add_scaled_tile(tile, scales, scale, scale_stride, other): tile[r,v] += scales[scale + r*scale_stride] * other[r,v]."""
 tile_add = twins.tile_add if config.DISABLE_JIT else _tile_add
@@ -343,14 +334,9 @@ tile_load_bytes = twins.tile_load_bytes if config.DISABLE_JIT else _tile_load_by
 """tile_load_bytes(array, start): LANES numbers of an array of uint8, as a tile of one vector."""
 tile_store_bytes = twins.tile_store_bytes if config.DISABLE_JIT else _tile_store_bytes
 """tile_store_bytes(tile, array, start): a tile of numbers from 0 to 255 in an array of uint8, vector after vector."""
-tile_add_products = twins.tile_add_products if config.DISABLE_JIT else _tile_add_products
-"""tile_add_products(tile, a, a_start, a_stride, b, b_start, columns, b_stride, b_column):
-tile[r,v] += a[a_start + r*a_stride : + LANES] * b[b_start + v//columns*b_stride + v%columns*b_column : + LANES]."""
 tile_add_gathered = twins.tile_add_gathered if config.DISABLE_JIT else _tile_add_gathered
 """tile_add_gathered(tile, a, a_start, b, b_start, offsets, first):
 tile[r,v] += a[a_start + r*LANES : + LANES] * b[b_start + offsets[first + v] + r*LANES : + LANES]."""
-tile_lane_sums = twins.tile_lane_sums if config.DISABLE_JIT else _tile_lane_sums
-"""tile_lane_sums(tile, out, start): out[start + r*vectors + v] = sum over the lanes of tile[r,v]."""
 tile_column_sums = twins.tile_column_sums if config.DISABLE_JIT else _tile_column_sums
 """tile_column_sums(tile, out, start): out[start + v] = sum over the rows and lanes of tile[:,v]."""
 halve = twins.halve if config.DISABLE_JIT else _halve

@@ -41,6 +41,13 @@ def tile_add_scaled(tile: NDArray, scales: NDArray, scale: int, scale_stride: in
     return tile + _factors(scales, scale, scale_stride, tile) * _lines(array, start, LANES, tile.shape[1])
 
 
+def tile_add_outer(
+    tile: NDArray, scales: NDArray, scale: int, columns: int, scale_stride: int, scale_column: int, array: NDArray, start: int
+) -> NDArray:
+    factors = [scales[scale + row // columns * scale_stride + row % columns * scale_column] for row in range(len(tile))]
+    return tile + np.array(factors)[:, None, None] * _lines(array, start, LANES, tile.shape[1])
+
+
 def tile_add_scaled_tile(tile: NDArray, scales: NDArray, scale: int, scale_stride: int, other: NDArray) -> NDArray:
     return tile + _factors(scales, scale, scale_stride, tile) * other
 
@@ -69,21 +76,10 @@ def tile_store_bytes(tile: NDArray, array: NDArray, start: int) -> None:
     array[start : start + tile.size] = tile.reshape(-1)
 
 
-def tile_add_products(
-    tile: NDArray, a: NDArray, a_start: int, a_stride: int, b: NDArray, b_start: int, columns: int, b_stride: int, b_column: int
-) -> NDArray:
-    lines = [_lines(b, b_start + line * b_stride, b_column, columns) for line in range(tile.shape[1] // columns)]
-    return tile + _lines(a, a_start, a_stride, len(tile))[:, None] * np.concatenate(lines)
-
-
 def tile_add_gathered(tile: NDArray, a: NDArray, a_start: int, b: NDArray, b_start: int, offsets: NDArray, first: int) -> NDArray:
     left = _lines(a, a_start, LANES, len(tile))
     right = [_lines(b, b_start + offset, LANES, len(tile)) for offset in offsets[first : first + tile.shape[1]]]
     return tile + left[:, None] * np.stack(right, 1)
-
-
-def tile_lane_sums(tile: NDArray, out: NDArray, start: int) -> None:
-    out[start : start + tile.shape[0] * tile.shape[1]] = tile.sum(-1).reshape(-1)
 
 
 def tile_row_sums(tile: NDArray, out: NDArray, start: int) -> None:

@@ -16,32 +16,34 @@ def numbers(count: int, seed: int = 0) -> NDArray:
 def compiled(a: NDArray, b: NDArray, offsets: NDArray, out: NDArray) -> None:
     tile = simd.tile_load(a, 3, 40, 2, 2)
     tile = simd.tile_add_scaled(tile, b, 5, 1, a, 7)
-    tile = simd.tile_add_products(tile, a, 1, 17, b, 2, 1, 33, 0)
+    tile = simd.tile_add_outer(tile, a, 1, 1, 17, 0, b, 2)
     tile = simd.tile_add_gathered(tile, a, 9, b, 4, offsets, simd.at(offsets, 0))
     simd.tile_store(tile, out, 1, 50)
-    simd.tile_lane_sums(tile, out, 100)
     simd.tile_column_sums(tile, out, 104)
     simd.tile_store(simd.tile_zeros(1, 1), out, 106, 0)
+    grid = simd.tile_add_outer(simd.tile_zeros(4, 1), a, 1, 2, 17, 3, b, 2)
+    simd.tile_store(grid, out, 130, simd.LANES)
 
 
 def in_numpy(a: NDArray, b: NDArray, offsets: NDArray, out: NDArray) -> None:
     tile = twins.tile_load(a, 3, 40, 2, 2)
     tile = twins.tile_add_scaled(tile, b, 5, 1, a, 7)
-    tile = twins.tile_add_products(tile, a, 1, 17, b, 2, 1, 33, 0)
+    tile = twins.tile_add_outer(tile, a, 1, 1, 17, 0, b, 2)
     tile = twins.tile_add_gathered(tile, a, 9, b, 4, offsets, twins.at(offsets, 0))
     twins.tile_store(tile, out, 1, 50)
-    twins.tile_lane_sums(tile, out, 100)
     twins.tile_column_sums(tile, out, 104)
     twins.tile_store(twins.tile_zeros(1, 1), out, 106, 0)
+    grid = twins.tile_add_outer(twins.tile_zeros(4, 1), a, 1, 2, 17, 3, b, 2)
+    twins.tile_store(grid, out, 130, simd.LANES)
 
 
 def test_compiled_operations_equal_their_twins() -> None:
     a, b, offsets = numbers(200), numbers(200, 1), np.array([1, 30, 2], np.int32)
-    got, expected = np.full(130, np.nan, np.float32), np.full(130, np.nan, np.float32)
+    got, expected = np.full(200, np.nan, np.float32), np.full(200, np.nan, np.float32)
     compiled(a, b, offsets, got)
     in_numpy(a, b, offsets, expected)
     np.testing.assert_allclose(got, expected, rtol=FLOAT32_SUMS[0], atol=FLOAT32_SUMS[1])
-    assert np.isfinite(expected).sum() == 4 * simd.LANES + 4 + 2 + simd.LANES
+    assert np.isfinite(expected).sum() == 4 * simd.LANES + 2 + simd.LANES + 4 * simd.LANES
 
 
 def test_transpose() -> None:
