@@ -198,14 +198,31 @@ def _run_batch(model: nn.Module, batch: Samples, collectors: Mapping[str, Collec
     if any(collector.needs_gradient for collector in collectors.values()):
         logits = model(images.detach().requires_grad_())  # of a view: the source keeps its tensor as it was
         # The sum keeps each sample's gradient its own: in eval mode samples do not meet.
-        loss = F.cross_entropy(logits, labels, reduction="sum")
+        loss = _summed_loss(_tensor(logits), labels)
         _require_finite(loss)
-        loss.backward()
+        if loss.requires_grad:  # else the collectors name what no gradient reaches
+            loss.backward()
     else:
         with torch.no_grad():
-            _require_finite(model(images))
+            _require_finite(_tensor(model(images)))
     for collector in collectors.values():
         collector.commit()
+
+
+def _summed_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    try:
+        return F.cross_entropy(logits, labels, reduction="sum")
+    except (RuntimeError, ValueError, IndexError) as error:
+        got, wanted, largest = tuple(logits.shape), tuple(labels.shape), int(labels.max())
+        raise RunError(
+            f"the network gives outputs of shape {got} for labels of shape {wanted} up to {largest}; build it with more classes"
+        ) from error
+
+
+def _tensor(output: Any) -> Tensor:
+    if not isinstance(output, Tensor):
+        raise RunError(f"the network returns {type(output).__name__}, not one tensor of class scores; wrap it so that it does")
+    return output
 
 
 def _require_finite(value: Tensor) -> None:

@@ -62,13 +62,14 @@ def find_convolutions(model: nn.Module, input_shape: Sequence[int]) -> tuple[lis
     shapes: dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]] = {}
     convs = {name: module for name, module in model.named_modules() if isinstance(module, nn.modules.conv._ConvNd)}
 
-    def record(name: str) -> Callable[[nn.Module, tuple, torch.Tensor], None]:
-        def hook(_: nn.Module, args: tuple, output: torch.Tensor) -> None:
-            shapes.setdefault(name, []).append((tuple(args[0].shape), tuple(output.shape)))
+    def record(name: str) -> Callable[[nn.Module, tuple, dict[str, torch.Tensor], torch.Tensor], None]:
+        def hook(_: nn.Module, args: tuple, kwargs: dict[str, torch.Tensor], output: torch.Tensor) -> None:
+            x = args[0] if args else kwargs["input"]
+            shapes.setdefault(name, []).append((tuple(x.shape), tuple(output.shape)))
 
         return hook
 
-    handles = [module.register_forward_hook(record(name)) for name, module in convs.items()]
+    handles = [module.register_forward_hook(record(name), with_kwargs=True) for name, module in convs.items()]
     try:
         probe(model, input_shape)
     finally:
@@ -94,9 +95,9 @@ def probe(model: nn.Module, input_shape: Sequence[int]) -> torch.Tensor:
                 1, *input_shape, device=None if first is None else first.device, dtype=None if first is None else first.dtype
             )
             return model(zeros)
-    except (RuntimeError, ValueError) as error:
+    except Exception as error:  # the network's own code may raise anything
         shape = "x".join(map(str, input_shape))
-        cause = str(error).strip().splitlines()[0]
+        cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(f"the network does not accept an input of shape {shape}: {cause}; give its input as --input CxHxW") from error
 
 

@@ -1,8 +1,11 @@
 """Stand-ins for convolutions during a calibration pass: each adds up one kind of statistic as samples flow through."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
+from ..common.errors import UsageError
 from .convolutions import ConvSite
 from .frequency import Norm, TieBreaker, choose_blocks
 from .geometry import Conv
@@ -35,8 +38,15 @@ class Collector(nn.Module):
             self._pending[key] = value.detach().cpu().to(torch.int64 if value.dtype == torch.int64 else torch.float64)
 
     def commit(self) -> None:
-        """Add the current batch to the total."""
+        """Add the current batch to the total. UsageError where it should have had a gradient and had none."""
+        if self.needs_gradient and "taylor" not in self._pending:
+            raise UsageError(f"no gradient reaches the output of {self.site.name}, which Taylor scores need; use --preset thesis")
         self._sums = {key: value + self._sums[key] if key in self._sums else value for key, value in self._pending.items()}
+
+    def when_differentiated(self, y: Tensor, backward: Callable[[Tensor], None]) -> None:
+        """Give `backward` the gradient of this layer's output y, where the network computes one."""
+        if y.requires_grad:
+            y.register_hook(backward)
 
     def sums(self) -> dict[str, Tensor]:
         """The totals so far."""
@@ -58,15 +68,15 @@ class BlockFrequency(Collector):
         super().__init__(conv, site)
         self.keep, self.norm, self.ties, self.masked = keep, norm, ties, masked
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """x[N,C,H,W] -> y[N,F,oh,ow], of the blocks that each sample's own mask keeps."""
         conv = self.conv
-        padded, padding = explicit_padding(conv, x)
+        padded, padding = explicit_padding(conv, input)
         geometry = Conv.of(conv.stride, padding, conv.dilation, conv.groups)
         chosen = choose_blocks(padded, conv.kernel_size, geometry, self.norm, self.keep, self.ties, self.indices)
         self.add(frequency=chosen.frequency, norm=chosen.norm)
         if not self.masked or self.keep == self.site.positions:
-            return conv(x)
+            return conv(input)
         return masked_conv2d(padded, conv.weight, conv.bias, chosen.mask, conv.stride, padding, conv.dilation, conv.groups)
 
 
@@ -75,15 +85,15 @@ class BlockTaylor(Collector):
 
     needs_gradient = True
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """x[N,C,H,W] -> the dense y[N,F,oh,ow]."""
-        padded, padding = explicit_padding(self.conv, x)
-        y = self.conv(x)
+        padded, padding = explicit_padding(self.conv, input)
+        y = self.conv(input)
 
         def backward(grad: Tensor) -> None:
             self.add(taylor=block_taylor(padded.detach(), grad, self.conv.weight, self.geometry(padding), self.conv.groups))
 
-        y.register_hook(backward)
+        self.when_differentiated(y, backward)
         return y
 
 
@@ -95,11 +105,11 @@ class WeightScores(Collector):
         self.assignment = assignment
         self.needs_gradient = assignment is not None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """x[N,C,H,W] -> y[N,F,oh,ow] of the layer as it is, its masks included."""
-        padded, padding = explicit_padding(self.conv, x)
+        padded, padding = explicit_padding(self.conv, input)
         mask = getattr(self.conv, "ffp_mask", None)
-        y = self.conv(x)
+        y = self.conv(input)
         stride, _, dilation = self.geometry(padding)
         with torch.no_grad():
             for key, values in (("absolute", padded.abs()), ("signed", padded)):
@@ -111,7 +121,7 @@ class WeightScores(Collector):
                 scores = tap_taylor(padded.detach(), grad, self.conv.weight, mask, self.geometry(padding), self.conv.groups, assignment)
                 self.add(taylor=scores.kernel, taylor_group=scores.group, taylor_channel=scores.channel)
 
-            y.register_hook(backward)
+            self.when_differentiated(y, backward)
         return y
 
     def sums(self) -> dict[str, Tensor]:

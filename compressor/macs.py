@@ -134,7 +134,7 @@ def count_macs(model: nn.Module, input_shape: Sequence[int]) -> MacReport:
             stack.enter_context(context)
         try:
             model(torch.zeros(1, *shape, dtype=first.dtype, device=first.device))
-        except (RuntimeError, ValueError, IndexError, AssertionError) as error:
+        except Exception as error:  # the network's own code may raise anything
             raise UsageError(_misfit(shape, tally.running, error)) from error
     return MacReport(
         input_shape=shape,
@@ -285,7 +285,8 @@ def _shapes(args: tuple, kwargs: dict[str, Any]) -> str:
 def _misfit(shape: tuple[int, ...], running: list[tuple[str, str]], error: Exception) -> str:
     text = str(error) if isinstance(error, FinepruneError) else (str(error).splitlines() or [type(error).__name__])[0]
     where = f"layer {running[-1][0]!r} ({running[-1][1]})" if running and running[-1][0] else "its forward function"
-    return f"the model does not accept an input of {'x'.join(map(str, shape))}: {where} failed: {text}; give the shape it was made for"
+    given = "x".join(map(str, shape))
+    return f"the model does not accept an input of {given}: {where} failed: {text}; it gets one tensor: give the shape it was made for"
 
 
 @contextmanager

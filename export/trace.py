@@ -136,7 +136,7 @@ def _check_accepts(model: nn.Module, sample: torch.Tensor) -> None:
             output = model(sample)
     except FinepruneError as error:
         raise UsageError(f"the model does not accept input {shape}: {error}") from error
-    except (RuntimeError, ValueError, IndexError, AssertionError) as error:
+    except Exception as error:  # the network's own code may raise anything
         raise UsageError(f"the model does not accept input {shape}: {_first_line(error)}; give the input shape it was made for") from error
     if not isinstance(output, torch.Tensor):
         raise UsageError(

@@ -50,7 +50,8 @@ def train_network(
     held_out = "test" if len(data.test) else "validation"
     split = getattr(data, held_out)
     value = evaluate(model, split, device=device, progress=progress).accuracy if len(split) else None
-    write_bytes(output / CHECKPOINT, save({key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}))
+    # Copies, for safetensors refuses weights that layers share.
+    write_bytes(output / CHECKPOINT, save({key: tensor.detach().cpu().clone().contiguous() for key, tensor in model.state_dict().items()}))
     pictures = _reports(result, data, config, output, suspects)
     facts = {
         "model": spec.to_json(),

@@ -346,6 +346,42 @@ def test_a_network_without_convolutions_is_refused() -> None:
         blocks(data(), model=nn.Sequential(nn.Flatten(), nn.Linear(105, 3)).double())
 
 
+@pytest.mark.parametrize("pass_", [collect_block_statistics, collect_weight_statistics])
+def test_layers_without_gradients_are_refused_by_name(pass_) -> None:
+    class Frozen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.body = (nn.Conv2d(3, 3, 3, dtype=torch.float64, padding=1) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                x = self.stem(x)
+            return self.body(x).mean((2, 3))
+
+    with pytest.raises(UsageError, match=r"no gradient reaches the output of stem, .*; use --preset thesis"):
+        pass_(Frozen(), data(), input_shape=SHAPE, config=SMALL)
+
+
+def test_outputs_that_are_no_scores_of_the_classes_are_refused() -> None:
+    few = data()
+    few.labels[:] = 99
+    for collect_from in (blocks, weights):
+        with pytest.raises(RunError, match=r"outputs of shape \(3, 3\) for labels of shape \(3,\) up to 99; build it with more classes"):
+            collect_from(few)
+
+    class Answer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3, dtype=torch.float64)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"logits": self.conv(x).mean((2, 3))}
+
+    for criterion in ("taylor", "l2"):
+        with pytest.raises(RunError, match="the network returns dict, not one tensor of class scores"):
+            blocks(data(), criterion, Answer(), keep={})
+
+
 def test_settings_are_checked() -> None:
     with pytest.raises(UsageError, match="samples must be at least 1, got 0"):
         CalibrationConfig(samples=0)

@@ -92,6 +92,28 @@ def test_an_input_that_does_not_fit_is_named() -> None:
         probe(varied(), (3, 1, 1))
 
 
+def test_any_failure_of_the_networks_own_code_is_named() -> None:
+    class TwoInputs(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return x + y
+
+    with pytest.raises(UsageError, match=r"an input of shape 3x4x4: .*missing 1 required positional argument: 'y'"):
+        probe(TwoInputs(), (3, 4, 4))
+
+
+def test_an_input_given_by_name_is_seen() -> None:
+    class ByName(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 2, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(input=x)
+
+    (site,), _ = find_convolutions(ByName(), (3, 6, 4))
+    assert (site.input_size, site.output_size) == ((6, 4), (4, 2))
+
+
 @pytest.mark.parametrize(
     ("include", "exclude", "expected"),
     [

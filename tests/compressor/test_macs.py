@@ -192,6 +192,13 @@ def test_a_shape_that_does_not_fit_names_shape_and_layer() -> None:
         count_macs(model, (5, 5, 7))
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
+    class TwoInputs(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return x + y
+
+    with pytest.raises(UsageError, match=r"its forward function failed: .*missing 1 required positional argument: 'y'; it gets one tensor"):
+        count_macs(TwoInputs(), (3, 8, 8))
+
 
 def test_fixed_masks_refuse_another_size_by_name() -> None:
     layer = MaskedConv2d.wrap(nn.Conv2d(2, 3, 3), ffp_mask=torch.ones(2, 3, 5, dtype=torch.bool))

@@ -239,6 +239,13 @@ def test_a_model_with_several_outputs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="the model returns tuple, not one tensor"):
         export_onnx(Two().eval(), INPUT_SHAPE, tmp_path / "network.onnx")
 
+    class TwoInputs(nn.Module):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return x + y
+
+    with pytest.raises(UsageError, match=r"does not accept input 3x11x7: .*missing 1 required positional argument"):
+        export_onnx(TwoInputs().eval(), INPUT_SHAPE, tmp_path / "network.onnx")
+
 
 def test_a_forward_that_depends_on_values_is_refused(tmp_path: Path) -> None:
     class Branch(nn.Module):

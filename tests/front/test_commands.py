@@ -185,6 +185,22 @@ def test_report_draws_the_bundle(bundle: Path, tmp_path: Path) -> None:
     assert "depthwise" in (tmp_path / "r.html").read_text()
 
 
+def test_layers_that_share_weights_and_take_arguments_by_name(data: str, tmp_path: Path) -> None:
+    (tmp_path / "tied.py").write_text(
+        "from torch import nn\n\n\nclass Tied(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.stem, self.a, self.b = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3)\n"
+        "        self.b.weight, self.head = self.a.weight, nn.Linear(4, 10)\n\n"
+        "    def forward(self, x):\n        return self.head(self.b(self.a(self.stem(input=x)).relu()).amax((2, 3)))\n"
+    )
+    named = ["--model", f"{tmp_path}/tied.py:Tied", "--data", data]
+    succeed("train", *named, "--epochs", 1, "--output", tmp_path / "dense")
+    trained = [*named, "--checkpoint", tmp_path / "dense" / "model.safetensors"]
+    succeed("compress", *trained, "--ffp", 0.3, "--fwp", 0.5, "--epochs", 1, "--output", tmp_path / "b")
+    accuracy = Bundle.load(tmp_path / "b").facts["accuracy"]["finetuned"]
+    assert fineprune("eval", tmp_path / "b", "--json").json()["accuracy"] == accuracy
+    succeed("export", tmp_path / "b", "--output", tmp_path / "b.onnx")
+
+
 def test_models_lists_names_and_arguments() -> None:
     lines = succeed("models").out.splitlines()
     assert any(line.startswith("resnet20 ") and "width" in line for line in lines)
