@@ -4,9 +4,11 @@
     average  y[c,i,j] = sum_uv x[...] / count      count: taps inside the image, or where padding counts, inside image and padding
     mean     y[c] = sum_ij x[c,i,j] / (H*W)
 
-A work item of a pool is a row of y; of a mean, four vectors of channels.
+A work item of a pool is a row of y; of a mean, four vectors of channels. Where channels lie together, vectors hold channels; where both
+sides are NCHW, they hold places of a row whose windows lie inside of the image.
 """
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 from .conv import HEADER, Op, View
 from .jit import jit
 from .network import Pool
+from .positions_simd import pack_line, pointer
 from .vectors import LANES, added, load, maximum, multiplied, same, store, zeros
 
 _TOGETHER = 4 * LANES
@@ -27,7 +30,7 @@ def plan(layer: Pool, x: View, y: View) -> Op:
     own = [*sides[0], *sides[1], x.channels, x.height, x.width, y.width, *layer.kernel, *layer.strides, *layer.dilations]
     own += [layer.pads[0], layer.pads[1], *pads, int(layer.kind == "average")]
     work = 2e-10 * x.channels * y.width * layer.kernel[0] * layer.kernel[1]
-    return Op(kernel="pool", meta=np.array([0] * HEADER + own, np.int64), costs=np.full(y.height, work))
+    return Op(kernel="pool", meta=np.array([0] * HEADER + own, np.int64), costs=np.full(y.height, work), scratch=LANES)
 
 
 @jit
@@ -57,10 +60,25 @@ def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray,
     dh, dw, top, left = meta[m + 16], meta[m + 17], meta[m + 18], meta[m + 19]
     counted_top, counted_left, counted_bottom, counted_right = meta[m + 20], meta[m + 21], meta[m + 22], meta[m + 23]
     average = meta[m + 24] == 1
+    begin, end = ow, ow
+    if xj == 1 and yj == 1 and xc != 1 and yc != 1 and sw <= 2:
+        begin = min(ow, (left + sw - 1) // sw)
+        end = max(begin, min(ow, (W - 1 + left - (kw - 1) * dw) // sw + 1))
+        end = begin if end - begin < LANES // 2 else end  # a few places are made faster one by one
     for i in range(first, last):
         u_first, u_last = _window(i, sh, top, dh, kh, H)
         c_first, c_last = _window(i, sh, top - counted_top, dh, kh, H + counted_top + counted_bottom)
+        if end > begin:
+            factor = np.float32(1 / max(1, (c_last - c_first) * kw))
+            at, tap = y + i * yi + begin, x + (i * sh - top + u_first * dh) * xi + begin * sw - left
+            for c in range(C):
+                if sw == 1:
+                    _row_1(arena, tap + c * xc, at + c * yc, dh * xi, dw, u_last - u_first, kw, end - begin, average, factor, scratch)
+                else:
+                    _row_2(arena, tap + c * xc, at + c * yc, dh * xi, dw, u_last - u_first, kw, end - begin, average, factor, scratch)
         for j in range(ow):
+            if begin <= j < end:
+                continue
             v_first, v_last = _window(j, sw, left, dw, kw, W)
             d_first, d_last = _window(j, sw, left - counted_left, dw, kw, W + counted_left + counted_right)
             factor = np.float32(1 / max(1, (c_last - c_first) * (d_last - d_first)))
@@ -81,6 +99,44 @@ def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray,
                             new = arena[tap + c * xc + u * dh * xi + v * dw * xj]
                             total = total + new if average else (new if new > total or new != new else total)
                     arena[at + c * yc] = total * factor if average else total
+
+
+@cache
+def _row(step: int) -> Any:
+    """`count` places of a row, `step` apart in x, whose windows are `columns` wide; the surplus of the last vector ends in scratch."""
+
+    @jit
+    def row_of(
+        arena: NDArray,
+        tap: int,
+        at: int,
+        row: int,
+        pixel: int,
+        rows: int,
+        columns: int,
+        count: int,
+        average: bool,
+        factor: float,
+        scratch: int,
+    ) -> None:
+        for j in range(0, count, LANES):
+            total = same(np.float32(0) if average else np.float32(-np.inf), 1)
+            for u in range(rows):
+                for v in range(columns):
+                    value = pack_line(pointer(arena), tap + j * step + u * row + v * pixel, 0, 0, LANES, step)
+                    total = added(total, value) if average else maximum(total, value)
+            total = multiplied(total, same(factor, 1)) if average else total
+            if j + LANES <= count:
+                store(total, arena, at + j)
+            else:
+                store(total, arena, scratch)
+                for k in range(count - j):
+                    arena[at + j + k] = arena[scratch + k]
+
+    return row_of
+
+
+_row_1, _row_2 = _row(1), _row(2)
 
 
 def _merged(vectors: int) -> Any:
