@@ -24,12 +24,10 @@ FAMILIES = {
     "auto-lr": ("D", "#7a5ea8"),
     "random": ("s", "#888"),
     "late-random": ("*", "#888"),
-    "equal-75": ("v", "#444"),
-    "equal-60": ("v", "#444"),
-    "stop-75": ("^", "#444"),
-    "stop-60": ("^", "#444"),
+    "equal": ("v", "#444"),
+    "stop": ("^", "#444"),
 }
-"""Row -> marker and colour: warm for fine-pruning, blue for infobatch, grey for what knows no losses."""
+"""Row, without its number -> marker and colour: warm for fine-pruning, blue for infobatch, grey for what knows no losses."""
 
 
 def main() -> None:
@@ -44,7 +42,7 @@ def main() -> None:
 
 def draw(path: Path, tables: Mapping[str, list[dict[str, Any]]], goals: Mapping[str, tuple[float, float]]) -> None:
     """One panel a network: mean over seeds, the standard deviation as a bar; shaded is where a goal is met."""
-    shown = {network: [row for row in rows if row["row"] in FAMILIES] for network, rows in tables.items()}
+    shown = {network: [row for row in rows if _family(row) in FAMILIES] for network, rows in tables.items()}
     figure = Figure(figsize=(4.6 * len(shown) + 1.7, 4.3), layout="constrained")
     panels = figure.subplots(1, len(shown), squeeze=False)[0]
     for axes, (network, rows) in zip(panels, shown.items(), strict=True):
@@ -52,7 +50,10 @@ def draw(path: Path, tables: Mapping[str, list[dict[str, Any]]], goals: Mapping[
     panels[0].set_ylabel("test accuracy against the regular run, points")
     handles = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     order = [name for name in FAMILIES if name in handles]
-    figure.legend([handles[name] for name in order], order, loc="outside right center", frameon=False, fontsize=8)
+    labels = {"equal": "equal time, squeezed", "stop": "equal time, stopped"}
+    figure.legend(
+        [handles[name] for name in order], [labels.get(name, name) for name in order], loc="outside right center", frameon=False, fontsize=8
+    )
     with rc_context({"svg.hashsalt": "data pruning", "svg.fonttype": "none"}):
         figure.savefig(path, dpi=130, metadata={"Date": None} if path.suffix == ".svg" else None)
 
@@ -60,17 +61,28 @@ def draw(path: Path, tables: Mapping[str, list[dict[str, Any]]], goals: Mapping[
 def _panel(axes: Axes, network: str, rows: list[dict[str, Any]], goals: Mapping[str, tuple[float, float]]) -> None:
     axes.axhline(0, color="#bbb", linewidth=0.8, zorder=0)
     for row in rows:
-        marker, colour = FAMILIES[row["row"]]
+        marker, colour = FAMILIES[_family(row)]
         size = 11 if marker == "*" else 6
-        style = {"marker": marker, "color": colour, "markersize": size, "elinewidth": 0.8, "linestyle": "none", "label": row["row"]}
-        axes.errorbar(time_saved(row), row["difference"], yerr=row["difference_spread"], **style)
+        style = {"marker": marker, "color": colour, "markersize": size, "elinewidth": 0.8, "linestyle": "none"}
+        axes.errorbar(time_saved(row), row["difference"], yerr=row["difference_spread"], label=_family(row), **style)
     low, high = axes.get_ylim()
     right = max(axes.get_xlim()[1], 45.0)
-    axes.set(xlim=(min(0.0, axes.get_xlim()[0]), right), ylim=(low, max(high, 0.5)), title=network, xlabel="time saved, %")
+    axes.set(
+        xlim=(min(0.0, axes.get_xlim()[0]), right), ylim=(low, max(high, 0.5)), title=f"{network}, {_seeds(rows)}", xlabel="time saved, %"
+    )
     for name, (saved, lost) in goals.items():
         axes.fill_between([saved, right], -lost, axes.get_ylim()[1], color="#3a8f5c", alpha=0.13, linewidth=0, zorder=0)
         axes.annotate(name, (saved, axes.get_ylim()[1]), (3, -3), textcoords="offset points", va="top", fontsize=8, color="#2c6e46")
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _family(row: dict[str, Any]) -> str:
+    return str(row["row"]).removesuffix("-75").removesuffix("-60")
+
+
+def _seeds(rows: list[dict[str, Any]]) -> str:
+    counts = sorted({len(row["seeds"]) for row in rows})
+    return f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else f"{counts[0]} seed{'s' * (counts[0] > 1)}"
 
 
 def time_saved(row: dict[str, Any]) -> float:
