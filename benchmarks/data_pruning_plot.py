@@ -66,7 +66,7 @@ def _panel(axes: Axes, network: str, rows: list[dict[str, Any]], goals: Mapping[
         style = {"marker": marker, "color": colour, "markersize": size, "elinewidth": 0.8, "linestyle": "none"}
         axes.errorbar(time_saved(row), row["difference"], yerr=row["difference_spread"], label=_family(row), **style)
     low, high = axes.get_ylim()
-    right = max(axes.get_xlim()[1], 45.0)
+    right = max(axes.get_xlim()[1], 50.0)
     axes.set(
         xlim=(min(0.0, axes.get_xlim()[0]), right), ylim=(low, max(high, 0.5)), title=f"{network}, {_seeds(rows)}", xlabel="time saved, %"
     )
