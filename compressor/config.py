@@ -32,6 +32,11 @@ class _Ratios:
     def kind(self) -> str:
         return type(self).__name__.removesuffix("Config")
 
+    @property
+    def prunes(self) -> bool:
+        """Whether anything is asked for."""
+        return bool(self.ratio or any(self.per_layer.values()))
+
     def override(self, layer: str) -> float | None:
         """The pruned fraction that `per_layer` gives this layer (the last glob that matches), or None."""
         matches = [value for pattern, value in self.per_layer.items() if fnmatchcase(layer, pattern)]

@@ -71,6 +71,19 @@ class CalibrationRun:
         )
 
 
+def prunable(model: nn.Module, config: PruneConfig, input_shape: tuple[int, ...]) -> tuple[list[ConvSite], list[Skipped]]:
+    """`find_convolutions` of a network that `config` fits: UsageError where it doesn't, before any pass over the samples."""
+    sites, skipped = find_convolutions(model, input_shape)
+    if not sites:
+        reasons = "".join(f"; {s.name}: {s.reason}" for s in skipped)
+        raise UsageError(f"the network has no convolution that can carry masks{reasons}; give one with nn.Conv2d layers")
+    if any(masked_layers(model)):
+        raise UsageError("the network carries masks already; prune the dense network it came from")
+    for part in (config.ffp, config.fwp):
+        chosen_sites(sites, part)
+    return sites, skipped
+
+
 def prune(
     model: nn.Module, config: PruneConfig, run: CalibrationRun, *, blocks: Statistics | None = None, weights: Statistics | None = None
 ) -> Pruned:
@@ -78,22 +91,16 @@ def prune(
 
     The model given is left as it is. UsageError when statistics belong to another network, or when it has nothing to mask.
     """
-    sites, skipped = find_convolutions(model, run.input_shape)
-    if not sites:
-        raise UsageError("the network has no convolution that can carry masks" + "".join(f"; {s.name}: {s.reason}" for s in skipped))
-    if any(masked_layers(model)):
-        raise UsageError("the network carries masks already; prune the dense network it came from")
-    for part in (config.ffp, config.fwp):
-        chosen_sites(sites, part)  # a glob without a match fails before any pass over the samples
+    sites, skipped = prunable(model, config, run.input_shape)
     ffp_masks: dict[str, Tensor] = {}
-    if _prunes(config.ffp):
+    if config.ffp.prunes:
         blocks = _checked(blocks, model, {}, run) or run.block_statistics(model, sites, config)
         _check_counts(blocks, sites, config)
         ffp_masks = select_blocks(blocks, sites, config.ffp)
     masked = bake(model, ffp_masks=ffp_masks)
     fwp_masks: dict[str, Tensor] = {}
     groups: dict[str, Tensor] = {}
-    if _prunes(config.fwp):
+    if config.fwp.prunes:
         weights = _checked(weights, masked, ffp_masks, run) or run.weight_statistics(masked, config)
         parameters = {site.name: _weight(masked, site) for site in sites}
         fwp_masks = select_taps(weights, parameters, ffp_masks, sites, config.fwp)
@@ -101,7 +108,7 @@ def prune(
             groups = {site.name: filter_groups(weights, site, config.fwp) for site in sites if site.name in fwp_masks}
         masked = bake(model, ffp_masks=ffp_masks, fwp_masks=fwp_masks)
     if not ffp_masks and not fwp_masks:
-        run.progress.log("warning: nothing was pruned; give --ffp or --fwp a fraction above 0")
+        run.progress.log("warning: nothing was pruned; give --prune, --ffp or --fwp a fraction above 0")
     return Pruned(model=masked, ffp_masks=ffp_masks, fwp_masks=fwp_masks, groups=groups, skipped=skipped)
 
 
@@ -110,10 +117,6 @@ def _weight(model: nn.Module, site: ConvSite) -> Tensor:
     if not isinstance(weight, Tensor):
         raise TypeError(f"{site.name} has no weight tensor")
     return weight
-
-
-def _prunes(config: object) -> bool:
-    return bool(getattr(config, "ratio", 0) or any(getattr(config, "per_layer", {}).values()))
 
 
 def _check_counts(blocks: Statistics, sites: list[ConvSite], config: PruneConfig) -> None:

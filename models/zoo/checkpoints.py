@@ -93,6 +93,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_torch(path: Path) -> Any:
+    broken = RunError(f"{path} is truncated or not a checkpoint; copy or download it again")
     try:
         with path.open("rb") as stream:
             return torch.load(stream, map_location="cpu", weights_only=True)
@@ -103,14 +104,9 @@ def _read_torch(path: Path) -> Any:
                 f"{path} holds objects other than weights ({found[1]}), which are not loaded because they can run code; "
                 "load it where you trust it and save model.state_dict() alone"
             ) from error
-        raise _broken(path, error) from error
+        raise broken from error
     except Exception as error:  # a broken file ends in almost any of the unpickler's and the archive reader's errors
-        raise _broken(path, error) from error
-
-
-def _broken(path: Path, error: Exception) -> RunError:
-    detail = str(error).strip().partition("\n")[0][:120] or type(error).__name__
-    return RunError(f"{path} is truncated or not a checkpoint ({detail}); copy or download it again")
+        raise broken from error
 
 
 def _without_prefix(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

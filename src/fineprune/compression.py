@@ -24,7 +24,7 @@ from .common.progress import Progress, Silent
 from .compressor.bundle import Bundle, check_target
 from .compressor.config import PruneConfig, prune_config
 from .compressor.macs import MacReport, count_macs
-from .compressor.prune import CalibrationRun, Pruned
+from .compressor.prune import CalibrationRun, Pruned, prunable
 from .compressor.prune import prune as prune_network
 from .export.machine import machine_facts, package_versions
 from .models.data import ImageData, load_data
@@ -158,6 +158,9 @@ def compress_network(
     if job.finetune is not None:
         check_settings(data, job.finetune)
     given = read_statistics(statistics)
+    for kind, part in (("blocks", job.config.ffp), ("weights", job.config.fwp)):
+        if given and part.prunes and kind not in given:
+            progress.log(f"{statistics} holds no statistics of {kind}: they are collected now")
     key = {"job": job.to_json(), "data": data.to_json(), "network": fingerprint(model)} if output is not None else {}
     with work_folder(output, key) as folder:
         bundle = _Run(model, data, job, device, progress, folder).bundle(spec, given)
@@ -180,6 +183,7 @@ class _Run:
     def bundle(self, spec: ModelSpec | None, statistics: Mapping[str, Statistics]) -> Bundle:
         """All steps in order."""
         report = count_macs(self.model, self.data.input_shape)
+        prunable(self.model, self.job.config, self.data.input_shape)
         accuracy = {"dense": self.accuracy(self.model, "dense")}
         where = self.folder and self.folder / "statistics"
         calibration = calibration_run(self.data, self.job.calibration, self.device, where, self.progress)
@@ -187,6 +191,8 @@ class _Run:
         for skipped in pruned.skipped:
             self.progress.log(f"left dense: {skipped.name}: {skipped.reason}")
         masked_report = count_macs(pruned.model, self.data.input_shape)
+        if note := shortfall(self.job.config, pruned, masked_report):
+            self.progress.log(note)
         accuracy["masked"] = self.accuracy(pruned.model, "masked")
         if self.recalibrate(pruned.model):
             accuracy["batchnorm_recalibrated"] = self.accuracy(pruned.model, "with the better BatchNorm statistics")
@@ -283,6 +289,25 @@ def _masks(config: PruneConfig, pruned: Pruned, dense: MacReport, masked: MacRep
         "conv_macs_kept": masked.conv_macs / max(dense.conv_macs, 1),
         "left_dense": [{"name": s.name, "reason": s.reason} for s in pruned.skipped],
     }
+
+
+def shortfall(config: PruneConfig, pruned: Pruned, report: MacReport) -> str:
+    """Why clearly less was pruned than asked; empty where it was not, or where the request spares some layers itself."""
+    asked = 1 - (1 - config.ffp.ratio) * (1 - config.fwp.ratio)
+    missing = asked - (1 - report.conv_macs / max(report.conv_macs_dense, 1))
+    chosen = any(part.per_layer or part.include or part.exclude for part in (config.ffp, config.fwp))
+    if missing < _CLEARLY or chosen or config.fwp.pointwise == "exempt":
+        return ""
+    names = {skipped.name for skipped in pruned.skipped}
+    dense = sum(layer.macs for layer in report.layers if layer.name in names) / report.conv_macs_dense
+    causes = [f"{dense:.1%} are in layers left dense"] if dense else []
+    if missing - asked * dense >= _CLEARLY:
+        causes.append("of every layer some stays, so that none is cut off")
+    return f"{asked - missing:.1%} of the convolution multiply-adds are pruned, not {asked:.1%}: {'; '.join(causes)}"
+
+
+_CLEARLY = 0.02
+"""Fraction of the multiply-adds below which a difference is that of whole taps and blocks."""
 
 
 def ratios(config: PruneConfig, pruned: Pruned, report: MacReport) -> dict[str, dict[str, float]]:

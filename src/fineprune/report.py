@@ -119,6 +119,7 @@ def training_figure(training: dict[str, Any]) -> "Figure":
 
 
 _RUNTIME_COLOURS = (DENSE, "#e5d5c5", "#d9e5d0", "#c9b7d4", "#b7cbd4", "#d4b7b7")
+_OURS = {"engine compressed": KEPT, "onnxruntime compressed": "#6f9fc4"}
 
 
 def latency_figure(bench: dict[str, Any]) -> "Figure":
@@ -135,7 +136,7 @@ def latency_figure(bench: dict[str, Any]) -> "Figure":
             [(r["median_ms"] - r["p25_ms"]) / r["batch_size"] for r in rows],
             [(r["p75_ms"] - r["median_ms"]) / r["batch_size"] for r in rows],
         ]
-        colour = KEPT if "compressed" in runtime else _RUNTIME_COLOURS[number % len(_RUNTIME_COLOURS)]
+        colour = _OURS.get(runtime) or _RUNTIME_COLOURS[number % len(_RUNTIME_COLOURS)]
         bars = axes.bar(places, medians, width, yerr=whiskers, color=colour, label=runtime, ecolor="#555")
         axes.bar_label(bars, fmt="%.2f", fontsize=8, padding=2)
     axes.set_xticks(range(len(groups)), [f"batch {batch}, {threads} thread{'s' * (threads > 1)}" for batch, threads in groups])

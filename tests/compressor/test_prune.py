@@ -103,7 +103,7 @@ def test_groups_come_with_the_scope_that_has_them() -> None:
 def test_nothing_to_prune_is_said() -> None:
     progress = Recorder()
     pruned = prune(varied(), prune_config(), calibration(progress=progress))
-    assert progress.lines == ["warning: nothing was pruned; give --ffp or --fwp a fraction above 0"]
+    assert progress.lines == ["warning: nothing was pruned; give --prune, --ffp or --fwp a fraction above 0"]
     assert (pruned.ffp_masks, pruned.fwp_masks, progress.loops) == ({}, {}, [])
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 import fineprune
 from fineprune.common.errors import RunError, UsageError
+from fineprune.common.progress import Silent
 from fineprune.deployment import bench_layers
 from fineprune.models.data import load_data
 from fineprune.models.data.load import data_from_arrays
@@ -46,6 +47,29 @@ def test_layers_of_a_network_with_weights_masked_are_all_timed(data: str) -> Non
     bundle = fineprune.compress(wide, load_data(data), prune=0.6, epochs=0, samples=50)
     network = network_of(bundle, model=wide)
     assert [row.name for row in bench_layers(network, rounds=1)] == ["0", "2"]
+
+
+class Lines(Silent):
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def log(self, message: str) -> None:
+        self.lines.append(message)
+
+
+def test_less_pruned_than_asked_is_explained(data: str) -> None:
+    twice = nn.Conv2d(6, 6, 3, padding=1)
+    module = nn.Sequential(nn.Conv2d(1, 6, 3), twice, nn.ReLU(), twice, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(6, 10))
+    said: list[list[str]] = []
+    for model, ratio in ((module, 0.5), (own_module(), 0.99), (own_module(), 0.5)):
+        progress = Lines()
+        fineprune.compress(model, load_data(data), prune=ratio, epochs=0, samples=20, progress=progress)
+        said.append([line for line in progress.lines if "of the convolution multiply-adds are pruned, not" in line])
+    assert [line.partition(": ")[2] for line in said[0]] == ["92.3% are in layers left dense"]
+    assert [line.partition(": ")[2] for line in said[1]] == ["of every layer some stays, so that none is cut off"]
+    assert "not 99.0%" in said[1][0] and not said[2]
 
 
 def test_compress_leaves_the_callers_network_alone(data: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from fineprune.compressor.bundle import Bundle
+from fineprune.report import latency_figure
 from support.command import TRAINING, fineprune, succeed
 
 
@@ -180,6 +181,13 @@ def test_bench_shows_peers_and_layers_and_draws(bundle: Path, tmp_path: Path) ->
     assert "onnxruntime int8" in plot.read_text()
 
 
+def test_every_runtime_has_a_colour_of_its_own() -> None:
+    names = ["onnxruntime dense", "torch dense", "onnxruntime int8", "engine compressed", "onnxruntime compressed"]
+    times = {"batch_size": 1, "threads": 1, "median_ms": 2.0, "p25_ms": 1.0, "p75_ms": 3.0}
+    figure = latency_figure({"rows": [{"runtime": name, **times} for name in names]})
+    assert len({bar.get_facecolor() for bar in figure.axes[0].patches}) == len(names)
+
+
 def test_report_draws_the_bundle(bundle: Path, tmp_path: Path) -> None:
     succeed("report", bundle, "--output", tmp_path / "r.html")
     assert "depthwise" in (tmp_path / "r.html").read_text()
@@ -195,10 +203,10 @@ def test_layers_that_share_weights_and_take_arguments_by_name(data: str, tmp_pat
     named = ["--model", f"{tmp_path}/tied.py:Tied", "--data", data]
     succeed("train", *named, "--epochs", 1, "--output", tmp_path / "dense")
     trained = [*named, "--checkpoint", tmp_path / "dense" / "model.safetensors"]
-    succeed("compress", *trained, "--ffp", 0.3, "--fwp", 0.5, "--epochs", 1, "--output", tmp_path / "b")
+    succeed("compress", *trained, "--prune", 0.5, "--epochs", 1, "--output", tmp_path / "b")
     accuracy = Bundle.load(tmp_path / "b").facts["accuracy"]["finetuned"]
     assert fineprune("eval", tmp_path / "b", "--json").json()["accuracy"] == accuracy
-    succeed("export", tmp_path / "b", "--output", tmp_path / "b.onnx")
+    assert "3 masked convolutions" in succeed("export", tmp_path / "b", "--output", tmp_path / "b.onnx").out
 
 
 def test_models_lists_names_and_arguments() -> None:

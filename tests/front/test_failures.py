@@ -162,7 +162,7 @@ def test_a_loss_that_is_not_finite(named: list[object], trained: list[object], t
 
 
 def test_masks_are_fixed_to_their_input_size(bundle: Path, tmp_path: Path) -> None:
-    message = "the masks of .*bundle are fixed to inputs of 1x16x16, not 1x32x32; compress the network at 1x32x32"
+    message = "the masks of .*bundle were made for inputs of 1x16x16, not 1x32x32; compress the network at 1x32x32"
     for command in (["macs"], ["bench"], ["export", "--output", tmp_path / "m.onnx"]):
         assert_fails(2, message, command[0], bundle, "--input", "1x32x32", *command[1:])
     assert_fails(2, r"--input is CxHxW such as 3x32x32, got '32'", "macs", bundle, "--input", "32")
@@ -231,6 +231,10 @@ def test_outputs_that_are_something_else(named: list[object], trained: list[obje
     assert_fails(2, "notes.txt exists and is not named as an HTML file", "report", bundle, "--output", tmp_path / "notes.txt")
     assert_fails(2, "there is no peer 'tvm'; --peers takes all, none or some of openvino,MNN,ncnn,int8", "bench", bundle, "--peers", "tvm")
     assert_fails(2, "--plot writes .png or .svg", "bench", bundle, "--plot", tmp_path / "latency.jpg")
+    (tmp_path / "blocks" / "toy.json").write_text("{}")
+    before = sorted(tmp_path.rglob("*"))
+    no_latencies = ["report", bundle, "--bench", tmp_path / "blocks" / "toy.json", "--output", tmp_path / "r.html"]
+    assert_fails(2, "toy.json holds no latencies; write it by `fineprune bench", *no_latencies)
     assert_fails(2, "there is no file /nowhere.json", "report", bundle, "--bench", "/nowhere.json", "--output", tmp_path / "r.html")
     assert sorted(tmp_path.rglob("*")) == before
     assert (tmp_path / "notes.txt").read_text() == "mine"
@@ -284,6 +288,19 @@ def test_statistics_of_other_settings(trained: list[object], tmp_path: Path, out
     assert_fails(2, "were collected .*; calibrate again with the same options", "compress", *trained, "--ffp", 0.4, "--fwp", 0.3, *given)
     assert_fails(2, "calibrate", "compress", *trained, "--preset", "thesis", "--ffp", 0.3, *given)
     assert_fails(2, "nothing to prune", "calibrate", *trained, "--output", output)
+
+
+def test_a_request_that_does_not_fit_the_network_fails_before_it_is_measured(trained: list[object], tmp_path: Path, output: Path) -> None:
+    result = fineprune("compress", *trained, "--prune", 0.3, "--include", "layer9*", "--epochs", 0, "--output", output)
+    assert result.code == 2
+    assert "the pattern 'layer9*' matches no convolution; they are: stem, depthwise, grouped" in result.err
+    assert "dense: test accuracy" not in result.err
+
+
+def test_statistics_of_one_kind_are_not_taken_for_both(trained: list[object], tmp_path: Path) -> None:
+    assert fineprune("calibrate", *trained, "--fwp", 0.3, "--samples", 40, "--output", tmp_path / "s").code == 0
+    result = fineprune("compress", *trained, "--ffp", 0.3, "--epochs", 0, "--statistics", tmp_path / "s", "--output", tmp_path / "b")
+    assert "s holds no statistics of blocks: they are collected now" in result.err
 
 
 def test_another_start_does_not_resume(named: list[object], checkpoint: Path, tmp_path: Path) -> None:

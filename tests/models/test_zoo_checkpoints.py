@@ -129,7 +129,7 @@ def test_truncated_safetensors(tmp_path: Path, trained: State, model: nn.Module)
 def test_other_content(tmp_path: Path, model: nn.Module) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("these are not weights\n")
-    refused(model, path, RunError, "notes.txt is truncated or not a checkpoint")
+    refused(model, path, RunError, "notes.txt is truncated or not a checkpoint; copy or download it again")
     refused(model, save(tmp_path / "list.pt", [1, 2]), RunError, "holds no state dict but list")
     refused(model, save(tmp_path / "dict.pt", {"epoch": 3}), RunError, "holds no state dict but a dict with 'epoch'")
     refused(model, save(tmp_path / "mixed.pt", {"w": torch.ones(1), "epoch": 3}), RunError, r"1 not tensors \(epoch\)")

@@ -56,4 +56,5 @@ def export(as_json: bool, output: Path, plain: bool, parity_samples: int, **opti
     if facts["parity"]:
         print_parity(facts["parity"])
     report = exported.report
-    click.echo(f"wrote {output}: {report.bytes / 1e6:.3f} MB, {len(report.masked_layers)} masked convolutions, opset {report.opset}")
+    masked = sum(layer.macs < layer.macs_dense for layer in report.layers)
+    click.echo(f"wrote {output}: {report.bytes / 1e6:.3f} MB, {masked} masked convolutions, opset {report.opset}")

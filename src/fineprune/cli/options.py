@@ -335,7 +335,7 @@ def open_network(options: dict[str, Any], data: "ImageData | None" = None) -> "N
         if shape != network.input_shape:
             fixed, asked = ("x".join(map(str, s)) for s in (network.input_shape, shape))
             raise UsageError(
-                f"the masks of {options['bundle']} are fixed to inputs of {fixed}, not {asked}; compress the network at {asked} instead"
+                f"the masks of {options['bundle']} were made for inputs of {fixed}, not {asked}; compress the network at {asked} instead"
             )
         return network
     spec = model_spec(options["model"], options["model_args"])

@@ -21,5 +21,8 @@ def report(bundle: Path, output: Path | None, bench: Path | None) -> None:
     if bench is not None and not bench.is_file():
         raise UsageError(f"there is no file {bench}; write it by `fineprune bench {bundle} --json`")
     check_writable(output)
-    write_report(bundle, output, bench=read_json(bench) if bench else None)
+    latencies = read_json(bench) if bench else None
+    if bench and not (isinstance(latencies, dict) and {"rows", "config", "machine"} <= latencies.keys()):
+        raise UsageError(f"{bench} holds no latencies; write it by `fineprune bench {bundle} --json`")
+    write_report(bundle, output, bench=latencies)
     click.echo(f"wrote {output}")
