@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .geometry import Conv, output_size
+from .mask_facts import keeps_everything, of_mask
 
 _CHUNK_BYTES = {"cpu": 3 << 20, "cuda": 256 << 20, "mps": 64 << 20}
 """Size of the patch matrix. CPU: measured best on 16x32x32 to 128x8x8 layers, where 2-5 MB are equally fast."""
@@ -25,7 +26,9 @@ def forward(x: Tensor, weight: Tensor, mask: Tensor, conv: Conv) -> Tensor:
         y = F.conv2d(x, weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
         return _channels_last(y * _per_filter(mask, weight.shape[0], y.dtype))
     if tuple(weight.shape[2:]) == (1, 1):
-        return _channels_last(F.conv2d(_sample(x, conv) * mask, weight, groups=conv.groups))
+        if keeps_everything(mask):
+            return _channels_last(F.conv2d(x, weight, None, conv.stride, conv.padding, conv.dilation, conv.groups))
+        return _channels_last(F.conv2d(_sample(x, conv) * _factors(mask, x.dtype), weight, groups=conv.groups))
     y = x.new_empty(x.shape[0], *conv.output(x.shape[2:], weight.shape[2:]), conv.groups, weight.shape[0] // conv.groups)
     matrix = weight_matrix(weight, conv.groups)
     for rows, patches in masked_patches(x, mask, weight.shape[2:], conv[:3], conv.groups):
@@ -40,11 +43,13 @@ def input_grad(grad: Tensor, weight: Tensor, mask: Tensor, conv: Conv, size: Seq
     if per_group == 1:
         masked = grad * _per_filter(mask, filters, grad.dtype)
         return dense_input_grad(masked, weight, conv, shape)
+    if kernel == [1, 1] and keeps_everything(mask):
+        return dense_input_grad(grad, weight, conv, shape)
     grad_padded = grad.new_zeros(shape[0], size[0] + 2 * conv.padding[0], size[1] + 2 * conv.padding[1], shape[1])
     cropped = _crop(grad_padded.permute(0, 3, 1, 2), conv.padding, shape)
     if kernel == [1, 1]:
         sampled = dense_input_grad(grad, weight, Conv(groups=conv.groups), (*shape[:2], *grad.shape[2:]))
-        _strided(grad_padded.permute(0, 3, 1, 2), conv).copy_(sampled * mask)
+        torch.mul(sampled, _factors(mask, grad.dtype), out=_strided(grad_padded.permute(0, 3, 1, 2), conv))
         return _channels_last(cropped)
     transposed = weight_matrix(weight, conv.groups).transpose(1, 2).contiguous()
     grad_nhwc, mask_nhwc = _by_group(grad, conv.groups), _mask_nhwc(mask, grad.dtype)
@@ -62,7 +67,9 @@ def weight_grad(grad: Tensor, x: Tensor, mask: Tensor, conv: Conv, kernel: Seque
     if per_group == 1:
         return dense_weight_grad(grad * _per_filter(mask, filters, grad.dtype), x, conv, shape)
     if tuple(kernel) == (1, 1):
-        return dense_weight_grad(grad, _sample(x, conv) * mask, Conv(groups=conv.groups), shape)
+        if keeps_everything(mask):
+            return dense_weight_grad(grad, x, conv, shape)
+        return dense_weight_grad(grad, _sample(x, conv) * _factors(mask, x.dtype), Conv(groups=conv.groups), shape)
     grad_matrix = x.new_zeros(conv.groups, kernel[0] * kernel[1] * per_group, filters // conv.groups)
     grad_nhwc = _by_group(grad, conv.groups)
     for rows, patches in masked_patches(x, mask, kernel, conv[:3], conv.groups):
@@ -145,6 +152,15 @@ def weight_matrix(weight: Tensor, groups: int) -> Tensor:
 def _mask_nhwc(mask: Tensor, dtype: torch.dtype) -> Tensor:
     mask = mask if mask.dim() == 4 else mask[None]
     return mask.permute(0, 2, 3, 1).to(dtype, memory_format=torch.contiguous_format).contiguous()
+
+
+def _factors(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """The mask as numbers, channels last; those of a shared mask are kept with it."""
+
+    def make(mask: Tensor) -> Tensor:
+        return mask.movedim(-3, -1).to(dtype).contiguous().movedim(-1, -3)
+
+    return of_mask(mask, dtype, make) if mask.dim() == 3 else make(mask)
 
 
 def _per_filter(mask: Tensor, filters: int, dtype: torch.dtype) -> Tensor:

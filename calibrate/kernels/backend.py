@@ -11,17 +11,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.weak import TensorWeakRef, WeakIdKeyDictionary
+from torch.utils.weak import TensorWeakRef
 
 from ..geometry import Conv
+from ..mask_facts import keeps_everything, of_mask, version
 from ..masked_conv_torch import dense_backward
 from . import plan
 from .convolve import FILTER_TILE, forward_kernel, input_grad_kernel, sparse_weight_grad
 from .job import Job, Kernel
-from .layout import Band, Map, band, gather
+from .layout import Band, Map, band
 from .problem import Geometry, numbers_of, room
 from .simd import LANES
-from .threads import scratch
+from .threads import shared_scratch
 from .weight_grad import SIDE, places_of, tiles_of, weight_grad_kernel
 
 MOST_LANES, FEWEST_LANES = 8 * LANES, 4 * LANES
@@ -35,9 +36,6 @@ GAIN_OF_SHARING = 2.0
 """How much faster a multiply-add is in a tile of weights that share what they load."""
 
 
-_NONE = np.empty(0, np.int32)
-
-
 @dataclass(frozen=True)
 class _Plan:
     """A kernel with all that it is given but the maps, for so many threads, each with a buffer of `room` floats."""
@@ -45,15 +43,13 @@ class _Plan:
     job: Job
     threads: int
     room: int
-    positions: NDArray
-    """Where the weights lie in memory, in the order of use; none for a gradient in the weights."""
     parts: int = 1
     """Of a gradient in the weights."""
     vectors: int = 0
     """Of filters in a tile of the gradient in all weights, 0 where it is that in the kept ones."""
 
     def run(self, *maps: Tensor) -> None:
-        self.job.run(self.threads, *maps, torch.from_numpy(scratch(self.threads * self.room)[0]))
+        self.job.run(self.threads, *maps, shared_scratch(self.threads * self.room))
 
 
 def forward(x: Tensor, weight: Tensor, mask: Tensor, weight_mask: Tensor | None, conv: Conv) -> Tensor:
@@ -63,7 +59,7 @@ def forward(x: Tensor, weight: Tensor, mask: Tensor, weight_mask: Tensor | None,
     weight, output = _without_gaps(weight), conv.output(x.shape[2:], weight.shape[2:])
     planned = _planned(_plan_forward, mask, weight_mask, x.shape, weight, conv)
     y = torch.empty(x.shape[0], weight.shape[0], *output, memory_format=torch.channels_last)
-    planned.run(_channels_last(x), _ordered(weight, planned), y)
+    planned.run(_channels_last(x), weight, y)
     return y
 
 
@@ -86,7 +82,7 @@ def _input_grad(grad: Tensor, weight: Tensor, mask: Tensor, weight_mask: Tensor 
     weight = _without_gaps(weight)
     planned = _planned(_plan_input_grad, mask, weight_mask, shape, weight, conv)
     grad_x = torch.empty(shape, memory_format=torch.channels_last)
-    planned.run(_channels_last(grad), _ordered(weight, planned), grad_x)
+    planned.run(_channels_last(grad), weight, grad_x)
     return grad_x
 
 
@@ -108,13 +104,13 @@ def _weight_grad(grad: Tensor, x: Tensor, mask: Tensor, weight_mask: Tensor | No
 
 def _planned(make: Callable[..., _Plan], mask: Tensor, weight_mask: Tensor | None, x: torch.Size, weight: Tensor, conv: Conv) -> _Plan:
     """The plan of a convolution of maps and weights like these, remembered until a mask changes or is no more."""
-    plans = _of_mask(mask, "plans", lambda _: {})
+    plans = of_mask(mask, "plans", lambda _: {})
     key = make, x, weight.shape, weight.stride(), weight_mask is None, conv, torch.get_num_threads()
-    reference, version, found = plans.get(key, (None, 0, None))
+    reference, before, found = plans.get(key, (None, 0, None))
     same = reference is not None and (weight_mask is None or reference() is weight_mask)
-    if not same or version != _version(weight_mask):
+    if not same or before != version(weight_mask):
         found = make(mask, weight_mask, weight.stride(), _geometry(x, weight.shape, conv), x[0])
-        plans[key] = TensorWeakRef(mask if weight_mask is None else weight_mask), _version(weight_mask), found
+        plans[key] = TensorWeakRef(mask if weight_mask is None else weight_mask), version(weight_mask), found
     return found
 
 
@@ -138,10 +134,11 @@ def _plan_convolution(
     kernel: Kernel, lists: plan.Entries, mask: Tensor, strides: Sequence[int], tasks: NDArray, xb: Band, yb: Band, g: Geometry
 ) -> _Plan:
     kept = _blocks(mask)
-    arrays = numbers_of(xb, yb, g, tasks, 1), lists.offsets, lists.segments, kept.starts, kept.active
+    numbers = numbers_of(xb, yb, g, tasks, weights=len(lists.positions))
     places = np.unravel_index(np.maximum(lists.positions, 0), _weight(g))
     positions = np.where(lists.positions < 0, -1, sum(place * stride for place, stride in zip(places, strides, strict=True)))
-    return _Plan(Job(kernel, 4, arrays), torch.get_num_threads(), sum(room(xb, yb)), positions.astype(np.int32))
+    arrays = numbers, lists.offsets, lists.segments, kept.starts, kept.active, positions.astype(np.int32)
+    return _Plan(Job(kernel, 4, arrays), torch.get_num_threads(), room(numbers))
 
 
 def _plan_weight_grad(mask: Tensor, weight_mask: Tensor | None, strides: Sequence[int], g: Geometry, samples: int) -> _Plan:
@@ -159,7 +156,7 @@ def _plan_weight_grad(mask: Tensor, weight_mask: Tensor | None, strides: Sequenc
     tasks = [(n, m - n, top, min(rows, g.y.height - top)) for n, m in pairwise(bounds) for top in range(0, g.y.height, rows)]
     numbers = numbers_of(xb, yb, g, np.array(tasks, np.int64), parts, at_once)
     job = Job(weight_grad_kernel(vectors), 4, (numbers, *places_of(mask.detach().numpy(), rows, g, xb, yb)))
-    return _Plan(job, threads, sum(room(xb, yb, at_once)), _NONE, parts, vectors)
+    return _Plan(job, threads, room(numbers), parts, vectors)
 
 
 def _plan_sparse_weight_grad(mask: Tensor, weight_mask: Tensor, g: Geometry, samples: int) -> _Plan:
@@ -171,14 +168,7 @@ def _plan_sparse_weight_grad(mask: Tensor, weight_mask: Tensor, g: Geometry, sam
     parts = min(threads, len(tasks))
     numbers, tiles = numbers_of(xb, yb, g, tasks, parts), _weight_grad_tiles(weight_mask, _weight(g), g, xb)
     job = Job(sparse_weight_grad, 4, (numbers, kept.row_starts, kept.columns, *tiles))
-    return _Plan(job, threads, sum(room(xb, yb)), _NONE, parts)
-
-
-def _ordered(weight: Tensor, planned: _Plan) -> Tensor:
-    """The weights in the order of use."""
-    values = torch.empty(len(planned.positions))
-    gather(weight.detach().as_strided((weight.numel(),), (1,)).numpy(), planned.positions, values.numpy())
-    return values
+    return _Plan(job, threads, room(numbers), parts)
 
 
 def _without_gaps(weight: Tensor) -> Tensor:
@@ -244,23 +234,9 @@ def _tasks(samples: int, height: int, lanes: int, most_rows: int) -> tuple[int, 
     return rows, np.array(tasks, np.int64)
 
 
-_lists: Any = WeakIdKeyDictionary()
-
-
 def _of_mask(mask: Tensor, key: Any, make: Callable[[NDArray], Any]) -> Any:
-    """make(mask as an array), remembered until the mask changes or is no more."""
-    version = _version(mask)
-    found = _lists.setdefault(mask, {})
-    if found.get("version") != version:
-        found.clear()
-        found["version"] = version
-    if key not in found:
-        found[key] = make(mask.detach().cpu().numpy())
-    return found[key]
-
-
-def _version(mask: Tensor | None) -> int:
-    return 0 if mask is None or mask.is_inference() else mask._version
+    """make(mask as an array), made once."""
+    return of_mask(mask, key, lambda kept: make(kept.cpu().numpy()))
 
 
 def _blocks(mask: Tensor) -> plan.Blocks:
@@ -268,8 +244,7 @@ def _blocks(mask: Tensor) -> plan.Blocks:
 
 
 def _nothing_to_skip(mask: Tensor, weight_mask: Tensor | None) -> bool:
-    everywhere = _of_mask(mask, "whole", lambda kept: bool(kept.all()))
-    return everywhere and _worth_sharing(weight_mask, "all")
+    return keeps_everything(mask) and _worth_sharing(weight_mask, "all")
 
 
 def _worth_sharing(weight_mask: Tensor | None, which: str) -> bool:

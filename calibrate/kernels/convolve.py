@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from .jit import jit
 from .job import Kernel, enter, floats, ints, longs, take
-from .layout import Band, pack, unpack
+from .layout import Band, gather, pack, unpack
 from .problem import PARTS, Geometry, buffers, part_of, sizes, task, tasks_of
 from .simd import (
     LANES,
@@ -49,10 +49,11 @@ def forward_kernel(rows: int, vectors: int) -> Kernel:
     @Kernel
     def forward(job: Any) -> None:
         """y[N,oh,ow,F] for tasks [sample, samples, first row, rows]."""
-        x, weights, y = floats(job, 0), floats(job, 1), floats(job, 2)
+        x, weight, y = floats(job, 0), floats(job, 1), floats(job, 2)
         numbers, offsets, segments, starts, active = longs(job, 4), ints(job, 5), ints(job, 6), ints(job, 7), ints(job, 8)
         xb, yb, g = sizes(numbers)
-        x_packed, y_packed = buffers(floats(job, 3), enter(job), numbers)
+        x_packed, y_packed, weights = buffers(floats(job, 3), enter(job), numbers)
+        gather(weight, ints(job, 9), weights)
         groups = yb.channels // rows
         while True:
             sample, samples, top, height = task(numbers, take(job))
@@ -95,10 +96,11 @@ def input_grad_kernel(rows: int, vectors: int) -> Kernel:
     @Kernel
     def input_grad(job: Any) -> None:
         """grad_x[N,H,W,C] for tasks [sample, samples, first row of x, rows of x]."""
-        grad, weights, grad_x = floats(job, 0), floats(job, 1), floats(job, 2)
+        grad, weight, grad_x = floats(job, 0), floats(job, 1), floats(job, 2)
         numbers, filters, segments, starts, active = longs(job, 4), ints(job, 5), ints(job, 6), ints(job, 7), ints(job, 8)
         xb, yb, g = sizes(numbers)
-        x_packed, y_packed = buffers(floats(job, 3), enter(job), numbers)
+        x_packed, y_packed, weights = buffers(floats(job, 3), enter(job), numbers)
+        gather(weight, ints(job, 9), weights)
         taps = g.kernel[1] // rows
         blocks = (yb.channels + GRAD_BLOCK - 1) // GRAD_BLOCK
         while True:
@@ -221,7 +223,7 @@ def sparse_weight_grad(job: Any) -> None:
     filters4, offsets4, index4, segments4 = ints(job, 7), ints(job, 8), ints(job, 9), ints(job, 10)
     filters2, offsets2, index2, segments2 = ints(job, 11), ints(job, 12), ints(job, 13), ints(job, 14)
     xb, yb, g = sizes(numbers)
-    x_packed, y_packed = buffers(floats(job, 3), enter(job), numbers)
+    x_packed, y_packed, _ = buffers(floats(job, 3), enter(job), numbers)
     sums, places = np.empty(4, np.float32), np.empty((2, yb.rows * yb.columns), np.int64)
     while True:
         part = take(job)

@@ -1,7 +1,8 @@
 """The numbers that a kernel is given: sizes of the convolution and of its bands, and tasks, each a band of some samples.
 
-numbers = [band of x, band of y, map of x, map of y, kernel, stride, padding, dilation, tasks, floats of the two buffers, parts,
-           sample, samples, first row, rows of task 0, sample, ...]                                                  int64
+numbers = [band of x, band of y, map of x, map of y, kernel, stride, padding, dilation, number of tasks,
+           floats of the buffers for x, for y and for weights, parts,
+           sample, samples, first row, rows of task 0, sample, ...]                                         int64
 """
 
 from typing import NamedTuple
@@ -25,23 +26,27 @@ class Geometry(NamedTuple):
     dilation: tuple[int, int]
 
 
-_HEADER = 32
+_HEADER = 33
 PARTS = _HEADER - 1
 """Position of the number of parts in the numbers of a job."""
 
 
-def numbers_of(xb: Band, yb: Band, g: Geometry, tasks: NDArray, parts: int = 1, bands: int = 1) -> NDArray:
-    """Everything that a kernel has to know but the lists, for `sizes`, `task`, `tasks_of` and `part_of`."""
-    x_room, y_room = room(xb, yb, bands)
-    header = [*xb, *yb, *g.x, *g.y, *g.kernel, *g.stride, *g.padding, *g.dilation, len(tasks), x_room, y_room, parts]
+def numbers_of(xb: Band, yb: Band, g: Geometry, tasks: NDArray, parts: int = 1, bands: int = 1, weights: int = 0) -> NDArray:
+    """Everything that a kernel has to know but the lists; its buffers hold so many bands of each map and so many weights."""
+    # The gradients in the weights may read past the kernel, never to use it.
+    rooms = _room(bands * xb.size + 3 * xb.row + 3 * xb.column), _room(bands * yb.size + yb.column), _room(weights)
+    header = [*xb, *yb, *g.x, *g.y, *g.kernel, *g.stride, *g.padding, *g.dilation, len(tasks), *rooms, parts]
     return np.concatenate([np.array(header, np.int64), tasks.reshape(-1)])
 
 
-def room(xb: Band, yb: Band, bands: int = 1) -> tuple[int, int]:
-    """Numbers in the buffers of a thread for so many bands of each map; buffers begin at cache lines."""
-    # The weight gradient's tile of taps may read past the kernel, never to use it.
-    x, y = bands * xb.size + 3 * xb.row + 3 * xb.column, bands * yb.size + yb.column
-    return -(-x // LANES) * LANES, -(-y // LANES) * LANES
+def _room(size: int) -> int:
+    """Buffers begin at cache lines."""
+    return -(-size // LANES) * LANES
+
+
+def room(numbers: NDArray) -> int:
+    """Floats of the buffers of a thread."""
+    return int(numbers[29:32].sum())
 
 
 @jit
@@ -55,10 +60,11 @@ def sizes(n: NDArray) -> tuple[Band, Band, Geometry]:
 
 
 @jit
-def buffers(rooms: NDArray, thread: int, n: NDArray) -> tuple[NDArray, NDArray]:
-    """The buffers of a thread."""
-    start = thread * (n[29] + n[30])
-    return rooms[start : start + n[29]], rooms[start + n[29] : start + n[29] + n[30]]
+def buffers(rooms: NDArray, thread: int, n: NDArray) -> tuple[NDArray, NDArray, NDArray]:
+    """The buffers of a thread for bands of x, for bands of y, and for weights."""
+    x = thread * (n[29] + n[30] + n[31])
+    y = x + n[29]
+    return rooms[x:y], rooms[y : y + n[30]], rooms[y + n[30] : y + n[30] + n[31]]
 
 
 @jit

@@ -14,20 +14,24 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 _local = threading.local()
 
 
 def scratch(*sizes: int) -> tuple[NDArray, ...]:
     """Room for numbers of this thread, reused: fresh memory would cost a page fault every 4 KB. Contents are what was left there."""
-    kept: list[NDArray] = getattr(_local, "buffers", [])
-    for k, size in enumerate(sizes):
-        if k == len(kept):
-            kept.append(torch.zeros(size).numpy())  # of torch, because it starts at a cache line
-        elif len(kept[k]) < size:
-            kept[k] = torch.zeros(size).numpy()
-    _local.buffers = kept
-    return tuple(buffer[:size] for buffer, size in zip(kept, sizes, strict=False))
+    return tuple(shared_scratch(size, k)[:size].numpy() for k, size in enumerate(sizes))
+
+
+def shared_scratch(size: int, which: int = 0) -> Tensor:
+    """At least so much room, for threads that this one runs together with."""
+    kept: list[Tensor] = _local.__dict__.setdefault("buffers", [])
+    while len(kept) <= which:
+        kept.append(torch.empty(0))
+    if len(kept[which]) < size:
+        kept[which] = torch.zeros(size)  # of torch, because it starts at a cache line
+    return kept[which]
 
 
 def run_together(function: int, argument: int, threads: int) -> None:

@@ -51,7 +51,7 @@ def weight_grad_kernel(vectors: int) -> Kernel:
         x, grad, parts = floats(job, 0), floats(job, 1), floats(job, 2)
         numbers, starts, places = longs(job, 4), ints(job, 5), ints(job, 6)
         xb, yb, g = sizes(numbers)
-        x_copy, y_copy = buffers(floats(job, 3), enter(job), numbers)
+        x_copy, y_copy, _ = buffers(floats(job, 3), enter(job), numbers)
         rows, columns = (g.kernel[0] + SIDE - 1) // SIDE, (g.kernel[1] + SIDE - 1) // SIDE
         down, right = g.dilation[0] * xb.row, g.dilation[1] * xb.column
         x_size, y_size = xb.rows * xb.row, yb.rows * yb.row

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fineprune.calibrate import kernels, masked_conv_torch
+from fineprune.calibrate import kernels, mask_facts, masked_conv_torch
 from fineprune.calibrate.geometry import Conv
 from fineprune.calibrate.masked_conv import masked_conv2d
 from support import reference
@@ -126,15 +126,13 @@ def test_a_changed_mask_is_seen() -> None:
     torch.testing.assert_close(kernels.forward(x, w, mask, kept, conv), masked_conv_torch.forward(x, w, mask, conv), rtol=1e-4, atol=1e-5)
 
 
-def test_index_lists_die_with_their_mask() -> None:
-    from fineprune.calibrate.kernels import backend
-
+def test_what_is_known_of_a_mask_dies_with_it() -> None:
     x, w, mask, _, _ = case(PLAIN, 0.5, None)
-    before = len(backend._lists)
+    before = len(mask_facts._FACTS)
     kernels.forward(x, w, mask, None, conv_of(PLAIN))
-    assert len(backend._lists) == before + 1
+    assert len(mask_facts._FACTS) == before + 1
     del mask
-    assert len(backend._lists) == before
+    assert len(mask_facts._FACTS) == before
 
 
 @pytest.mark.parametrize("weight_density", [None, 0.3])
