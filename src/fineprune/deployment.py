@@ -131,13 +131,16 @@ def bench(
     *,
     onnx: Path | str | None = None,
     peers: Sequence[str] | None = None,
+    samples: torch.Tensor | None = None,
+    model: nn.Module | None = None,
     progress: Progress | None = None,
 ) -> "BenchmarkReport":
     """Latency of the dense network in ONNX Runtime (the baseline), torch and other runtimes, and of the compressed one in the engine
     and in ONNX Runtime.
 
     The compressed network is exported afresh, unless `onnx` names a file of it. peers: names of `fineprune.export.peers.PEERS`, all by
-    default; a line of the log names those that are not installed or cannot run the network.
+    default; a line of the log names those that are not installed or cannot run the network. samples[N,C,H,W] calibrate int8; by default
+    they come from the data that the manifest names. model: the dense architecture, where the manifest names none.
     """
     from .export.benchmark import benchmark
     from .export.engine.runtime import EngineRuntime
@@ -145,10 +148,11 @@ def bench(
     from .export.runtimes import OnnxRuntime, Runtime, TorchRuntime
 
     progress = progress or Silent()
-    network = _opened(network)
+    network = _opened(network, model)
     with tempfile.TemporaryDirectory(prefix="fineprune-bench-") as folder:
         dense, compressed = export_pair(network, Path(folder), onnx)
-        others, left_out = usable_peers(dense, _calibration_samples(network), peers)
+        calibration = _calibration_samples(network) if samples is None else samples.numpy()
+        others, left_out = usable_peers(dense, calibration, peers)
         for line in left_out:
             progress.log(line)
         twin = dense_twin(network.model.cpu().eval())
@@ -187,10 +191,10 @@ def export_pair(network: Network, folder: Path, onnx: Path | str | None = None) 
     return dense, compressed
 
 
-def _opened(network: Network | Bundle | Path | str) -> Network:
+def _opened(network: Network | Bundle | Path | str, model: nn.Module | None = None) -> Network:
     if isinstance(network, Bundle):
-        return network_of(network)
-    return network if isinstance(network, Network) else open_bundle(network)
+        return network_of(network, model=model)
+    return network if isinstance(network, Network) else open_bundle(network, model=model)
 
 
 def _calibration_samples(network: Network) -> Any:

@@ -80,4 +80,4 @@ def data_from_facts(facts: dict[str, Any]) -> ImageData:
     try:
         return load_data(facts["spec"], mean=tuple(facts["mean"]), std=tuple(facts["std"]), **arguments)
     except UsageError as error:
-        raise UsageError(f"the manifest names the data {facts['spec']}: {error}; or give --data") from error
+        raise UsageError(f"the manifest names the data {facts['spec']}: {error}; or give --data (in Python: samples)") from error

@@ -12,6 +12,7 @@ import fineprune
 from fineprune.common.errors import RunError, UsageError
 from fineprune.common.progress import Silent
 from fineprune.deployment import bench_layers
+from fineprune.export.benchmark import BenchmarkConfig
 from fineprune.models.data import load_data
 from fineprune.models.data.load import data_from_arrays
 from fineprune.networks import network_of
@@ -47,6 +48,20 @@ def test_layers_of_a_network_with_weights_masked_are_all_timed(data: str) -> Non
     bundle = fineprune.compress(wide, load_data(data), prune=0.6, epochs=0, samples=50)
     network = network_of(bundle, model=wide)
     assert [row.name for row in bench_layers(network, rounds=1)] == ["0", "2"]
+
+
+def test_own_module_and_data_in_memory(data: str, tmp_path: Path) -> None:
+    """Nothing can be opened again by name: what is needed is given."""
+    arrays = np.load(data.removeprefix("npz:"))
+    images, labels = arrays["train_images"], arrays["train_labels"]
+    bundle = fineprune.compress(own_module(), data_from_arrays("mine", (images, labels)), prune=0.4, epochs=0)
+    with pytest.raises(UsageError, match=r"names the data mine: unknown data 'mine'.*; or give --data \(in Python: samples\)"):
+        fineprune.to_onnx(bundle, tmp_path / "m.onnx", model=own_module())
+    samples = torch.zeros(2, 1, 16, 16)
+    exported = fineprune.to_onnx(bundle, tmp_path / "m.onnx", model=own_module(), samples=samples)
+    assert exported.parity is not None and exported.parity.passed
+    report = fineprune.bench(bundle, BenchmarkConfig(rounds=1, turn_s=0, warmup_s=0), model=own_module(), samples=samples, peers=["int8"])
+    assert {row.runtime for row in report.rows} >= {"onnxruntime int8", "engine compressed"}
 
 
 class Lines(Silent):
