@@ -77,7 +77,20 @@ def _library(x: Tensor, weight: Sequence[int]) -> ModuleType:
 _TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-@torch.library.custom_op("fineprune::masked_conv2d", mutates_args=())
+_LIBRARY = torch.library.Library("fineprune", "FRAGMENT")
+_GEOMETRY = "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups"
+_LIBRARY.define(
+    f"masked_conv2d(Tensor x, Tensor weight, Tensor mask, {_GEOMETRY}, Tensor? weight_mask=None) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_LIBRARY.define(
+    f"masked_conv2d_backward(Tensor grad, Tensor x, Tensor weight, Tensor mask, {_GEOMETRY}, Tensor? weight_mask, bool[] wanted)"
+    " -> (Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+@torch.library.impl(_LIBRARY, "masked_conv2d", "CompositeExplicitAutograd")
 def _forward(
     x: Tensor,
     weight: Tensor,
@@ -94,7 +107,7 @@ def _forward(
     return _library(x, weight.shape).forward(x, weight, mask, conv)
 
 
-@_forward.register_fake
+@torch.library.register_fake("fineprune::masked_conv2d", lib=_LIBRARY)
 def _forward_fake(
     x: Tensor,
     weight: Tensor,
@@ -109,7 +122,7 @@ def _forward_fake(
     return x.new_empty(x.shape[0], oh, ow, weight.shape[0]).permute(0, 3, 1, 2)
 
 
-@torch.library.custom_op("fineprune::masked_conv2d_backward", mutates_args=())
+@torch.library.impl(_LIBRARY, "masked_conv2d_backward", "CompositeExplicitAutograd")
 def _backward(
     grad: Tensor,
     x: Tensor,
@@ -136,7 +149,7 @@ def _backward(
     return grad_x, grad_weight
 
 
-@_backward.register_fake
+@torch.library.register_fake("fineprune::masked_conv2d_backward", lib=_LIBRARY)
 def _backward_fake(
     grad: Tensor,
     x: Tensor,
@@ -165,4 +178,4 @@ def _differentiate(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tu
     return *(g if asked else None for g, asked in zip(grads, wanted, strict=True)), *(None,) * 6
 
 
-_forward.register_autograd(_differentiate, setup_context=_save_for_backward)
+torch.library.register_autograd("fineprune::masked_conv2d", _differentiate, setup_context=_save_for_backward, lib=_LIBRARY)
