@@ -43,7 +43,7 @@ def supports(shape: ConvShape, weights: NDArray, mask: NDArray | None) -> str | 
     """None, or why this kernel cannot do it."""
     if min(shape.output) < 1:
         return f"no output positions: {shape.output}"
-    t = tiling(shape, shape.output[1])
+    t = tiling(shape, shape.output[1], np.count_nonzero(weights) / shape.filters, mask is not None)
     if channel_lines(shape, t, np.ones(shape.kernel, bool), mask is not None).count > _MOST_LINES:
         return f"a kernel of {shape.kernel} is too large"
     return None
@@ -52,7 +52,8 @@ def supports(shape: ConvShape, weights: NDArray, mask: NDArray | None) -> str | 
 def plan(shape: ConvShape, weights: NDArray, mask: NDArray | None, bias: NDArray, x: View, y: View, epilogue: Epilogue) -> Op:
     """weights: float32[F,C/groups,kh,kw], dropped ones 0; mask: bool[C,oh,ow] or None; bias: float32[F]; views in NCHW layout."""
     _check(shape, x, y, epilogue)
-    t = tiling(shape, y.row_stride if epilogue.residual is None or epilogue.residual.row_stride == y.row_stride else 0)
+    pitch = y.row_stride if epilogue.residual is None or epilogue.residual.row_stride == y.row_stride else 0
+    t = tiling(shape, pitch, np.count_nonzero(weights) / shape.filters, mask is not None)
     kept = weights != 0
     used = kept.reshape(shape.groups, -1, *kept.shape[1:]).any(1).reshape(shape.channels, *shape.kernel)
     states, variant_of_tile = variants(channel_states(mask, used.any((1, 2)), t, shape), int(kept.sum()))

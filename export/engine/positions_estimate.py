@@ -26,8 +26,8 @@ FIXED_NS = 100.0
 
 def estimate(shape: ConvShape, weights: NDArray, mask: NDArray | None) -> float:
     """Expected seconds of a run on one thread."""
-    t = tiling(shape, shape.output[1])
     kept = weights != 0
+    t = tiling(shape, shape.output[1], kept.sum() / shape.filters, mask is not None)
     used = kept.reshape(shape.groups, -1, *kept.shape[1:]).any(1).reshape(shape.channels, *shape.kernel)
     states = channel_states(mask, used.any((1, 2)), t, shape)
     lines = {state: channel_lines(shape, t, used.any(0), state == MASKED) for state in (WHOLE, MASKED)}

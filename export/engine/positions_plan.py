@@ -31,8 +31,9 @@ VARIANT_ENTRIES = 1 << 21
 DROPPED, WHOLE, MASKED = 0, 1, 2
 """What becomes of a channel in a tile."""
 
-STRIPS_COST = 1.15
-"""Time of a pointwise convolution in strips instead of one run of as many vectors: its rows are packed and stored bit by bit."""
+WEIGHT_NS, OUTPUT_NS, LINE_NS = 0.145, {16: 0.9, 8: 1.6, 4: 3.6}, {16: 0.62, 8: 0.8, 4: 1.4}
+"""Of a vector, by the columns of a strip: multiplied by a weight, stored as output, packed. Narrow strips store and pack bit by bit, and
+parts of the same cache lines over and over; wide ones may waste lanes. Only the choice between tilings depends on these figures."""
 PAIR_COST, SINGLE_COST = 1.0, 1.3
 """Time of a tap that two filters share, and of one tap each."""
 
@@ -63,25 +64,25 @@ class Tiling:
     def tiles(self) -> int:
         return self.strips * self.strip_tiles
 
-    @property
-    def cost(self) -> float:
-        """Of one weight on all tiles, in vectors."""
-        return self.tiles * (self.vectors + 0.6) * (1 + 0.3 / self.vectors)
+    def cost(self, shape: ConvShape, kept: float, masked: bool) -> float:
+        """Nanoseconds for a filter of `kept` weights."""
+        lines = shape.kernel[0] if masked else 1 + (shape.kernel[0] - 1) / self.vectors
+        packing = LINE_NS[self.segment] * lines * shape.kernel[1] * shape.channels / shape.filters
+        multiplying = WEIGHT_NS * kept * (1 + 0.6 / self.vectors) * (1 + 0.3 / self.vectors)
+        return self.tiles * self.vectors * (multiplying + packing + OUTPUT_NS[self.segment])
 
 
-def tiling(shape: ConvShape, pitch: int) -> Tiling:
-    """The one that wastes least on lanes outside of the map and on short tiles. pitch: of rows in memory, 0: several."""
+def tiling(shape: ConvShape, pitch: int, kept: float, masked: bool) -> Tiling:
+    """The fastest. pitch: of rows in memory, 0: several; kept: weights of a filter; masked: whether positions are."""
     oh, ow = shape.output
     choices = []
     for segment in (16, 8, 4):
         span, strips = -(-oh // (LANES // segment)), -(-ow // segment)
         choices += [Tiling(vectors=vectors, segment=segment, span=span, strips=strips) for vectors in ROWS_OF]
-    best = min(choices, key=lambda choice: choice.cost)
     if pitch and (shape.kernel, shape.strides, shape.pads) == ((1, 1), (1, 1), (0, 0, 0, 0)):
         span = -(-((oh - 1) * pitch + ow) // LANES)
-        runs = [Tiling(vectors=vectors, segment=LANES, span=span, strips=1, pitch=pitch) for vectors in ROWS_OF]
-        best = min([*runs, best], key=lambda choice: choice.cost * (1 if choice.pitch else STRIPS_COST))
-    return best
+        choices += [Tiling(vectors=vectors, segment=LANES, span=span, strips=1, pitch=pitch) for vectors in ROWS_OF]
+    return min(choices, key=lambda choice: (choice.cost(shape, kept, masked), -choice.pitch))
 
 
 def tile_masks(mask: NDArray, t: Tiling) -> NDArray[np.int32]:

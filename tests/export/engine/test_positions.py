@@ -234,7 +234,7 @@ def test_variants_share_a_list_where_there_would_be_too_many(monkeypatch: pytest
     p.mask[2, :, 16:] = False
     p.mask[3] = False
     p.mask[4] = True
-    states = positions_plan.channel_states(p.mask, np.ones(9, bool), positions_plan.tiling(SMALL, 20), SMALL)
+    states = positions_plan.channel_states(p.mask, np.ones(9, bool), positions_plan.tiling(SMALL, 20, 20.0, True), SMALL)
     kinds, _ = positions_plan.variants(states, 100)
     assert len(kinds) > 1
     monkeypatch.setattr(positions_plan, "VARIANT_ENTRIES", 0)

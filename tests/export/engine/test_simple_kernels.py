@@ -119,6 +119,15 @@ def test_pools(data: st.DataObject, seed: int) -> None:
     check_pool(layer, x, (data.draw(LAYOUTS), data.draw(LAYOUTS)), data.draw(MARGINS))
 
 
+@pytest.mark.parametrize("kind", ["max", "average"])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_pools_of_wide_rows(kind: str, stride: int) -> None:
+    """As vectors of places, but for those at the borders, whose windows hold padding."""
+    for width in (7, 16, 40, 61):
+        layer = Pool(name="pool", inputs=("x",), output="y", kind=kind, kernel=(3, 3), strides=(stride, stride), pads=(1, 1, 1, 1))
+        check_pool(layer, numbers((3, 6, width), width) - 9, ("NCHW", "NCHW"), (1, 1, 1, 1))
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     box=st.tuples(st.sampled_from([1, 3, 16, 17, 35, 150]), st.integers(1, 5), st.sampled_from([1, 2, 16, 19, 33])),
