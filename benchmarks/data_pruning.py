@@ -68,18 +68,21 @@ ROWS: dict[str, dict[str, Any]] = {
     "infobatch+auto-lr": {"policy": "infobatch", **AUTO},
     "random": {"policy": {**STRONG, "name": "random"}},
     "late": {"policy": LATE},
+    "late-stop": {"policy": LATE, "stopped": 0.80},
     "late-random": {"policy": {**LATE, "name": "random"}},
     "auto-lr": AUTO,
     "equal-75": {"squeezed": 0.75},
     "equal-60": {"squeezed": 0.60},
     "stop-75": {"stopped": 0.75},
+    "stop-65": {"stopped": 0.65},
     "stop-60": {"stopped": 0.60},
 }
 """Row -> what differs from the regular run. `strong` prunes 45 % instead of the source's 25 %; `random` has its budget.
 
 `late` prunes in every epoch from the first milestone on, by the counts of all epochs before; its window and start are shares of the epochs.
+`late-stop` ends after 80 % of them, one epoch (of 20) after the second milestone.
 """
-EQUAL_TIME = tuple(row for row, changes in ROWS.items() if not changes.keys().isdisjoint(("squeezed", "stopped")))
+EQUAL_TIME = tuple(row for row in ROWS if row.startswith(("equal-", "stop-")))
 
 GOALS = {"goal": (24.46, 0.4), "hoped for": (40.0, 0.1)}
 LR = {"lenet": 0.05, "vgg13": 0.05, "vgg16": 0.05, "vgg19": 0.05}
@@ -240,12 +243,15 @@ def table(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         saved = {kind: [100 * (1 - run[kind] / regular[run["seed"]][kind]) for run in own] for kind in ("cpu_s", "wall_s")}
         accuracies = [100 * run["test_accuracy"] for run in own]
         lost = compared(own, regular)
+        planned, measured = ([saving(run, kind) for run in own] for kind in ("predicted", "measured_cpu"))
+        whole = None not in measured
         rows.append(
             {
                 **{"row": name, "seeds": [run["seed"] for run in own], "epochs": _mean(run["epochs_run"] for run in own)},
                 **{"visits": 100 * _mean(run["visits_share"] for run in own), "cpu_s": _mean(run["cpu_s"] for run in own)},
                 **{"saved": _mean(saved["cpu_s"]), "saved_wall": _mean(saved["wall_s"])},
-                **{"predicted": 100 * _mean(predicted(run) for run in own), "in_run": _in_run(own), "off": _off(own)},
+                **{"predicted": _mean(planned), "in_run": _mean(measured) if whole else None},
+                "off": max(abs(p - m) for p, m in zip(planned, measured, strict=True)) if whole else None,
                 "overhead_s": statistics.median(run["policy_s"] for run in own),
                 **{"accuracy": _mean(accuracies), "spread": _spread(accuracies)},
                 **{"difference": _mean(lost), "difference_spread": _spread(lost), "differences": lost},
@@ -259,31 +265,18 @@ def compared(own: list[dict[str, Any]], others: dict[int, dict[str, Any]]) -> li
     return [100 * (run["test_accuracy"] - others[run["seed"]]["test_accuracy"]) for run in own if run["seed"] in others]
 
 
-def predicted(run: dict[str, Any]) -> float:
-    """Share of the time that the batches left out, or the epochs not trained, stand for."""
-    saving = run["saving_of_run"]
-    return float(saving["predicted"]) if saving else 1 - run["epochs_run"] / run["settings"]["epochs"]
-
-
-def _in_run(runs: list[dict[str, Any]]) -> float | None:
-    """Processor time saved as each run measures it on its own full epochs, so under the same load as the pruned ones."""
-    measured = [run["saving_of_run"]["measured_cpu"] for run in runs if run["saving_of_run"] is not None]
-    return 100 * _mean(measured) if len(measured) == len(runs) and None not in measured else None
-
-
-def _off(runs: list[dict[str, Any]]) -> float | None:
-    """The largest distance, in points, of a run's predicted saving from the one that it measured on its processor time."""
-    savings = [run["saving_of_run"] for run in runs]
-    if any(saving is None or saving["measured_cpu"] is None for saving in savings):
-        return None
-    return max(100 * abs(saving["predicted"] - saving["measured_cpu"]) for saving in savings)
+def saving(run: dict[str, Any], kind: str) -> float | None:
+    """`predicted` or `measured_cpu`: what the run says it saved, in percent of a run of all --epochs; None where it cannot tell."""
+    own = run["saving_of_run"]
+    share = own[kind] if own else (0.0 if kind == "predicted" else None)
+    return None if share is None else 100 * (1 - (1 - share) * run["config"]["epochs"] / run["settings"]["epochs"])
 
 
 def _verdict(row: dict[str, Any], rows: list[dict[str, Any]], by_row: dict[str, dict[int, dict[str, Any]]]) -> dict[str, Any]:
     """Goals met, and the lead over the best equal-time run of at least as many visits: without one, the policy may claim nothing."""
     measured = row["saved"] if row["in_run"] is None else row["in_run"]
     met = [goal for goal, (saved, lost) in GOALS.items() if measured >= saved and row["difference"] >= -lost]
-    none = {"met": met, "rival": None, "over_rival": None, "over_rival_spread": None, "leads": {}}
+    none: dict[str, Any] = {"met": met, "rival": None, "over_rival": None, "over_rival_spread": None, "leads": {}}
     rivals = [other for other in rows if other["row"] in EQUAL_TIME and other["visits"] >= row["visits"] - 0.5]
     if row["row"] == "regular" or row["row"] in EQUAL_TIME or not rivals:
         return none

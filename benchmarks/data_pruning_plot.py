@@ -23,6 +23,7 @@ FAMILIES = {
     "infobatch+auto-lr": ("D", "#6fa8d0"),
     "auto-lr": ("D", "#7a5ea8"),
     "random": ("s", "#888"),
+    "late-stop": ("P", "#a3123a"),
     "late-random": ("*", "#888"),
     "equal": ("v", "#444"),
     "stop": ("^", "#444"),
@@ -63,7 +64,7 @@ def _panel(axes: Axes, network: str, rows: list[dict[str, Any]], goals: Mapping[
     for row in rows:
         marker, colour = FAMILIES[_family(row)]
         size = 11 if marker == "*" else 6
-        style = {"marker": marker, "color": colour, "markersize": size, "elinewidth": 0.8, "linestyle": "none"}
+        style: dict[str, Any] = {"marker": marker, "color": colour, "markersize": size, "elinewidth": 0.8, "linestyle": "none"}
         axes.errorbar(time_saved(row), row["difference"], yerr=row["difference_spread"], label=_family(row), **style)
     low, high = axes.get_ylim()
     right = max(axes.get_xlim()[1], 50.0)
@@ -77,7 +78,8 @@ def _panel(axes: Axes, network: str, rows: list[dict[str, Any]], goals: Mapping[
 
 
 def _family(row: dict[str, Any]) -> str:
-    return str(row["row"]).removesuffix("-75").removesuffix("-60")
+    name = str(row["row"])
+    return name.split("-")[0] if name.startswith(("equal-", "stop-")) else name
 
 
 def _seeds(rows: list[dict[str, Any]]) -> str:
