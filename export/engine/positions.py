@@ -180,6 +180,7 @@ def _assemble(
         kernel.SPAN: t.span,
         kernel.PADDED_SPAN: t.strip_tiles * t.vectors,
         kernel.LINES: t.strips * t.strip_tiles * t.vectors,
+        kernel.STRIPS: t.strips,
         kernel.STRIP_TILES: t.strip_tiles,
         kernel.SETS: len(parts.sets),
         kernel.FILTERS: shape.filters,
@@ -205,6 +206,6 @@ def _assemble(
         meta=meta,
         index=np.concatenate(index).astype(np.int32),
         constants=np.concatenate(constants).astype(np.float32),
-        costs=np.concatenate(works),
+        costs=np.concatenate([works[strip * t.strip_tiles + k] for k in range(t.strip_tiles) for strip in range(t.strips)]),
         scratch=patches + (0 if whole else shape.filters * row),
     )

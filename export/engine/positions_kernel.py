@@ -34,12 +34,12 @@ from .positions_simd import (
 )
 
 (
-    VECTORS, SEGMENT, SPAN, PADDED_SPAN, LINES, STRIP_TILES, SETS, FILTERS, PATCHES,
+    VECTORS, SEGMENT, SPAN, PADDED_SPAN, LINES, STRIPS, STRIP_TILES, SETS, FILTERS, PATCHES,
     X_START, X_ROW, X_STRIP, ROW_STEP, COLUMN_STEP,
     Y_START, Y_CHANNEL, Y_ROW, RESIDUAL, R_START, R_CHANNEL, R_ROW,
     TILE_LANES, TILE_PIECES, PIECES, TILE_BLOCKS, BLOCKS, JOBS, SET_STARTS, RECORDS, HALVES,
-) = range(HEADER, HEADER + 30)  # fmt: skip
-META = HEADER + 30
+) = range(HEADER, HEADER + 31)  # fmt: skip
+META = HEADER + 31
 
 ROWS_OF = {8: 2, 7: 2, 4: 4, 1: 8}
 """Vectors of a tile -> filters at a time: some sixteen accumulators hide the latency of multiply-adds and leave registers to spare."""
@@ -211,13 +211,14 @@ _multiply_8, _multiply_7, _multiply_4, _multiply_1 = (_multiplier(vectors) for v
 
 @jit
 def _run(first: int, last: int, scratch: int, arena: Pointer, constants: Pointer, index: Pointer, meta: Pointer, op: int) -> None:
-    sets, strip_tiles, vectors = at(meta, op + SETS), at(meta, op + STRIP_TILES), at(meta, op + VECTORS)
+    sets, strips, strip_tiles, vectors = at(meta, op + SETS), at(meta, op + STRIPS), at(meta, op + STRIP_TILES), at(meta, op + VECTORS)
     start = at(meta, op + INDEX)
     item = first
     while item < last:
-        tile, begin = item // sets, item % sets
+        band, begin = item // sets, item % sets
         end = min(sets, begin + last - item)
-        strip, top = tile // strip_tiles, tile % strip_tiles * vectors
+        strip, tile = band % strips, band // strips
+        top, tile = tile * vectors, tile + strip * strip_tiles
         blocks = start + at(meta, op + TILE_BLOCKS) + 2 * tile
         for number in range(at(index, blocks + 1)):
             block = start + at(meta, op + BLOCKS) + (at(index, blocks) + number) * BLOCK
@@ -235,5 +236,6 @@ def _run(first: int, last: int, scratch: int, arena: Pointer, constants: Pointer
 
 @jit_cached
 def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
-    """See conv.py. Work item: a set of filters in a tile; sets of the same tile share its patches."""
+    """See conv.py. Work item: a set of filters in a tile; sets of the same tile share its patches. Tiles side by side follow each other:
+    threads that share the rows of a map write to the same cache lines at the ends of their shares only."""
     _run(first, last, scratch, pointer(arena), pointer(constants), pointer(index), pointer(meta), op)
