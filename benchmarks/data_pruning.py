@@ -82,6 +82,7 @@ ROWS: dict[str, dict[str, Any]] = {
 `late` prunes in every epoch from the first milestone on, by the counts of all epochs before; its window and start are shares of the epochs.
 `late-stop` ends after 80 % of them, one epoch (of 20) after the second milestone.
 """
+QUICK_ROWS = ("regular", "fine-pruning", "strong", "strong+auto-lr", "infobatch", "random", "late", "equal-75", "stop-75")
 EQUAL_TIME = tuple(row for row in ROWS if row.startswith(("equal-", "stop-")))
 
 GOALS = {"goal": (24.46, 0.4), "hoped for": (40.0, 0.1)}
@@ -114,7 +115,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--samples", type=int, help="training images (validation shrinks alike; all test images stay)")
     parser.add_argument("--seeds", nargs="+", type=int)
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--rows", nargs="+", choices=ROWS, help="all; with --quick nine of them")
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--runs", type=Path, default=Path("runs/data-pruning"), metavar="FOLDER")
@@ -126,6 +127,7 @@ def _parse() -> argparse.Namespace:
     quick = arguments.quick
     arguments.epochs = arguments.epochs or (12 if quick else 20)
     arguments.samples = arguments.samples or (2000 if quick else None)
+    arguments.rows = arguments.rows or list(QUICK_ROWS if quick else ROWS)
     arguments.seeds = arguments.seeds or ([0] if quick else [0, 1, 2])
     arguments.batch_size = arguments.batch_size or (64 if quick else 128)
     return arguments
@@ -189,9 +191,12 @@ def _run(network: str, row: str, seed: int, data: ImageData, arguments: argparse
     digest = hashlib.sha256(json.dumps(_settings(arguments), sort_keys=True).encode()).hexdigest()[:8]
     name = f"{network.replace(':', '-')}_{row}_{seed}_{digest}"
     done, state = arguments.runs / f"{name}.json", arguments.runs / "state" / name
-    with claimed(arguments.runs / "state" / f"{name}.lock") as mine:
+    lock = arguments.runs / "state" / f"{name}.lock"
+    with claimed(lock) as mine:
         if mine and not done.exists():
             _train_cell(network, row, seed, data, arguments, done, state)
+        if mine:
+            lock.unlink()
 
 
 def _train_cell(network: str, row: str, seed: int, data: ImageData, arguments: argparse.Namespace, done: Path, state: Path) -> None:
