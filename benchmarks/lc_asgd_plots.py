@@ -10,7 +10,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, ScalarFormatter
 
 from fineprune.common.files import read_json
 
@@ -50,11 +50,11 @@ def _error_over_time(runs: Path, rows: list[dict[str, Any]], path: Path) -> None
         for part in (axis.xaxis, axis.yaxis):
             part.set_major_formatter(ScalarFormatter())
             part.set_minor_formatter(NullFormatter())
-        axis.set_yticks([15, 20, 25, 30, 40, 60], minor=False)
+        axis.yaxis.set_major_locator(FixedLocator([10, 15, 20, 25, 30, 40, 60, 80]))
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("validation error, %")
     curves = {label: handle for axis in axes[0] for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(curves.values(), curves.keys(), loc="lower center", ncols=len(curves), frameon=False)
+    figure.legend(curves.values(), curves.keys(), loc="lower center", ncols=len(curves), frameon=False, fontsize=9)
     _save(figure, path, bottom=0.07)
 
 
