@@ -195,7 +195,7 @@ class _Run:
             self.progress.log(note)
         accuracy["masked"] = self.accuracy(pruned.model, "masked")
         if self.recalibrate(pruned.model):
-            accuracy["batchnorm_recalibrated"] = self.accuracy(pruned.model, "with the better BatchNorm statistics")
+            accuracy["batchnorm_recalibrated"] = self.accuracy(pruned.model, "BatchNorm chosen")
         history: dict[str, Any] = {}
         if self.job.finetune is not None:
             history["finetune"] = self.finetune(pruned.model, "finetune")

@@ -67,7 +67,7 @@ def print_compression(facts: dict[str, Any]) -> None:
     steps = {
         "dense": "dense network",
         "masked": "masked",
-        "batchnorm_recalibrated": "BatchNorm recalibrated",
+        "batchnorm_recalibrated": "BatchNorm chosen",
         "finetuned": "fine-tuned",
         "dense_finetuned": "dense network, fine-tuned alike",
     }
