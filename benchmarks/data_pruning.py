@@ -256,7 +256,7 @@ def table(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 **{"visits": 100 * _mean(run["visits_share"] for run in own), "cpu_s": _mean(run["cpu_s"] for run in own)},
                 **{"saved": _mean(saved["cpu_s"]), "saved_wall": _mean(saved["wall_s"])},
                 **{"predicted": _mean(planned), "in_run": _mean(measured) if whole else None},
-                "off": max(abs(p - m) for p, m in zip(planned, measured, strict=True)) if whole else None,
+                "offs": [p - m for p, m in zip(planned, measured, strict=True)] if whole else [],
                 "overhead_s": statistics.median(run["policy_s"] for run in own),
                 **{"accuracy": _mean(accuracies), "spread": _spread(accuracies)},
                 **{"difference": _mean(lost), "difference_spread": _spread(lost), "differences": lost},
@@ -307,12 +307,16 @@ def print_table(network: str, rows: list[dict[str, Any]], arguments: argparse.Na
             f"± {row[key]:.2f}" if row[key] is not None else "" for key in ("spread", "difference_spread", "over_rival_spread")
         )
         rival = f"{row['over_rival']:+.2f} {lead} over {row['rival']}" if row["rival"] else ""
-        in_run, off = ("" if row[key] is None else f"{row[key]:.2f}" for key in ("in_run", "off"))
+        in_run = "" if row["in_run"] is None else f"{row['in_run']:.2f}"
+        off = f"{max(map(abs, row['offs'])):.2f}" if row["offs"] else ""
         print(
             f"{row['row']:18} {len(row['seeds']):5} {row['epochs']:6.1f} {row['visits']:8.1f} {row['cpu_s']:7.1f} {row['saved']:8.2f} "
             f"{row['saved_wall']:7.2f} {in_run:>7} {row['predicted']:9.2f} {off:>4} {row['overhead_s']:10.2f} {row['accuracy']:7.2f} "
             f"{spread:6} {row['difference']:+7.2f} {change:6}  {', '.join(filter(None, [*row['met'], rival]))}"
         )
+    offs = [off for row in rows for off in row["offs"]]
+    if len(offs) > 1:
+        print(f"predicted less measured saving, {len(offs)} runs: {_mean(offs):+.2f} ± {_spread(offs):.2f} points")
     pruned, automatic, before, after = SOURCE[network.partition(":")[0]]
     print(f"source (CIFAR-10, full size, one run): pruned {pruned} % saved, + automatic rate {automatic} %, accuracy {before} -> {after}")
 
