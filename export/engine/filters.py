@@ -48,4 +48,4 @@ def _choice(shape: ConvShape, weights: NDArray, mask: NDArray | None) -> tuple[f
     """Expected cycles in the form that needs the least, and that form."""
     positions = shape.output[0] * shape.output[1]
     kept = np.ones((shape.channels, positions), bool) if mask is None else mask.reshape(-1, positions)
-    return min((expected_cycles(shape, weights, kept, form), form) for form in forms(shape, mask))
+    return min((expected_cycles(shape, weights, kept, form), form) for form in forms(shape))

@@ -8,11 +8,9 @@ from numpy.typing import NDArray
 
 from ...common.simd import LANES
 from .conv import ConvShape, Epilogue, Op, View
-from .filters_forms import CACHED_WEIGHTS, PASS_WEIGHTS, bounds, copied, copy_cycles, pass_cycles
+from .filters_forms import CACHED_WEIGHTS, PASS_WEIGHTS, bounds, panel_form, pass_cycles, taps_of
 from .filters_run import (
     BIAS,
-    CHANNEL_STRIDE,
-    COPIES,
     DEPTHWISE,
     FROM_BIAS,
     HIGH,
@@ -22,6 +20,9 @@ from .filters_run import (
     RESIDUAL,
     TILES,
     TO_Y,
+    ZERO_LINES,
+    ZERO_LINES_END,
+    ZEROS,
     X,
     Y,
 )
@@ -71,16 +72,20 @@ class Layout:
             raise ValueError(f"padding {self.shape.pads} needs margins of zeros as wide, got {self.x.margins}")
 
     def patches(self) -> NDArray:
-        """[positions] first element of the patch of channel 0, relative to x."""
-        s = self.shape
-        return self._grid(self.x, s.strides, s.pads[:2])
+        """[positions] first element of the patch of channel 0, relative to the first patch."""
+        return self._grid(self.x, self.shape.strides)
+
+    @property
+    def first_patch(self) -> int:
+        """Its first element, in the arena."""
+        return self.x.at(0, -self.shape.pads[0], -self.shape.pads[1])
 
     def results(self, view: View) -> NDArray:
         """[positions] element of channel 0, relative to the view."""
-        return self._grid(view, (1, 1), (0, 0))
+        return self._grid(view, (1, 1))
 
-    def _grid(self, view: View, strides: tuple[int, int], origin: tuple[int, int]) -> NDArray:
-        rows, columns = (np.arange(n) * stride - first for n, stride, first in zip(self.shape.output, strides, origin, strict=True))
+    def _grid(self, view: View, strides: tuple[int, int]) -> NDArray:
+        rows, columns = (np.arange(n) * stride for n, stride in zip(self.shape.output, strides, strict=True))
         return (rows[:, None] * view.row_stride + columns * view.pixel_stride).reshape(-1)
 
     def taps(self) -> NDArray:
@@ -105,51 +110,25 @@ def operation(
     numbers = np.zeros((1 + count) * LANES, np.float32)
     numbers[[LOW, HIGH]], numbers[BIAS : BIAS + shape.filters] = (epilogue.low, epilogue.high), bias
     constants.add(numbers)
-    line = copied(shape) if form.copies else 0
     taps = layout.taps()
-    offsets = np.arange(shape.channels)[:, None] if form.copies else taps
     make = _depthwise_panels if form.vectors == DEPTHWISE else _filter_panels
-    cut, made = make(shape, weights, kept, offsets, form, cuts, index)
-    results = [layout.results(layout.y), *([layout.results(layout.residual)] if layout.residual else [])]
-    ends = []
-    for block in cut:
-        chosen = block.positions
-        sources, copies = layout.patches()[chosen], np.zeros(0, int)
-        if form.copies:
-            # In the order of the positions, as x lies in memory.
-            order = chosen.argsort()
-            copies = _copies(kept[:, chosen[order]], sources[order], layout.x.channel_stride)
-            sources = order.argsort() * line
-        table, copy = index.add(np.stack([sources, *(view[chosen] for view in results)])), index.add(copies)
-        ends.append([table, len(chosen), copy, copy + copies.size])
-    starts = [constants.add(panel.weights) for panel in made]
-    items, costs = [], []
-    for panel, number in _order(len(made), len(cut), form):
-        steps, vectors = made[panel].passes[number], made[panel].vectors
-        first = index.add(steps)
-        items.append([vectors, starts[panel], made[panel].first, first, first + steps.size, *ends[number]])
-        first_of_copy = form.copies and panel == 0
-        costs.append(pass_cycles(steps, form, vectors) + first_of_copy * copy_cycles(shape, len(cut[number].positions)))
+    made = make(shape, weights, kept, layout, form, cuts, index)
+    views = [layout.patches(), layout.results(layout.y), *([layout.results(layout.residual)] if layout.residual else [])]
+    items = []
+    for panel in made:
+        start = constants.add(panel.weights)
+        for steps, block in zip(panel.passes, panel.blocks, strict=True):
+            table, first = index.add(np.stack([view[block.positions] for view in views])), index.add(steps)
+            items.append([panel.vectors, start, panel.first, first, first + steps.size, table, len(block.positions)])
+    lines = np.unique(taps // LANES) * LANES if mask is not None and form.vectors != DEPTHWISE else np.zeros(0, int)
+    zeros, first_item = index.add(lines), index.add(np.array(items))
     meta, sums = np.zeros(META, np.int64), slots * max(1, form.vectors) * LANES
-    meta[[X, Y, RESIDUAL]] = layout.x.start, layout.y.start, layout.residual.start if layout.residual else -1
-    meta[[COPIES, CHANNEL_STRIDE, ITEMS]] = sums, layout.x.channel_stride, index.add(np.array(items))
-    scratch = sums + slots * line
-    return Op(kernel="filters", meta=meta, index=index.array(), constants=constants.array(), costs=np.array(costs), scratch=scratch)
-
-
-def _order(panels: int, blocks: int, form: Form) -> list[tuple[int, int]]:
-    """(panel, block) of each work item. A thread needs few panels' weights, or, where there are copies, few blocks' copies."""
-    if form.copies:
-        return [(panel, block) for block in range(blocks) for panel in range(panels)]
-    return [(panel, block) for panel in range(panels) for block in range(blocks)]
-
-
-def _copies(kept: NDArray, sources: NDArray, stride: int) -> NDArray:
-    """[positions,vectors,2] what the kernel copies; kept: bool [C,positions]; sources: [positions] where the channels begin."""
-    lanes = np.zeros((-(-len(kept) // LANES) * LANES, kept.shape[1]), np.int64)
-    lanes[: len(kept)] = kept
-    words = (lanes.reshape(-1, LANES, kept.shape[1]) << np.arange(LANES)[:, None]).sum(1).T
-    return np.stack([sources[:, None] + np.arange(words.shape[1]) * LANES * stride, words], 2)
+    meta[[X, Y, RESIDUAL]] = layout.first_patch, layout.y.start, layout.residual.start if layout.residual else -1
+    meta[[ITEMS, ZEROS, ZERO_LINES, ZERO_LINES_END]] = first_item, sums, zeros, zeros + len(lines)
+    listed = index.array()
+    costs = np.array([pass_cycles(steps, listed, panel.vectors) for panel in made for steps in panel.passes])
+    scratch = sums + int(lines.max(initial=-LANES)) + LANES
+    return Op(kernel="filters", meta=meta, index=listed, constants=constants.array(), costs=costs, scratch=scratch)
 
 
 class PlannedPanel(NamedTuple):
@@ -158,30 +137,36 @@ class PlannedPanel(NamedTuple):
     first: int
     vectors: int
     weights: NDArray
+    blocks: list[Block]
     passes: list[NDArray]
 
 
 def _filter_panels(
-    shape: ConvShape, weights: NDArray, kept: NDArray, taps: NDArray, form: Form, cuts: NDArray, index: Numbers
-) -> tuple[list[Block], list[PlannedPanel]]:
-    cut, made, known = blocks(kept, cuts, form), [], {}
+    shape: ConvShape, weights: NDArray, kept: NDArray, layout: Layout, form: Form, cuts: NDArray, index: Numbers
+) -> list[PlannedPanel]:
+    patches, taps, known, made = layout.patches(), layout.taps(), {}, []
+    cut: dict[int, list[Block]] = {}
     for panel in panels(shape, weights, form.vectors):
+        if panel.vectors not in cut:
+            cut[panel.vectors] = blocks(kept, cuts, panel_form(panel.vectors), taps_of(shape, weights, form))
         key = panel.vectors, panel.kept.tobytes()
         entries = Entries.of(panel.kept)
         if key not in known:
             line = panel.vectors * LANES
             fetch = weights.size > CACHED_WEIGHTS
             offsets = np.stack([taps[entries.pairs], np.arange(len(entries.pairs[0])) * line], 1)
-            known[key] = [passes(entries, offsets, block, max(1, PASS_WEIGHTS // line), fetch, index) for block in cut]
-        made.append(PlannedPanel(panel.first, panel.vectors, panel.weights[entries.pairs], known[key]))
-    return cut, made
+            most = max(1, PASS_WEIGHTS // line)
+            known[key] = [passes(entries, offsets, block, patches[block.positions], most, fetch, index) for block in cut[panel.vectors]]
+        made.append(PlannedPanel(panel.first, panel.vectors, panel.weights[entries.pairs], cut[panel.vectors], known[key]))
+    return made
 
 
 def _depthwise_panels(
-    shape: ConvShape, weights: NDArray, kept: NDArray, taps: NDArray, form: Form, cuts: NDArray, index: Numbers
-) -> tuple[list[Block], list[PlannedPanel]]:
+    shape: ConvShape, weights: NDArray, kept: NDArray, layout: Layout, form: Form, cuts: NDArray, index: Numbers
+) -> list[PlannedPanel]:
     """Positions that keep the same channels of a panel share a pass, whose weights are zero for the other channels."""
-    cut, made, count = blocks(np.zeros((1, kept.shape[1]), bool), cuts, form), [], taps.shape[1]
+    cut, made, taps = blocks(np.zeros((1, kept.shape[1]), bool), cuts, form, np.ones(1)), [], layout.taps()
+    count = taps.shape[1]
     for first in range(0, shape.filters, LANES):
         part = weights[first : first + LANES].reshape(-1, count)
         patterns, which = np.unique(kept[first : first + LANES], axis=1, return_inverse=True)
@@ -196,5 +181,5 @@ def _depthwise_panels(
                 end = entries + 2 * count * patterns[:, pattern].any()
                 rows.append([FROM_BIAS | TO_Y, entries, end, index.add(members), len(members)])
             steps.append(np.array(rows))
-        made.append(PlannedPanel(first, DEPTHWISE, packed, steps))
-    return cut, made
+        made.append(PlannedPanel(first, DEPTHWISE, packed, cut, steps))
+    return made

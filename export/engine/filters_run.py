@@ -8,8 +8,8 @@ entries, which are (channel, tap) pairs with the weights of the panel, and a lis
 A tile of several slots stays in registers over the entries of the pass. The sums of a block live in the first-level cache (scratch) from
 pass to pass; a pass with FROM_BIAS begins with the bias, and one with TO_Y ends with residual, clip and the store to y.
 
-The items of an operation may read their activations from a copy of the patches, in scratch too, in which what the mask drops is zero:
-then a pass may have slots that drop some of its channels. Items that follow each other share the copy of their block.
+In a pass with OWN every tile has entries of its own, which name the places of its slots in x. A slot that drops the channel of an entry,
+while enough others of its tile keep it, reads zeros there: they lie in scratch, as far apart as the activations of entries.
 """
 
 from collections.abc import Callable
@@ -24,10 +24,10 @@ from .conv import CONSTANTS, HEADER, INDEX
 from .filters_simd import (
     REGISTERS,
     add_channels,
+    add_kept,
     add_rows,
     add_tap,
     clip,
-    copy_lanes,
     load_slots,
     prefetch,
     same_rows,
@@ -35,19 +35,20 @@ from .filters_simd import (
     store_slots,
 )
 
-X, Y, RESIDUAL, ITEMS, COPIES, CHANNEL_STRIDE = range(HEADER, HEADER + 6)
-"""Positions in meta: first elements of the tensors in the arena (no residual: -1), and of the work items in the index; first element of
-copies in scratch, and the stride of the channels of x."""
-META = HEADER + 6
-VECTORS, WEIGHTS, FILTER, FIRST_PASS, LAST_PASS, TABLES, SLOTS, COPY, COPY_END, ITEM = range(10)
+X, Y, RESIDUAL, ITEMS, ZEROS, ZERO_LINES, ZERO_LINES_END = range(HEADER, HEADER + 7)
+"""Positions in meta: first element of the first patch of x in the arena, of y and residual (none: -1), of the work items in the index;
+where in scratch the zeros begin, and index[ZERO_LINES:ZERO_LINES_END], the vectors among them that are read."""
+META = HEADER + 7
+VECTORS, WEIGHTS, FILTER, FIRST_PASS, LAST_PASS, TABLES, SLOTS, ITEM = range(8)
 """Integers of a work item: vectors of its panel; where its weights begin in the constants, and its filters among all; its passes;
-tables of the positions of its slots in x, y and residual, one after another, of SLOTS integers each; index[COPY:COPY_END] holds a pair
-for each vector of channels that is copied: its first element in x, and a word whose bits are set for the channels that are kept."""
+tables of the positions of its slots in x, y and residual, one after another, of SLOTS integers each."""
 MODE, ENTRIES, ENTRIES_END, LIST, COUNT, PASS = range(6)
 """Integers of a pass: index[ENTRIES:ENTRIES_END] holds its entries, pairs of offsets in a patch and in the panel's weights; LIST and
-COUNT are its slots."""
-FROM_BIAS, TO_Y, PREFETCH = 1, 2, 4
-"""Modes of a pass, added up. PREFETCH: fetch the weights of passes to come."""
+COUNT are its slots. With OWN, from ENTRIES_END on lies for each tile where its entries end."""
+KEPT = 3
+"""Integers of an entry of a pass with OWN: the pair, and where the places in x of its slots lie, negative where a slot reads zeros."""
+FROM_BIAS, TO_Y, OWN, PREFETCH, PREFETCH_ALL = 1, 2, 4, 8, 16
+"""Modes of a pass, added up. PREFETCH: fetch the weights of passes to come, a line of an entry's in each tile; PREFETCH_ALL: all lines."""
 AHEAD = 9216
 """Floats from the weights of a pass to those that it fetches."""
 LOW, HIGH, BIAS = 0, 1, LANES
@@ -65,7 +66,6 @@ _OPTIONS = {"nogil": True, "boundscheck": False, "error_model": "numpy"}
 
 def _tiles(rows: int, vectors: int, add: Callable[..., Any]) -> Any:
     """As many whole tiles as a list of slots has."""
-    fetches = (rows, vectors) == (TILES[WIDEST][0], WIDEST)
 
     def tiles(
         at: int,
@@ -89,15 +89,8 @@ def _tiles(rows: int, vectors: int, add: Callable[..., Any]) -> Any:
     ) -> int:
         while at + rows <= stop:
             tile = same_rows(constants, bias, rows, vectors) if mode & FROM_BIAS else load_slots(arena, sums, index, at, rows, vectors)
-            if fetches and mode & PREFETCH:
-                # A line of an entry's weights in each tile: a few tiles fetch all of them.
-                ahead = weights + AHEAD + at // rows % vectors * LANES
-                for entry in range(first, last, 2):
-                    prefetch(constants, ahead + index[entry + 1])
-                    tile = add(tile, arena, x, index, tables, at, entry, constants, weights)
-            else:
-                for entry in range(first, last, 2):
-                    tile = add(tile, arena, x, index, tables, at, entry, constants, weights)
+            for entry in range(first, last, 2):
+                tile = add(tile, arena, x, index, tables, at, entry, constants, weights)
             if mode & TO_Y:
                 if residual >= 0:
                     tile = add_rows(tile, arena, residual, index, tables + 2 * slots, at)
@@ -111,13 +104,78 @@ def _tiles(rows: int, vectors: int, add: Callable[..., Any]) -> Any:
     return njit(forceinline=True, **_OPTIONS)(tiles)
 
 
+def _own(rows: int, vectors: int) -> Any:
+    """The tiles of a pass with OWN."""
+    fetches = vectors == WIDEST
+
+    def tiles(
+        at: int,
+        stop: int,
+        mode: int,
+        base: int,
+        first: int,
+        ends: int,
+        weights: int,
+        bias: int,
+        sums: int,
+        x: int,
+        zeros: int,
+        y: int,
+        residual: int,
+        tables: int,
+        slots: int,
+        arena: NDArray,
+        constants: NDArray,
+        index: NDArray,
+        low: float,
+        high: float,
+    ) -> None:
+        while at < stop:
+            tile = same_rows(constants, bias, rows, vectors) if mode & FROM_BIAS else load_slots(arena, sums, index, at, rows, vectors)
+            ahead = weights + AHEAD + at // rows % vectors * LANES
+            middle, last = base + index[ends], base + index[ends + 1]
+            if fetches and mode & PREFETCH:
+                for entry in range(first, middle, 2):
+                    prefetch(constants, ahead + index[entry + 1])
+                    tile = add_tap(tile, arena, x, index, tables, at, entry, constants, weights)
+            else:
+                for entry in range(first, middle, 2):
+                    tile = add_tap(tile, arena, x, index, tables, at, entry, constants, weights)
+            for entry in range(middle, last, KEPT):
+                tile = add_kept(tile, arena, x, zeros, index, base, entry, constants, weights)
+            first = last
+            if mode & TO_Y:
+                if residual >= 0:
+                    tile = add_rows(tile, arena, residual, index, tables + 2 * slots, at)
+                tile = clip(tile, low, high)
+                store_rows(tile, arena, y, index, tables + slots, at)
+            else:
+                store_slots(tile, arena, sums, index, at)
+            at += rows
+            ends += 2
+
+    return njit(forceinline=True, **_OPTIONS)(tiles)
+
+
 def _item(vectors: int, add: Callable[..., Any] = add_tap) -> Any:
     large, small, one = (_tiles(rows, vectors, add) for rows in TILES[vectors])
+    own = _own(TILES[vectors][0], vectors)
+    has_own = add is add_tap
 
     def item(
-        work: int, base: int, numbers: int, sums: int, x: int, y: int, residual: int, arena: NDArray, constants: NDArray, index: NDArray
+        work: int,
+        base: int,
+        numbers: int,
+        sums: int,
+        x: int,
+        zeros: int,
+        y: int,
+        residual: int,
+        arena: NDArray,
+        constants: NDArray,
+        index: NDArray,
     ) -> None:
-        """work: position of the item's integers; base and numbers: of the operation's index and constants."""
+        """work: position of the item's integers; base and numbers: of the operation's index and constants; zeros: relative to x."""
         weights, offset = numbers + index[work + WEIGHTS], index[work + FILTER]
         tables, slots = base + index[work + TABLES], np.intp(index[work + SLOTS])
         bias, low, high = numbers + BIAS + offset, constants[numbers + LOW], constants[numbers + HIGH]
@@ -128,6 +186,16 @@ def _item(vectors: int, add: Callable[..., Any] = add_tap) -> Any:
             mode, first, last = np.intp(index[p + MODE]), base + index[p + ENTRIES], base + index[p + ENTRIES_END]
             at = base + index[p + LIST]
             stop = at + index[p + COUNT]
+            if has_own and mode & OWN:
+                own(
+                    at, stop, mode, base, first, last, weights, bias, sums, x, zeros, y, residual,
+                    tables, slots, arena, constants, index, low, high,
+                )  # fmt: skip
+                continue
+            if vectors == WIDEST and mode & (PREFETCH | PREFETCH_ALL):
+                for entry in range(first, last, 2):
+                    for vector in range(vectors):
+                        prefetch(constants, weights + AHEAD + index[entry + 1] + vector * LANES)
             at = large(at, stop, mode, first, last, weights, bias, sums, x, y, residual, tables, slots, arena, constants, index, low, high)
             at = small(at, stop, mode, first, last, weights, bias, sums, x, y, residual, tables, slots, arena, constants, index, low, high)
             one(at, stop, mode, first, last, weights, bias, sums, x, y, residual, tables, slots, arena, constants, index, low, high)
@@ -141,36 +209,20 @@ _depthwise = _item(1, add_channels)
 
 
 @njit(**_OPTIONS)
-def _copy(to: int, first: int, last: int, x: int, stride: int, arena: NDArray, index: NDArray) -> None:
-    if stride == 1:
-        for pair in range(first, last, 2):
-            copy_lanes(arena, to, x + index[pair], index[pair + 1])
-            to += LANES
-    else:
-        for pair in range(first, last, 2):
-            for lane in range(LANES):
-                kept = index[pair + 1] >> lane & 1
-                arena[to + lane] = arena[x + index[pair] + lane * stride] if kept else np.float32(0)
-            to += LANES
-
-
-@njit(**_OPTIONS)
 def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
     base, numbers = meta[op + INDEX], meta[op + CONSTANTS]
-    x, y, residual, copied = meta[op + X], meta[op + Y], meta[op + RESIDUAL], np.int32(-1)
+    x, y, residual, zeros = meta[op + X], meta[op + Y], meta[op + RESIDUAL], scratch + meta[op + ZEROS]
+    for k in range(base + meta[op + ZERO_LINES], base + meta[op + ZERO_LINES_END]):
+        for lane in range(LANES):
+            arena[zeros + index[k] + lane] = 0
     for k in range(first, last):
         work = base + meta[op + ITEMS] + k * ITEM
         vectors = index[work + VECTORS]
-        if index[work + COPY] < index[work + COPY_END]:
-            x = scratch + meta[op + COPIES]
-            if index[work + COPY] != copied:
-                copied = index[work + COPY]
-                _copy(x, base + copied, base + index[work + COPY_END], meta[op + X], meta[op + CHANNEL_STRIDE], arena, index)
         if vectors == WIDEST:
-            _widest(work, base, numbers, scratch, x, y, residual, arena, constants, index)
+            _widest(work, base, numbers, scratch, x, zeros - x, y, residual, arena, constants, index)
         elif vectors == 2:
-            _two(work, base, numbers, scratch, x, y, residual, arena, constants, index)
+            _two(work, base, numbers, scratch, x, zeros - x, y, residual, arena, constants, index)
         elif vectors == DEPTHWISE:
-            _depthwise(work, base, numbers, scratch, x + index[work + FILTER], y, residual, arena, constants, index)
+            _depthwise(work, base, numbers, scratch, x + index[work + FILTER], 0, y, residual, arena, constants, index)
         else:
-            _one(work, base, numbers, scratch, x, y, residual, arena, constants, index)
+            _one(work, base, numbers, scratch, x, zeros - x, y, residual, arena, constants, index)

@@ -131,21 +131,6 @@ def _add_rows(typing: Any, tile: Any, array: Any, start: Any, index: Any, table:
 
 
 @intrinsic
-def _copy_lanes(typing: Any, array: Any, start: Any, source: Any, bits: Any) -> Any:
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        e = Emitter(context, builder, signature, args)
-        words = ir.VectorType(ir.IntType(32), LANES)
-        first = builder.insert_element(ir.Constant(words, ir.Undefined), args[3], ir.Constant(ir.IntType(32), 0))
-        bit = builder.and_(e.shuffle(first, first, [0] * LANES), ir.Constant(words, [1 << lane for lane in range(LANES)]))
-        kept = builder.icmp_unsigned("!=", bit, ir.Constant(words, [0] * LANES))
-        value = builder.select(kept, e.load(e.element(e.data(0), args[2])), ir.Constant(VECTOR, [0.0] * LANES))
-        e.store(value, e.element(e.data(0), args[1]))
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, types.intp, types.int32), emit
-
-
-@intrinsic
 def _clip(typing: Any, tile: Any, low: Any, high: Any) -> Any:
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         e = Emitter(context, builder, signature, args)
@@ -191,6 +176,27 @@ def _adding(factor: Callable[[Emitter, Any], Any]) -> Any:
 
 
 _add_tap, _add_channels = _adding(Emitter.broadcast), _adding(Emitter.load)
+
+
+@intrinsic
+def _add_kept(typing: Any, tile: Any, x: Any, start: Any, zeros: Any, index: Any, base: Any, entry: Any, weights: Any, first: Any) -> Any:
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emitter(context, builder, signature, args)
+        offset, weight = _pair(e, 4, args[6])
+        places = _sum(e, args[5], _listed(e, 4, _sum(e, args[6], ir.Constant(args[6].type, 2)), 0))
+        line = [e.load(pointer) for pointer in _vectors(e, e.element(e.data(7), _sum(e, args[8], weight)), tile.vectors)]
+        patches = builder.gep(e.element(e.data(1), args[2]), [offset], inbounds=True)
+        value = args[0]
+        for row in range(tile.rows):
+            place = _listed(e, 4, places, row)
+            place = builder.select(builder.icmp_signed("<", place, ir.Constant(place.type, 0)), args[3], place)
+            activation = e.broadcast(builder.gep(patches, [place], inbounds=True))
+            for vector in range(tile.vectors):
+                k = row * tile.vectors + vector
+                value = builder.insert_value(value, e.multiply_add(activation, line[vector], builder.extract_value(value, k)), k)
+        return value
+
+    return tile(tile, x, types.intp, types.intp, index, types.intp, types.intp, weights, types.intp), emit
 
 
 @intrinsic
@@ -256,8 +262,13 @@ def _numpy_add_channels(
     return tile + activations.reshape(tile.shape) * weights[weight : weight + LANES]
 
 
-def _numpy_copy_lanes(array: NDArray, start: int, source: int, bits: int) -> None:
-    array[start : start + LANES] = np.where(bits >> np.arange(LANES) & 1, array[source : source + LANES], np.float32(0))
+def _numpy_add_kept(
+    tile: NDArray, x: NDArray, start: int, zeros: int, index: NDArray, base: int, entry: int, weights: NDArray, first: int
+) -> NDArray:
+    rows = base + index[entry + 2]
+    places = index[rows : rows + len(tile)].astype(np.int64)
+    factors, weight = x[start + np.where(places < 0, zeros, places) + index[entry]], first + index[entry + 1]
+    return tile + factors[:, None, None] * weights[weight : weight + tile[0].size].reshape(1, -1, LANES)
 
 
 def _numpy_prefetch(array: NDArray, start: int) -> None:
@@ -274,8 +285,6 @@ store_rows = _numpy_store_rows if config.DISABLE_JIT else _store_rows
 """store_rows(tile, array, start, index, table, slots): row r begins at array[start + index[table + index[slots + r]]]."""
 add_rows = _numpy_add_rows if config.DISABLE_JIT else _add_rows
 """add_rows(tile, array, start, index, table, slots): tile += what store_rows would overwrite."""
-copy_lanes = _numpy_copy_lanes if config.DISABLE_JIT else _copy_lanes
-"""copy_lanes(array, start, source, bits): array[start + lane] = array[source + lane] where bit `lane` is set, else 0, for LANES lanes."""
 clip = _numpy_clip if config.DISABLE_JIT else _clip
 """clip(tile, low, high)"""
 add_tap = _numpy_add_tap if config.DISABLE_JIT else _add_tap
@@ -283,5 +292,9 @@ add_tap = _numpy_add_tap if config.DISABLE_JIT else _add_tap
 tile[r,v] += x[start + index[table + index[slots + r]] + offset] * weights[first + weight + v*LANES : + LANES]."""
 add_channels = _numpy_add_channels if config.DISABLE_JIT else _add_channels
 """The same for channels in the lanes and tiles of one vector: tile[r,0] += x[... : + LANES] * weights[... : + LANES]."""
+add_kept = _numpy_add_kept if config.DISABLE_JIT else _add_kept
+"""add_kept(tile, x, start, zeros, index, base, entry, weights, first), with (offset, weight, places) = index[entry : entry + 3] and
+place = index[base + places + r], or zeros where that is negative:
+tile[r,v] += x[start + place + offset] * weights[first + weight + v*LANES : + LANES]."""
 prefetch = _numpy_prefetch if config.DISABLE_JIT else _prefetch
 """prefetch(array, start): hint that the cache line of this position, which may lie outside the array, will be read."""

@@ -1,7 +1,7 @@
 """Which positions share a register tile in the kernel "filters", and the passes over them.
 
-Positions that keep the same channels share tiles: the channels that a whole tile keeps go through one pass, in which the sums stay in
-registers. What is left over, channels that only some positions of a tile keep, goes first, a pass for each channel.
+Positions that keep about the same channels share tiles. A tile goes through the channels that enough of its slots keep, in one pass in
+which the sums stay in registers; slots that drop one of them read zeros for it. Channels that fewer keep go first, a pass for each.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .filters_run import FROM_BIAS, PASS, PREFETCH, TO_Y
+from .filters_costs import PER_KEPT, PER_PASS, left_over_cycles
+from .filters_run import FROM_BIAS, OWN, PASS, PREFETCH, PREFETCH_ALL, TILES, TO_Y
 
 
 class Numbers:
@@ -37,44 +38,75 @@ class Numbers:
 
 
 class Form(NamedTuple):
-    """How an operation is planned: vectors of its panels (or DEPTHWISE); slots of a tile; how many of them have to keep a channel for all
-    to go through it together. Where that is not all, what they drop has to be zero: it is read from a copy of the patches."""
+    """How an operation is planned: vectors of its panels (or DEPTHWISE), slots of a tile."""
 
     vectors: int
     tile: int
-    least: int
-
-    @property
-    def copies(self) -> bool:
-        return self.least < self.tile
 
 
 @dataclass(frozen=True)
 class Block:
-    """The positions of a work item, its slots, cut into tiles of as many slots each (the last one may have fewer)."""
+    """The positions of a work item, its slots, cut into tiles."""
 
     positions: NDArray
-    tile: int
-    common: NDArray
-    """bool [tiles,C]: channels that all slots of a tile go through."""
+    form: Form
+    cuts: NDArray
+    """[tiles + 1] where tiles begin and end. The last ones may have fewer slots."""
+    kept: NDArray
+    """bool [C,slots]"""
+    together: NDArray
+    """bool [tiles,C]: channels that a whole tile goes through."""
     rest: NDArray
     """bool [C,slots]: what else is kept."""
 
+    @property
+    def drops(self) -> NDArray:
+        """[tiles,C] integers: a bit is set for each slot of the tile that drops the channel."""
+        rank = np.arange(len(self.positions)) - self.cuts[:-1].repeat(np.diff(self.cuts))
+        drops: NDArray = np.add.reduceat(~self.kept * (1 << rank), self.cuts[:-1], 1).T
+        return drops
 
-def blocks(kept: NDArray, bounds: NDArray, form: Form) -> list[Block]:
-    """Successive positions, cut at the bounds; kept: bool [C,positions]."""
-    return [block(kept[:, first:last], first, form) for first, last in pairwise(bounds)]
+    def alone(self, tile: int) -> bool:
+        """One or two slots that are left over cost less one by one than as a tile."""
+        return self.cuts[tile + 1] - self.cuts[tile] == 1 < self.form.tile
 
 
-def block(kept: NDArray, first: int, form: Form) -> Block:
+def blocks(kept: NDArray, bounds: NDArray, form: Form, taps: NDArray) -> list[Block]:
+    """Successive positions, cut at the bounds; kept: bool [C,positions]; taps: [C] how many a channel has, about."""
+    return [block(kept[:, first:last], first, form, taps) for first, last in pairwise(bounds)]
+
+
+def block(kept: NDArray, first: int, form: Form, taps: NDArray) -> Block:
     """The block of these positions; kept: bool [C,slots], the first slot at position `first`."""
     order = alike(kept, form)
-    kept = kept[:, order]
-    starts = np.arange(0, len(order), form.tile)
-    sizes = np.diff(starts, append=len(order))
-    common = np.add.reduceat(kept, starts, 1, dtype=np.int16) >= np.minimum(form.least, sizes)
-    rest = kept & ~common.repeat(sizes, 1)
-    return Block(first + order, form.tile, common.T, rest)
+    kept, slots = kept[:, order], len(order)
+    whole = slots - slots % form.tile
+    # One or two slots that are left over cost less one by one than as a tile.
+    starts = np.r_[np.arange(0, whole, form.tile), np.arange(whole, slots, 1 if slots - whole <= 2 else form.tile)]
+    sizes = np.diff(starts, append=slots)
+    counts = np.add.reduceat(kept, starts, 1, dtype=np.int16)
+    together = (counts >= np.minimum(_enough(counts, form, taps)[:, None], sizes)) & (counts > 0)
+    # Tiles with as many channels follow each other, for the processor predicts the length of a loop by the last ones.
+    tiles = np.argsort(together[:, : whole // form.tile].sum(0), kind="stable")
+    ranked = np.r_[(tiles[:, None] * form.tile + np.arange(form.tile)).reshape(-1), np.arange(whole, slots)]
+    kept, together = kept[:, ranked], together[:, np.r_[tiles, np.arange(len(tiles), len(starts))]]
+    return Block(first + order[ranked], form, np.r_[starts, slots], kept, together.T, kept & ~together.repeat(sizes, 1))
+
+
+def _enough(counts: NDArray, form: Form, taps: NDArray) -> NDArray:
+    """[C] how many slots of a tile have to keep a channel for all of them to go through it, so that this takes least; counts: [C,tiles]
+    slots that keep it."""
+    best, least = np.full(len(taps), np.inf), np.full(len(taps), form.tile)
+    if form.vectors not in TILES:
+        return least
+    # Where all keep it, that is no question.
+    whole, alone = form.tile * PER_KEPT[form.vectors] * taps, left_over_cycles(form.vectors, taps)
+    counts = np.where(counts == form.tile, 0, counts)
+    for enough in range(1, form.tile + 1):
+        left_over = np.where(counts < enough, counts, 0).sum(1)
+        cycles = (counts >= enough).sum(1) * whole + left_over * alone + (left_over > 0) * PER_PASS
+        least, best = np.where(cycles < best, enough, least), np.minimum(best, cycles)
+    return least
 
 
 def alike(kept: NDArray, form: Form) -> NDArray:
@@ -84,9 +116,8 @@ def alike(kept: NDArray, form: Form) -> NDArray:
         return np.arange(slots)
     columns = kept.T.astype(np.float32)
     sizes, free = columns.sum(1), np.ones(slots, bool)
-    # Together they keep, of a slot: most channels in common, and among those, the slot that loses least by it; or, where a tile goes
-    # through all that any slot keeps: the slot that differs least.
-    weight = 0.5 if form.copies else 1 / (len(kept) + 1)
+    # Together they keep, of a slot: most channels in common, and among those, the slot that loses least by it.
+    weight = 1 / (len(kept) + 1)
     order: list[int] = []
     for first in np.argsort(-sizes, kind="stable"):
         if not free[first]:
@@ -95,7 +126,7 @@ def alike(kept: NDArray, form: Form) -> NDArray:
         order.append(first)
         for _ in range(min(form.tile - 1, slots - len(order))):
             best = int(np.where(free, columns @ common - sizes * weight, -np.inf).argmax())
-            common = np.maximum(common, columns[best]) if form.copies else common * columns[best]
+            common *= columns[best]
             free[best] = False
             order.append(best)
     return np.array(order)
@@ -121,38 +152,87 @@ class Entries:
         last = counts[order].cumsum()
         return cls((order[k], tap), order, np.stack([last - counts[order], last], 1))
 
-    def parts(self, most: int) -> list[NDArray]:
-        """The channels (as rows of bounds) in parts of at most so many entries, but at least one channel; at least one part."""
-        if not len(self.channels):
-            return [np.zeros(0, int)]
-        return np.split(np.arange(len(self.channels)), np.nonzero(np.diff(self.bounds[:, 0] // most))[0] + 1)
+    def parts(self, used: NDArray, most: int) -> list[NDArray]:
+        """The `used` channels (as rows of bounds) in parts of at most so many entries, but at least one channel; at least one part."""
+        before = np.diff(self.bounds[used], axis=1)[:, 0].cumsum() if len(used) else used
+        return np.split(used, np.nonzero(np.diff(before // most))[0] + 1)
 
 
-def passes(entries: Entries, offsets: NDArray, block: Block, most: int, fetch: bool, index: Numbers) -> NDArray:
-    """[passes, PASS] integers; a pass takes at most so many entries, but at least a channel. offsets: [entries,2], those of the kernel.
-    fetch: let passes fetch the weights of later ones."""
-    slots = len(block.positions)
-    everywhere, listed = index.add(np.arange(slots)), index.add(offsets)
-    parts = entries.parts(most)
-    counts = block.rest.sum(1)
+def passes(entries: Entries, offsets: NDArray, block: Block, sources: NDArray, most: int, fetch: bool, index: Numbers) -> NDArray:
+    """[passes, PASS] integers; a pass takes at most so many entries, but at least a channel. offsets: [entries,2], those of the kernel;
+    sources: [slots] places of the patches in x. fetch: let passes fetch the weights of later ones."""
+    own = _Own(entries, offsets, block, sources, index)
+    listed = index.add(offsets)
+    rest = block.rest[entries.channels]
+    used = np.nonzero(block.together[:, entries.channels].any(0) | rest.any(1))[0]
+    fetching = 0 if not fetch else PREFETCH if len(block.cuts) > 4 else PREFETCH_ALL
+    parts = entries.parts(used, most)
+    touches = np.array([np.logical_or.reduceat(rest[part].any(0), block.cuts[:-1]) for part in parts])
+    touched = touches.any(0)
     rows: list[list[int]] = []
-    begun = False
+    if touched.any():
+        rows.append([FROM_BIAS, 0, 0, *_padded(np.nonzero(touched.repeat(np.diff(block.cuts)))[0], block.form, index)])
+    # A tile goes through the parts in which it has entries, and is stored to y in the last one that touches it.
+    has = np.array([block.together[:, entries.channels[part]].any(1) for part in parts])
+    begin, end = has.argmax(0), np.where((has | touches).any(0), len(parts) - 1 - (has | touches)[::-1].argmax(0), 0)
+    has[end, np.arange(len(end))] = True
     for number, part in enumerate(parts):
-        left_over = part[counts[entries.channels[part]] > 0]
-        if len(left_over) and not begun:
-            rows.append([FROM_BIAS, 0, 0, everywhere, slots])
-            begun = True
-        for k in left_over:
-            channel, (first, last) = entries.channels[k], listed + 2 * entries.bounds[k]
-            rows.append([PREFETCH * fetch, first, last, index.add(np.nonzero(block.rest[channel])[0]), counts[channel]])
-        mode = (0 if begun else FROM_BIAS) | (TO_Y if number == len(parts) - 1 else 0) | PREFETCH * fetch
-        common = block.common[:, entries.channels[part]]
-        changes = np.nonzero((common[1:] != common[:-1]).any(1))[0] + 1
-        for tile, stop in zip([0, *changes], [*changes, len(common)], strict=True):
-            used = part[common[tile]]
-            if len(used) or mode & (FROM_BIAS | TO_Y):
-                own = np.concatenate([offsets[:0], *(offsets[first:last] for first, last in entries.bounds[used])])
-                start, slot = index.add(own), tile * block.tile
-                rows.append([mode, start, start + own.size, everywhere + slot, min(stop * block.tile, slots) - slot])
-        begun = True
+        for k in part[rest[part].any(1)]:
+            first, last = listed + 2 * entries.bounds[k]
+            rows.append([fetching, first, last, *_padded(np.nonzero(rest[k])[0], block.form, index)])
+        modes = FROM_BIAS * ((begin == number) & ~touched) + TO_Y * (end == number)
+        for mode in np.unique(modes[has[number]]):
+            rows += own.passes(part, np.nonzero(has[number] & (modes == mode))[0], int(mode), fetching)
     return np.array(rows, int).reshape(-1, PASS)
+
+
+def _padded(slots: NDArray, form: Form, index: Numbers) -> tuple[int, int]:
+    """LIST and COUNT of a pass. A slot may stand there twice in a tile: both do the same."""
+    rows = TILES[form.vectors][1]
+    more = -len(slots) % rows
+    if more < rows - 1:
+        slots = np.r_[slots, slots[-1:].repeat(more)]
+    return index.add(slots), len(slots)
+
+
+class _Own:
+    """Passes with OWN over a block."""
+
+    def __init__(self, entries: Entries, offsets: NDArray, block: Block, sources: NDArray, index: Numbers) -> None:
+        self._entries, self._offsets, self._block, self._index, self._sources = entries, offsets, block, index, sources
+        self._drops = block.drops
+
+    def passes(self, part: NDArray, tiles: NDArray, mode: int, fetch: int) -> list[list[int]]:
+        """The channels `part` in these tiles."""
+        block, index, channels = self._block, self._index, self._entries.channels[part]
+        lists: list[NDArray] = []
+        slots: list[NDArray] = []
+        singles = []
+        for tile in tiles:
+            first, last = block.cuts[tile : tile + 2]
+            together = block.together[tile, channels]
+            used = part[together]
+            if block.alone(tile):
+                entries = self._listed(used)
+                start = index.add(entries)
+                singles.append([mode, start, start + entries.size, index.add(np.array([first])), 1])
+            else:
+                slots.append(np.minimum(np.arange(first, first + block.form.tile), last - 1))
+                lists += self._tile(used, self._drops[tile, channels[together]], slots[-1])
+        if not lists:
+            return singles
+        start = index.add(np.concatenate(lists))
+        ends = index.add(start + np.cumsum([entries.size for entries in lists]))
+        return [[mode | OWN | fetch, start, ends, index.add(np.concatenate(slots)), len(slots) * block.form.tile], *singles]
+
+    def _tile(self, used: NDArray, drops: NDArray, slots: NDArray) -> list[NDArray]:
+        """Entries of a tile that goes through the channels `used`: pairs, and those that some slots drop; drops: the bits of these."""
+        whole, part = self._listed(used[drops == 0]), used[drops != 0]
+        patterns, which = np.unique(drops[drops != 0], return_inverse=True)
+        places = [self._index.add(np.where(drop >> (slots - slots[0]) & 1, -1, self._sources[slots])) for drop in patterns]
+        sizes = np.diff(self._entries.bounds[part], axis=1)[:, 0] if len(part) else part
+        return [whole.reshape(-1), np.column_stack([self._listed(part), np.array(places, int)[which].repeat(sizes)]).reshape(-1)]
+
+    def _listed(self, used: NDArray) -> NDArray:
+        """[entries,2] of these channels."""
+        return np.concatenate([self._offsets[:0], *(self._offsets[a:b] for a, b in self._entries.bounds[used])])
