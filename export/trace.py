@@ -31,7 +31,7 @@ def trace(model: nn.Module, input_shape: tuple[int, int, int], *, opset: int) ->
     sample = torch.zeros(2, *input_shape)
     _check_accepts(model, sample)
     try:
-        with _quiet():
+        with quiet():
             program = torch.onnx.export(
                 model,
                 (sample,),
@@ -153,7 +153,7 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The exporter prints, logs and warns about its own internals (also where nothing is wrong)."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]

@@ -12,7 +12,7 @@ import numpy as np
 from ..common.errors import RunError
 from .fold_batchnorm import fold_batchnorm, fold_bias
 from .functions import DOMAIN, MASKED, POINTWISE, VERSION, functions
-from .graph import Refusal, constant, is_conv, is_masked_conv, masked_convs, remove_unused
+from .graph import Refusal, add_initializer, constant, is_conv, is_masked_conv, masked_convs, remove_unused
 from .pack import drop_full_masks, pack_masks, pack_weights
 
 Rule = Callable[[Any], list[Refusal]]
@@ -82,16 +82,42 @@ def pack(model: Any, *, opset: int) -> list[Refusal]:
 
 def inline(model: Any, *, opset: int) -> None:
     """Replace the calls of our functions by their bodies and fold what is constant: standard operators only."""
-    from onnxscript import ir, optimizer
+    from onnxscript import ir
+
+    from .trace import quiet
 
     add_functions(model, opset=opset)
     ir.passes.common.InlinePass()(model)
-    unlimited = int(np.iinfo(np.int64).max)
-    # By default the folder spares ConstantOfShape, from which the one-hot kernels are built.
-    optimizer.fold_constants(model, input_size_limit=unlimited, output_size_limit=unlimited, should_fold=lambda node: True)
+    with quiet():  # it says what it leaves
+        _fold(model)
+        _fold_top_k(model)
+        _fold(model)
     ir.passes.common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     model.opset_imports.pop(DOMAIN, None)
     remove_unused(model)
+
+
+def _fold(model: Any) -> None:
+    from onnxscript import optimizer
+
+    unlimited = int(np.iinfo(np.int64).max)
+    # By default the folder spares ConstantOfShape, from which the one-hot kernels are built.
+    optimizer.fold_constants(model, input_size_limit=unlimited, output_size_limit=unlimited, should_fold=lambda node: True)
+
+
+def _fold_top_k(model: Any) -> None:
+    """The choice of taps: a node of two outputs, which the folder leaves. Of equal elements TopK takes the first ones."""
+    from onnxscript import ir
+
+    for node in [node for node in model.graph if node.domain == "" and node.op_type == "TopK"]:
+        values, count = (constant(value) for value in node.inputs)
+        if values is None or count is None:
+            continue
+        axis = node.attributes["axis"].as_int()
+        indices = np.argsort(-values, axis, kind="stable").take(range(int(count.item())), axis)
+        for output, content in zip(node.outputs, (np.take_along_axis(values, indices, axis), indices), strict=True):
+            ir.convenience.replace_all_uses_with(output, add_initializer(model, f"{output.name}.folded", content))
+        model.graph.remove(node, safe=True)
 
 
 def add_functions(model: Any, *, opset: int) -> None:
