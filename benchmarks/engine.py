@@ -29,9 +29,11 @@ from fineprune.export.peers import PEERS, usable_peers
 from fineprune.export.runtimes import OnnxRuntime, Runtime
 
 QUICK = ("resnet20-w16", "resnet20-w32")
-QUICK_KINDS = ("channel", "weights", "thesis-channel", "thesis-group", "thesis-kernel")
-LARGE_FILE, FEW = 100 << 20, 6
-"""Bytes of a network of which so many runtimes are in memory at once, at most."""
+FEW_KINDS = ("channel", "weights", "thesis-channel", "thesis-group", "thesis-kernel")
+ROUNDS, FEW_ROUNDS = 15, 7
+LARGE_SIZE = 224
+LARGE_FILE, FEW_RUNTIMES = 100 << 20, 4
+"""Bytes of a network of which so many runtimes, and dense ONNX Runtime, are in memory at once, at most."""
 
 
 def main() -> None:
@@ -62,19 +64,23 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--plot", type=Path, metavar="FILE", help="bar chart, .png or .svg")
     parser.add_argument("--docs", type=Path, metavar="FILE", help="write the tables between the markers of this Markdown file")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, metavar="NAME", help=f"of {', '.join(NETWORKS)}")
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, metavar="KIND", help=f"of masks: {', '.join(KINDS)}")
+    parser.add_argument(
+        "--kinds",
+        nargs="+",
+        choices=KINDS,
+        metavar="KIND",
+        help=f"of masks: {', '.join(KINDS)}; with --quick and for large networks {', '.join(FEW_KINDS)}",
+    )
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--batch", nargs="+", type=int, default=[1])
     parser.add_argument("--peers", nargs="*", choices=[peer.name for peer in PEERS], help="default: all that are installed")
     parser.add_argument("--no-layers", action="store_true", help="networks only")
-    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--rounds", type=int, help=f"default: {ROUNDS}; {FEW_ROUNDS} with --quick and for large networks")
     parser.add_argument("--samples", type=int, help="at most so many images calibrate")
     parser.add_argument("--data", default=default_data(), help="images, as `fineprune --data` takes them")
     parser.add_argument("--work", type=Path, metavar="FOLDER", help="keep the exported files here")
     arguments = parser.parse_args()
     arguments.networks = arguments.networks or (QUICK if arguments.quick else list(NETWORKS))
-    arguments.kinds = arguments.kinds or (QUICK_KINDS if arguments.quick else KINDS)
-    arguments.rounds = arguments.rounds or (5 if arguments.quick else 15)
     arguments.samples = arguments.samples or (64 if arguments.quick else None)
     return arguments
 
@@ -84,7 +90,9 @@ def _earlier(path: Path | None) -> dict[str, Any]:
 
 
 def _measure(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    facts = prepare(name, folder, data=arguments.data, kinds=arguments.kinds, samples=arguments.samples, say=_say)
+    few = arguments.quick or NETWORKS[name].size >= LARGE_SIZE
+    kinds, rounds = arguments.kinds or (FEW_KINDS if few else KINDS), arguments.rounds or (FEW_ROUNDS if few else ROUNDS)
+    facts = prepare(name, folder, data=arguments.data, kinds=kinds, samples=arguments.samples, say=_say)
     samples: np.ndarray = facts.pop("samples")
     files = {kind: Path(file["path"]) for kind, file in facts["files"].items()}
     for file in facts["files"].values():
@@ -98,16 +106,16 @@ def _measure(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str
     config = BenchmarkConfig(
         batch_sizes=tuple(arguments.batch),
         threads=tuple(arguments.threads),
-        rounds=arguments.rounds,
+        rounds=rounds,
         turn_s=0.02 if arguments.quick else 0.05,
         warmup_s=0.1,
     )
-    few = FEW if files["dense"].stat().st_size > LARGE_FILE else len(runtimes)
-    for first in range(1, len(runtimes), few):
-        rows = benchmark([runtimes[0], *runtimes[first : first + few]], tuple(facts["input_shape"]), config).to_json()["rows"]
+    together = FEW_RUNTIMES if files["dense"].stat().st_size > LARGE_FILE else len(runtimes)
+    for first in range(1, len(runtimes), together):
+        rows = benchmark([runtimes[0], *runtimes[first : first + together]], tuple(facts["input_shape"]), config).to_json()["rows"]
         result["latency"] += [row for row in rows if first == 1 or row["runtime"] != runtimes[0].name]
     if not arguments.no_layers:
-        result["layers"] = _layers(name, files, samples[:1], arguments.rounds)
+        result["layers"] = _layers(name, files, samples[:1], rounds)
     return result
 
 
