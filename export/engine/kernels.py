@@ -45,5 +45,11 @@ def candidates(layer: Conv) -> tuple[list[Candidate], dict[str, str]]:
             refused[name] = reason
             continue
         seconds = kernel.module.estimate(layer.shape, layer.weights, layer.mask)
-        found += [Candidate(kernel=name, layout=layout, any_input=kernel.any_input, seconds=seconds) for layout in kernel.layouts]
+        any_input = kernel.any_input and not (name == "filters" and _is_depthwise(layer))
+        found += [Candidate(kernel=name, layout=layout, any_input=any_input, seconds=seconds) for layout in kernel.layouts]
     return found, refused
+
+
+def _is_depthwise(layer: Conv) -> bool:
+    """Then the kernel "filters" has the activations in the lanes, too: it reads NHWC alone."""
+    return layer.shape.groups == layer.shape.channels == layer.shape.filters > 1

@@ -16,13 +16,14 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from onnxscript import ir
 
 from fineprune.common.errors import RunError, UsageError
 from fineprune.export.engine import Session
 from fineprune.export.engine.runtime import EngineRuntime
 from fineprune.models.zoo.registry import build
 from support.masked_networks import mask_randomly
-from support.onnx_graphs import run_onnxruntime
+from support.onnx_graphs import conv_graph, run_onnxruntime
 from support.tolerances import ONNX_LOGITS
 
 QUICK = [
@@ -54,6 +55,16 @@ def close(actual: NDArray, expected: NDArray) -> None:
 
 def batch(count: int, shape: tuple[int, ...], seed: int = 0) -> NDArray[np.float32]:
     return np.random.default_rng(seed).standard_normal((count, *shape), np.float32)
+
+
+@pytest.mark.parametrize("channels", [5, 16, 40])
+def test_depthwise_layers_read_one_layout_alone(channels: int) -> None:
+    """The caller's tensor is NCHW, and the kernel has the channels in its lanes."""
+    weights = np.random.default_rng(1).standard_normal((channels, 1, 3, 3))
+    model = conv_graph((channels, 9, 6), (channels, 9, 6), weights, pads=(1, 1, 1, 1), group=channels)
+    content, x = ir.serde.serialize_model(model).SerializeToString(), batch(2, (channels, 9, 6))
+    with Session(content) as session:
+        close(session.run(None, {"x": x})[0], run_onnxruntime(content, x))
 
 
 @pytest.fixture(scope="module")
