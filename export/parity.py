@@ -1,4 +1,4 @@
-"""Does the file compute what the model computes? PyTorch against ONNX Runtime and onnx.reference on given samples."""
+"""Does the file compute what the model computes? PyTorch against ONNX Runtime, onnx.reference and the engine on given samples."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..common.errors import RunError, UsageError
+from ..common.errors import FinepruneError, RunError, UsageError
 from ..common.progress import Progress, Silent
 from .runtimes import OnnxReference, OnnxRuntime, Runtime, TorchRuntime
 
@@ -24,6 +24,7 @@ classifiers were within 2e-6; a wrong fold, pad or layer mask is off by 1e-2 or 
 """
 
 BATCH = 32
+ENGINE = "engine"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +62,23 @@ class ParityReport:
         return {**asdict(self), "passed": self.passed, "max_abs_error": self.max_abs_error}
 
     def require(self) -> None:
-        """RunError naming the runtime that is furthest off, where one is beyond the tolerance."""
-        worst = max(self.runtimes, key=lambda runtime: runtime.relative_error)
+        """RunError naming the runtime that is furthest off, where one is beyond the tolerance; a file does not answer for the engine."""
+        worst = max((r for r in self.runtimes if r.runtime != ENGINE), key=lambda runtime: runtime.relative_error)
         if not worst.passed:
-            raise RunError(
-                f"{self.path} differs from the model in {worst.runtime} by {worst.relative_error:.2e} of its largest logit "
-                f"(allowed {self.tolerance:.0e}, {worst.samples} samples); do not use the file, export it again with plain=True"
-            )
+            raise RunError(f"{self._difference(worst)}; do not use the file, export it again with plain=True")
+
+    def engine_warning(self) -> str:
+        """What to tell the user where the engine computes something else, else an empty text."""
+        for runtime in self.runtimes:
+            if runtime.runtime == ENGINE and not runtime.passed:
+                return f"warning: {self._difference(runtime)}; run the file in ONNX Runtime, and report the network"
+        return ""
+
+    def _difference(self, runtime: RuntimeParity) -> str:
+        return (
+            f"{self.path} differs from the model in {runtime.runtime} by {runtime.relative_error:.2e} of its largest logit "
+            f"(allowed {self.tolerance:.0e}, {runtime.samples} samples)"
+        )
 
 
 def check_parity(
@@ -77,12 +88,14 @@ def check_parity(
     *,
     providers: Sequence[str] = ("CPUExecutionProvider",),
     reference_samples: int = 2,
+    engine: bool = False,
     threads: int = 1,
     progress: Progress | None = None,
 ) -> ParityReport:
     """Compare `model` (eval mode, on the CPU) with the ONNX file at `path` on samples[N,C,H,W], normalised as in training.
 
     onnx.reference gets the first `reference_samples` only (0: it is left out), since it takes seconds a sample on large networks.
+    engine: compare fineprune's own engine, too; where it cannot run the file, a line of the log says so.
     Raises UsageError for a missing file, provider or samples, RunError where a file cannot run or logits are not finite.
     """
     x = np.ascontiguousarray(np.asarray(samples, np.float32))
@@ -94,6 +107,13 @@ def check_parity(
     if reference_samples > 0:
         candidates.append((OnnxReference("onnx.reference", path), min(reference_samples, len(x))))
     results = [_compare(runtime.name, _logits(runtime, x[:count], threads, progress), expected[:count]) for runtime, count in candidates]
+    if engine:
+        from .engine.runtime import EngineRuntime
+
+        try:
+            results.append(_compare(ENGINE, _logits(EngineRuntime(ENGINE, path), x, threads, progress), expected))
+        except FinepruneError as error:
+            progress.log(f"the engine is not compared: {error}")
     return ParityReport(path=str(path), tolerance=TOLERANCE, runtimes=tuple(results))
 
 

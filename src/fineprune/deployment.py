@@ -48,7 +48,7 @@ def to_onnx(
     model: nn.Module | None = None,
     progress: Progress | None = None,
 ) -> Exported:
-    """Write a bundle as ONNX, compare it with PyTorch in ONNX Runtime and onnx.reference, and store the comparison as PATH.parity.json.
+    """Write a bundle as ONNX, compare it with PyTorch in ONNX Runtime, onnx.reference and the engine, and store that as PATH.parity.json.
 
     samples[N,C,H,W] are compared; by default 256 of the test split that the manifest names. RunError when the file computes something else.
     """
@@ -73,7 +73,7 @@ def export_network(
         try:
             report = export_onnx(model, network.input_shape, unchecked, plain=plain, metadata=_metadata(network))
             if samples is not None:
-                parity = check_parity(model, unchecked, samples.numpy(), threads=torch.get_num_threads(), progress=progress)
+                parity = check_parity(model, unchecked, samples.numpy(), engine=True, threads=torch.get_num_threads(), progress=progress)
                 parity.require()
         except RunError as error:  # of a file that is gone after it: name the one that was asked for
             raise RunError(str(error).replace(str(unchecked), str(path))) from error
@@ -82,6 +82,8 @@ def export_network(
         else:
             parity = replace(parity, path=str(path))
     if parity is not None:
+        if warning := parity.engine_warning():
+            progress.log(warning)
         write_json(f"{path}.parity.json", parity.to_json())
     return Exported(report=replace(report, path=str(path)), parity=parity)
 
@@ -144,6 +146,7 @@ def bench(
     """
     from .export.benchmark import benchmark
     from .export.engine.runtime import EngineRuntime
+    from .export.parity import check_parity
     from .export.peers import usable_peers
     from .export.runtimes import OnnxRuntime, Runtime, TorchRuntime
 
@@ -155,12 +158,17 @@ def bench(
         others, left_out = usable_peers(dense, calibration, peers)
         for line in left_out:
             progress.log(line)
-        twin = dense_twin(network.model.cpu().eval())
-        runtimes: list[Runtime] = [OnnxRuntime("onnxruntime dense", dense), TorchRuntime("torch dense", twin), *others]
-        if compressed is not None:
-            runtimes += [EngineRuntime("engine compressed", compressed), OnnxRuntime("onnxruntime compressed", compressed)]
+        masked = network.model.cpu().eval()
+        runtimes: list[Runtime] = [OnnxRuntime("onnxruntime dense", dense), TorchRuntime("torch dense", dense_twin(masked)), *others]
+        name, file = ("compressed", compressed) if compressed is not None else ("dense", dense)
+        parity = check_parity(masked, file, calibration, reference_samples=0, engine=True)
+        parity.require()  # what computes something else has no latency worth a table
+        if warning := parity.engine_warning():
+            progress.log(f"engine {name} is left out; {warning}")
         else:
-            runtimes.append(EngineRuntime("engine dense", dense))
+            runtimes.append(EngineRuntime(f"engine {name}", file))
+        if compressed is not None:
+            runtimes.append(OnnxRuntime("onnxruntime compressed", compressed))
         return benchmark(runtimes, network.input_shape, config, progress=progress)
 
 

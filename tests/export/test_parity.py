@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,18 @@ def test_the_file_of_another_model_fails(tiny: Callable, dense: Any) -> None:
     assert runtime.relative_error == pytest.approx(runtime.max_abs_error / _largest_logit(tiny()))
     with pytest.raises(RunError, match=r"differs from the model in onnxruntime by .* of its largest logit"):
         report.require()
+
+
+def test_the_engine_is_compared_and_only_warned_of(tiny: Callable, packed: Any, dense: Any) -> None:
+    """A file that is right elsewhere stays usable; where the engine differs, the user is told."""
+    report = check_parity(packed.model, packed.path, SAMPLES, reference_samples=0, engine=True)
+    assert [r.runtime for r in report.runtimes] == ["onnxruntime", "engine"]
+    wrong = check_parity(tiny(), dense.path, SAMPLES, reference_samples=0, engine=True)
+    assert "differs from the model in engine by" in wrong.engine_warning()
+    engine_alone = replace(report, runtimes=(report.runtimes[0], wrong.runtimes[1]))
+    engine_alone.require()
+    assert not engine_alone.passed and "run the file in ONNX Runtime" in engine_alone.engine_warning()
+    assert replace(report, runtimes=report.runtimes[:1]).engine_warning() == ""
 
 
 def _largest_logit(model: nn.Module) -> float:
