@@ -101,7 +101,8 @@ def test_bands_and_threads_change_no_output(weight_density: float | None, monkey
         ]
 
     expected = results()
-    monkeypatch.setattr(backend, "BAND_BYTES", 1)
+    for size in ("BAND_BYTES", "STRIP_PIXELS", "CHANNEL_BYTES"):
+        monkeypatch.setattr(backend, size, 1)
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         try:
@@ -122,8 +123,10 @@ def test_a_changed_mask_is_seen() -> None:
     mask[1, 1:] = False
     torch.testing.assert_close(kernels.forward(x, w, mask, kept, conv), masked_conv_torch.forward(x, w, mask, conv), rtol=1e-4, atol=1e-5)
     kept[0] = True
-    w = torch.randn(w.shape, generator=torch.Generator().manual_seed(1)) * kept
-    torch.testing.assert_close(kernels.forward(x, w, mask, kept, conv), masked_conv_torch.forward(x, w, mask, conv), rtol=1e-4, atol=1e-5)
+    for weight_mask in (kept, ~kept):  # the one that was changed, then another
+        v = torch.randn(w.shape, generator=torch.Generator().manual_seed(1)) * weight_mask
+        y = kernels.forward(x, v, mask, weight_mask, conv)
+        torch.testing.assert_close(y, masked_conv_torch.forward(x, v, mask, conv), rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_known_of_a_mask_dies_with_it() -> None:
