@@ -123,7 +123,7 @@ def test_a_changed_mask_is_seen() -> None:
     mask[1, 1:] = False
     torch.testing.assert_close(kernels.forward(x, w, mask, kept, conv), masked_conv_torch.forward(x, w, mask, conv), rtol=1e-4, atol=1e-5)
     kept[0] = True
-    for weight_mask in (kept, ~kept):  # the one that was changed, then another
+    for weight_mask in (kept, torch.empty_like(kept).copy_(~kept)):  # the one that was changed, then another, changed as often
         v = torch.randn(w.shape, generator=torch.Generator().manual_seed(1)) * weight_mask
         y = kernels.forward(x, v, mask, weight_mask, conv)
         torch.testing.assert_close(y, masked_conv_torch.forward(x, v, mask, conv), rtol=1e-4, atol=1e-5)
