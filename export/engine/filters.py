@@ -10,9 +10,9 @@ vectors keeps the (channel, tap) pairs that any of its filters uses: FWP with sc
 width, and with scope `group` with panels of one vector, where the filters of a group follow each other. Grouped convolutions are such
 panels too. The width with the least expected time is chosen for each layer (filters_forms.py).
 
-What did not help, on 16x32x32 and 32x16x16 (Zen 5): two sets of sums for alternate entries, as the sums do not wait for each other; a loop
-for each channel, whose places are loaded once, as its end is predicted too rarely; places loaded for every entry of tiles of eight
-slots, also where none drops a channel: 1.0 instead of 0.65 cycles an entry and slot.
+What did not help, on 16x32x32 and 32x32x32 (Zen 5): two sets of sums for alternate entries (the same time); a loop for each channel of a
+tile, whose places are loaded once (slower, not profiled); places loaded for every entry of tiles of eight slots, also where none drops a
+channel (1.0 instead of 0.65 cycles an entry and slot).
 """
 
 import numpy as np

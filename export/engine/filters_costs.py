@@ -15,7 +15,8 @@ PER_ENTRY = {
 """An entry at a slot, by the vectors of the panel and the slots of a tile; the last line, of the tiles for CPUs with fewer registers, was
 measured with AVX2 on the same."""
 PER_KEPT = {1: 1.1, 2: 1.2, 4: 2.15} if REGISTERS >= 32 else {1: 1.4, 2: 2.5}
-"""An entry at a slot, by the vectors of the panel, in a tile in which some slots drop it."""
+"""An entry at a slot, by the vectors of the panel, in a tile in which some slots drop it; for CPUs with fewer registers
+guessed, not measured."""
 PER_RESULT, PER_WEIGHT = 2.0, 0.6
 """A vector of results; a weight that comes from memory."""
 PER_PASS, PER_LIST = 36.0, 20.0

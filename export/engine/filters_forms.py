@@ -54,7 +54,7 @@ def taps_of(shape: ConvShape, weights: NDArray, form: Form) -> NDArray:
 
 
 def bounds(shape: ConvShape, kept: NDArray, form: Form) -> NDArray:
-    """Where to cut the positions into blocks of about equal work, whose sums and copies fit the caches; kept: bool [C,positions]."""
+    """Where to cut the positions into blocks of about equal work, whose sums fit the first-level cache; kept: bool [C,positions]."""
     positions, vectors = kept.shape[1], -(-shape.filters // LANES)
     width = max(form.vectors, 1)
     most = SUMS // (width * LANES)
