@@ -26,8 +26,9 @@ MOST_FILTERS = 64
 """Filters of a set. Pairs are sought within a set; more find better ones, and take longer."""
 FEWEST_ITEMS, FEWEST_FILTERS = 4, 16
 """An operation is divided into so many work items, unless sets of filters became smaller."""
-VARIANT_ENTRIES = 1 << 21
-"""Weights that lists made for particular tiles may hold together; beyond that, all tiles share one list."""
+VARIANT_ENTRIES = 1 << 17
+"""Weights that lists made for particular tiles may hold together, so that they stay in the second-level cache; beyond that, all tiles
+share one list: 28 lists of a 64x64 layer took 10 % longer to fetch than its whole patches took to mask."""
 DROPPED, WHOLE, MASKED = 0, 1, 2
 """What becomes of a channel in a tile."""
 
