@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,14 @@ def whole(folder: Path, trained: list[object]) -> tuple[Path, int]:
         environment.setenv("FORWARDS", str(folder / "forwards"))
         succeed("compress", *trained, *SETTINGS, "--output", folder / "whole")
     return folder / "whole", (folder / "forwards").stat().st_size
+
+
+@pytest.fixture(autouse=True)
+def interrupts_arrive() -> Iterator[None]:
+    """Shells have what they start in the background ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def assert_same(one: Path, other: Path) -> None:
