@@ -1,9 +1,9 @@
 """Latency of several runtimes side by side.
 
 All candidates are loaded, warmed up, then measured in rounds: every round gives each candidate one *turn* (an untimed call,
-then timed calls for a fixed time; a turn counts as its median call), in an order that rotates. Whatever disturbs the machine
-for a while thus hits all candidates alike, and speed-ups are paired: the baseline's turn over the candidate's turn of the same
-round. Medians and quartiles are over rounds.
+then timed calls for a fixed time; a turn counts as its median call), in an order drawn anew: what disturbs the machine for a while,
+or what a candidate leaves to the next one (threads that spin, caches), thus hits all candidates alike. Speed-ups are paired: the
+baseline's turn over the candidate's turn of the same round. Medians and quartiles are over rounds.
 """
 
 import time
@@ -19,8 +19,8 @@ from ..common.progress import Progress, Silent
 from .machine import machine_facts
 from .runtimes import Runtime
 
-_PAUSE_S = 0.002
-"""Between turns: a runtime's idle threads spin for about a millisecond before they sleep, on the cores the next one needs."""
+_PAUSE_S = 0.01
+"""Between turns: a runtime's idle threads spin for some milliseconds before they sleep, on the cores the next one needs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,11 +145,11 @@ def _rounds(
     for runtime in runtimes:
         _turn(runtime, x, config.warmup_s)
     turns: dict[str, list[float]] = {runtime.name: [] for runtime in runtimes}
-    for number in progress(range(config.rounds), total=config.rounds, description=description):
-        shift = number % len(runtimes)
-        for runtime in [*runtimes[shift:], *runtimes[:shift]]:
+    order = np.random.default_rng(config.seed)
+    for _ in progress(range(config.rounds), total=config.rounds, description=description):
+        for number in order.permutation(len(runtimes)):
             time.sleep(_PAUSE_S)
-            turns[runtime.name].append(_turn(runtime, x, config.turn_s))
+            turns[runtimes[number].name].append(_turn(runtimes[number], x, config.turn_s))
     return {name: np.array(values) for name, values in turns.items()}
 
 
