@@ -132,10 +132,7 @@ class Reader:
         for port in inputs:
             self._define_port(port, inputs[0].batch)
         steps = self._steps(known)
-        outputs = tuple(_port(value, self.where) for value in graph.output)
-        for port in outputs:
-            if port.name not in self._known:
-                raise RunError(f"{self.where}: no node makes the output {port.name!r}; export it again")
+        outputs = tuple(self._output(value, inputs[0].batch) for value in graph.output)
         return Graph(
             model=self.model,
             where=self.where,
@@ -153,6 +150,15 @@ class Reader:
         fixed = [size for size in port.dims if size is not None]
         if port.type == "tensor(float)" and port.batch == batch and len(fixed) == len(port.dims) in (1, 3):
             self._add(port.name, port.name, _box(tuple(fixed)), tuple(fixed), f"{self.where}: input {port.name!r}")
+
+    def _output(self, value: Any, batch: int | str) -> Port:
+        """An output as the file describes it, or where it leaves out the shape, as it is."""
+        check_names((value.name,), self.where)
+        if value.name not in self._known:
+            raise RunError(f"{self.where}: no node makes the output {value.name!r}; export it again")
+        if value.name in self.values and not value.type.tensor_type.HasField("shape"):
+            return Port(name=value.name, type="tensor(float)", batch=batch, dims=self.values[value.name].dims)
+        return _port(value, self.where)
 
     def _steps(self, known_opset: bool) -> list[Step]:
         nodes = [Node(proto, self.where) for proto in self.model.graph.node]

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..functions import DEPTHWISE, DOMAIN, MASKED, POINTWISE, UNPACK_MASK, UNPACK_WEIGHTS
-from .attributes import LARGEST, Node, UnsupportedError
+from .attributes import LARGEST, Node
 from .conv import ConvShape
 from .network import Assemble, Box, Conv, Layer, Map, Mean, Piece, Pool
 
@@ -229,8 +229,8 @@ def binary(node: Node, reader: "Reader") -> list[Layer]:
 
 def identity(node: Node, reader: "Reader") -> list[Layer]:
     """Identity, and Dropout as it is when nobody trains."""
-    if node.input(2):
-        raise UnsupportedError("training_mode")
+    node.arity(1, 3)
+    node.support(not node.input(2), "training_mode")
     value = reader.value(node, 0)
     reader.alias(node, value.tensor, value.dims)
     return []
@@ -258,13 +258,13 @@ def reshape(node: Node, reader: "Reader") -> list[Layer]:
 def _reshaped(node: Node, reader: "Reader", dims: tuple[int, ...]) -> tuple[int, ...]:
     wanted = reader.integers(node, 1)
     node.require(all(size >= -1 for size in wanted) and wanted.count(-1) <= 1, f"has the shape {wanted}")
-    old = [reader.batch if reader.batch is not None else -1, *dims]
+    old = [-1 if reader.batch is None else reader.batch, *dims]
     if not node.integer("allowzero", 0):
         node.require(all(size != 0 or k < len(old) for k, size in enumerate(wanted)), f"has the shape {wanted}")
         wanted = [old[k] if size == 0 else size for k, size in enumerate(wanted)]
-    node.support(len(wanted) >= 2 and wanted.count(-1) <= 1 and 0 not in wanted, f"a reshape to {wanted}")
-    node.support(wanted[0] in (-1, old[0]), "a reshape of the batch dimension")
     rest, size = wanted[1:], math.prod(dims)
+    node.support(len(wanted) >= 2 and 0 not in rest, f"a reshape to {wanted}")
+    node.support(wanted[0] in (-1, old[0]), "a reshape of the batch dimension")
     if -1 in rest:
         known = -math.prod(rest)
         node.require(size % known == 0, f"makes {wanted} of {dims} a sample")
@@ -292,7 +292,7 @@ def _squeezed(node: Node, reader: "Reader", dims: tuple[int, ...]) -> tuple[int,
 
 
 def concat(node: Node, reader: "Reader") -> list[Layer]:
-    """Concat of channels."""
+    """Concat of channels, or of flattened images: their numbers follow each other in the same order."""
     node.arity(1, 1 << 12)
     values = [reader.value(node, index) for index in range(len(node.inputs))]
     rank = len(values[0].dims)
@@ -300,12 +300,12 @@ def concat(node: Node, reader: "Reader") -> list[Layer]:
     node.support(rank in (1, 3) and node.integer("axis", 1) % (rank + 1) == 1, "another axis")
     boxes = [reader.boxes[value.tensor] for value in values]
     node.require(len({value.dims[1:] for value in values}) == 1, f"joins {[value.dims for value in values]}")
-    node.support(len({box[1:] for box in boxes}) == 1, "flattened images")
+    node.support(len({box[1:] for box in boxes}) == 1, "flattened images of different sizes")
     pieces, channels = [], 0
     for k, box in enumerate(boxes):
         pieces.append(Piece(source=k, size=box, to=(channels, 0, 0)))
         channels += box[0]
-    output = reader.define(node, (channels, *boxes[0][1:]), (channels, *values[0].dims[1:]))
+    output = reader.define(node, (channels, *boxes[0][1:]), (sum(value.dims[0] for value in values), *values[0].dims[1:]))
     return [Assemble(name=node.name, inputs=tuple(value.tensor for value in values), output=output, pieces=tuple(pieces))]
 
 

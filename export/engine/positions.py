@@ -14,6 +14,7 @@ from . import positions_kernel as kernel
 from .conv import ConvShape, Epilogue, Op, View
 from .positions_estimate import estimate
 from .positions_plan import (
+    BLOCK_LINES,
     MASKED,
     Block,
     Lines,
@@ -31,12 +32,14 @@ from .positions_plan import (
     variants,
 )
 from .positions_simd import LANES
+from .positions_twins import OFFSET_UNIT
 
 __all__ = ["estimate", "plan", "run", "supports"]
 
 run = kernel.run
 
-_MOST_LINES = (1 << 16) // (LANES // 2) - 1
+_MOST_LINES = (1 << 16) // (LANES // OFFSET_UNIT) - 1 - BLOCK_LINES
+"""Of a channel: offsets of 16 bits reach all patches of a block, which is a channel beyond BLOCK_LINES at most."""
 
 
 def supports(shape: ConvShape, weights: NDArray, mask: NDArray | None) -> str | None:

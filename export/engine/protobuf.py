@@ -81,15 +81,13 @@ class Constants:
 
     def __init__(self, model: Any, where: str) -> None:
         self._where = where
-        replaceable = {value.name for value in model.graph.input}
         self._arrays: dict[str, NDArray] = {}
         self._tensors: dict[str, Any] = {}
         for tensor in model.graph.initializer:
             check_names((tensor.name,), where)
             if tensor.name in self._tensors:
                 raise RunError(f"{where}: two initializers are called {tensor.name!r}; export it again")
-            if tensor.name not in replaceable:
-                self._tensors[tensor.name] = tensor
+            self._tensors[tensor.name] = tensor
 
     def __contains__(self, name: str) -> bool:
         return name in self._tensors or name in self._arrays

@@ -89,8 +89,7 @@ class Session:
         if self._pid != os.getpid():  # a fork has neither the threads nor, perhaps, an open lock
             self._start()
         with self._lock:
-            if self._closed:
-                raise UsageError("the session is closed; make a new one")
+            self._refuse_if_closed()
             tensors = self._run(batch, feeds)
         return [self._output(tensors, name, batch) for name in wanted]
 
@@ -101,6 +100,7 @@ class Session:
         feeds = x if isinstance(x, Mapping) else {self._graph.inputs[0].name: x}
         batch = self._batch(feeds)
         with self._lock:
+            self._refuse_if_closed()
             tensors = self._run(batch, feeds)
         records: list[Record] = []
         for segment, program in self._parts:
@@ -148,6 +148,10 @@ class Session:
                 team = threads.Team(program, self._threads)
                 self._teams[number] = team
                 self._finalizers.append(weakref.finalize(self, team.close))
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise UsageError("the session is closed; make a new one")
 
     def _wanted(self, output_names: Sequence[str] | None) -> list[str]:
         names = [port.name for port in self._graph.outputs]

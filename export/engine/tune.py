@@ -74,9 +74,9 @@ def _read(content: bytes) -> dict[str, float]:
 
 def _digest(layers: Sequence[Layer]) -> str:
     digest = hashlib.sha256(f"{sources_stamp()} {llvm.get_host_cpu_name()}".encode())
-    for layer in layers:
+    for number, layer in enumerate(layers):
         if isinstance(layer, Conv):
-            digest.update(repr((layer.shape, len(layer.inputs))).encode())
+            digest.update(repr((number, layer.shape, len(layer.inputs))).encode())
             digest.update(np.packbits(layer.weights != 0).tobytes())
             if layer.mask is not None:
                 digest.update(np.packbits(layer.mask).tobytes())

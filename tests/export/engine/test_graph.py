@@ -18,6 +18,7 @@ from fineprune.export.engine.graph import read_graph
 from fineprune.export.engine.partition import segments
 from fineprune.export.engine.program import build
 from fineprune.export.functions import functions
+from support.tolerances import FLOAT32
 
 OPSETS = [helper.make_opsetid("", 18), helper.make_opsetid("fineprune", 1)]
 
@@ -121,6 +122,48 @@ W = np.ones((2, 4, 3, 3), np.float32)
 def test_broken_graphs_are_named(proto: Any, message: str) -> None:
     with pytest.raises(RunError, match=message):
         Session(proto.SerializeToString())
+
+
+X = np.random.default_rng(0).standard_normal((2, 4, 6, 5), np.float32)
+ROWS = np.random.default_rng(1).standard_normal((240, 3), np.float32)
+
+
+def node(op_type: str, inputs: str, outputs: str, **attributes: Any) -> Any:
+    return helper.make_node(op_type, inputs.split(), outputs.split(), **attributes)
+
+
+def with_weights_among_the_inputs() -> Any:
+    proto = model([conv(pads=[1, 1, 1, 1])], {"w": W})
+    proto.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, W.shape))
+    return proto
+
+
+def without_the_shape_of_its_output() -> Any:
+    joined = [node("Flatten", "x", "a"), node("Flatten", "x", "b"), node("Concat", "a b", "c", axis=1)]
+    proto = model([*joined, node("MatMul", "c v", "y")], {"v": ROWS})
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    return proto
+
+
+def with_the_mask_of_a_dropout() -> Any:
+    proto = model([node("Relu", "x", "r"), node("Dropout", "r", "y m")], {})
+    proto.graph.output.append(helper.make_tensor_value_info("m", TensorProto.BOOL, ["n", 4, 6, 5]))
+    return proto
+
+
+@pytest.mark.parametrize("make", [with_weights_among_the_inputs, without_the_shape_of_its_output, with_the_mask_of_a_dropout])
+def test_unusual_files_run(make: Callable[[], Any]) -> None:
+    import onnxruntime
+
+    content = make().SerializeToString()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    expected = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"]).run(None, {"x": X})
+    with Session(content) as session:
+        assert [port.name for port in session.get_inputs()] == ["x"]
+        for y, wanted in zip(session.run(None, {"x": X}), expected, strict=True):
+            assert (y.shape, y.dtype) == (wanted.shape, wanted.dtype)
+            np.testing.assert_allclose(y, wanted, rtol=FLOAT32[0], atol=10 * FLOAT32[1])
 
 
 def test_external_data_is_not_opened() -> None:

@@ -246,6 +246,15 @@ def test_variants_share_a_list_where_there_would_be_too_many(monkeypatch: pytest
     check(p)
 
 
+@given(st.lists(st.sampled_from([0, 1, 8, 300, 479, 480, 481, 1000, positions._MOST_LINES]), min_size=1, max_size=12))
+def test_offsets_reach_all_patches_of_a_block(lines: list[int]) -> None:
+    shape = ConvShape(channels=len(lines), filters=3, height=9, width=9, kernel=(3, 3))
+    parts = positions_plan.blocks(shape, np.array(lines))
+    assert [c for part in parts for c in part.channels] == list(np.flatnonzero(lines))
+    for part in parts:
+        assert positions_plan.offsets_of(sum(lines[c] for c in part.channels)) < 1 << 16
+
+
 def test_similar_filters_meet() -> None:
     rng = np.random.default_rng(3)
     kinds = rng.random((6, 40)) < 0.4

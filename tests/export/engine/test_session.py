@@ -212,8 +212,9 @@ def test_no_thread_is_left(packed: Any) -> None:
     session.close()
     session.close()
     assert not workers()
-    with pytest.raises(UsageError, match="the session is closed"):
-        session.run(None, {"input": batch(1, (3, 11, 7))})
+    for use in (lambda x: session.run(None, {"input": x}), session.profile):
+        with pytest.raises(UsageError, match="the session is closed"):
+            use(batch(1, (3, 11, 7)))
     forgotten = Session(packed.path, threads=2)
     assert len(workers()) == 1
     del forgotten
