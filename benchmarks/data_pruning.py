@@ -117,9 +117,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int)
     parser.add_argument("--rows", nargs="+", choices=ROWS, help="all; with --quick nine of them")
     parser.add_argument("--batch-size", type=int)
-    # torch 2.13's backward of a 1x1 convolution of stride 2 from 8 channels, channels last, writes out of bounds for odd batches on several
-    # threads: the last batch of an epoch of the half-wide ResNet may be one.
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--runs", type=Path, default=Path("runs/data-pruning"), metavar="FOLDER")
     parser.add_argument("--collect", action="store_true", help="make the table of the runs that are there")
     arguments = parser.parse_args()

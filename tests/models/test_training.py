@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from fineprune.common.errors import RunError, UsageError
 from fineprune.models.training import TrainConfig, evaluate, resolve_device, train
-from fineprune.models.training.device import resolve_precision
+from fineprune.models.training.device import memory_format, resolve_precision
 from fineprune.models.training.step import EpochSums, StepResult
 from support.fakes import FakeSplit, Recorder, fake_data, small_network
 
@@ -187,6 +187,30 @@ def test_memory_format_changes_speed_not_results() -> None:
     torch.testing.assert_close(*weights, rtol=1e-3, atol=1e-4)
     three_d = nn.Sequential(nn.Unflatten(1, (1, 3)), nn.Conv3d(1, 2, 3, padding=1), nn.Flatten(), nn.Linear(216, 3))
     train(three_d, fake_data(), config(epochs=1), device="cpu")
+
+
+class _Watched(nn.Conv2d):
+    """Notes whether its inputs came as NCHW."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        self.nchw = input.is_contiguous() and self.weight.stride() == (self.in_channels // self.groups, 1, 1, 1)
+        return super().forward(input)
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_a_strided_1x1_convolution_of_few_channels_trains_in_nchw(channels_last: bool) -> None:
+    """torch's weight gradient of such a layer writes out of bounds in NHWC; with the layers around it nothing is wrong."""
+    many, grouped, few = _Watched(16, 8, 1, stride=2), _Watched(8, 8, 1, stride=2, groups=2), _Watched(8, 16, 1, stride=2)
+    up, stem = nn.ConvTranspose2d(8, 8, 2, stride=2), nn.Conv2d(3, 16, 3, padding=1)
+    model = nn.Sequential(stem, many, up, grouped, few, nn.Flatten(), nn.Linear(64, 3))
+    for layer in (stem, many, up, grouped, few):
+        layer.weight.data = layer.weight.data.to(memory_format=torch.channels_last)  # as a caller's model may come
+    images = torch.randn(3, 3, 6, 6, generator=torch.Generator().manual_seed(0)).to(memory_format=torch.channels_last)
+    with memory_format(model, torch.device("cpu"), channels_last):
+        model(images)
+    assert (many.nchw, grouped.nchw, few.nchw) == (False, False, True)
+    model(images)
+    assert not few.nchw
 
 
 def test_devices() -> None:
