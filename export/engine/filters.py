@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .conv import ConvShape, Epilogue, Op, View
-from .filters_forms import expected_cycles, forms
+from .filters_forms import expected_cycles, forms, useful
 from .filters_plan import Layout, operation
 from .filters_run import run
 from .filters_tiles import Form
@@ -48,6 +48,6 @@ def plan(shape: ConvShape, weights: NDArray, mask: NDArray | None, bias: NDArray
 
 def _choice(shape: ConvShape, weights: NDArray, mask: NDArray | None) -> tuple[float, Form]:
     """Expected cycles in the form that needs the least, and that form."""
-    positions = shape.output[0] * shape.output[1]
+    weights, positions = useful(shape, weights, mask), shape.output[0] * shape.output[1]
     kept = np.ones((shape.channels, positions), bool) if mask is None else mask.reshape(-1, positions)
     return min((expected_cycles(shape, weights, kept, form), form) for form in forms(shape))

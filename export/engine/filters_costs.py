@@ -17,7 +17,7 @@ measured with AVX2 on the same."""
 PER_KEPT = {1: 1.1, 2: 1.2, 4: 2.15} if REGISTERS >= 32 else {1: 1.4, 2: 2.5}
 """An entry at a slot, by the vectors of the panel, in a tile in which some slots drop it; for CPUs with fewer registers
 guessed, not measured."""
-PER_RESULT, PER_WEIGHT = 2.0, 0.6
+PER_RESULT, PER_WEIGHT = 2.0, 0.15
 """A vector of results; a weight that comes from memory."""
 PER_PASS, PER_LIST = 36.0, 20.0
 """A pass of a channel; the pass of all slots, or its part for a tile."""

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from ...common.simd import LANES
 from .conv import ConvShape
 from .filters_costs import LISTED, PER_ENTRY, PER_KEPT, PER_LIST, PER_PASS, PER_RESULT, PER_SUM, PER_SUM_VECTOR, PER_WEIGHT, entry_cycles
-from .filters_run import DEPTHWISE, KEPT, OWN, PASS, TILES
+from .filters_run import COUNT, DEPTHWISE, KEPT, MODE, OWN, PASS, TILES
 from .filters_tiles import Form, block
 
 SUMS = 4096
@@ -71,15 +71,45 @@ def bounds(shape: ConvShape, kept: NDArray, form: Form) -> NDArray:
 def pass_cycles(steps: NDArray, index: NDArray, vectors: int) -> float:
     """Expected time of the passes of a work item, for a panel of so many vectors."""
     total, tile = 0.0, panel_form(vectors).tile
-    for mode, first, last, _, count in steps.reshape(-1, PASS):
-        total += PER_LIST + count * (PER_SUM + PER_SUM_VECTOR * max(vectors, 1))
-        if mode & OWN:
-            ends = np.r_[first, index[last : last + 2 * (count // tile)]]
-            entries = np.diff(ends)[::2].sum() / 2 * entry_cycles(vectors) + np.diff(ends)[1::2].sum() / KEPT * PER_KEPT[vectors]
-            total += PER_LIST * (count // tile - 1) + tile * entries
-        else:
-            total += count * (last - first) // 2 * entry_cycles(vectors)
+    for step in steps.reshape(-1, PASS):
+        whole, part = _entries(step, index, tile)
+        count, own = step[COUNT], bool(step[MODE] & OWN)
+        entries = whole * entry_cycles(vectors) + (part * PER_KEPT[vectors] if part else 0)
+        total += PER_LIST * (count // tile if own else 1) + count * (PER_SUM + PER_SUM_VECTOR * max(vectors, 1))
+        total += (tile if own else count) * entries
     return total
+
+
+def pace(weights: int, steps: NDArray, index: NDArray, vectors: int) -> int:
+    """At which the passes of a work item fetch so many weights evenly."""
+    fetches = max(vectors, 1) * sum(sum(_entries(step, index, panel_form(vectors).tile)) for step in steps.reshape(-1, PASS))
+    return -(-weights // max(1, fetches))
+
+
+def _entries(step: NDArray, index: NDArray, tile: int) -> tuple[int, int]:
+    """Those that the tiles of a pass go through, one tile after another: kept by all slots, and by some."""
+    mode, first, last, _, count = step
+    if not mode & OWN:
+        return (last - first) // 2, 0
+    sizes = np.diff(np.r_[first, index[last : last + 2 * (count // tile)]])
+    return sizes[::2].sum() // 2, sizes[1::2].sum() // KEPT
+
+
+def useful(shape: ConvShape, weights: NDArray, mask: NDArray | None) -> NDArray:
+    """The weights, without those that meet only padding and dropped activations."""
+    inside = np.ones((1, 1), np.float32)
+    for n, size, taps, stride, dilation, pad in zip(
+        shape.output, (shape.height, shape.width), shape.kernel, shape.strides, shape.dilations, shape.pads[:2], strict=True
+    ):
+        places = np.arange(n)[:, None] * stride + np.arange(taps) * dilation - pad
+        inside = np.kron(inside, (places >= 0) & (places < size))
+    kept = np.ones((1, len(inside)), bool) if mask is None else mask.reshape(len(mask), -1)
+    met = np.broadcast_to(kept @ inside > 0, (shape.channels, inside.shape[1]))
+    if met.all():
+        return weights
+    grouped = weights.reshape(shape.groups, -1, *weights.shape[1:])
+    result: NDArray = np.where(met.reshape(shape.groups, 1, *weights.shape[1:]), grouped, np.float32(0)).reshape(weights.shape)
+    return result
 
 
 def expected_cycles(shape: ConvShape, weights: NDArray, kept: NDArray, form: Form) -> float:

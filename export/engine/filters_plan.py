@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from ...common.simd import LANES
 from .conv import ConvShape, Epilogue, Op, View
-from .filters_forms import CACHED_WEIGHTS, PASS_WEIGHTS, bounds, panel_form, pass_cycles, taps_of
+from .filters_forms import CACHED_WEIGHTS, PASS_WEIGHTS, bounds, pace, panel_form, pass_cycles, taps_of, useful
 from .filters_run import (
     BIAS,
     DEPTHWISE,
@@ -100,7 +100,7 @@ def operation(
     shape: ConvShape, weights: NDArray, mask: NDArray | None, bias: NDArray, layout: Layout, epilogue: Epilogue, form: Form
 ) -> Op:
     """Plan a convolution."""
-    count = -(-shape.filters // LANES)
+    weights, count = useful(shape, weights, mask), -(-shape.filters // LANES)
     positions = shape.output[0] * shape.output[1]
     kept = np.ones((shape.channels, positions), bool) if mask is None else mask.reshape(-1, positions)
     cuts = bounds(shape, kept, form)
@@ -114,21 +114,21 @@ def operation(
     make = _depthwise_panels if form.vectors == DEPTHWISE else _filter_panels
     made = make(shape, weights, kept, layout, form, cuts, index)
     views = [layout.patches(), layout.results(layout.y), *([layout.results(layout.residual)] if layout.residual else [])]
-    items = []
+    items, lists = [], index.array()
     for panel in made:
         start = constants.add(panel.weights)
         for steps, block in zip(panel.passes, panel.blocks, strict=True):
             table, first = index.add(np.stack([view[block.positions] for view in views])), index.add(steps)
-            items.append([panel.vectors, start, panel.first, first, first + steps.size, table, len(block.positions)])
+            fetch = pace(panel.weights.size, steps, lists, panel.vectors) if weights.size > CACHED_WEIGHTS else 0
+            items.append([panel.vectors, start, panel.first, first, first + steps.size, table, len(block.positions), fetch])
     lines = np.unique(taps // LANES) * LANES if mask is not None and form.vectors != DEPTHWISE else np.zeros(0, int)
     zeros, first_item = index.add(lines), index.add(np.array(items))
     meta, sums = np.zeros(META, np.int64), slots * max(1, form.vectors) * LANES
     meta[[X, Y, RESIDUAL]] = layout.first_patch, layout.y.start, layout.residual.start if layout.residual else -1
     meta[[ITEMS, ZEROS, ZERO_LINES, ZERO_LINES_END]] = first_item, sums, zeros, zeros + len(lines)
-    listed = index.array()
-    costs = np.array([pass_cycles(steps, listed, panel.vectors) for panel in made for steps in panel.passes])
+    costs = np.array([pass_cycles(steps, lists, panel.vectors) for panel in made for steps in panel.passes])
     scratch = sums + int(lines.max(initial=-LANES)) + LANES
-    return Op(kernel="filters", meta=meta, index=listed, constants=constants.array(), costs=costs, scratch=scratch)
+    return Op(kernel="filters", meta=meta, index=index.array(), constants=constants.array(), costs=costs, scratch=scratch)
 
 
 class PlannedPanel(NamedTuple):
@@ -150,13 +150,12 @@ def _filter_panels(
         if panel.vectors not in cut:
             cut[panel.vectors] = blocks(kept, cuts, panel_form(panel.vectors), taps_of(shape, weights, form))
         key = panel.vectors, panel.kept.tobytes()
-        entries = Entries.of(panel.kept)
+        entries = Entries.of(panel.kept, cut[panel.vectors][0])
         if key not in known:
             line = panel.vectors * LANES
-            fetch = weights.size > CACHED_WEIGHTS
             offsets = np.stack([taps[entries.pairs], np.arange(len(entries.pairs[0])) * line], 1)
             most = max(1, PASS_WEIGHTS // line)
-            known[key] = [passes(entries, offsets, block, patches[block.positions], most, fetch, index) for block in cut[panel.vectors]]
+            known[key] = [passes(entries, offsets, block, patches[block.positions], most, index) for block in cut[panel.vectors]]
         made.append(PlannedPanel(panel.first, panel.vectors, panel.weights[entries.pairs], cut[panel.vectors], known[key]))
     return made
 

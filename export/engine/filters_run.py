@@ -39,18 +39,19 @@ X, Y, RESIDUAL, ITEMS, ZEROS, ZERO_LINES, ZERO_LINES_END = range(HEADER, HEADER 
 """Positions in meta: first element of the first patch of x in the arena, of y and residual (none: -1), of the work items in the index;
 where in scratch the zeros begin, and index[ZERO_LINES:ZERO_LINES_END], the vectors among them that are read."""
 META = HEADER + 7
-VECTORS, WEIGHTS, FILTER, FIRST_PASS, LAST_PASS, TABLES, SLOTS, ITEM = range(8)
+VECTORS, WEIGHTS, FILTER, FIRST_PASS, LAST_PASS, TABLES, SLOTS, PACE, ITEM = range(9)
 """Integers of a work item: vectors of its panel; where its weights begin in the constants, and its filters among all; its passes;
-tables of the positions of its slots in x, y and residual, one after another, of SLOTS integers each."""
+tables of the positions of its slots in x, y and residual, one after another, of SLOTS integers each. PACE: floats from a line of weights
+that an entry fetches for later to the next, of as many as it has vectors; 0: it fetches none."""
 MODE, ENTRIES, ENTRIES_END, LIST, COUNT, PASS = range(6)
 """Integers of a pass: index[ENTRIES:ENTRIES_END] holds its entries, pairs of offsets in a patch and in the panel's weights; LIST and
 COUNT are its slots. With OWN, from ENTRIES_END on lies for each tile where its entries end."""
 KEPT = 3
 """Integers of an entry of a pass with OWN: the pair, and where the places in x of its slots lie, negative where a slot reads zeros."""
-FROM_BIAS, TO_Y, OWN, PREFETCH, PREFETCH_ALL = 1, 2, 4, 8, 16
-"""Modes of a pass, added up. PREFETCH: fetch the weights of passes to come, a line of an entry's in each tile; PREFETCH_ALL: all lines."""
-AHEAD = 9216
-"""Floats from the weights of a pass to those that it fetches."""
+FROM_BIAS, TO_Y, OWN = 1, 2, 4
+"""Modes of a pass, added up."""
+AHEAD = 4096
+"""Floats from the first weights of a panel to the first that it fetches."""
 LOW, HIGH, BIAS = 0, 1, LANES
 """Positions in the constants."""
 TILES = {1: (8, 4, 1), 2: (8, 4, 1), 4: (4, 2, 1)} if REGISTERS >= 32 else {1: (6, 2, 1), 2: (2, 1, 1)}
@@ -62,6 +63,14 @@ DEPTHWISE = 0
 
 
 _OPTIONS = {"nogil": True, "boundscheck": False, "error_model": "numpy"}
+
+
+@njit(forceinline=True, **_OPTIONS)
+def fetch(constants: NDArray, ahead: int, pace: int, count: int) -> int:
+    """Fetch so many lines of weights; where to go on."""
+    for k in range(count):
+        prefetch(constants, ahead + k * pace)
+    return ahead + count * pace
 
 
 def _tiles(rows: int, vectors: int, add: Callable[..., Any]) -> Any:
@@ -106,7 +115,7 @@ def _tiles(rows: int, vectors: int, add: Callable[..., Any]) -> Any:
 
 def _own(rows: int, vectors: int) -> Any:
     """The tiles of a pass with OWN."""
-    fetches = vectors == WIDEST
+    fetches = True
 
     def tiles(
         at: int,
@@ -124,25 +133,29 @@ def _own(rows: int, vectors: int) -> Any:
         residual: int,
         tables: int,
         slots: int,
+        ahead: int,
+        pace: int,
         arena: NDArray,
         constants: NDArray,
         index: NDArray,
         low: float,
         high: float,
-    ) -> None:
+    ) -> int:
         while at < stop:
             tile = same_rows(constants, bias, rows, vectors) if mode & FROM_BIAS else load_slots(arena, sums, index, at, rows, vectors)
-            ahead = weights + AHEAD + at // rows % vectors * LANES
             middle, last = base + index[ends], base + index[ends + 1]
-            if fetches and mode & PREFETCH:
+            if fetches and pace:
                 for entry in range(first, middle, 2):
-                    prefetch(constants, ahead + index[entry + 1])
+                    ahead = fetch(constants, ahead, pace, vectors)
                     tile = add_tap(tile, arena, x, index, tables, at, entry, constants, weights)
+                for entry in range(middle, last, KEPT):
+                    ahead = fetch(constants, ahead, pace, vectors)
+                    tile = add_kept(tile, arena, x, zeros, index, base, entry, constants, weights)
             else:
                 for entry in range(first, middle, 2):
                     tile = add_tap(tile, arena, x, index, tables, at, entry, constants, weights)
-            for entry in range(middle, last, KEPT):
-                tile = add_kept(tile, arena, x, zeros, index, base, entry, constants, weights)
+                for entry in range(middle, last, KEPT):
+                    tile = add_kept(tile, arena, x, zeros, index, base, entry, constants, weights)
             first = last
             if mode & TO_Y:
                 if residual >= 0:
@@ -153,6 +166,7 @@ def _own(rows: int, vectors: int) -> Any:
                 store_slots(tile, arena, sums, index, at)
             at += rows
             ends += 2
+        return ahead
 
     return njit(forceinline=True, **_OPTIONS)(tiles)
 
@@ -180,6 +194,7 @@ def _item(vectors: int, add: Callable[..., Any] = add_tap) -> Any:
         tables, slots = base + index[work + TABLES], np.intp(index[work + SLOTS])
         bias, low, high = numbers + BIAS + offset, constants[numbers + LOW], constants[numbers + HIGH]
         y += offset
+        ahead, pace = weights + AHEAD, np.intp(index[work + PACE])
         if residual >= 0:
             residual += offset
         for p in range(base + index[work + FIRST_PASS], base + index[work + LAST_PASS], PASS):
@@ -187,15 +202,16 @@ def _item(vectors: int, add: Callable[..., Any] = add_tap) -> Any:
             at = base + index[p + LIST]
             stop = at + index[p + COUNT]
             if has_own and mode & OWN:
-                own(
+                ahead = own(
                     at, stop, mode, base, first, last, weights, bias, sums, x, zeros, y, residual,
-                    tables, slots, arena, constants, index, low, high,
+                    tables, slots, ahead, pace, arena, constants, index, low, high,
                 )  # fmt: skip
                 continue
-            if vectors == WIDEST and mode & (PREFETCH | PREFETCH_ALL):
-                for entry in range(first, last, 2):
-                    for vector in range(vectors):
-                        prefetch(constants, weights + AHEAD + index[entry + 1] + vector * LANES)
+            if pace:
+                end = ahead + (last - first) // 2 * vectors * pace
+                for line in range(ahead, end, LANES):
+                    prefetch(constants, line)
+                ahead = end
             at = large(at, stop, mode, first, last, weights, bias, sums, x, y, residual, tables, slots, arena, constants, index, low, high)
             at = small(at, stop, mode, first, last, weights, bias, sums, x, y, residual, tables, slots, arena, constants, index, low, high)
             one(at, stop, mode, first, last, weights, bias, sums, x, y, residual, tables, slots, arena, constants, index, low, high)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .filters_costs import PER_KEPT, PER_PASS, left_over_cycles
-from .filters_run import FROM_BIAS, OWN, PASS, PREFETCH, PREFETCH_ALL, TILES, TO_Y
+from .filters_run import FROM_BIAS, OWN, PASS, TILES, TO_Y
 
 
 class Numbers:
@@ -134,8 +134,8 @@ def alike(kept: NDArray, form: Form) -> NDArray:
 
 @dataclass(frozen=True)
 class Entries:
-    """(channel, tap) pairs in the order of use. Channels with as many taps follow each other: the processor predicts the length of a loop
-    by the last ones."""
+    """(channel, tap) pairs in the order in which the first tile uses them, so that their weights are a stream. But channels with as many
+    taps follow each other: the processor predicts the length of a loop by the last ones."""
 
     pairs: tuple[NDArray, NDArray]
     channels: NDArray
@@ -144,10 +144,10 @@ class Entries:
     """[channels,2]: first <= entry < last."""
 
     @classmethod
-    def of(cls, kept: NDArray) -> "Entries":
-        """kept: bool [C,taps]"""
+    def of(cls, kept: NDArray, first: Block) -> "Entries":
+        """kept: bool [C,taps]; first: the first block."""
         counts = kept.sum(1)
-        order = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
+        order = np.lexsort((first.drops[0], ~first.together[0], -counts))[: np.count_nonzero(counts)]
         k, tap = np.nonzero(kept[order])
         last = counts[order].cumsum()
         return cls((order[k], tap), order, np.stack([last - counts[order], last], 1))
@@ -158,14 +158,13 @@ class Entries:
         return np.split(used, np.nonzero(np.diff(before // most))[0] + 1)
 
 
-def passes(entries: Entries, offsets: NDArray, block: Block, sources: NDArray, most: int, fetch: bool, index: Numbers) -> NDArray:
+def passes(entries: Entries, offsets: NDArray, block: Block, sources: NDArray, most: int, index: Numbers) -> NDArray:
     """[passes, PASS] integers; a pass takes at most so many entries, but at least a channel. offsets: [entries,2], those of the kernel;
-    sources: [slots] places of the patches in x. fetch: let passes fetch the weights of later ones."""
+    sources: [slots] places of the patches in x."""
     own = _Own(entries, offsets, block, sources, index)
     listed = index.add(offsets)
     rest = block.rest[entries.channels]
     used = np.nonzero(block.together[:, entries.channels].any(0) | rest.any(1))[0]
-    fetching = 0 if not fetch else PREFETCH if len(block.cuts) > 4 else PREFETCH_ALL
     parts = entries.parts(used, most)
     touches = np.array([np.logical_or.reduceat(rest[part].any(0), block.cuts[:-1]) for part in parts])
     touched = touches.any(0)
@@ -179,10 +178,10 @@ def passes(entries: Entries, offsets: NDArray, block: Block, sources: NDArray, m
     for number, part in enumerate(parts):
         for k in part[rest[part].any(1)]:
             first, last = listed + 2 * entries.bounds[k]
-            rows.append([fetching, first, last, *_padded(np.nonzero(rest[k])[0], block.form, index)])
+            rows.append([0, first, last, *_padded(np.nonzero(rest[k])[0], block.form, index)])
         modes = FROM_BIAS * ((begin == number) & ~touched) + TO_Y * (end == number)
         for mode in np.unique(modes[has[number]]):
-            rows += own.passes(part, np.nonzero(has[number] & (modes == mode))[0], int(mode), fetching)
+            rows += own.passes(part, np.nonzero(has[number] & (modes == mode))[0], int(mode))
     return np.array(rows, int).reshape(-1, PASS)
 
 
@@ -202,7 +201,7 @@ class _Own:
         self._entries, self._offsets, self._block, self._index, self._sources = entries, offsets, block, index, sources
         self._drops = block.drops
 
-    def passes(self, part: NDArray, tiles: NDArray, mode: int, fetch: int) -> list[list[int]]:
+    def passes(self, part: NDArray, tiles: NDArray, mode: int) -> list[list[int]]:
         """The channels `part` in these tiles."""
         block, index, channels = self._block, self._index, self._entries.channels[part]
         lists: list[NDArray] = []
@@ -223,7 +222,7 @@ class _Own:
             return singles
         start = index.add(np.concatenate(lists))
         ends = index.add(start + np.cumsum([entries.size for entries in lists]))
-        return [[mode | OWN | fetch, start, ends, index.add(np.concatenate(slots)), len(slots) * block.form.tile], *singles]
+        return [[mode | OWN, start, ends, index.add(np.concatenate(slots)), len(slots) * block.form.tile], *singles]
 
     def _tile(self, used: NDArray, drops: NDArray, slots: NDArray) -> list[NDArray]:
         """Entries of a tile that goes through the channels `used`: pairs, and those that some slots drop; drops: the bits of these."""

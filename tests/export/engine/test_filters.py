@@ -28,6 +28,7 @@ from fineprune.export.engine.filters_run import (
     LIST,
     MODE,
     OWN,
+    PACE,
     PASS,
     TILES,
     VECTORS,
@@ -271,6 +272,57 @@ def test_dropped_taps_cost_nothing() -> None:
         op = check(problem(shape, kept=kept), form=form)
         assert op.index[op.meta[ITEMS] + VECTORS] == vectors
         assert len(op.constants) == LANES + 64 + kept.sum()
+
+
+def weights_used(op: Op) -> list[int]:
+    """By the passes of the first work item, one after another; it has one tile."""
+    item, used = op.index[op.meta[ITEMS] : op.meta[ITEMS] + ITEM], []
+    for step in op.index[item[FIRST_PASS] : item[LAST_PASS]].reshape(-1, PASS):
+        end = step[ENTRIES_END]
+        if step[MODE] & OWN:
+            middle, last = op.index[end : end + 2]
+            used += [*op.index[step[ENTRIES] + 1 : middle : 2], *op.index[middle + 1 : last : KEPT]]
+        else:
+            used += [*op.index[step[ENTRIES] + 1 : end : 2]]
+    return used
+
+
+def test_weights_of_a_single_tile_are_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order of use, without those that no position keeps, and fetched at the pace at which they are used."""
+    monkeypatch.setattr(filters_plan, "CACHED_WEIGHTS", 0)
+    monkeypatch.setattr(filters_plan, "PASS_WEIGHTS", 100 * WIDEST * LANES)
+    rows = TILES[WIDEST][0]
+    p = problem(ConvShape(channels=90, filters=130, height=1, width=rows, kernel=(1, 1)), 0.8)
+    assert p.mask is not None
+    p.mask[[3, 50, 89]] = False
+    op = check(p, form=Form(WIDEST, rows))
+    used = np.array(weights_used(op))
+    assert (used == np.arange(len(used)) * WIDEST * LANES).all()
+    assert len(used) == p.mask.any((1, 2)).sum()
+    assert op.index[op.meta[ITEMS] + PACE] == LANES
+
+
+def test_weights_of_many_tiles_are_fetched_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filters_plan, "CACHED_WEIGHTS", 0)
+    p = problem(ConvShape(channels=40, filters=64, height=2, width=2 * TILES[WIDEST][0], kernel=(1, 1)))
+    op = check(p, form=Form(WIDEST, TILES[WIDEST][0]))
+    assert op.index[op.meta[ITEMS] + PACE] == LANES // (4 // len(op.costs))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_weights_that_meet_nothing_are_dropped(groups: int) -> None:
+    """Those of channels that no position keeps, and taps that lie in the padding wherever a channel is kept."""
+    shape = ConvShape(channels=4, filters=6, height=2, width=3, kernel=(3, 3), pads=(1, 1, 1, 1), groups=groups)
+    p = problem(shape, 1.0)
+    assert p.mask is not None
+    p.mask[1] = False
+    p.mask[2, 1:], p.mask[2, :, 1:] = False, False
+    check(p)
+    met = np.zeros((4, 3, 3), bool)
+    met[[0, 3]], met[2, 1:, 1:] = True, True
+    mine = met[None] if groups == 1 else met.reshape(2, 2, 3, 3).repeat(3, 0)
+    np.testing.assert_array_equal(filters_forms.useful(shape, p.weights, p.mask), np.where(mine, p.weights, 0))
+    np.testing.assert_array_equal(filters_forms.useful(shape, p.weights, None), p.weights)
 
 
 @pytest.mark.parametrize("density", [None, 0.0, 0.2, 0.7, 1.0])
