@@ -41,9 +41,10 @@ def save_state(output: Path, identity: Mapping[str, str], state: Mapping[str, An
     path = output / STATE_FILE
     with atomic_path(path) as temporary:
         try:
-            torch.save({"format": _FORMAT, "identity": dict(identity), **state}, temporary)
-        except RuntimeError as error:  # how torch reports a full disk, with positions inside its archive
-            raise RunError(f"cannot write {path}: the disk is full; check its folder's permissions and free space") from error
+            with temporary.open("wb") as stream:  # torch's own files forget why they could not be written
+                torch.save({"format": _FORMAT, "identity": dict(identity), **state}, stream)
+        except RuntimeError as error:  # of closing torch's archive, after the write that failed
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
 def load_state(output: Path, identity: Mapping[str, str]) -> dict[str, Any] | None:

@@ -257,7 +257,7 @@ def small_files() -> Iterator[None]:
 def test_disks_that_fill_up(named: list[object], trained: list[object], bundle: Path, tmp_path: Path) -> None:
     remedy = "check its folder's permissions and free space"
     with small_files():
-        assert_fails(1, f"cannot write .*: the disk is full; {remedy}", "train", *named, *TRAINING_ONCE, "--output", tmp_path / "t")
+        assert_fails(1, f"cannot write .*: File too large; {remedy}", "train", *named, *TRAINING_ONCE, "--output", tmp_path / "t")
         assert_fails(1, f"cannot write .*{remedy}", "compress", *trained, *COMPRESS, "--output", tmp_path / "b")
         assert_fails(1, f"cannot write {tmp_path}/m.onnx: .*{remedy}", "export", bundle, "--output", tmp_path / "m.onnx")
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name not in ("job.json", "statistics.json")]

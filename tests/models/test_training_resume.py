@@ -1,6 +1,7 @@
 """Stopped anywhere and started again, a run ends with the same bits."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -197,23 +198,37 @@ def test_an_unusable_folder_fails_before_any_work(tmp_path: Path) -> None:
     assert data.train.handed_out == 0
 
 
-def test_a_disk_that_fills_up_keeps_the_previous_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(value: object, path: Path) -> None:
-        path.write_bytes(b"half")
-        raise RuntimeError("[enforce fail at inline_container.cc:672] . PytorchStreamWriter failed writing file data/3")
-
+@pytest.mark.parametrize("limit", [0, 100, 2000, 5000])
+def test_a_disk_that_fills_up_keeps_the_previous_state(tmp_path: Path, limit: int) -> None:
+    """Files that may not grow beyond a limit fail as a full disk does, at the start or within torch's archive."""
     data = fake_data()
     data.train.fail_at = {5}
     with pytest.raises(ConnectionError):
         train(small_network(), data, CONFIG, device="cpu", output=tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "save", full)
-        with pytest.raises(RunError, match=r"cannot write .*training\.pt: the disk is full; check its folder's permissions and free space"):
+    before = (tmp_path / "training.pt").read_bytes()
+    assert len(before) > 5000
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(RunError, match=r"cannot write .*training\.pt: File too large; check its folder's permissions and free space"):
             train(small_network(), data, CONFIG, device="cpu", output=tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [path.name for path in tmp_path.iterdir()] == ["training.pt"]
+    assert (tmp_path / "training.pt").read_bytes() == before
     model = small_network()
     result = train(model, fake_data(), CONFIG, device="cpu", output=tmp_path)
     assert_same(outcome(result, model), uninterrupted())
+
+
+def test_a_state_that_torch_cannot_write_is_no_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(value: object, stream: object) -> None:
+        raise RuntimeError("torch.save has no storage for this\nC++ frames")
+
+    monkeypatch.setattr(torch, "save", refuse)
+    with pytest.raises(RuntimeError, match=r"^torch\.save has no storage for this"):
+        train(small_network(), fake_data(), CONFIG, device="cpu", output=tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_leftovers_of_a_killed_writer_disappear(tmp_path: Path) -> None:
