@@ -22,7 +22,7 @@ def own_module(num_classes: int = 10) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(0)
         return nn.Sequential(
-            nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.AdaptiveMaxPool2d(1), nn.Flatten(),
+            nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
             nn.Linear(8, num_classes),
         )  # fmt: skip
 
@@ -76,7 +76,7 @@ class Lines(Silent):
 
 def test_less_pruned_than_asked_is_explained(data: str) -> None:
     twice = nn.Conv2d(6, 6, 3, padding=1)
-    module = nn.Sequential(nn.Conv2d(1, 6, 3), twice, nn.ReLU(), twice, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(6, 10))
+    module = nn.Sequential(nn.Conv2d(1, 6, 3), twice, nn.ReLU(), twice, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 10))
     said: list[list[str]] = []
     for model, ratio in ((module, 0.5), (own_module(), 0.99), (own_module(), 0.5)):
         progress = Lines()
