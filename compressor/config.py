@@ -25,6 +25,12 @@ class _Ratios:
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if not isinstance(self.per_layer, Mapping):
+            raise UsageError(f"{self.kind} per_layer is a table of pruned fractions by glob of layers, got {self.per_layer!r}")
+        for name in ("include", "exclude"):
+            globs = getattr(self, name)
+            if not isinstance(globs, list | tuple) or not all(isinstance(glob, str) for glob in globs):
+                raise UsageError(f"{self.kind} {name} is a list of globs of layers, got {globs!r}")
         for name, value in (("ratio", self.ratio), *((f"ratio of {layer!r}", value) for layer, value in self.per_layer.items())):
             _check_ratio(self.kind, name, value)
 
@@ -86,8 +92,8 @@ class FWPConfig(_Ratios):
         _check_choice("FWP share", self.share, Share)
         _check_choice("FWP pointwise", self.pointwise, Literal["filter", "exempt"])
         _check_ratio("FWP", "floor", self.floor)
-        if self.lanes < 1:
-            raise UsageError(f"FWP lanes must be at least 1, got {self.lanes}")
+        if isinstance(self.lanes, bool) or not isinstance(self.lanes, int) or self.lanes < 1:
+            raise UsageError(f"FWP lanes must be a whole number of at least 1, got {self.lanes!r}")
         if self.scope == "global" and self.criterion.startswith("wis"):
             raise UsageError(
                 f"FWP scope 'global' needs the criterion 'taylor' or 'magnitude', got {self.criterion!r}: its layers do not compare"

@@ -32,6 +32,14 @@ def check_settings(data: DataLike, config: TrainConfig) -> None:
         _check_indices(data.train, config.policy.name)
 
 
+def check_engine(config: TrainConfig) -> None:
+    """UsageError where the config asks for Ray, or for a cluster of it, that is not there."""
+    if config.asynchronous is not None and config.asynchronous.engine == "ray":
+        from .distributed.ray_engine import check_ray
+
+        check_ray(config.asynchronous.address)
+
+
 def _check_schedule(data: DataLike, config: TrainConfig) -> None:
     if config.schedule not in ("plateau", "auto"):
         return

@@ -29,7 +29,7 @@ from .compressor.prune import prune as prune_network
 from .export.machine import machine_facts, package_versions
 from .models.data import ImageData, load_data
 from .models.training.batchnorm import recalibrate_batchnorm
-from .models.training.checks import check_settings
+from .models.training.checks import check_engine, check_settings
 from .models.training.config import TrainConfig
 from .models.training.device import resolve_device
 from .models.training.evaluate import evaluate
@@ -132,9 +132,10 @@ def finetune_config(**settings: Any) -> TrainConfig | None:
     given = {key: value for key, value in settings.items() if value is not None}
     if given.get("epochs") == 0:
         return None
-    if given.get("schedule", "cosine") == "cosine" and "warmup_epochs" not in given and given.get("epochs", 10) > 1:
-        given["warmup_epochs"] = min(1.0, given.get("epochs", 10) / 10)
-    return TrainConfig(**{**FINETUNE, **given})
+    config = TrainConfig(**{**FINETUNE, **given})
+    if config.schedule == "cosine" and "warmup_epochs" not in given and config.epochs > 1:
+        config = replace(config, warmup_epochs=min(1.0, config.epochs / 10))
+    return config
 
 
 def compress_network(
@@ -157,6 +158,7 @@ def compress_network(
     device = resolve_device(job.device)
     if job.finetune is not None:
         check_settings(data, job.finetune)
+        check_engine(job.finetune)
     given = read_statistics(statistics)
     for kind, part in (("blocks", job.config.ffp), ("weights", job.config.fwp)):
         if given and part.prunes and kind not in given:

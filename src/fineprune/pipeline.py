@@ -13,7 +13,7 @@ from . import __version__
 from .common.errors import RunError, UsageError
 from .common.files import read_json, sha256, write_json
 from .common.progress import Progress, Silent
-from .recipe import bench_config, job_of, read_recipe, train_config
+from .recipe import bench_config, finetune_of, job_of, read_recipe, train_config
 
 
 def run(
@@ -40,7 +40,7 @@ class _Pipeline:
         from .report import write_report
 
         train = self._stage("train", {**self._sources(), "train": self._table("train")}, self._train) if "train" in self.settings else None
-        checkpoint = Path(train["checkpoint"]) if train else Path(self.settings["model"]["checkpoint"])
+        checkpoint = self.folder / "train" / "model.safetensors" if train else Path(self.settings["model"]["checkpoint"])
         network = {**self._sources(), "checkpoint": _file_hash(checkpoint)}
         compress = self._stage(
             "compress",
@@ -56,12 +56,17 @@ class _Pipeline:
         write_report(self.folder / "bundle", self.folder / "report.html", bench=bench)
         return {**summary, "details": {"train": train, "compress": compress, "export": export["compressed"], "bench": bench}}
 
-    def _stage(self, name: str, inputs: Mapping[str, Any], work: Callable[[], tuple[dict[str, Any], list[Path]]]) -> dict[str, Any]:
-        """The stage's result: kept from an earlier run where its inputs and the files it wrote are unchanged, else of `work()`."""
-        key = hashlib.sha256(json.dumps({"version": __version__, **inputs}, sort_keys=True, default=str).encode()).hexdigest()
+    def _stage(self, name: str, inputs: Mapping[str, Any], work: Callable[[], tuple[dict[str, Any], list[str]]]) -> dict[str, Any]:
+        """The stage's result: kept from an earlier run where its inputs and the files it wrote are unchanged, else of `work()`.
+
+        `work` also names the files and folders that it wrote into the run folder, which may move with all that is in it.
+        """
+        key = _digest({"version": __version__, **inputs})
         record_path = self.folder / "stages" / f"{name}.json"
         record = _read_record(record_path)
-        unchanged = record is not None and record["key"] == key and all(_path_hash(Path(p)) == h for p, h in record["outputs"].items())
+        unchanged = (
+            record is not None and record["key"] == key and all(_path_hash(self.folder / p) == h for p, h in record["outputs"].items())
+        )
         if record is not None and unchanged and not self.force:
             self.progress.log(f"{name}: unchanged, kept")
             return record["result"]
@@ -71,7 +76,8 @@ class _Pipeline:
             self._discard(name)
         write_json(started, {"key": key})
         result, outputs = work()
-        write_json(record_path, {"key": key, "result": result, "outputs": {str(path): _path_hash(path) for path in outputs}})
+        record = {"key": key, "result": result, "outputs": {name: _path_hash(self.folder / name) for name in outputs}}
+        write_json(record_path, {**record, "sha256": _digest(record)})
         return result
 
     def _discard(self, name: str) -> None:
@@ -105,15 +111,18 @@ class _Pipeline:
 
         return ModelSpec(name=self.settings["model"]["name"], args=dict(self.settings["model"].get("args", {})))
 
-    def _train(self) -> tuple[dict[str, Any], list[Path]]:
+    def _train(self) -> tuple[dict[str, Any], list[str]]:
+        from .models.training.checks import check_engine
         from .training import train_network
 
         output = self.folder / "train"
         config = train_config(self.settings)
+        if (finetuning := finetune_of(self.settings)) is not None:
+            check_engine(finetuning)  # not only hours later
         facts = train_network(self._spec(), self._load_data(), config, output=output, device=self.device, progress=self.progress)
-        return facts, [output / "model.safetensors"]
+        return facts, ["train/model.safetensors"]
 
-    def _compress(self, checkpoint: Path) -> tuple[dict[str, Any], list[Path]]:
+    def _compress(self, checkpoint: Path) -> tuple[dict[str, Any], list[str]]:
         from .compression import compress_network
         from .networks import open_model
 
@@ -121,9 +130,9 @@ class _Pipeline:
         data = self._load_data()
         network = open_model(self._spec(), checkpoint=checkpoint, data=data)
         bundle = compress_network(network.model, data, job, spec=network.spec, output=self.folder / "bundle", progress=self.progress)
-        return bundle.facts, [self.folder / "bundle"]
+        return bundle.facts, ["bundle"]
 
-    def _export(self) -> tuple[dict[str, Any], list[Path]]:
+    def _export(self) -> tuple[dict[str, Any], list[str]]:
         from dataclasses import replace
 
         from .deployment import PARITY_SAMPLES, dense_twin, export_network, real_samples
@@ -138,10 +147,9 @@ class _Pipeline:
         )
         dense_network = replace(network, model=dense_twin(network.model), bundle=None)
         dense = export_network(dense_network, self.folder / "dense.onnx", plain=True, samples=samples, progress=self.progress)
-        outputs = [self.folder / "compressed.onnx", self.folder / "dense.onnx"]
-        return {"compressed": compressed.to_json(), "dense": dense.to_json()}, outputs
+        return {"compressed": compressed.to_json(), "dense": dense.to_json()}, ["compressed.onnx", "dense.onnx"]
 
-    def _bench(self) -> tuple[dict[str, Any], list[Path]]:
+    def _bench(self) -> tuple[dict[str, Any], list[str]]:
         from .deployment import bench
 
         onnx = self.folder / "compressed.onnx"
@@ -195,11 +203,17 @@ def _percent(value: float | None) -> str:
 
 
 def _read_record(path: Path) -> dict[str, Any] | None:
+    """{"key", "result", "outputs"} of a stage; None where there is no such file, or not as it was written."""
     try:
         record = read_json(path)
     except RunError:
         return None
-    return record if isinstance(record, dict) and {"key", "result", "outputs"} <= record.keys() else None
+    digest = record.pop("sha256", None) if isinstance(record, dict) else None
+    return record if digest is not None and digest == _digest(record) else None
+
+
+def _digest(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _read_key(path: Path) -> str | None:

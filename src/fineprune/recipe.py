@@ -70,7 +70,7 @@ def read_recipe(path: Path | str) -> dict[str, Any]:
         raise UsageError(f"{path}: give either [train] or a checkpoint in [model]")
     if not settings.get("compress", {}).keys() & {"prune", "ffp", "fwp"}:
         raise UsageError(f"{path}: nothing to prune; give prune, or ffp and fwp, in [compress] (fractions such as 0.3)")
-    makers = (("train", train_config), ("finetune", finetune_of), ("compress", job_of), ("bench", bench_config))
+    makers = (*_CHECKS, ("train", train_config), ("finetune", finetune_of), ("compress", job_of), ("bench", bench_config))
     for name, make in makers:
         if name in settings:
             try:
@@ -119,6 +119,29 @@ def job_of(settings: Settings, device: str = "auto") -> "Job":
     )
 
 
+def _check_model(settings: Settings) -> None:
+    """The arguments, as far as they can be checked before the network is built."""
+    from .models.zoo import ModelSpec
+
+    table = settings["model"]
+    ModelSpec.from_json({"name": table["name"], "args": table.get("args", {})})
+
+
+def _check_data(settings: Settings) -> None:
+    for name in ("mean", "std"):
+        values = settings["data"].get(name, ())
+        if not all(isinstance(value, _NUMBER) and not isinstance(value, bool) for value in values):
+            raise UsageError(f"{name} is a list of numbers, got {values}")
+
+
+def _check_export(settings: Settings) -> None:
+    if settings["export"].get("parity_samples", 0) < 0:
+        raise UsageError(f"parity_samples is at least 0, got {settings['export']['parity_samples']}")
+
+
+_CHECKS = (("model", _check_model), ("data", _check_data), ("export", _check_export))
+
+
 def bench_config(settings: Settings) -> "BenchmarkConfig":
     """Of [bench]."""
     from .export.benchmark import BenchmarkConfig
@@ -149,7 +172,8 @@ def _check_entry(path: Path, name: str, value: Any) -> None:
     for key, item in value.items():
         kinds = accepted[key]
         if kinds and (not isinstance(item, kinds) or (isinstance(item, bool) and bool not in kinds)):
-            raise UsageError(f"{path}: [{name}] {key} is {' or '.join(_KINDS[kind] for kind in kinds)}, got {item!r}")
+            named = [_KINDS[kind] for kind in kinds if kind is not int or float not in kinds]
+            raise UsageError(f"{path}: [{name}] {key} is {' or '.join(named)}, got {item!r}")
 
 
 def _accepted(name: str) -> dict[str, tuple[type, ...]]:

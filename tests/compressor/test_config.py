@@ -29,7 +29,9 @@ def test_ratios_are_pruned_fractions(config: type, kind: str, value: float) -> N
         (FWPConfig, {"scope": "position"}, "unknown FWP scope 'position'; choose one of kernel, group, channel, filter, layer, global"),
         (FWPConfig, {"share": "all"}, "unknown FWP share 'all'; choose one of filter, group, channel"),
         (FWPConfig, {"pointwise": "no"}, "unknown FWP pointwise 'no'; choose one of filter, exempt"),
-        (FWPConfig, {"lanes": 0}, "FWP lanes must be at least 1, got 0"),
+        (FFPConfig, {"per_layer": "conv1"}, "FFP per_layer is a table of pruned fractions by glob of layers, got 'conv1'"),
+        (FWPConfig, {"include": "conv1"}, "FWP include is a list of globs of layers, got 'conv1'"),
+        (FWPConfig, {"lanes": 0}, "FWP lanes must be a whole number of at least 1, got 0"),
         (FWPConfig, {"criterion": "wis"}, "FWP scope 'global' needs the criterion 'taylor' or 'magnitude', got 'wis'"),
         (
             FWPConfig,

@@ -1,5 +1,6 @@
 """A recipe runs the whole job, and again only what changed."""
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -47,10 +48,7 @@ def finished(folder: Path, data: str, network: str) -> Path:
 @pytest.fixture
 def again(finished: Path, tmp_path: Path) -> Path:
     """A copy of the finished run folder, to change."""
-    shutil.copytree(finished, tmp_path / "run")
-    for record in (tmp_path / "run" / "stages").iterdir():
-        record.write_text(record.read_text().replace(str(finished), str(tmp_path / "run")))
-    return tmp_path / "run"
+    return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
 def test_summary_holds_the_figures(finished: Path) -> None:
@@ -124,16 +122,24 @@ def test_checkpoint_in_place_of_training(data: str, network: str, checkpoint: Pa
         ({"train": "milestones = 3"}, r"\[train\] milestones is a list, got 3"),
         ({"model": "name = 3"}, r"\[model\] name is text, got 3"),
         ({"model": "name = 'lenet'\nargs = 3"}, r"\[model\] args is a table, got 3"),
-        ({"data": "spec = 'digits'\nvalidation = 'x'"}, r"\[data\] validation is a whole number or a number, got 'x'"),
+        ({"data": "spec = 'digits'\nvalidation = 'x'"}, r"\[data\] validation is a number, got 'x'"),
         ({"compress": ""}, "nothing to prune; give prune, or ffp and fwp"),
         ({"compress": "prune = 0.5\nffp = 0.2"}, r"\[compress\] prune 0.5 of the multiply-adds, or give the ratios"),
         ({"compress": "ffp = 1.5"}, r"\[compress\] FFP ratio must be a pruned fraction in \[0, 1\), got 1.5"),
-        ({"compress": "ffp = true"}, r"\[compress\] ffp is a whole number or a number or a table, got True"),
+        ({"compress": "ffp = true"}, r"\[compress\] ffp is a number or a table, got True"),
         ({"compress": "ffp = { ratio = '0.3' }"}, r"FFP ratio must be a pruned fraction in \[0, 1\), got '0.3'"),
         ({"compress": "fwp = { rato = 0.3 }"}, "unknown FWP setting 'rato'; known are ratio, per_layer"),
         ({"compress": "ffp = 0.3\npreset = 'best'"}, "unknown preset 'best'; choose one of thesis, taylor"),
         ({"compress": "ffp = 0.3\nsamples = 0"}, r"\[compress\] samples must be at least 1, got 0"),
         ({"bench": "threads = ['all']"}, r"\[bench\] threads is a list of whole numbers"),
+        (
+            {"model": "name = 'lenet'\nargs = { width = [1] }"},
+            r"\[model\] a model's name is text and its arguments are numbers, true/false or",
+        ),
+        ({"data": "spec = 'digits'\nmean = ['x']"}, r"\[data\] mean is a list of numbers, got \['x'\]"),
+        ({"compress": "ffp = { per_layer = 'conv1' }"}, "FFP per_layer is a table of pruned fractions by glob of layers, got 'conv1'"),
+        ({"finetune": "epochs = '3'"}, r"\[finetune\] epochs is a whole number of at least 1, got '3'"),
+        ({"export": "parity_samples = -1"}, r"\[export\] parity_samples is at least 0, got -1"),
         ({"export": "plain = 'yes'"}, r"\[export\] plain is true or false, got 'yes'"),
     ],
 )
@@ -143,6 +149,22 @@ def test_a_wrong_entry_is_named_before_anything_runs(tables: dict[str, str], mes
     with pytest.raises(UsageError, match=message) as caught:
         read_recipe(path)
     assert str(path) in str(caught.value)
+
+
+def test_a_fine_tuning_that_needs_ray_fails_before_the_training(
+    data: str, network: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "ray" else find(name, *more))
+    path = tmp_path / "r.toml"
+    path.write_text(recipe(data, network, finetune="epochs = 1\nasynchronous = { algorithm = 'asgd', engine = 'ray' }"))
+    result = fineprune("run", path, "--output", tmp_path / "run")
+    assert result.code == 2
+    assert (
+        result.err == "train: running\nfineprune: the ray engine needs Ray, which is not installed: pip install 'fineprune[ray]', "
+        "or use the simulated engine\n"
+    )
+    assert not (tmp_path / "run" / "train").exists()
 
 
 def test_unreadable_recipes(tmp_path: Path) -> None:
