@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from ..common.errors import RunError, UsageError
 from ..common.files import atomic_path, read_json, write_json
+from ..common.form import Maybe, require
 
-SCHEMA = 1
+SCHEMA = 2
 TENSORS, FACTS = "statistics.safetensors", "statistics.json"
+_FORM = {"kind": str, "samples": int, "settings": {"keep": Maybe({str: int})}, "layers": [str], "sha256": str}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,33 +54,32 @@ class Statistics:
         check_target(folder)
         with atomic_path(folder) as temporary:
             temporary.mkdir()
-            tensors = {f"{name}/{key}": v.contiguous() for name, fields in self.layers.items() for key, v in fields.items()}
-            (temporary / TENSORS).write_bytes(save(tensors))
-            facts = {"schema": SCHEMA, "kind": self.kind, "samples": self.samples, "settings": self.settings, "layers": list(self.layers)}
-            write_json(temporary / FACTS, facts)
+            content = save({f"{name}/{key}": v.contiguous() for name, fields in self.layers.items() for key, v in fields.items()})
+            (temporary / TENSORS).write_bytes(content)
+            facts = {"kind": self.kind, "samples": self.samples, "settings": self.settings, "layers": list(self.layers)}
+            write_json(temporary / FACTS, {"schema": SCHEMA, **facts, "sha256": sha256(content).hexdigest()})
 
     @classmethod
     def load(cls, folder: Path | str) -> Self:
         """Read what `save` wrote; UsageError for a folder without statistics, RunError for a broken one."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        from safetensors.torch import load
 
-        folder = Path(folder)
+        folder, remedy = Path(folder), f"delete {folder} and calibrate again"
         if not (folder / FACTS).is_file():
             raise UsageError(f"{folder} holds no statistics ({FACTS} is missing); run `fineprune calibrate` first")
         facts = read_json(folder / FACTS)
-        if facts.get("schema") != SCHEMA:
-            raise RunError(
-                f"{folder / FACTS} has schema {facts.get('schema')}, this version reads {SCHEMA}; delete {folder} and calibrate again"
-            )
+        require(facts, {"schema": int}, str(folder / FACTS), f"it was edited, {remedy}")
+        if facts["schema"] != SCHEMA:
+            raise RunError(f"{folder / FACTS} has schema {facts['schema']}, this version reads {SCHEMA}; {remedy}")
+        require(facts, _FORM, str(folder / FACTS), f"it was edited, {remedy}")
         try:
-            tensors = load_file(folder / TENSORS)
-        except (OSError, SafetensorError) as error:
-            raise RunError(
-                f"cannot read {folder / TENSORS} ({error}); it was truncated or removed; delete {folder} and calibrate again"
-            ) from error
+            content = (folder / TENSORS).read_bytes()
+        except OSError as error:
+            raise RunError(f"cannot read {folder / TENSORS} ({error.strerror or error}); {remedy}") from error
+        if sha256(content).hexdigest() != facts["sha256"]:
+            raise RunError(f"{folder / TENSORS} does not match the hash in {FACTS}; it was truncated or altered, {remedy}")
         layers: dict[str, dict[str, Tensor]] = {name: {} for name in facts["layers"]}
-        for key, value in tensors.items():
+        for key, value in load(content).items():
             name, _, item = key.rpartition("/")
             layers.setdefault(name, {})[item] = value
         return cls(kind=facts["kind"], settings=facts["settings"], samples=facts["samples"], layers=layers)

@@ -18,11 +18,13 @@ from torch import Tensor, nn
 
 from ..common.errors import RunError, UsageError
 from ..common.files import atomic_path, read_json, sha256, write_json
+from ..common.form import Maybe, require
 from .bake import bake, masks_of
 from .layers import MaskedConv2d
 
 SCHEMA = 1
 MANIFEST, WEIGHTS, MASKS = "manifest.json", "weights.safetensors", "masks.safetensors"
+_FORM = {"mask_shapes": {str: {"ffp": Maybe([int]), "fwp": Maybe([int])}}, "sha256": {WEIGHTS: str, MASKS: str}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,13 +91,14 @@ class Bundle:
         for name in (WEIGHTS, MASKS):
             if not (folder / name).is_file():
                 raise RunError(f"{folder / name} is missing; the bundle is incomplete, compress again")
-            if sha256(folder / name) != manifest["sha256"].get(name):
+            if sha256(folder / name) != manifest["sha256"][name]:
                 raise RunError(f"{folder / name} does not match the hash in {MANIFEST}; it was truncated or altered, compress again")
             tensors[name] = _load_tensors(folder / name)
         masks: dict[str, dict[str, Tensor]] = {"ffp": {}, "fwp": {}}
         for name, kinds in manifest["mask_shapes"].items():
-            for kind, shape in kinds.items():
-                masks[kind][name] = _unpack(tensors[MASKS].get(f"{name}/{kind}"), shape, f"{folder / MASKS}: {name}/{kind}")
+            for kind in masks:
+                if (shape := kinds.get(kind)) is not None:
+                    masks[kind][name] = _unpack(tensors[MASKS].get(f"{name}/{kind}"), shape, f"{folder / MASKS}: {name}/{kind}")
         groups = {key.rpartition("/")[0]: value.long() for key, value in tensors[MASKS].items() if key.endswith("/groups")}
         facts = {key: value for key, value in manifest.items() if key not in ("schema", "mask_shapes", "sha256")}
         return cls(facts=facts, weights=tensors[WEIGHTS], ffp_masks=masks["ffp"], fwp_masks=masks["fwp"], groups=groups)
@@ -141,9 +144,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise RunError(
             f"{folder / MANIFEST} has schema {found}, this version reads {SCHEMA}; compress again or use the version that wrote it"
         )
-    for key in ("mask_shapes", "sha256"):
-        if not isinstance(manifest.get(key), dict):
-            raise RunError(f"{folder / MANIFEST} has no {key}; it was edited, compress again")
+    require(manifest, _FORM, str(folder / MANIFEST), "it was edited, compress again")
     return manifest
 
 
@@ -159,7 +160,7 @@ def _load_tensors(path: Path) -> dict[str, Tensor]:
 
 def _unpack(packed: Tensor | None, shape: list[int], where: str) -> Tensor:
     size = math.prod(shape)
-    if packed is None or packed.dtype != torch.uint8 or packed.numel() != -(-size // 8):
+    if packed is None or packed.dtype != torch.uint8 or packed.numel() != -(-size // 8) or min(shape, default=0) < 0:
         raise RunError(f"{where} does not hold a mask of shape {shape}; the bundle is damaged, compress again")
     return torch.from_numpy(np.unpackbits(packed.numpy(), count=size).astype(bool)).view(*shape)
 

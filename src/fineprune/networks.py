@@ -8,6 +8,7 @@ from torch import nn
 
 from .common.errors import UsageError
 from .compressor.bundle import Bundle
+from .manifest import read_bundle
 from .models.data import ImageData, load_data
 from .models.zoo import ModelSpec, build, load_checkpoint
 
@@ -30,7 +31,7 @@ def load(folder: Path | str, model: nn.Module | None = None) -> nn.Module:
 
 def open_bundle(folder: Path | str, *, model: nn.Module | None = None) -> Network:
     """Read a bundle and rebuild its network. UsageError when it was made from an unnamed module and `model` is not given."""
-    return network_of(Bundle.load(folder), model=model, where=str(folder))
+    return network_of(read_bundle(folder), model=model, where=str(folder))
 
 
 def network_of(bundle: Bundle, *, model: nn.Module | None = None, where: str = "the bundle") -> Network:

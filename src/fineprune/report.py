@@ -10,20 +10,12 @@ import torch
 
 from .common.files import write_bytes
 from .compressor.bundle import Bundle
+from .manifest import STEPS, read_bundle
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DENSE, KEPT, ACCENT = "#c9d3de", "#1f5f8b", "#d1603d"
-
-STEPS = {
-    "dense": "dense",
-    "masked": "masked",
-    "batchnorm_recalibrated": "BatchNorm\nchosen",
-    "finetuned": "fine-tuned",
-    "dense_finetuned": "dense,\nfine-tuned alike",
-}
-"""Keys of a manifest's accuracies, in order, and how they read on an axis."""
 
 _STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
 h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2.2rem}table{border-collapse:collapse}
@@ -34,7 +26,7 @@ figcaption{color:#555;font-size:.9rem}"""
 
 def write_report(bundle: Bundle | Path | str, path: Path | str, *, bench: dict[str, Any] | None = None) -> None:
     """Write the page of a bundle to `path`; `bench` is a BenchmarkReport as JSON, shown where given."""
-    bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
+    bundle = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
     facts = bundle.facts
     name = facts["model"]["name"] if facts.get("model") else "network"
     sections = [
@@ -129,12 +121,12 @@ def latency_figure(bench: dict[str, Any]) -> "Figure":
     figure, axes = _figure(8, 3)
     width = 0.8 / len(runtimes)
     for number, runtime in enumerate(runtimes):
-        rows = [next(r for r in bench["rows"] if (r["runtime"], r["batch_size"], r["threads"]) == (runtime, *group)) for group in groups]
-        places = [g + (number - (len(runtimes) - 1) / 2) * width for g in range(len(groups))]
+        rows = [row for row in bench["rows"] if row["runtime"] == runtime]
+        places = [groups.index((r["batch_size"], r["threads"])) + (number - (len(runtimes) - 1) / 2) * width for r in rows]
         medians = [row["median_ms"] / row["batch_size"] for row in rows]
         whiskers = [
-            [(r["median_ms"] - r["p25_ms"]) / r["batch_size"] for r in rows],
-            [(r["p75_ms"] - r["median_ms"]) / r["batch_size"] for r in rows],
+            [abs(r["median_ms"] - r["p25_ms"]) / r["batch_size"] for r in rows],
+            [abs(r["p75_ms"] - r["median_ms"]) / r["batch_size"] for r in rows],
         ]
         colour = _OURS.get(runtime) or _RUNTIME_COLOURS[number % len(_RUNTIME_COLOURS)]
         bars = axes.bar(places, medians, width, yerr=whiskers, color=colour, label=runtime, ecolor="#555")

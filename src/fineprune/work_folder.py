@@ -46,6 +46,7 @@ def _only_leftovers(folder: Path) -> bool:
 
 def _digest_in(marker: Path) -> str | None:
     try:
-        return read_json(marker).get("sha256")
+        found = read_json(marker)
     except RunError:
         return None
+    return found.get("sha256") if isinstance(found, dict) else None

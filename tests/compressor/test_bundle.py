@@ -121,9 +121,10 @@ def edit_manifest(folder: Path, **changes: object) -> None:
     ("changes", "message"),
     [
         ({"schema": 9}, f"{MANIFEST} has schema 9, this version reads 1; compress again or use the version that wrote it"),
-        ({"sha256": None}, f"{MANIFEST} has no sha256; it was edited, compress again"),
-        ({"mask_shapes": []}, f"{MANIFEST} has no mask_shapes; it was edited, compress again"),
+        ({"sha256": None}, f"{MANIFEST}: sha256 is None and not a table; it was edited, compress again"),
+        ({"mask_shapes": []}, rf"{MANIFEST}: mask_shapes is \[\] and not a table; it was edited, compress again"),
         ({"mask_shapes": {"stem": {"ffp": [3, 7, 50]}}}, r"stem/ffp does not hold a mask of shape \[3, 7, 50\]; the bundle is damaged"),
+        ({"mask_shapes": {"stem": {"ffp": [-3, -7, 5]}}}, "stem/ffp does not hold a mask of shape"),
         ({"mask_shapes": {"other": {"ffp": [1]}}}, r"other/ffp does not hold a mask of shape \[1\]; the bundle is damaged"),
     ],
 )

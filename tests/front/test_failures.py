@@ -234,7 +234,7 @@ def test_outputs_that_are_something_else(named: list[object], trained: list[obje
     (tmp_path / "blocks" / "toy.json").write_text("{}")
     before = sorted(tmp_path.rglob("*"))
     no_latencies = ["report", bundle, "--bench", tmp_path / "blocks" / "toy.json", "--output", tmp_path / "r.html"]
-    assert_fails(2, "toy.json holds no latencies; write it by `fineprune bench", *no_latencies)
+    assert_fails(1, "toy.json: rows is missing; it holds no latencies, or was edited; write it by `fineprune bench", *no_latencies)
     assert_fails(2, "there is no file /nowhere.json", "report", bundle, "--bench", "/nowhere.json", "--output", tmp_path / "r.html")
     assert sorted(tmp_path.rglob("*")) == before
     assert (tmp_path / "notes.txt").read_text() == "mine"

@@ -13,6 +13,7 @@ def report(bundle: Path, output: Path | None, bench: Path | None) -> None:
     """Draw BUNDLE as one HTML page: accuracy, multiply-adds by layer, where blocks are kept, fine-tuning."""
     from ..common.errors import UsageError
     from ..common.files import check_writable, read_json
+    from ..manifest import check_latencies
     from ..report import write_report
 
     output = output or Path(f"{bundle}.html")
@@ -22,7 +23,7 @@ def report(bundle: Path, output: Path | None, bench: Path | None) -> None:
         raise UsageError(f"there is no file {bench}; write it by `fineprune bench {bundle} --json`")
     check_writable(output)
     latencies = read_json(bench) if bench else None
-    if bench and not (isinstance(latencies, dict) and {"rows", "config", "machine"} <= latencies.keys()):
-        raise UsageError(f"{bench} holds no latencies; write it by `fineprune bench {bundle} --json`")
+    if bench:
+        check_latencies(latencies, bench)
     write_report(bundle, output, bench=latencies)
     click.echo(f"wrote {output}")
