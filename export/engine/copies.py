@@ -34,18 +34,41 @@ def copy(first: int, last: int, source: NDArray, source_start: int, target: NDAr
     s, t = meta[op + SOURCE] + source_start, meta[op + TARGET] + target_start
     sc, si, sj = meta[op + SOURCE + _CHANNEL], meta[op + SOURCE + _ROW], meta[op + SOURCE + _PIXEL]
     tc, ti, tj = meta[op + TARGET + _CHANNEL], meta[op + TARGET + _ROW], meta[op + TARGET + _PIXEL]
-    C, W = meta[op + SIZE], meta[op + SIZE + 2]
+    C, W, rows = meta[op + SIZE], meta[op + SIZE + 2], last - first
+    s, t = s + first * si, t + first * ti
     if sj == 1 and tj == 1:
-        for c in range(C):
-            _vectors(source, s + c * sc + first * si, si, target, t + c * tc + first * ti, ti, W, last - first)
+        _lines(source, s, sc, si, target, t, tc, ti, C, rows, W)
+    elif sc == 1 and tc == 1:
+        _lines(source, s, si, sj, target, t, ti, tj, rows, W, C)
     else:
-        for i in range(first, last):
+        for i in range(rows):
             _row(source, s + i * si, sc, sj, target, t + i * ti, tc, tj, C, W)
+
+
+@jit
+def _lines(
+    source: NDArray, s: int, so: int, si: int, target: NDArray, t: int, to: int, ti: int, outer: int, inner: int, n: int
+) -> None:  # fmt: skip
+    """outer x inner lines of n numbers that follow each other on both sides."""
+    if si == n and ti == n:
+        inner, n = 1, inner * n
+    whole = n // LANES * LANES
+    for a in range(outer):
+        for b in range(inner):
+            x, y = s + a * so + b * si, t + a * to + b * ti
+            for e in range(0, whole, LANES):
+                store(load(source, x + e, 1), target, y + e)
+            if 0 < whole < n:  # some numbers once more: quicker than one by one
+                store(load(source, x + n - LANES, 1), target, y + n - LANES)
+            elif whole == 0:
+                for e in range(n):
+                    target[y + e] = source[x + e]
 
 
 @jit
 def _row(source: NDArray, s: int, sc: int, sj: int, target: NDArray, t: int, tc: int, tj: int, C: int, W: int) -> None:
     """target[t + c*tc + j*tj] = source[s + c*sc + j*sj]."""
+    channels, columns = 0, 0
     if (sj == 1 and tc == 1) or (sc == 1 and tj == 1):
         channels, columns = C // LANES * LANES, W // LANES * LANES
         for c in range(0, channels, LANES):
@@ -54,32 +77,15 @@ def _row(source: NDArray, s: int, sc: int, sj: int, target: NDArray, t: int, tc:
                     transpose(source, s + c * sc + j, sc, target, t + c + j * tj, tj)
                 else:
                     transpose(source, s + c + j * sj, sj, target, t + c * tc + j, tc)
-        _lines(source, s + channels * sc, sc, sj, target, t + channels * tc, tc, tj, C - channels, W)
-        _lines(source, s + columns * sj, sc, sj, target, t + columns * tj, tc, tj, channels, W - columns)
-    else:
-        _lines(source, s, sc, sj, target, t, tc, tj, C, W)
+    _rest(source, s + channels * sc, sc, sj, target, t + channels * tc, tc, tj, C - channels, W)
+    _rest(source, s + columns * sj, sc, sj, target, t + columns * tj, tc, tj, channels, W - columns)
 
 
 @jit
-def _lines(source: NDArray, s: int, sc: int, sj: int, target: NDArray, t: int, tc: int, tj: int, C: int, W: int) -> None:
-    if sc == 1 and tc == 1:
-        _vectors(source, s, sj, target, t, tj, C, W)
-    else:
-        for j in range(W):
-            for c in range(C):
-                target[t + c * tc + j * tj] = source[s + c * sc + j * sj]
-
-
-@jit
-def _vectors(source: NDArray, s: int, ss: int, target: NDArray, t: int, ts: int, n: int, lines: int) -> None:
-    """Lines of n numbers that follow each other on both sides."""
-    whole = n // LANES * LANES
-    for e in range(0, whole, LANES):
-        for k in range(lines):
-            store(load(source, s + k * ss + e, 1), target, t + k * ts + e)
-    for e in range(whole, n):
-        for k in range(lines):
-            target[t + k * ts + e] = source[s + k * ss + e]
+def _rest(source: NDArray, s: int, sc: int, sj: int, target: NDArray, t: int, tc: int, tj: int, C: int, W: int) -> None:
+    for j in range(W):
+        for c in range(C):
+            target[t + c * tc + j * tj] = source[s + c * sc + j * sj]
 
 
 @jit

@@ -5,6 +5,7 @@ y = conv(x),       z = y + r           ->  z = conv(x) + r                      
 s = sigmoid(x),    z = x * s           ->  z = silu(x)                          where only the product reads s
 clip(clip(v, a, b), l, h)              =   clip(v, clip(a, l, h), clip(b, l, h))
 y = x[s::t],       z = y[u::v]         ->  z = x[s + u*t :: t*v]                where only the second slice (or other pieces) reads y
+y = concat(a, b),  z = shuffle(y)      ->  z = pieces of a and of b             where only the shuffle (or other pieces) reads y
 """
 
 from collections import Counter
@@ -59,29 +60,37 @@ def _add(sources: list[Layer | None], layer: Map, order: list[str]) -> Layer:
 
 
 def _pick(sources: list[Layer | None], layer: Assemble) -> Layer:
-    """Pieces of a slice become pieces of what was sliced."""
-    inputs, pieces = list(layer.inputs), list(layer.pieces)
-    for number, source in enumerate(sources):
-        if isinstance(source, Assemble) and len(source.pieces) == 1:
-            inner, readers = source.pieces[0], [piece for piece in pieces if piece.source == number]
-            if all(_lies_in(inner, piece) for piece in readers):
-                inputs[number] = source.inputs[inner.source]
-                pieces = [_compose(inner, piece) if piece in readers else piece for piece in pieces]
+    """Pieces of what was put together become pieces of what that was made of."""
+    inputs: list[str] = []
+    pieces: list[Piece] = []
+    for number, (name, source) in enumerate(zip(layer.inputs, sources, strict=True)):
+        readers = [piece for piece in layer.pieces if piece.source == number]
+        inner = [_maker(source, piece) for piece in readers] if isinstance(source, Assemble) else [None]
+        for k, piece in enumerate(readers):
+            found = inner[k] if None not in inner else None
+            origin = source.inputs[found.source] if found and source else name
+            inputs += [origin] if origin not in inputs else []
+            pieces.append(replace(_compose(found, piece) if found else piece, source=inputs.index(origin)))
     return replace(layer, inputs=tuple(inputs), pieces=tuple(pieces)) if inputs != list(layer.inputs) else layer
 
 
-def _lies_in(inner: Piece, outer: Piece) -> bool:
-    """Whether `outer` reads nothing but what `inner` wrote from (0, 0, 0) on without gaps: what it left is zero."""
-    ends = (first + step * (count - 1) for first, step, count in zip(outer.start, outer.step, outer.size, strict=True))
-    whole = inner.to == (0, 0, 0) and inner.to_step == (1, 1, 1)
-    return whole and all(end < size for end, size in zip(ends, inner.size, strict=True))
+def _maker(source: Assemble, outer: Piece) -> Piece | None:
+    """The piece that made all that `outer` reads, without gaps; what no piece made is zero."""
+
+    def within(inner: Piece) -> bool:
+        ends = (first + step * (count - 1) for first, step, count in zip(outer.start, outer.step, outer.size, strict=True))
+        spans = zip(outer.start, ends, inner.to, inner.size, strict=True)
+        return inner.to_step == (1, 1, 1) and all(to <= first and end < to + size for first, end, to, size in spans)
+
+    return next(filter(within, source.pieces), None)
 
 
 def _compose(inner: Piece, outer: Piece) -> Piece:
     def axes(values: list[int]) -> Box:
         return values[0], values[1], values[2]
 
-    start = axes([first + step * offset for first, step, offset in zip(inner.start, inner.step, outer.start, strict=True)])
+    places = zip(inner.start, inner.step, outer.start, inner.to, strict=True)
+    start = axes([first + step * (offset - to) for first, step, offset, to in places])
     return replace(outer, start=start, step=axes([a * b for a, b in zip(inner.step, outer.step, strict=True)]))
 
 

@@ -28,7 +28,7 @@ class Kernel:
 CONVOLUTIONS = {
     "filters": Kernel(module=filters, layouts=(NHWC,), any_input=True),
     "positions": Kernel(module=positions, layouts=(NCHW,), any_input=False),
-    "linear": Kernel(module=linear, layouts=LAYOUTS, any_input=True),
+    "linear": Kernel(module=linear, layouts=(NHWC,), any_input=True),
     "plain": Kernel(module=plain, layouts=LAYOUTS, any_input=True),
 }
 

@@ -1,10 +1,10 @@
 """A graph cut into segments that run one after another, each wholly in the engine or wholly in ONNX Runtime: as few as possible."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .graph import Graph, Step
-from .network import Layer
+from .network import Assemble, Layer, Map
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,17 +19,17 @@ class Segment:
     @property
     def layers(self) -> list[Layer]:
         """Of a segment of the engine."""
-        return [layer for step in self.steps for layer in step.layers or ()]
+        return _layers(self.steps)
 
 
 def segments(graph: Graph) -> list[Segment]:
     """In the order in which they run; none for a graph without layers."""
-    parts = _parts(graph)
+    parts = _parts(_without_islands(graph.steps))
     wanted = {graph.values[port.name].tensor if port.name in graph.values else port.name for port in graph.outputs}
     result: list[Segment] = []
     for native, steps in reversed(parts):
         if native:
-            layers = [layer for step in steps for layer in step.layers or ()]
+            layers = _layers(steps)
             made = list(dict.fromkeys(layer.output for layer in layers))
             needed = list(dict.fromkeys(name for layer in layers for name in layer.inputs))
         else:
@@ -43,10 +43,24 @@ def segments(graph: Graph) -> list[Segment]:
     return result[::-1]
 
 
-def _parts(graph: Graph) -> list[tuple[bool, list[Step]]]:
+def _without_islands(steps: Sequence[Step]) -> list[Step]:
+    """Where all that the engine could do between nodes of ONNX Runtime is to move numbers or to map them one by one, they stay there."""
+    parts = _parts(steps)
+    if len(parts) == 1:
+        return list(steps)
+    easy = [taken for native, taken in parts if native and all(isinstance(layer, Map | Assemble) for layer in _layers(taken))]
+    islands = {id(step) for taken in easy for step in taken}
+    return [replace(step, layers=None, reason="between others") if id(step) in islands else step for step in steps]
+
+
+def _layers(steps: Sequence[Step]) -> list[Layer]:
+    return [layer for step in steps for layer in step.layers or ()]
+
+
+def _parts(steps: Sequence[Step]) -> list[tuple[bool, list[Step]]]:
     """Greedy: everything that can run in the engine, then everything that can run in ONNX Runtime, and so on."""
-    made = {name for step in graph.steps for name in step.writes}
-    waiting: Sequence[Step] = graph.steps
+    made = {name for step in steps for name in step.writes}
+    waiting = steps
     parts: list[tuple[bool, list[Step]]] = []
     native = True
     while waiting:

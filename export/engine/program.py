@@ -68,7 +68,7 @@ def build(
     layers = fuse(layers, set(outputs))
     found = [candidates(layer)[0] if isinstance(layer, Conv) else [] for layer in layers]
     chosen = choose(layers, boxes, measure(layers, found) if measure else found)
-    readers = Counter([name for layer in layers for name in layer.inputs] + list(outputs))
+    readers = Counter([name for layer in layers for name in _read(layer)] + list(outputs))
     movable = {layer.output for layer in layers if isinstance(layer, Conv | Pool) and readers[layer.output] == 1}
     instructions = _Instructions(boxes, movable)
     for number, name in enumerate(inputs):
@@ -78,6 +78,11 @@ def build(
     for number, name in enumerate(outputs, start=len(inputs)):
         instructions.save(name, number)
     return _assemble(instructions, boxes, tuple(inputs), tuple(outputs))
+
+
+def _read(layer: Layer) -> Sequence[str]:
+    """The inputs, as often as they are read."""
+    return [layer.inputs[piece.source] for piece in layer.pieces] if isinstance(layer, Assemble) else layer.inputs
 
 
 class _Instructions:

@@ -60,10 +60,10 @@ class Session:
         self._usual, self._fed = _usual(self._graph.inputs), {port.name for port in self._graph.inputs}
         self._threads = threads
         self._parts: list[tuple[Segment, Program | None]] = []
+        foreign = next((step for step in self._graph.steps if step.layers is None), None)
+        if foreign and not fallback:
+            raise RunError(f"{foreign.nodes[0].label} is not computed by the engine ({foreign.reason}); allow fallback=True")
         for segment in segments(self._graph):
-            if not segment.native and not fallback:
-                step = segment.steps[0]
-                raise RunError(f"{step.nodes[0].label} is not computed by the engine ({step.reason}); allow fallback=True")
             self._parts.append((segment, self._build(segment, tune) if segment.native else None))
         self._closed = False
         self._teams: dict[int, Team] = {}

@@ -1,4 +1,4 @@
-"""The parts between file and kernels: fusion, the choice of layouts, memory, shares of work, compiled code on disk."""
+"""The parts between file and kernels: the choice of layouts, memory, shares of work, compiled code on disk."""
 
 import itertools
 import os
@@ -14,52 +14,12 @@ from hypothesis import strategies as st
 
 from fineprune.export.engine import interpreter
 from fineprune.export.engine.conv import ConvShape
-from fineprune.export.engine.fuse import fuse
 from fineprune.export.engine.layouts import LAYOUTS, Candidate, choose, conversion_cost
 from fineprune.export.engine.memory import GUARD, Key, arena
 from fineprune.export.engine.network import Assemble, Box, Conv, Layer, Map, Piece
 from fineprune.export.engine.program import build
 from fineprune.export.engine.threads import Team
-
-BOX = (4, 6, 5)
-
-
-def conv(name: str, *inputs: str, output: str | None = None, low: float = -np.inf) -> Conv:
-    weights = np.random.default_rng(len(name)).standard_normal((4, 4, 3, 3), np.float32)
-    shape = ConvShape(channels=4, filters=4, height=6, width=5, kernel=(3, 3), pads=(1, 1, 1, 1))
-    return Conv(name=name, inputs=inputs, output=output or name, shape=shape, weights=weights, bias=np.ones(4, np.float32), low=low)
-
-
-def relu(source: str, output: str, low: float = 0.0, high: float = np.inf) -> Map:
-    return Map(name=output, inputs=(source,), output=output, function="identity", low=low, high=high)
-
-
-def add(first: str, second: str, output: str) -> Map:
-    return Map(name=output, inputs=(first, second), output=output, function="add")
-
-
-def mapped(function: str, output: str, *inputs: str, low: float = -np.inf) -> Map:
-    return Map(name=output, inputs=inputs, output=output, function=function, low=low)
-
-
-def facts(layer: Layer) -> tuple[Any, ...]:
-    return layer.name, layer.inputs, layer.output, getattr(layer, "low", None), getattr(layer, "high", None)
-
-
-def test_a_residual_block_is_two_operations() -> None:
-    layers = [conv("a", "x"), relu("a", "ra"), conv("b", "ra"), add("b", "x", "s"), relu("s", "y")]
-    assert [facts(layer) for layer in fuse(layers, {"y"})] == [("a", ("x",), "ra", 0, np.inf), ("b", ("ra", "x"), "y", 0, np.inf)]
-
-
-def test_the_later_of_two_convolutions_takes_the_sum() -> None:
-    layers = [conv("short", "x"), conv("long", "x"), add("long", "short", "s")]
-    assert [facts(layer)[:3] for layer in fuse(layers, {"s"})] == [("short", ("x",), "short"), ("long", ("x", "short"), "s")]
-
-
-@pytest.mark.parametrize("inputs", [("x", "s"), ("s", "x")])
-def test_a_product_with_the_own_sigmoid_is_one_operation(inputs: tuple[str, str]) -> None:
-    [fused] = fuse([mapped("sigmoid", "s", "x"), mapped("multiply", "y", *inputs)], {"y"})
-    assert isinstance(fused, Map) and (fused.function, fused.inputs, fused.output) == ("silu", ("x",), "y")
+from support.engine_layers import BOX, add, conv, mapped, relu
 
 
 def test_a_map_may_write_over_what_nobody_reads_later() -> None:
@@ -72,71 +32,6 @@ def test_a_map_may_write_over_what_nobody_reads_later() -> None:
         Team(program, 1).run(1, [x, *results])
         outputs.append(results[-1])
     np.testing.assert_array_equal(*outputs)
-
-
-@pytest.mark.parametrize(
-    ("layers", "kept"),
-    [
-        ([mapped("sigmoid", "s", "x"), mapped("multiply", "y", "z", "s")], {"y"}),  # of another tensor
-        ([mapped("sigmoid", "s", "x"), mapped("multiply", "y", "x", "s")], {"y", "s"}),  # read from outside
-        ([mapped("sigmoid", "s", "x", low=0.5), mapped("multiply", "y", "x", "s")], {"y"}),  # clipped
-        ([conv("a", "x"), relu("a", "r"), add("a", "r", "y")], {"y"}),  # read twice
-        ([conv("a", "x"), relu("a", "y")], {"a", "y"}),  # read from outside
-        ([conv("a", "x"), add("a", "a", "y")], {"y"}),  # twice the same
-        ([conv("a", "x", low=0.0), add("a", "x", "y")], {"y"}),  # clipped before the sum
-    ],
-)
-def test_what_is_needed_elsewhere_stays(layers: list[Layer], kept: set[str]) -> None:
-    assert [facts(layer) for layer in fuse(layers, kept)] == [facts(layer) for layer in layers]
-
-
-@given(bounds=st.lists(st.tuples(st.integers(-3, 3), st.integers(0, 3)), min_size=2, max_size=3), value=st.integers(-5, 5))
-def test_clips_of_clips(bounds: list[tuple[int, int]], value: int) -> None:
-    layers = [relu(f"t{k}", f"t{k + 1}", low, low + width) for k, (low, width) in enumerate(bounds)]
-    [fused] = fuse(layers, {f"t{len(bounds)}"})
-    expected = value
-    for low, width in bounds:
-        expected = min(max(expected, low), low + width)
-    assert isinstance(fused, Map)
-    assert min(max(value, fused.low), fused.high) == expected
-
-
-def assembled(layer: Layer, x: np.ndarray, box: Box) -> np.ndarray:
-    assert isinstance(layer, Assemble)
-    y = np.zeros(box)
-    for piece in layer.pieces:
-        source, target = (
-            np.ix_(*(first + step * np.arange(count) for first, step, count in zip(start, steps, piece.size, strict=True)))
-            for start, steps in ((piece.start, piece.step), (piece.to, piece.to_step))
-        )
-        y[target] = x[source]
-    return y
-
-
-boxes = st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3))
-
-
-@given(inner=boxes, outer=boxes, starts=st.tuples(boxes, boxes), steps=st.tuples(boxes, boxes), to=boxes, trailing=st.booleans())
-def test_slices_of_slices(inner: Box, outer: Box, starts: tuple[Box, Box], steps: tuple[Box, Box], to: Box, trailing: bool) -> None:
-    x = np.random.default_rng(0).standard_normal((12, 12, 12))
-    first = Piece(source=0, size=inner, start=starts[0], step=steps[0])
-    second = Piece(source=0, size=outer, start=starts[1], step=steps[1], to=to)
-    extent = tuple(a + b * c for a, b, c in zip(starts[1], steps[1], outer, strict=True))
-    middle = tuple(max(a, b) if trailing else a for a, b in zip(inner, extent, strict=True))
-    if not trailing and any(a > b for a, b in zip(extent, inner, strict=True)):
-        return
-    whole = (8, 8, 8)
-    layers = [
-        Assemble(name="a", inputs=("x",), output="a", pieces=(first,)),
-        Assemble(name="b", inputs=("a",), output="b", pieces=(second,)),
-    ]
-    expected = assembled(layers[1], assembled(layers[0], x, (middle[0], middle[1], middle[2])), whole)
-    fused = fuse(layers, {"b"})
-    reads_zeros = any(s + t * (n - 1) >= m for s, t, n, m in zip(starts[1], steps[1], outer, inner, strict=True))
-    assert len(fused) == (2 if reads_zeros else 1)
-    if not reads_zeros:
-        np.testing.assert_array_equal(assembled(fused[0], x, whole), expected)
-    assert len(fuse(layers, {"a", "b"})) == 2
 
 
 def cost(layers: list[Layer], found: list[list[Candidate]], layouts: tuple[str, ...]) -> float:

@@ -312,6 +312,23 @@ def test_what_the_engine_does_not_know_runs_in_onnxruntime(caplog: pytest.LogCap
         Session(content, fallback=False)
 
 
+def test_what_is_easy_stays_between_nodes_of_onnxruntime(caplog: pytest.LogCaptureFixture) -> None:
+    """Softplus -> Relu, HardSwish -> Softplus -> Conv -> Softplus: the convolution alone is worth the way."""
+    names = (f"t{k}" for k in range(9))
+    nodes, last = [], "x"
+    for op_type, *inputs in (("Softplus",), ("Relu",), ("HardSwish",), ("Softplus",), ("Conv", "w"), ("Softplus",), ("Relu",)):
+        nodes.append(helper.make_node(op_type, [last, *inputs], [next(names)]))
+        last = nodes[-1].output[0]
+    weights = np.random.default_rng(0).standard_normal((4, 3, 2, 2), np.float32)
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", *shape]) for name, shape in (("x", (3, 5, 6)), (last, (4, 4, 5))))
+    graph = helper.make_graph(nodes, "network", [x], [y], [numpy_helper.from_array(weights, "w")])
+    content = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
+    x = batch(2, (3, 5, 6))
+    with caplog.at_level(logging.INFO), Session(content) as session:
+        close(session.run(None, {"x": x})[0], run_onnxruntime(content, x))
+    assert "4 nodes from 't0' to 't3'" in caplog.text and "2 nodes from 't5' to 't6'" in caplog.text
+
+
 def test_other_opsets_run_in_onnxruntime(packed: Any, caplog: pytest.LogCaptureFixture) -> None:
     content = foreign()
     model = onnx.load_from_string(content)
