@@ -20,13 +20,13 @@ earlier job, finds them raised already and takes nothing.
 
 from numpy.typing import NDArray
 
-from . import copies, filters, linear, maps, plain, pools, positions
+from . import copies, filters, linear, maps, permute, plain, pools, positions
 from .atomics import SPACING, add, compare_exchange, exchange, give_way, load, pause, raise_to, store
 from .jit import jit, jit_cached
 from .vectors import floats
 
-KERNELS = ("load", "save", "copy", "pool", "mean", "map", "linear", "plain", "filters", "positions")
-LOAD, SAVE, COPY, POOL, MEAN, MAP, LINEAR, PLAIN, FILTERS, POSITIONS = range(len(KERNELS))
+KERNELS = ("load", "save", "copy", "permute", "pool", "mean", "map", "linear", "plain", "filters", "positions")
+LOAD, SAVE, COPY, PERMUTE, POOL, MEAN, MAP, LINEAR, PLAIN, FILTERS, POSITIONS = range(len(KERNELS))
 KERNEL, OP, ITEMS, MEET = range(4)
 COUNT, BEGIN, END, ROUND, NEXT_SAMPLE, DONE_BEFORE, TENSORS = range(7)
 """Positions in job: samples, first operation, end of the operations, number of the first round (sample that is shared), numbers of
@@ -154,6 +154,8 @@ def perform(
         pools.run_mean(first, last, scratch, arena, constants, index, meta, op)
     elif kernel == COPY:
         copies.run(first, last, scratch, arena, constants, index, meta, op)
+    elif kernel == PERMUTE:
+        permute.run(first, last, scratch, arena, constants, index, meta, op)
     elif kernel == LINEAR:
         linear.run(first, last, scratch, arena, constants, index, meta, op)
     elif kernel == PLAIN:

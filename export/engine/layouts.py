@@ -12,7 +12,7 @@ from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .network import Assemble, Box, Conv, Layer, Map, Mean
+from .network import Assemble, Box, Conv, Layer, Map, Mean, Permute
 
 NHWC, NCHW = "NHWC", "NCHW"
 LAYOUTS = (NHWC, NCHW)
@@ -88,7 +88,8 @@ def _choice(layer: Layer, layout: str, candidate: Candidate | None) -> Choice:
         return Choice(layout=layout, needs=(first, *[layout] * (len(layer.inputs) - 1)), kernel=candidate.kernel)
     if isinstance(layer, Assemble | Mean):
         return Choice(layout=layout, needs=(None,) * len(layer.inputs), kernel="copy" if isinstance(layer, Assemble) else "mean")
-    return Choice(layout=layout, needs=(layout,) * len(layer.inputs), kernel="map" if isinstance(layer, Map) else "pool")
+    kernel = "map" if isinstance(layer, Map) else "permute" if isinstance(layer, Permute) else "pool"
+    return Choice(layout=layout, needs=(layout,) * len(layer.inputs), kernel=kernel)
 
 
 def _explained(choice: Choice, found: Sequence[Candidate]) -> Choice:

@@ -5,6 +5,7 @@ Pool       maximum or average under a window
 Mean       average over rows and columns
 Map        one or two tensors element by element, then clip
 Assemble   pieces of tensors copied to pieces of one: Concat, Slice, Split, Pad, channel shuffles
+Permute    channels in another order; no node of a file, see reorder.py
 """
 
 from dataclasses import dataclass
@@ -107,3 +108,10 @@ class Assemble(Layer):
     """Copies `pieces`, which do not overlap; what they leave is zero."""
 
     pieces: tuple[Piece, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Permute(Layer):
+    """y[c] = x[order[c]]"""
+
+    order: NDArray[np.int64]

@@ -10,14 +10,15 @@ from numpy.typing import NDArray
 
 from ...common.errors import RunError
 from ...common.simd import LANES
-from . import copies, maps, memory, pools
+from . import copies, maps, memory, permute, pools
 from .conv import CONSTANTS, INDEX, Epilogue, Op, View
 from .fuse import fuse
 from .interpreter import KERNELS
 from .kernels import CONVOLUTIONS, candidates
 from .layouts import NCHW, Candidate, Choice, choose
 from .memory import Key
-from .network import Assemble, Box, Conv, Layer, Map, Mean, Piece, Pool
+from .network import Assemble, Box, Conv, Layer, Map, Mean, Permute, Piece, Pool
+from .reorder import reorder
 
 _ALIGN = 16
 """Floats: constants of an operation begin at a cache line."""
@@ -65,8 +66,15 @@ def build(
     layers: Sequence[Layer], boxes: Mapping[str, Box], inputs: Sequence[str], outputs: Sequence[str], measure: Chooser | None = None
 ) -> Program:
     """A program that makes `outputs` of `inputs`; `measure` may replace the kernels' own estimates."""
-    layers = fuse(layers, set(outputs))
-    found = [candidates(layer)[0] if isinstance(layer, Conv) else [] for layer in layers]
+    estimated: dict[int, tuple[Conv, list[Candidate]]] = {}
+
+    def kernels(layer: Conv) -> list[Candidate]:
+        if id(layer) not in estimated:
+            estimated[id(layer)] = layer, candidates(layer)[0]
+        return estimated[id(layer)][1]
+
+    layers, boxes = reorder(fuse(layers, set(outputs)), boxes, outputs, lambda conv: min(c.seconds for c in kernels(conv)))
+    found = [kernels(layer) if isinstance(layer, Conv) else [] for layer in layers]
     chosen = choose(layers, boxes, measure(layers, found) if measure else found)
     readers = Counter([name for layer in layers for name in _read(layer)] + list(outputs))
     movable = {layer.output for layer in layers if isinstance(layer, Conv | Pool) and readers[layer.output] == 1}
@@ -133,6 +141,8 @@ class _Instructions:
             self._assemble(layer, choice, reads, key)
         elif isinstance(layer, Pool):
             self._append(layer, layer.name, reads, key, lambda x, y: [pools.plan(layer, x, y)], choice)
+        elif isinstance(layer, Permute):
+            self._append(layer, layer.name, reads, key, lambda x, y: [permute.plan(layer.order, x, y)], choice)
         elif isinstance(layer, Mean):
             self._append(layer, layer.name, reads, key, lambda x, y: [pools.plan_mean(x, y)], choice)
         elif isinstance(layer, Map):

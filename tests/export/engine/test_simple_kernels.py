@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fineprune.export.engine import copies, linear, maps, memory, plain, pools
+from fineprune.export.engine import copies, linear, maps, memory, permute, plain, pools
 from fineprune.export.engine.conv import ConvShape, Epilogue, Op, View
 from fineprune.export.engine.network import Map, Pool
 from support.reference import masked_conv2d
@@ -20,6 +20,7 @@ from support.tolerances import FLOAT32
 
 RUN = {
     "copy": copies.run,
+    "permute": permute.run,
     "pool": pools.run,
     "mean": pools.run_mean,
     "map": maps.run,
@@ -281,11 +282,31 @@ def test_linear_layers(box: Any, filters: int, density: float, residual: bool, p
     check_conv(linear, shape, density, None, residual, layouts, seed)
 
 
+def check_permutation(box: tuple[int, int, int], layout: str, margins: Any, seed: int) -> None:
+    x, order = numbers(box, seed), np.random.default_rng(seed).permutation(box[0])
+    room = Room()
+    source, target = room.add(box, layout, margins[0], x), room.add(box, layout, margins[1])
+    room.run(permute.plan(order, source, target))
+    np.testing.assert_array_equal(room.grid(target), x[order])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    box=st.tuples(st.sampled_from([1, 5, 16, 40, 64]), st.integers(1, 5), st.sampled_from([1, 3, 16, 19])),
+    layout=LAYOUTS,
+    margins=st.tuples(MARGINS, MARGINS),
+    seed=st.integers(0, 99),
+)
+def test_permutations(box: Any, layout: str, margins: Any, seed: int) -> None:
+    check_permutation(box, layout, margins, seed)
+
+
 UNCOMPILED = """
 import numba
 assert numba.config.DISABLE_JIT
 from test_simple_kernels import *
 for layout in ("NHWC", "NCHW"):
+    check_permutation((21, 3, 7), layout, ((0, 1, 2, 0), (1, 0, 0, 1)), 1)
     for function in FUNCTIONS:
         check_map(function, (17, 2, 3), layout, (0, 1, 2, 0), -0.5, 0.5, 3)
     for kind in ("max", "average"):
