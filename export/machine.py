@@ -7,6 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ..common.cores import usable_cores
+
 _PACKAGES = ("fineprune", "torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "numpy", "numba")
 
 
@@ -22,13 +24,6 @@ def machine_facts() -> dict[str, Any]:
         "packages": package_versions(),
         "commit": commit(),
     }
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def package_versions() -> dict[str, str]:

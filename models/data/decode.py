@@ -1,6 +1,5 @@
 """Reading image files: into memory once where they are small, else sample by sample."""
 
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...common.cores import usable_cores
 from ...common.errors import RunError
 from ...common.progress import Progress
 from .augment import EVALUATION_CROP, Augmentation, central_crop, random_crop
@@ -105,11 +105,6 @@ def decode_all(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return torch.from_numpy(pixels)
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
