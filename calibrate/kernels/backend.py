@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.weak import TensorWeakRef
 
+from ...common.simd import LANES
 from ..geometry import Conv
 from ..mask_facts import keeps_everything, of_mask, version
 from ..masked_conv_torch import dense_backward
@@ -21,7 +22,6 @@ from .convolve import FILTER_TILE, forward_kernel, input_grad_kernel, sparse_wei
 from .job import Job, Kernel
 from .layout import Band, Map, band
 from .problem import Geometry, numbers_of, room
-from .simd import LANES
 from .threads import shared_scratch
 from .weight_grad import SIDE, places_of, tiles_of, weight_grad_kernel
 

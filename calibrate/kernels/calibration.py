@@ -6,12 +6,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ...common.simd import LANES
 from ..geometry import Conv
 from .backend import flat
 from .layout import Map
 from .per_sample import pack_weights, per_sample_kernel, plane_size
 from .ranking import NORMS, rank_blocks
-from .simd import LANES
 from .threads import run_shares, scratch, threads_for
 
 CHUNK_BYTES = 1 << 19

@@ -17,20 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...common.simd import LANES, at, tile_add_scaled, tile_load, tile_store, tile_zeros
 from .jit import jit
-from .job import Kernel, enter, floats, ints, longs, take
+from .job import Kernel, floats, ints, take
 from .layout import Band, gather, pack, unpack
-from .problem import PARTS, Geometry, buffers, part_of, sizes, task, tasks_of
-from .simd import (
-    LANES,
-    at,
-    tile_add_gathered,
-    tile_add_scaled,
-    tile_column_sums,
-    tile_load,
-    tile_store,
-    tile_zeros,
-)
+from .problem import PARTS, Geometry, opened, part_of, task, tasks_of
+from .simd import tile_add_gathered, tile_column_sums
 
 FORWARD_BLOCK = 64
 """Filters at a time, so that their outputs and the patches of two channels fit the first-level cache."""
@@ -50,9 +42,8 @@ def forward_kernel(rows: int, vectors: int) -> Kernel:
     def forward(job: Any) -> None:
         """y[N,oh,ow,F] for tasks [sample, samples, first row, rows]."""
         x, weight, y = floats(job, 0), floats(job, 1), floats(job, 2)
-        numbers, offsets, segments, starts, active = longs(job, 4), ints(job, 5), ints(job, 6), ints(job, 7), ints(job, 8)
-        xb, yb, g = sizes(numbers)
-        x_packed, y_packed, weights = buffers(floats(job, 3), enter(job), numbers)
+        numbers, xb, yb, g, x_packed, y_packed, weights = opened(job)
+        offsets, segments, starts, active = ints(job, 5), ints(job, 6), ints(job, 7), ints(job, 8)
         gather(weight, ints(job, 9), weights)
         groups = yb.channels // rows
         while True:
@@ -97,9 +88,8 @@ def input_grad_kernel(rows: int, vectors: int) -> Kernel:
     def input_grad(job: Any) -> None:
         """grad_x[N,H,W,C] for tasks [sample, samples, first row of x, rows of x]."""
         grad, weight, grad_x = floats(job, 0), floats(job, 1), floats(job, 2)
-        numbers, filters, segments, starts, active = longs(job, 4), ints(job, 5), ints(job, 6), ints(job, 7), ints(job, 8)
-        xb, yb, g = sizes(numbers)
-        x_packed, y_packed, weights = buffers(floats(job, 3), enter(job), numbers)
+        numbers, xb, yb, g, x_packed, y_packed, weights = opened(job)
+        filters, segments, starts, active = ints(job, 5), ints(job, 6), ints(job, 7), ints(job, 8)
         gather(weight, ints(job, 9), weights)
         taps = g.kernel[1] // rows
         blocks = (yb.channels + GRAD_BLOCK - 1) // GRAD_BLOCK
@@ -219,11 +209,10 @@ def sparse_weight_grad(job: Any) -> None:
     """Sums over the tasks [sample, samples, first row of y, rows of y] of each part, [parts,F,C,kh,kw], by tiles of four and of two taps of
     one filter (plan.weight_grad_tiles)."""
     x, grad, parts = floats(job, 0), floats(job, 1), floats(job, 2)
-    numbers, row_starts, columns = longs(job, 4), ints(job, 5), ints(job, 6)
+    numbers, xb, yb, g, x_packed, y_packed, _ = opened(job)
+    row_starts, columns = ints(job, 5), ints(job, 6)
     filters4, offsets4, index4, segments4 = ints(job, 7), ints(job, 8), ints(job, 9), ints(job, 10)
     filters2, offsets2, index2, segments2 = ints(job, 11), ints(job, 12), ints(job, 13), ints(job, 14)
-    xb, yb, g = sizes(numbers)
-    x_packed, y_packed, _ = buffers(floats(job, 3), enter(job), numbers)
     sums, places = np.empty(4, np.float32), np.empty((2, yb.rows * yb.columns), np.int64)
     while True:
         part = take(job)

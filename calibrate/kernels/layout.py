@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ...common.simd import LANES, transpose
 from .jit import jit
-from .simd import LANES, transpose
 
 
 class Band(NamedTuple):

@@ -5,14 +5,15 @@ numbers = [band of x, band of y, map of x, map of y, kernel, stride, padding, di
            sample, samples, first row, rows of task 0, sample, ...]                                         int64
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...common.simd import LANES
 from .jit import jit
+from .job import enter, floats, longs
 from .layout import Band, Map
-from .simd import LANES
 
 
 class Geometry(NamedTuple):
@@ -47,6 +48,15 @@ def _room(size: int) -> int:
 def room(numbers: NDArray) -> int:
     """Floats of the buffers of a thread."""
     return int(numbers[29:32].sum())
+
+
+@jit
+def opened(job: Any) -> tuple[NDArray, Band, Band, Geometry, NDArray, NDArray, NDArray]:
+    """What every kernel begins with: the numbers and the sizes of its job, whose arrays 4 and 3 are the numbers and the buffers, and the
+    buffers of this thread for bands of x, for bands of y, and for weights."""
+    numbers = longs(job, 4)
+    xb, yb, g = sizes(numbers)
+    return numbers, xb, yb, g, *buffers(floats(job, 3), enter(job), numbers)
 
 
 @jit

@@ -11,21 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...common.simd import LANES, tile_load, tile_store, tile_zeros, transpose
 from .jit import jit
 from .layout import Map
-from .simd import (
-    LANES,
-    halve,
-    tile_add,
-    tile_count,
-    tile_load,
-    tile_row_sums,
-    tile_store,
-    tile_store_bytes,
-    tile_where,
-    tile_zeros,
-    transpose,
-)
+from .simd import halve, tile_add, tile_count, tile_row_sums, tile_store_bytes, tile_where
 
 L2, L1, APOZ = 0, 1, 2
 NORMS = {"l2": L2, "l1": L1, "apoz": APOZ}

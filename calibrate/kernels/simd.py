@@ -1,13 +1,8 @@
-"""Register tiles for Numba: a block of SIMD vectors that stays in registers while a kernel adds to it.
+"""Operations on the register tiles of common/simd.py that only these kernels need, with what holds of all of them there.
 
-A tile holds rows x vectors vectors of LANES float32 numbers; its size is part of its Numba type. Its operations are LLVM vector
-instructions, which LLVM fits to the CPU: one register a vector with AVX-512, two with AVX2, four with NEON. With NUMBA_DISABLE_JIT=1
-the same names stand for numpy twins, so that kernels also run, and are tested, uncompiled.
-
-Arrays are one-dimensional, contiguous and float32 (`at`: any type). A position counts elements and is not checked.
+With NUMBA_DISABLE_JIT=1 the same names stand for numpy twins, so that kernels also run, and are tested, uncompiled.
 """
 
-from collections.abc import Iterable
 from functools import reduce
 from typing import Any
 
@@ -16,7 +11,7 @@ from numba import config, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from ...common.simd import LANES, VECTOR, Emitter, Tile
+from ...common.simd import LANES, VECTOR, Emitter, Tile, row_factors
 from . import twins
 
 
@@ -26,61 +21,10 @@ def _line(e: Emitter, array: int, row: int, vector: int) -> Any:
     return e.element(e.data(array), start, (row, stride), (vector, ir.Constant(start.type, LANES)))
 
 
-def _factors(e: Emitter, array: int, tile: Tile) -> list[Any]:
-    """A broadcast scalar for each row of the tile; the arguments from `array` on are (array, start, stride)."""
-    start, stride = e.args[array + 1 : array + 3]
-    return [e.broadcast(e.element(e.data(array), start, (row, stride))) for row in range(tile.rows)]
-
-
 def _limits(e: Emitter, array: int, tile: Tile) -> list[Any]:
     """A vector for each vector of a row of the tile, from the start of an array."""
     position = ir.IntType(64)
     return [e.load(e.element(e.data(array), ir.Constant(position, v * LANES))) for v in range(tile.vectors)]
-
-
-@intrinsic
-def _at(typing: Any, array: Any, position: Any) -> Any:
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        e = Emitter(context, builder, signature, args)
-        return builder.load(e.element(e.data(0), args[1]))
-
-    return array.dtype(array, types.intp), emit
-
-
-@intrinsic(prefer_literal=True)
-def _tile_zeros(typing: Any, rows: Any, vectors: Any) -> Any:
-    tile = Tile(rows.literal_value, vectors.literal_value)
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return ir.Constant(context.get_value_type(tile), None)
-
-    return tile(rows, vectors), emit
-
-
-@intrinsic(prefer_literal=True)
-def _tile_load(typing: Any, array: Any, start: Any, row_stride: Any, rows: Any, vectors: Any) -> Any:
-    tile = Tile(rows.literal_value, vectors.literal_value)
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        e = Emitter(context, builder, signature, args)
-        data, lanes = e.data(0), ir.Constant(args[1].type, LANES)
-        empty = ir.Constant(context.get_value_type(tile), ir.Undefined)
-        return e.update(tile, empty, lambda row, vector, _: e.load(e.element(data, args[1], (row, args[2]), (vector, lanes))))
-
-    return tile(array, types.intp, types.intp, rows, vectors), emit
-
-
-@intrinsic
-def _tile_store(typing: Any, tile: Any, array: Any, start: Any, row_stride: Any) -> Any:
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        e = Emitter(context, builder, signature, args)
-        data, lanes = e.data(1), ir.Constant(args[2].type, LANES)
-        for k in range(tile.rows * tile.vectors):
-            row, vector = divmod(k, tile.vectors)
-            e.store(builder.extract_value(args[0], k), e.element(data, args[2], (row, args[3]), (vector, lanes)))
-        return context.get_dummy_value()
-
-    return types.void(tile, array, types.intp, types.intp), emit
 
 
 @intrinsic
@@ -100,18 +44,6 @@ def _tile_store_first(typing: Any, tile: Any, array: Any, start: Any, count: Any
         return context.get_dummy_value()
 
     return types.void(tile, array, types.intp, types.intp), emit
-
-
-@intrinsic
-def _tile_add_scaled(typing: Any, tile: Any, scales: Any, scale: Any, scale_stride: Any, array: Any, start: Any) -> Any:
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        e = Emitter(context, builder, signature, args)
-        data, lanes = e.data(4), ir.Constant(args[5].type, LANES)
-        factors = _factors(e, 1, tile)
-        shared = [e.load(e.element(data, args[5], (vector, lanes))) for vector in range(tile.vectors)]
-        return e.update(tile, args[0], lambda row, vector, old: e.multiply_add(factors[row], shared[vector], old))
-
-    return tile(tile, scales, types.intp, types.intp, array, types.intp), emit
 
 
 @intrinsic(prefer_literal=True)
@@ -135,7 +67,7 @@ def _tile_add_outer(
 def _tile_add_scaled_tile(typing: Any, tile: Any, scales: Any, scale: Any, scale_stride: Any, other: Any) -> Any:
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         e = Emitter(context, builder, signature, args)
-        factors = _factors(e, 1, tile)
+        factors = row_factors(e, 1, tile)
 
         def change(row: int, vector: int, old: Any) -> Any:
             return e.multiply_add(factors[row], builder.extract_value(args[4], row * tile.vectors + vector), old)
@@ -258,19 +190,6 @@ def _tile_column_sums(typing: Any, tile: Any, out: Any, start: Any) -> Any:
 
 
 @intrinsic
-def _transpose(typing: Any, source: Any, start: Any, stride: Any, out: Any, out_start: Any, out_stride: Any) -> Any:
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        e = Emitter(context, builder, signature, args)
-        source_data, data = e.data(0), e.data(3)
-        rows = [e.load(e.element(source_data, args[1], (row, args[2]))) for row in range(LANES)]
-        for row, vector in enumerate(_transposed(e, rows)):
-            e.store(vector, e.element(data, args[4], (row, args[5])))
-        return context.get_dummy_value()
-
-    return types.void(source, types.intp, types.intp, out, types.intp, types.intp), emit
-
-
-@intrinsic
 def _halve(typing: Any, low: Any, high: Any, middle: Any, counts: Any, wanted: Any) -> Any:
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         e = Emitter(context, builder, signature, args)
@@ -291,34 +210,8 @@ def _halve(typing: Any, low: Any, high: Any, middle: Any, counts: Any, wanted: A
     return types.boolean(low, high, middle, counts, wanted), emit
 
 
-def _transposed(e: Emitter, rows: list[Any]) -> Iterable[Any]:
-    """Swap the off-diagonal halves of ever smaller squares of the matrix."""
-    size = LANES // 2
-    while size:
-        low = [lane + (LANES - size if lane & size else 0) for lane in range(LANES)]
-        high = [lane + (LANES if lane & size else size) for lane in range(LANES)]
-        swapped = list(rows)
-        for row in range(LANES):
-            if not row & size:
-                swapped[row] = e.shuffle(rows[row], rows[row + size], low)
-                swapped[row + size] = e.shuffle(rows[row], rows[row + size], high)
-        rows, size = swapped, size // 2
-    return rows
-
-
-at = twins.at if config.DISABLE_JIT else _at
-"""at(array, position): array[position], where a negative position does not count from the end (which costs three instructions)."""
-tile_zeros = twins.tile_zeros if config.DISABLE_JIT else _tile_zeros
-"""tile_zeros(rows, vectors)"""
-tile_load = twins.tile_load if config.DISABLE_JIT else _tile_load
-"""tile_load(array, start, row_stride, rows, vectors): the vectors of a row follow each other."""
-tile_store = twins.tile_store if config.DISABLE_JIT else _tile_store
-"""tile_store(tile, array, start, row_stride)"""
 tile_store_first = twins.tile_store_first if config.DISABLE_JIT else _tile_store_first
 """tile_store_first(tile, array, start, count): the first numbers of a tile of one vector."""
-tile_add_scaled = twins.tile_add_scaled if config.DISABLE_JIT else _tile_add_scaled
-"""tile_add_scaled(tile, scales, scale, scale_stride, array, start):
-tile[r,v] += scales[scale + r*scale_stride] * array[start + v*LANES : + LANES]."""
 tile_add_outer = twins.tile_add_outer if config.DISABLE_JIT else _tile_add_outer
 """tile_add_outer(tile, scales, scale, columns, scale_stride, scale_column, array, start):
 tile[r,v] += scales[scale + r//columns*scale_stride + r%columns*scale_column] * array[start + v*LANES : + LANES]."""
@@ -345,5 +238,3 @@ reach, as `counts` of them reach middle. Narrows low..high, at once to low, low+
 whether any lane is open. counts and wanted are float32."""
 tile_row_sums = twins.tile_row_sums if config.DISABLE_JIT else _tile_row_sums
 """tile_row_sums(tile, out, start): out[start + v*LANES : + LANES] = sum over the rows of tile[:,v]."""
-transpose = twins.transpose if config.DISABLE_JIT else _transpose
-"""transpose(source, start, stride, out, out_start, out_stride): LANES rows of LANES numbers, transposed."""

@@ -1,55 +1,24 @@
 """What the vector operations of `simd` do, in numpy: kernels run on them with NUMBA_DISABLE_JIT=1, and tests compare the compiled ones."""
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common.simd import LANES
-
-
-def _lines(array: NDArray, start: int, stride: int, count: int) -> NDArray:
-    return np.stack([array[start + k * stride : start + k * stride + LANES] for k in range(count)])
-
-
-def at(array: NDArray, position: int) -> Any:
-    return array[position]
-
-
-def tile_zeros(rows: int, vectors: int) -> NDArray:
-    return np.zeros((rows, vectors, LANES), np.float32)
-
-
-def tile_load(array: NDArray, start: int, row_stride: int, rows: int, vectors: int) -> NDArray:
-    return np.stack([_lines(array, start + row * row_stride, LANES, vectors) for row in range(rows)])
-
-
-def tile_store(tile: NDArray, array: NDArray, start: int, row_stride: int) -> None:
-    for row, values in enumerate(tile):
-        array[start + row * row_stride : start + row * row_stride + values.size] = values.reshape(-1)
+from ...common.simd_twins import LANES, lines, row_factors, tile_load
 
 
 def tile_store_first(tile: NDArray, array: NDArray, start: int, count: int) -> None:
     array[start : start + count] = tile[0, 0, :count]
 
 
-def _factors(scales: NDArray, scale: int, stride: int, tile: NDArray) -> NDArray:
-    return np.array([scales[scale + row * stride] for row in range(len(tile))])[:, None, None]
-
-
-def tile_add_scaled(tile: NDArray, scales: NDArray, scale: int, scale_stride: int, array: NDArray, start: int) -> NDArray:
-    return tile + _factors(scales, scale, scale_stride, tile) * _lines(array, start, LANES, tile.shape[1])
-
-
 def tile_add_outer(
     tile: NDArray, scales: NDArray, scale: int, columns: int, scale_stride: int, scale_column: int, array: NDArray, start: int
 ) -> NDArray:
     factors = [scales[scale + row // columns * scale_stride + row % columns * scale_column] for row in range(len(tile))]
-    return tile + np.array(factors)[:, None, None] * _lines(array, start, LANES, tile.shape[1])
+    return tile + np.array(factors)[:, None, None] * lines(array, start, LANES, tile.shape[1])
 
 
 def tile_add_scaled_tile(tile: NDArray, scales: NDArray, scale: int, scale_stride: int, other: NDArray) -> NDArray:
-    return tile + _factors(scales, scale, scale_stride, tile) * other
+    return tile + row_factors(scales, scale, scale_stride, tile) * other
 
 
 def tile_add(tile: NDArray, array: NDArray, start: int, row_stride: int) -> NDArray:
@@ -65,7 +34,7 @@ def tile_where(tile: NDArray, array: NDArray, start: int, row_stride: int, limit
 
 
 def _reached(tile: NDArray, array: NDArray, start: int, row_stride: int, limits: NDArray) -> NDArray:
-    return tile_load(array, start, row_stride, *tile.shape[:2]) >= _lines(limits, 0, LANES, tile.shape[1])
+    return tile_load(array, start, row_stride, *tile.shape[:2]) >= lines(limits, 0, LANES, tile.shape[1])
 
 
 def tile_load_bytes(array: NDArray, start: int) -> NDArray:
@@ -77,8 +46,8 @@ def tile_store_bytes(tile: NDArray, array: NDArray, start: int) -> None:
 
 
 def tile_add_gathered(tile: NDArray, a: NDArray, a_start: int, b: NDArray, b_start: int, offsets: NDArray, first: int) -> NDArray:
-    left = _lines(a, a_start, LANES, len(tile))
-    right = [_lines(b, b_start + offset, LANES, len(tile)) for offset in offsets[first : first + tile.shape[1]]]
+    left = lines(a, a_start, LANES, len(tile))
+    right = [lines(b, b_start + offset, LANES, len(tile)) for offset in offsets[first : first + tile.shape[1]]]
     return tile + left[:, None] * np.stack(right, 1)
 
 
@@ -95,8 +64,3 @@ def halve(low: NDArray, high: NDArray, middle: NDArray, counts: NDArray, wanted:
     low[:], high[:] = np.where(reached, middle, low), np.where(exact, middle + 1, np.where(reached, high, middle))
     middle[:] = low + (high - low) // 2
     return bool((high - low > 1).any())
-
-
-def transpose(source: NDArray, start: int, stride: int, out: NDArray, out_start: int, out_stride: int) -> None:
-    for row, values in enumerate(_lines(source, start, stride, LANES).T):
-        out[out_start + row * out_stride : out_start + row * out_stride + LANES] = values

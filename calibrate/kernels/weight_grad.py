@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...common.simd import LANES, tile_load, tile_store
 from .jit import jit
-from .job import Kernel, enter, floats, ints, longs, take
+from .job import Kernel, floats, ints, take
 from .layout import Band, Map
-from .problem import PARTS, Geometry, buffers, part_of, sizes, task, tasks_of
-from .simd import LANES, tile_add_outer, tile_load, tile_store
+from .problem import PARTS, Geometry, opened, part_of, task, tasks_of
+from .simd import tile_add_outer
 
 SIDE, AREA = 3, 9
 """Taps per side of a register tile: 3 x 3 taps x one or two vectors."""
@@ -49,9 +50,8 @@ def weight_grad_kernel(vectors: int) -> Kernel:
     def weight_grad(job: Any) -> None:
         """Sums over the samples of each part, [parts, blocks of filters, C, tiles, taps of a tile, filters of a block]."""
         x, grad, parts = floats(job, 0), floats(job, 1), floats(job, 2)
-        numbers, starts, places = longs(job, 4), ints(job, 5), ints(job, 6)
-        xb, yb, g = sizes(numbers)
-        x_copy, y_copy, _ = buffers(floats(job, 3), enter(job), numbers)
+        numbers, xb, yb, g, x_copy, y_copy, _ = opened(job)
+        starts, places = ints(job, 5), ints(job, 6)
         rows, columns = (g.kernel[0] + SIDE - 1) // SIDE, (g.kernel[1] + SIDE - 1) // SIDE
         down, right = g.dilation[0] * xb.row, g.dilation[1] * xb.column
         x_size, y_size = xb.rows * xb.row, yb.rows * yb.row
