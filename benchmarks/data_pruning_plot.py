@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fineprune.common.files import read_json
+from fineprune.pictures import write_picture
 
 FAMILIES = {
     "fine-pruning": ("o", "#d1603d"),
@@ -55,8 +55,7 @@ def draw(path: Path, tables: Mapping[str, list[dict[str, Any]]], goals: Mapping[
     figure.legend(
         [handles[name] for name in order], [labels.get(name, name) for name in order], loc="outside right center", frameon=False, fontsize=8
     )
-    with rc_context({"svg.hashsalt": "data pruning", "svg.fonttype": "none"}):
-        figure.savefig(path, dpi=130, metadata={"Date": None} if path.suffix == ".svg" else None)
+    write_picture(figure, path)
 
 
 def _panel(axes: Axes, network: str, rows: list[dict[str, Any]], goals: Mapping[str, tuple[float, float]]) -> None:

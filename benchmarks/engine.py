@@ -27,6 +27,7 @@ from fineprune.export.benchmark import BenchmarkConfig, benchmark
 from fineprune.export.machine import machine_facts
 from fineprune.export.peers import PEERS, usable_peers
 from fineprune.export.runtimes import OnnxRuntime, Runtime
+from fineprune.pictures import write_picture
 
 QUICK = ("resnet20-w16", "resnet20-w32")
 FEW_KINDS = ("channel", "weights", "thesis-channel", "thesis-group", "thesis-kernel")
@@ -50,7 +51,7 @@ def main() -> None:
         _say(markdown({**results, "networks": {name: results["networks"][name]}}))
     _say("\n".join(results["verdicts"]))
     if arguments.plot:
-        figure(results).savefig(arguments.plot, dpi=150)
+        write_picture(figure(results), arguments.plot, dpi=150)
     if arguments.docs:
         replace_section(arguments.docs, markdown(results))
 

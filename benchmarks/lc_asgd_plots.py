@@ -4,15 +4,12 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, ScalarFormatter
 
 from fineprune.common.files import read_json
+from fineprune.pictures import write_picture
 
 STYLES = {
     "sgd": ("black", "SGD, one worker"),
@@ -40,7 +37,8 @@ def _error_over_time(runs: Path, rows: list[dict[str, Any]], path: Path) -> None
     counts = sorted({row["workers"] for row in rows} - {1})
     if not counts:
         return
-    figure, axes = plt.subplots(1, len(counts), figsize=(4.2 * len(counts), 4.2), sharey=True, squeeze=False)
+    figure = Figure(figsize=(4.2 * len(counts), 4.2))
+    axes = figure.subplots(1, len(counts), sharey=True, squeeze=False)
     for axis, workers in zip(axes[0], counts, strict=True):
         for row in rows:
             if row["workers"] in (1, workers):
@@ -78,7 +76,8 @@ def _predictions(result: dict[str, Any], path: Path) -> None:
     arrivals = [dict(zip(("worker", "loss", "predicted_loss", "steps", "predicted_steps"), a, strict=True)) for a in result["arrivals"]]
     if not arrivals:
         return
-    figure, ((early, late), (steps, histogram)) = plt.subplots(2, 2, figsize=(12, 7))
+    figure = Figure(figsize=(12, 7))
+    (early, late), (steps, histogram) = figure.subplots(2, 2)
     for axis, start in ((early, 40), (late, len(arrivals) // 2)):
         part = range(start, min(start + _SHOWN_ARRIVALS, len(arrivals)))
         axis.plot(part, [arrivals[i]["loss"] for i in part], color="0.6", linewidth=1, label="loss that came")
@@ -98,10 +97,8 @@ def _predictions(result: dict[str, Any], path: Path) -> None:
     _save(figure, path)
 
 
-def _save(figure: Any, path: Path, bottom: float = 0.0) -> None:
+def _save(figure: Figure, path: Path, bottom: float = 0.0) -> None:
     figure.tight_layout(rect=(0, bottom, 1, 1))
-    with rc_context({"svg.hashsalt": path.name, "svg.fonttype": "none"}):
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
-    figure.savefig(path.with_suffix(".png"), dpi=110)
-    plt.close(figure)
+    for suffix in (".svg", ".png"):
+        write_picture(figure, path.with_suffix(suffix), dpi=110)
     print(f"wrote {path}.svg and .png")

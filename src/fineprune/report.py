@@ -1,7 +1,6 @@
 """A page to look at: what a compression saved, where, and what it cost. One HTML file, pictures inside."""
 
 import html
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import torch
 from .common.files import write_bytes
 from .compressor.bundle import Bundle
 from .manifest import STEPS, read_bundle
+from .pictures import picture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -148,12 +148,7 @@ def _figure(width: float, height: float) -> tuple["Figure", Any]:
 
 
 def _section(title: str, figure: "Figure", caption: str) -> str:
-    from matplotlib import rc_context
-
-    stream = io.StringIO()
-    with rc_context({"svg.hashsalt": title, "svg.fonttype": "none"}):
-        figure.savefig(stream, format="svg", metadata={"Date": None})
-    svg = stream.getvalue()
+    svg = picture(figure, "svg", dpi=100, salt=title).decode()
     return f"<h2>{title}</h2><figure>{svg[svg.index('<svg') :]}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 

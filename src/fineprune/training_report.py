@@ -16,6 +16,7 @@ from .models.data import ImageData
 from .models.training.auto_lr import AutoRateConfig, replay
 from .models.training.results import EpochRecord
 from .models.training.sampling.loss_log import VIEWS, SampleFacts
+from .pictures import write_picture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,7 +30,7 @@ _TITLES = {
 
 def write_auto_rate(path: Path, history: Sequence[EpochRecord], config: AutoRateConfig, lr: float) -> None:
     """The figure as a PNG. config: as the run resolved it (`for_epochs`)."""
-    _write_png(path, auto_rate_figure(history, config, lr))
+    write_picture(auto_rate_figure(history, config, lr), path, dpi=110)
 
 
 def auto_rate_figure(history: Sequence[EpochRecord], config: AutoRateConfig, lr: float) -> "Figure":
@@ -84,7 +85,7 @@ def write_suspects(folder: Path, losses: Tensor, data: ImageData, number: int) -
     written = [table]
     for view, indices in chosen.items():
         written.append(folder / f"suspects-{view}.png")
-        _write_png(written[-1], contact_sheet(indices, facts, losses, data, _TITLES[view]))
+        write_picture(contact_sheet(indices, facts, losses, data, _TITLES[view]), written[-1], dpi=110)
     return written
 
 
@@ -143,9 +144,3 @@ def _pictures(indices: Tensor, data: ImageData) -> Tensor:
     scale, shift = (torch.tensor(values).view(1, -1, 1, 1) for values in (data.std, data.mean))
     pictures = torch.cat([batch.images for batch in batches]) * scale + shift
     return pictures.permute(0, 2, 3, 1).clamp(0, 1)
-
-
-def _write_png(path: Path, figure: "Figure") -> None:
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=110, metadata={"Software": None})
-    write_bytes(path, stream.getvalue())

@@ -41,6 +41,7 @@ def bench(
     from ..deployment import bench as measure
     from ..deployment import bench_layers
     from ..export.benchmark import BenchmarkConfig
+    from ..pictures import write_picture
     from ..report import latency_figure
     from .render import print_bench, print_json, print_layers
 
@@ -57,7 +58,7 @@ def bench(
         rows = bench_layers(network, onnx=onnx, rounds=rounds, progress=Bars())
         report["layers"] = [row.to_json() for row in rows]
     if plot is not None:
-        latency_figure(report).savefig(plot, dpi=150)
+        write_picture(latency_figure(report), plot, dpi=150)
     if as_json:
         print_json(report)
         return
