@@ -5,7 +5,7 @@
     mean     y[c] = sum_ij x[c,i,j] / (H*W)
 
 A work item of a pool is a row of y; of a mean, four vectors of channels. Where channels lie together, vectors hold channels; where both
-sides are NCHW, they hold places of a row whose windows lie inside of the image.
+sides are NCHW, they hold places: the rows of a window become one line, with what lies outside of the image, then its columns one number.
 """
 
 from functools import cache
@@ -14,157 +14,174 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .conv import HEADER, Op, View
+from .conv import CONSTANTS, HEADER, Op, View
 from .jit import jit
 from .network import Pool
 from .positions_simd import pack_line, pointer
 from .vectors import LANES, added, load, maximum, multiplied, same, store, zeros
 
 _TOGETHER = 4 * LANES
+_X, _Y, _CHANNELS, _HEIGHT, _WIDTH, _AVERAGE, _ROWS, _COLUMNS, _LINE = (HEADER + k for k in (0, 4, 8, 9, 10, 11, 12, 17, 22))
+"""Positions in meta: start and strides of each side, channels, rows and columns of y, whether an average; five integers
+of each axis, floats of a line."""
 
 
 def plan(layer: Pool, x: View, y: View) -> Op:
-    """A maximum or average under a window."""
-    sides = [(v.start, v.channel_stride, v.row_stride, v.pixel_stride) for v in (x, y)]
-    pads = layer.pads if layer.counts_padding else (0, 0, 0, 0)
-    own = [*sides[0], *sides[1], x.channels, x.height, x.width, y.width, *layer.kernel, *layer.strides, *layer.dilations]
-    own += [layer.pads[0], layer.pads[1], *pads, int(layer.kind == "average")]
+    """A maximum or average under a window. constants: 1 / (rows that count) of each row of y, 1 / (columns that count) of each column."""
+    meta = [v for side in (x, y) for v in (side.start, side.channel_stride, side.row_stride, side.pixel_stride)]
+    meta += [x.channels, y.height, y.width, int(layer.kind == "average")]
+    factors = []
+    for axis, (size, places) in enumerate(((x.height, y.height), (x.width, y.width))):
+        meta += [size, layer.kernel[axis], layer.strides[axis], layer.dilations[axis], layer.pads[axis]]
+        factors.append(1 / _counted(layer, axis, size, places))
+    constants = np.concatenate([*factors, np.zeros(LANES)]).astype(np.float32)
     work = 2e-10 * x.channels * y.width * layer.kernel[0] * layer.kernel[1]
-    return Op(kernel="pool", meta=np.array([0] * HEADER + own, np.int64), costs=np.full(y.height, work), scratch=LANES)
+    line = layer.pads[1] + x.width + (y.width + LANES) * layer.strides[1] + layer.kernel[1] * layer.dilations[1] + 2 * LANES
+    own = np.array([0] * HEADER + meta + [line], np.int64)
+    return Op(kernel="pool", meta=own, constants=constants, costs=np.full(y.height, work), scratch=LANES + 2 * line)
+
+
+def _counted(layer: Pool, axis: int, size: int, places: int) -> NDArray[np.int64]:
+    """The taps along an axis by which an average divides, at each place of y."""
+    before, after = (layer.pads[axis], layer.pads[axis + 2]) if layer.counts_padding else (0, 0)
+    starts = np.arange(places) * layer.strides[axis] - layer.pads[axis]
+    taps = starts[:, None] + np.arange(layer.kernel[axis]) * layer.dilations[axis]
+    return np.maximum(1, ((taps >= -before) & (taps < size + after)).sum(1))
 
 
 @jit
-def _window(position: int, stride: int, before: int, dilation: int, taps: int, size: int) -> tuple[int, int]:
-    """(first, last) of the taps u with 0 <= position*stride - before + u*dilation < size."""
+def _window(meta: NDArray, axis: int, position: int) -> tuple[int, int, int]:
+    """(first tap inside the image, taps inside, place of the first) of the window at a row or column of y."""
+    size, taps, stride, dilation, before = meta[axis], meta[axis + 1], meta[axis + 2], meta[axis + 3], meta[axis + 4]
     origin = position * stride - before
     first = 0 if origin >= 0 else (-origin + dilation - 1) // dilation
-    last = (size - origin + dilation - 1) // dilation if size > origin else 0
-    return first, min(taps, last)
+    last = min(taps, (size - origin + dilation - 1) // dilation)
+    return first, last - first, origin + first * dilation
 
 
 @jit
 def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
     """Kernel "pool"."""
-    m = op + HEADER
-    x, xc, xi, xj, y, yc, yi, yj = meta[m], meta[m + 1], meta[m + 2], meta[m + 3], meta[m + 4], meta[m + 5], meta[m + 6], meta[m + 7]
-    C, H, W, ow, kh, kw, sh, sw = (
-        meta[m + 8],
-        meta[m + 9],
-        meta[m + 10],
-        meta[m + 11],
-        meta[m + 12],
-        meta[m + 13],
-        meta[m + 14],
-        meta[m + 15],
-    )
-    dh, dw, top, left = meta[m + 16], meta[m + 17], meta[m + 18], meta[m + 19]
-    counted_top, counted_left, counted_bottom, counted_right = meta[m + 20], meta[m + 21], meta[m + 22], meta[m + 23]
-    average = meta[m + 24] == 1
-    begin, end = ow, ow
-    if xj == 1 and yj == 1 and xc != 1 and yc != 1 and sw <= 2:
-        begin = min(ow, (left + sw - 1) // sw)
-        end = max(begin, min(ow, (W - 1 + left - (kw - 1) * dw) // sw + 1))
-        end = begin if end - begin < LANES // 2 else end  # a few places are made faster one by one
-    for i in range(first, last):
-        u_first, u_last = _window(i, sh, top, dh, kh, H)
-        c_first, c_last = _window(i, sh, top - counted_top, dh, kh, H + counted_top + counted_bottom)
-        if end > begin:
-            factor = np.float32(1 / max(1, (c_last - c_first) * kw))
-            at, tap = y + i * yi + begin, x + (i * sh - top + u_first * dh) * xi + begin * sw - left
-            for c in range(C):
-                if sw == 1:
-                    _row_1(arena, tap + c * xc, at + c * yc, dh * xi, dw, u_last - u_first, kw, end - begin, average, factor, scratch)
-                else:
-                    _row_2(arena, tap + c * xc, at + c * yc, dh * xi, dw, u_last - u_first, kw, end - begin, average, factor, scratch)
-        for j in range(ow):
-            if begin <= j < end:
-                continue
-            v_first, v_last = _window(j, sw, left, dw, kw, W)
-            d_first, d_last = _window(j, sw, left - counted_left, dw, kw, W + counted_left + counted_right)
-            factor = np.float32(1 / max(1, (c_last - c_first) * (d_last - d_first)))
-            at, tap = y + i * yi + j * yj, x + (i * sh - top + u_first * dh) * xi + (j * sw - left + v_first * dw) * xj
-            rows, columns, c = u_last - u_first, v_last - v_first, 0
-            if xc == 1 and yc == 1:
-                while c + 4 * LANES <= C:
-                    _merged_4(arena, tap + c, at + c, dh * xi, dw * xj, rows, columns, average, factor)
-                    c += 4 * LANES
+    C, stride = meta[op + _CHANNELS], meta[op + _COLUMNS + 2]
+    channels_last = meta[op + _X + 1] == 1 and meta[op + _Y + 1] == 1
+    columns_last = meta[op + _X + 3] == 1 and meta[op + _Y + 3] == 1
+    if columns_last and not channels_last and stride == 1:
+        _lines_1(first, last, scratch, arena, constants, meta, op)
+    elif columns_last and not channels_last and stride == 2:
+        _lines_2(first, last, scratch, arena, constants, meta, op)
+    else:
+        for i in range(first, last):
+            if channels_last:
+                c = 0
+                while c + _TOGETHER <= C:
+                    _places_4(i, c, arena, constants, meta, op)
+                    c += _TOGETHER
                 while c < C:
-                    _merged_1(arena, tap + c, at + c, dh * xi, dw * xj, rows, columns, average, factor)
+                    _places_1(i, c, arena, constants, meta, op)
                     c += LANES
             else:
-                for c in range(C):
-                    total = np.float32(0) if average else np.float32(-np.inf)
-                    for u in range(rows):
-                        for v in range(columns):
-                            new = arena[tap + c * xc + u * dh * xi + v * dw * xj]
-                            total = total + new if average else (new if new > total or new != new else total)
-                    arena[at + c * yc] = total * factor if average else total
+                _numbers(i, arena, constants, meta, op)
+
+
+@jit
+def _numbers(i: int, arena: NDArray, constants: NDArray, meta: NDArray, op: int) -> None:
+    """Row i, number by number."""
+    x, xc, xi, xj = meta[op + _X], meta[op + _X + 1], meta[op + _X + 2], meta[op + _X + 3]
+    y, yc, yi, yj = meta[op + _Y], meta[op + _Y + 1], meta[op + _Y + 2], meta[op + _Y + 3]
+    average, dh, dw = meta[op + _AVERAGE] == 1, meta[op + _ROWS + 3], meta[op + _COLUMNS + 3]
+    _, rows, top = _window(meta, op + _ROWS, i)
+    factor, factors = constants[meta[op + CONSTANTS] + i], meta[op + CONSTANTS] + meta[op + _HEIGHT]
+    for j in range(meta[op + _WIDTH]):
+        _, columns, left = _window(meta, op + _COLUMNS, j)
+        for c in range(meta[op + _CHANNELS]):
+            total = np.float32(0) if average else np.float32(-np.inf)
+            for u in range(rows):
+                for v in range(columns):
+                    new = arena[x + c * xc + (top + u * dh) * xi + (left + v * dw) * xj]
+                    total = total + new if average else (new if new > total or new != new else total)
+            arena[y + c * yc + i * yi + j * yj] = total * factor * constants[factors + j] if average else total
+
+
+def _places(vectors: int) -> Any:
+    """Row i of so many vectors of channels from c on."""
+
+    @jit
+    def places(i: int, c: int, arena: NDArray, constants: NDArray, meta: NDArray, op: int) -> None:
+        x, xi, xj, y, yj = meta[op + _X] + c, meta[op + _X + 2], meta[op + _X + 3], meta[op + _Y] + c, meta[op + _Y + 3]
+        average, dh, dw = meta[op + _AVERAGE] == 1, meta[op + _ROWS + 3], meta[op + _COLUMNS + 3]
+        _, rows, top = _window(meta, op + _ROWS, i)
+        factor, factors = constants[meta[op + CONSTANTS] + i], meta[op + CONSTANTS] + meta[op + _HEIGHT]
+        for j in range(meta[op + _WIDTH]):
+            _, columns, left = _window(meta, op + _COLUMNS, j)
+            total = same(np.float32(0) if average else np.float32(-np.inf), vectors)
+            for u in range(rows):
+                for v in range(columns):
+                    value = load(arena, x + (top + u * dh) * xi + (left + v * dw) * xj, vectors)
+                    total = added(total, value) if average else maximum(total, value)
+            if average:
+                total = multiplied(total, same(factor * constants[factors + j], vectors))
+            store(total, arena, y + i * meta[op + _Y + 2] + j * yj)
+
+    return places
+
+
+_places_1, _places_4 = _places(1), _places(4)
 
 
 @cache
-def _row(step: int) -> Any:
-    """`count` places of a row, `step` apart in x, whose windows are `columns` wide; the surplus of the last vector ends in scratch."""
+def _lines(step: int) -> Any:
+    """Rows first <= i < last, channel by channel; windows are `step` columns apart. Lines lie in scratch, behind a vector's surplus: two,
+    so that one is written a row before it is read: what is read at once, at other places, has to wait for the cache."""
 
     @jit
-    def row_of(
-        arena: NDArray,
-        tap: int,
-        at: int,
-        row: int,
-        pixel: int,
-        rows: int,
-        columns: int,
-        count: int,
-        average: bool,
-        factor: float,
-        scratch: int,
-    ) -> None:
-        for j in range(0, count, LANES):
-            total = same(np.float32(0) if average else np.float32(-np.inf), 1)
-            for u in range(rows):
-                for v in range(columns):
-                    value = pack_line(pointer(arena), tap + j * step + u * row + v * pixel, 0, 0, LANES, step)
-                    total = added(total, value) if average else maximum(total, value)
-            total = multiplied(total, same(factor, 1)) if average else total
-            if j + LANES <= count:
-                store(total, arena, at + j)
-            else:
-                store(total, arena, scratch)
-                for k in range(count - j):
-                    arena[at + j + k] = arena[scratch + k]
+    def lines(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, meta: NDArray, op: int) -> None:
+        x, xc, xi = meta[op + _X], meta[op + _X + 1], meta[op + _X + 2]
+        y, yc, yi, ow = meta[op + _Y], meta[op + _Y + 1], meta[op + _Y + 2], meta[op + _WIDTH]
+        average, dh = meta[op + _AVERAGE] == 1, meta[op + _ROWS + 3]
+        W, kw, dw, left = meta[op + _COLUMNS], meta[op + _COLUMNS + 1], meta[op + _COLUMNS + 3], meta[op + _COLUMNS + 4]
+        nothing, factors = np.float32(0) if average else np.float32(-np.inf), meta[op + CONSTANTS] + meta[op + _HEIGHT]
+        size, seen = meta[op + _LINE], (ow - 1) * step + (kw - 1) * dw + 1
+        begin, end = scratch + LANES, scratch + LANES + 2 * size
+        for start in range(begin, end, size):
+            for k in range(left):
+                arena[start + k] = nothing
+        for c in range(meta[op + _CHANNELS]):
+            for i in range(first, last + 1):
+                line = begin + i % 2 * size
+                if i < last:
+                    _, rows, top = _window(meta, op + _ROWS, i)
+                    tap = x + c * xc + top * xi
+                    for e in range(0, W, LANES):
+                        total = load(arena, tap + e, 1)
+                        for u in range(1, rows):
+                            value = load(arena, tap + e + u * dh * xi, 1)
+                            total = added(total, value) if average else maximum(total, value)
+                        store(total, arena, line + left + e)
+                    for k in range(left + W, seen):
+                        arena[line + k] = nothing
+                if i == first:
+                    continue
+                line, at = begin + (i - 1) % 2 * size, y + c * yc + (i - 1) * yi
+                for j in range(0, ow, LANES):
+                    total = pack_line(pointer(arena), line + j * step, 0, 0, LANES, step)
+                    for v in range(1, kw):
+                        value = pack_line(pointer(arena), line + j * step + v * dw, 0, 0, LANES, step)
+                        total = added(total, value) if average else maximum(total, value)
+                    if average:
+                        total = multiplied(
+                            multiplied(total, same(constants[meta[op + CONSTANTS] + i - 1], 1)), load(constants, factors + j, 1)
+                        )
+                    if j + LANES <= ow:
+                        store(total, arena, at + j)
+                    else:
+                        store(total, arena, scratch)
+                        for k in range(ow - j):
+                            arena[at + j + k] = arena[scratch + k]
 
-    return row_of
-
-
-_row_1, _row_2 = _row(1), _row(2)
-
-
-def _merged(vectors: int) -> Any:
-    """The result of so many vectors of channels at one place."""
-
-    @jit
-    def merged(
-        arena: NDArray,
-        tap: int,
-        at: int,
-        row: int,
-        pixel: int,
-        rows: int,
-        columns: int,
-        average: bool,
-        factor: float,
-    ) -> None:
-        total = same(np.float32(0) if average else np.float32(-np.inf), vectors)
-        for u in range(rows):
-            for v in range(columns):
-                value = load(arena, tap + u * row + v * pixel, vectors)
-                total = added(total, value) if average else maximum(total, value)
-        store(multiplied(total, same(factor, vectors)) if average else total, arena, at)
-
-    return merged
+    return lines
 
 
-_merged_1, _merged_4 = _merged(1), _merged(4)
+_lines_1, _lines_2 = _lines(1), _lines(2)
 
 
 def plan_mean(x: View, y: View) -> Op:
