@@ -22,7 +22,7 @@ from .convolutions import ConvSite, evaluating, find_convolutions, replaced
 from .frequency import NORMS, TieBreaker
 from .importance import group_filters
 from .layers import BlockFrequency, BlockTaylor, Collector, WeightScores
-from .statistics import Statistics, fingerprint
+from .statistics import FACTS, Statistics, fingerprint
 
 Criterion = Literal["l2", "l1", "apoz", "taylor"]
 
@@ -240,7 +240,7 @@ def _order(size: int, config: CalibrationConfig) -> Tensor:
 
 def _resume(checkpoint: Path | None, kind: str, settings: dict[str, Any], collectors: Mapping[str, Collector]) -> int:
     """Load sums of an interrupted pass with the same settings; the number of samples that they hold."""
-    if checkpoint is None or not (checkpoint / "statistics.json").is_file():
+    if checkpoint is None or not (checkpoint / FACTS).is_file():
         return 0
     saved = Statistics.load(checkpoint)
     if saved.kind != kind or saved.settings != settings:

@@ -13,14 +13,13 @@ from ..common.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class ConvSite:
-    """One maskable convolution: its dotted name and its shapes for one input sample."""
+    """One maskable convolution: its dotted name and its sizes for one input sample; pairs are (vertical, horizontal)."""
 
     name: str
     in_channels: int
     out_channels: int
     kernel: tuple[int, int]
     groups: int
-    input_size: tuple[int, int]
     output_size: tuple[int, int]
 
     @property
@@ -82,7 +81,7 @@ def find_convolutions(model: nn.Module, input_shape: Sequence[int]) -> tuple[lis
         if reason:
             skipped.append(Skipped(name=name, reason=reason))
         else:
-            sites.append(_site(name, conv, *calls[0]))
+            sites.append(_site(name, conv, calls[0][1]))
     return sites, skipped
 
 
@@ -132,7 +131,7 @@ def _why_not(conv: nn.Module, calls: list) -> str | None:
     return None
 
 
-def _site(name: str, conv: nn.Module, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> ConvSite:
+def _site(name: str, conv: nn.Module, output_shape: tuple[int, ...]) -> ConvSite:
     if not isinstance(conv, nn.Conv2d):
         raise TypeError(f"{name} is not an nn.Conv2d")
     return ConvSite(
@@ -141,7 +140,6 @@ def _site(name: str, conv: nn.Module, input_shape: tuple[int, ...], output_shape
         out_channels=conv.out_channels,
         kernel=(conv.kernel_size[0], conv.kernel_size[1]),
         groups=conv.groups,
-        input_size=(input_shape[2], input_shape[3]),
         output_size=(output_shape[2], output_shape[3]),
     )
 

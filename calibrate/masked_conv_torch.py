@@ -208,5 +208,6 @@ def dense_weight_grad(grad: Tensor, x: Tensor, conv: Conv, shape: Sequence[int])
 
 
 def dense_backward(grad: Tensor, x: Tensor, weight: Tensor, conv: Conv, wanted: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients in x, weight and bias of a convolution without masks, those that are wanted."""
     stride, padding, dilation, groups = conv
     return torch.ops.aten.convolution_backward(grad, x, weight, None, stride, padding, dilation, False, [0, 0], groups, wanted)

@@ -18,10 +18,6 @@ class Refusal:
     node: str
     reason: str
 
-    def to_json(self) -> dict[str, str]:
-        """As plain values."""
-        return {"rule": self.rule, "node": self.node, "reason": self.reason}
-
 
 def is_masked_conv(node: Any) -> bool:
     """Whether `node` (None: no node) calls one of our masked convolutions."""

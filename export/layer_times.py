@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..common.errors import RunError
+from ..common.form import require
 from ..common.progress import Progress, Silent
 
 if TYPE_CHECKING:
@@ -171,7 +172,15 @@ def _facts(path: Path | str) -> dict[str, Mapping[str, Any]]:
     properties = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     if "fineprune.layers" not in properties:
         raise RunError(f"{path} says nothing about its layers; export it with fineprune")
-    return {layer["name"]: layer for layer in json.loads(properties["fineprune.layers"])}
+    try:
+        layers = json.loads(properties["fineprune.layers"])
+    except ValueError as error:
+        raise RunError(f"{path}: fineprune.layers is not valid JSON ({error}); {_EDITED}") from error
+    require(layers, [{"name": str, "macs": int, "macs_dense": int, "ffp_kept": float}], f"{path}: fineprune.layers", _EDITED)
+    return {layer["name"]: layer for layer in layers}
+
+
+_EDITED = "it was edited, export it again"
 
 
 def _dense_convs(path: Path | str) -> dict[str, _DenseConv]:
@@ -207,7 +216,7 @@ def _dense_convs(path: Path | str) -> dict[str, _DenseConv]:
 
 
 def _single(conv: _DenseConv) -> Callable[[int], float]:
-    """A session of that one convolution with weights that are all there: calls -> the shortest's seconds."""
+    """A session of that one convolution with weights that are all there: calls -> the median one's seconds."""
     import onnx
     import onnxruntime
     from onnx import helper, numpy_helper

@@ -1,6 +1,6 @@
 """The order of the rules, and what the graph looks like between them.
 
-trace -> simplify -> layer_facts -> pack (functions, compact tensors) or inline (standard operators only) -> finish
+trace -> simplify -> layer_facts -> pack (functions, compact tensors) or inline (standard operators only) -> serialised by exporter.py
 """
 
 from collections.abc import Callable

@@ -313,7 +313,8 @@ _CLEARLY = 0.02
 
 
 def ratios(config: PruneConfig, pruned: Pruned, report: MacReport) -> dict[str, dict[str, float]]:
-    """Pruned fractions asked and achieved: of multiply-adds by block masks, then by weight masks of what those left."""
+    """Pruned fractions asked and achieved, of the multiply-adds of 2-D convolutions: by block masks, then by weight masks of what those
+    left."""
     after_ffp = total = kept = 0.0
     for layer in report.layers:
         if layer.kind == "conv2d":

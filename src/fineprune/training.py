@@ -22,7 +22,7 @@ SUSPECTS = 48
 
 def train_network(
     spec: ModelSpec,
-    data: ImageData | None,
+    data: ImageData,
     config: TrainConfig,
     *,
     output: Path,
@@ -37,8 +37,6 @@ def train_network(
     """
     from safetensors.torch import save
 
-    if data is None:
-        raise UsageError("training needs a data set; give --data")
     check_target(output)
     progress = progress or Silent()
     spec = completed(spec, data.input_shape, data)

@@ -65,9 +65,7 @@ def test_sites_have_the_shapes_of_the_layers_in_order_of_execution() -> None:
     sites, skipped = find_convolutions(varied(), SHAPE)
     assert skipped == []
     assert [site.name for site in sites] == CONVOLUTIONS
-    assert sites[1] == ConvSite(
-        name="grouped", in_channels=6, out_channels=4, kernel=(3, 2), groups=2, input_size=(7, 5), output_size=(7, 5)
-    )
+    assert sites[1] == ConvSite(name="grouped", in_channels=6, out_channels=4, kernel=(3, 2), groups=2, output_size=(7, 5))
     down = sites[-1]
     assert (down.output_size, down.positions, down.taps, down.block_macs, down.macs) == ((3, 2), 6, 9, 45, 6 * 6 * 45)
     assert sites[1].block_macs == 2 * 6, "two filters read a channel"
@@ -111,7 +109,7 @@ def test_an_input_given_by_name_is_seen() -> None:
             return self.conv(input=x)
 
     (site,), _ = find_convolutions(ByName(), (3, 6, 4))
-    assert (site.input_size, site.output_size) == ((6, 4), (4, 2))
+    assert site.output_size == (4, 2)
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,7 @@ Layers = dict[str, dict[str, Tensor]]
 
 
 def site(name: str, channels: int, filters: int, kernel: tuple[int, int], groups: int, output: tuple[int, int]) -> ConvSite:
-    return ConvSite(
-        name=name, in_channels=channels, out_channels=filters, kernel=kernel, groups=groups, input_size=output, output_size=output
-    )
+    return ConvSite(name=name, in_channels=channels, out_channels=filters, kernel=kernel, groups=groups, output_size=output)
 
 
 SITES = [

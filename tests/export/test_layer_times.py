@@ -56,6 +56,19 @@ def test_a_file_of_another_exporter_is_refused(dense: Any, tmp_path: Path) -> No
         layer_times(dense.path, tmp_path / "other.onnx", np.zeros((1, 3, 11, 7), np.float32))
 
 
+def test_edited_facts_of_layers_are_named(dense: Any, tmp_path: Path) -> None:
+    model = onnx.load(dense.path)
+    (entry,) = (entry for entry in model.metadata_props if entry.key == "fineprune.layers")
+    for text, fault in (
+        (entry.value[:-1], "fineprune.layers is not valid JSON"),
+        (entry.value.replace('"macs"', '"mac"', 1), r"fineprune\.layers: \[0\]\.macs is missing"),
+    ):
+        entry.value = text
+        onnx.save(model, tmp_path / "edited.onnx")
+        with pytest.raises(RunError, match=f"{fault}.*; it was edited, export it again"):
+            layer_times(dense.path, tmp_path / "edited.onnx", np.zeros((1, 3, 16, 16), np.float32))
+
+
 def test_a_reason_is_given_where_a_layer_falls_short() -> None:
     assert why(row(fraction=0.9, reason="only kernel"), FACTS) == ""
     assert why(row(reason="only kernel"), FACTS) == "only kernel; block masks: positions gathered one by one"

@@ -13,7 +13,6 @@ BatchNormPolicy = Literal["async", "last-worker", "last-batch"]
 Distribution = Literal["constant", "lognormal", "stragglers", "heterogeneous"]
 Engine = Literal["simulated", "ray"]
 
-ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
 POLICIES: tuple[BatchNormPolicy, ...] = get_args(BatchNormPolicy)
 
 _DEFAULT_LAMBDA = {"constant": 0.04, "adaptive": 2.0, "lc-asgd": 0.1}
