@@ -2,18 +2,11 @@
 
 from numpy.typing import NDArray
 
-from .filters_run import DEPTHWISE, TILES
+from .filters_run import DEPTHWISE
 from .filters_simd import REGISTERS
 
-PER_ENTRY = {
-    (DEPTHWISE, 1): 0.8,
-    **{(1, 8): 0.65, (1, 4): 0.95, (1, 1): 2.6},
-    **{(2, 8): 1.05, (2, 4): 1.15, (2, 1): 3.0},
-    **{(4, 4): 2.05, (4, 2): 2.35, (4, 1): 3.6},
-    **{(1, 6): 1.05, (1, 2): 2.0, (2, 2): 2.25},
-}
-"""An entry at a slot, by the vectors of the panel and the slots of a tile; the last line, of the tiles for CPUs with fewer registers, was
-measured with AVX2 on the same."""
+PER_ENTRY = {DEPTHWISE: 0.8, **({1: 0.65, 2: 1.0, 4: 2.05} if REGISTERS >= 32 else {1: 1.05, 2: 2.25})}
+"""An entry at a slot of a whole tile, by the vectors of the panel; for CPUs with fewer registers measured with AVX2 on the same."""
 PER_KEPT = {1: 1.1, 2: 1.2, 4: 2.15} if REGISTERS >= 32 else {1: 1.4, 2: 2.5}
 """An entry at a slot, by the vectors of the panel, in a tile in which some slots drop it; for CPUs with fewer registers
 guessed, not measured."""
@@ -27,11 +20,6 @@ PER_SUM, PER_SUM_VECTOR = 2.5, 0.6
 """Loading and storing the sums of a slot, and each of its vectors."""
 
 
-def entry_cycles(vectors: int) -> float:
-    """An entry at a slot of a whole tile."""
-    return PER_ENTRY[vectors, 1 if vectors == DEPTHWISE else TILES[vectors][0]]
-
-
 def left_over_cycles(vectors: int, taps: NDArray) -> NDArray:
     """Channels with so many taps at a slot, in passes of their own."""
-    return taps * LISTED * entry_cycles(vectors) + PER_SUM + PER_SUM_VECTOR * vectors
+    return taps * LISTED * PER_ENTRY[vectors] + PER_SUM + PER_SUM_VECTOR * vectors

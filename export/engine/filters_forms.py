@@ -8,12 +8,13 @@ from numpy.typing import NDArray
 
 from ...common.simd import LANES
 from .conv import ConvShape
-from .filters_costs import LISTED, PER_ENTRY, PER_KEPT, PER_LIST, PER_PASS, PER_RESULT, PER_SUM, PER_SUM_VECTOR, PER_WEIGHT, entry_cycles
+from .filters_costs import LISTED, PER_ENTRY, PER_KEPT, PER_LIST, PER_PASS, PER_RESULT, PER_SUM, PER_SUM_VECTOR, PER_WEIGHT
 from .filters_run import COUNT, DEPTHWISE, KEPT, MODE, OWN, PASS, TILES
 from .filters_tiles import Form, block
 
-SUMS = 4096
-"""Floats of the sums of a block of positions: they have to stay in the first-level cache."""
+SUMS = 16384
+"""Floats of the sums of a block of positions, of which only some wait in the first-level cache for another pass. Among more positions more
+are alike."""
 LEAST_SLOTS = 16
 """Slots of a block, where there are as many positions."""
 ITEMS_WANTED, ITEMS_WITH_PASSES = 4, 2
@@ -23,10 +24,6 @@ PASS_WEIGHTS = 6144
 """Floats of weights that a pass may take: they have to stay in the first-level cache, too."""
 CACHED_WEIGHTS = 2**18
 """Weights of a convolution that stay in the caches between uses; more are prefetched."""
-
-PATCHES, PER_LINE = 3 * 2**12, 20.0
-"""Activations of a block that the first-level cache holds, in floats; cycles, for each panel, of a vector of x where there are more, as the
-passes of a mask then fetch them again and again."""
 SAMPLES = 2
 """Blocks that stand for all in an expectation."""
 
@@ -54,7 +51,7 @@ def taps_of(shape: ConvShape, weights: NDArray, form: Form) -> NDArray:
 
 
 def bounds(shape: ConvShape, kept: NDArray, form: Form) -> NDArray:
-    """Where to cut the positions into blocks of about equal work, whose sums fit the first-level cache; kept: bool [C,positions]."""
+    """Where to cut the positions into blocks of about equal work; kept: bool [C,positions]."""
     positions, vectors = kept.shape[1], -(-shape.filters // LANES)
     width = max(form.vectors, 1)
     most = SUMS // (width * LANES)
@@ -64,8 +61,13 @@ def bounds(shape: ConvShape, kept: NDArray, form: Form) -> NDArray:
     work = np.cumsum(kept.sum(0) + len(kept) / 16)
     ends = np.searchsorted(work, work[-1] * np.arange(1, count) / count) + 1
     cuts = np.unique([0, *np.minimum(-(-ends // form.tile) * form.tile, positions), positions])
-    parts = [np.arange(first, last, max(form.tile, most // form.tile * form.tile)) for first, last in pairwise(cuts)]
-    return np.concatenate([*parts, [positions]])
+    return np.concatenate([*(_evenly(first, last, most, form.tile) for first, last in pairwise(cuts)), [positions]])
+
+
+def _evenly(first: int, last: int, most: int, tile: int) -> NDArray:
+    """Where parts of about at most so many positions begin, in whole tiles."""
+    parts = -(-(last - first) // most)
+    return np.arange(first, last, -(-(last - first) // (parts * tile)) * tile)
 
 
 def pass_cycles(steps: NDArray, index: NDArray, vectors: int) -> float:
@@ -74,7 +76,7 @@ def pass_cycles(steps: NDArray, index: NDArray, vectors: int) -> float:
     for step in steps.reshape(-1, PASS):
         whole, part = _entries(step, index, tile)
         count, own = step[COUNT], bool(step[MODE] & OWN)
-        entries = whole * entry_cycles(vectors) + (part * PER_KEPT[vectors] if part else 0)
+        entries = whole * PER_ENTRY[vectors] + (part * PER_KEPT[vectors] if part else 0)
         total += PER_LIST * (count // tile if own else 1) + count * (PER_SUM + PER_SUM_VECTOR * max(vectors, 1))
         total += (tile if own else count) * entries
     return total
@@ -117,20 +119,17 @@ def expected_cycles(shape: ConvShape, weights: NDArray, kept: NDArray, form: For
     positions, vectors = kept.shape[1], -(-shape.filters // LANES)
     total = PER_PASS + PER_RESULT * positions * vectors
     if form.vectors == DEPTHWISE:
-        return total + positions * vectors * weights[0].size * PER_ENTRY[DEPTHWISE, 1]
+        return total + positions * vectors * weights[0].size * PER_ENTRY[DEPTHWISE]
     sampled: dict[int, tuple[NDArray, NDArray, NDArray, NDArray, float]] = {}
-    again = not kept.all() and shape.channels * min(positions, SUMS // (form.vectors * LANES)) > PATCHES
     for width, taps in _panels(shape, weights, form.vectors):
         if width not in sampled:
             sampled[width] = _sampled(shape, weights, kept, form, width)
         together, partly, left_over, passes, lists = sampled[width]
         used, sums = taps > 0, PER_SUM + PER_SUM_VECTOR * width
         more_parts = taps.sum() * width * LANES // PASS_WEIGHTS
-        total += float(together @ taps * entry_cycles(width) + partly @ taps * PER_KEPT[width])
-        total += float(left_over @ taps * LISTED * entry_cycles(width) + left_over @ used * sums + passes @ used * PER_PASS)
+        total += float(together @ taps * PER_ENTRY[width] + partly @ taps * PER_KEPT[width])
+        total += float(left_over @ taps * LISTED * PER_ENTRY[width] + left_over @ used * sums + passes @ used * PER_PASS)
         total += (1 + more_parts) * lists * PER_LIST + more_parts * positions * sums
-        if again:
-            total += shape.channels * shape.height * shape.width / LANES * PER_LINE
         if weights.size > CACHED_WEIGHTS:
             total += float(taps.sum() * width * LANES * PER_WEIGHT)
     return total

@@ -52,9 +52,11 @@ FROM_BIAS, TO_Y, OWN = 1, 2, 4
 """Modes of a pass, added up."""
 AHEAD = 4096
 """Floats from the first weights of a panel to the first that it fetches."""
+LIST_AHEAD = 512
+"""Integers from an entry to what is fetched of the lists, which large layers read from beyond the caches."""
 LOW, HIGH, BIAS = 0, 1, LANES
 """Positions in the constants."""
-TILES = {1: (8, 4, 1), 2: (8, 4, 1), 4: (4, 2, 1)} if REGISTERS >= 32 else {1: (6, 2, 1), 2: (2, 1, 1)}
+TILES = {1: (8, 4, 1), 2: (6, 2, 1), 4: (4, 2, 1)} if REGISTERS >= 32 else {1: (6, 2, 1), 2: (2, 1, 1)}
 """Numbers of rows of the register tiles, by vectors: as many as the registers hold beside weights and an activation."""
 WIDEST = max(TILES)
 """Vectors of the widest panels."""
@@ -115,7 +117,7 @@ def _tiles(rows: int, vectors: int, add: Callable[..., Any]) -> Any:
 
 def _own(rows: int, vectors: int) -> Any:
     """The tiles of a pass with OWN."""
-    fetches = True
+    fetches = vectors == WIDEST
 
     def tiles(
         at: int,
@@ -144,7 +146,7 @@ def _own(rows: int, vectors: int) -> Any:
         while at < stop:
             tile = same_rows(constants, bias, rows, vectors) if mode & FROM_BIAS else load_slots(arena, sums, index, at, rows, vectors)
             middle, last = base + index[ends], base + index[ends + 1]
-            if fetches and pace:
+            if pace:
                 for entry in range(first, middle, 2):
                     ahead = fetch(constants, ahead, pace, vectors)
                     tile = add_tap(tile, arena, x, index, tables, at, entry, constants, weights)
@@ -153,8 +155,12 @@ def _own(rows: int, vectors: int) -> Any:
                     tile = add_kept(tile, arena, x, zeros, index, base, entry, constants, weights)
             else:
                 for entry in range(first, middle, 2):
+                    if fetches:
+                        prefetch(index, entry + LIST_AHEAD)
                     tile = add_tap(tile, arena, x, index, tables, at, entry, constants, weights)
                 for entry in range(middle, last, KEPT):
+                    if fetches:
+                        prefetch(index, entry + LIST_AHEAD)
                     tile = add_kept(tile, arena, x, zeros, index, base, entry, constants, weights)
             first = last
             if mode & TO_Y:

@@ -86,11 +86,7 @@ def block(kept: NDArray, first: int, form: Form, taps: NDArray) -> Block:
     sizes = np.diff(starts, append=slots)
     counts = np.add.reduceat(kept, starts, 1, dtype=np.int16)
     together = (counts >= np.minimum(_enough(counts, form, taps)[:, None], sizes)) & (counts > 0)
-    # Tiles with as many channels follow each other, for the processor predicts the length of a loop by the last ones.
-    tiles = np.argsort(together[:, : whole // form.tile].sum(0), kind="stable")
-    ranked = np.r_[(tiles[:, None] * form.tile + np.arange(form.tile)).reshape(-1), np.arange(whole, slots)]
-    kept, together = kept[:, ranked], together[:, np.r_[tiles, np.arange(len(tiles), len(starts))]]
-    return Block(first + order[ranked], form, np.r_[starts, slots], kept, together.T, kept & ~together.repeat(sizes, 1))
+    return Block(first + order, form, np.r_[starts, slots], kept, together.T, kept & ~together.repeat(sizes, 1))
 
 
 def _enough(counts: NDArray, form: Form, taps: NDArray) -> NDArray:
