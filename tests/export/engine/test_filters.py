@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -35,30 +34,13 @@ from fineprune.export.engine.filters_run import (
     WIDEST,
 )
 from fineprune.export.engine.filters_tiles import Form
-from support import reference
+from support.convolutions import Problem
 from support.geometries import KINDS, Geometry, geometries
 from support.tolerances import FLOAT32
 
 UNTOUCHED = 12345.0
 FORMS = [Form(vectors, rows[0]) for vectors, rows in TILES.items()]
 PLAIN = ConvShape(channels=5, filters=40, height=7, width=9, kernel=(3, 3), pads=(1, 1, 1, 1))
-
-
-@dataclass
-class Problem:
-    shape: ConvShape
-    x: NDArray
-    weights: NDArray
-    mask: NDArray | None
-    bias: NDArray
-    residual: NDArray | None
-    low: float
-    high: float
-
-    def expected(self) -> NDArray:
-        s = self.shape
-        y = reference.masked_conv2d(self.x[None], self.weights, self.bias, self.mask, s.strides, s.pads, s.dilations, s.groups)[0]
-        return np.clip(y if self.residual is None else y + self.residual, self.low, self.high)
 
 
 def problem(

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,27 +14,10 @@ from numpy.typing import NDArray
 from fineprune.common.simd import LANES
 from fineprune.export.engine import positions, positions_plan
 from fineprune.export.engine.conv import ConvShape, Epilogue, Op, View
-from support import reference
+from support.convolutions import Problem
 from support.tolerances import FLOAT32
 
 SENTINEL = 12345.0
-
-
-@dataclass
-class Problem:
-    shape: ConvShape
-    x: NDArray
-    weights: NDArray
-    mask: NDArray | None
-    bias: NDArray
-    residual: NDArray | None
-    low: float
-    high: float
-
-    def expected(self) -> NDArray:
-        s = self.shape
-        y = reference.masked_conv2d(self.x[None], self.weights, self.bias, self.mask, s.strides, s.pads, s.dilations, s.groups)[0]
-        return np.clip(y if self.residual is None else y + self.residual, self.low, self.high)
 
 
 def problem(
