@@ -1,16 +1,9 @@
-"""How the kernels are compiled."""
+"""How the kernels are compiled: each function on first use; results are kept on disk."""
 
-from collections.abc import Callable
-from typing import Any
+from pathlib import Path
 
-from numba import njit
+from ...common.jit import Compiler
 
-OPTIONS = {"nogil": True, "boundscheck": False, "error_model": "numpy"}
+COMPILER = Compiler("kernels", Path(__file__).parent)
 
-
-def jit(function: Callable[..., Any]) -> Any:
-    """Compile on first use, and keep the result on disk: beside the source, or in the user's cache folder where that is read-only."""
-    try:
-        return njit(cache=True, **OPTIONS)(function)
-    except RuntimeError:  # neither folder can be written
-        return njit(**OPTIONS)(function)
+jit = COMPILER.jit_cached

@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import cfunc, config, types
+from numba import config, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array, populate_array
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .jit import OPTIONS
+from .jit import COMPILER
 from .threads import run_together
 
 _TABLE = types.CPointer(types.int64)
@@ -35,11 +35,7 @@ class Kernel:
 
     @cached_property
     def address(self) -> int:
-        kind = types.void(_TABLE)
-        try:
-            self._compiled = cfunc(kind, cache=True, **OPTIONS)(self.function)
-        except RuntimeError:
-            self._compiled = cfunc(kind, **OPTIONS)(self.function)
+        self._compiled = COMPILER.callback(types.void(_TABLE), self.function)
         return int(self._compiled.address)
 
 

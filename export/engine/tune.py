@@ -11,7 +11,7 @@ import numpy as np
 
 from ...common.errors import RunError
 from ...common.files import write_json
-from .jit import cache_folder, sources_stamp
+from .jit import COMPILER
 from .layouts import Candidate
 from .network import Conv, Layer
 from .profile import profile
@@ -25,7 +25,7 @@ _HOPELESS = 4
 
 def measured(layers: Sequence[Layer], found: Sequence[Sequence[Candidate]]) -> list[list[Candidate]]:
     """The candidates of each layer with measured seconds."""
-    folder = cache_folder()
+    folder = COMPILER.folder
     path = folder / f"times-{_digest(layers)}.json" if folder else None
     times = _read(path.read_bytes() if path and path.is_file() else b"{}")
     missing = False
@@ -73,7 +73,7 @@ def _read(content: bytes) -> dict[str, float]:
 
 
 def _digest(layers: Sequence[Layer]) -> str:
-    digest = hashlib.sha256(f"{sources_stamp()} {llvm.get_host_cpu_name()}".encode())
+    digest = hashlib.sha256(f"{COMPILER.stamp} {llvm.get_host_cpu_name()}".encode())
     for number, layer in enumerate(layers):
         if isinstance(layer, Conv):
             digest.update(repr((number, layer.shape, len(layer.inputs))).encode())

@@ -7,12 +7,13 @@ float32 and one thread computes, whatever the libraries' settings. In shapes: N 
 gates in torch's order i, f, g, o. Weights come as the parts that `lstm.split` makes of their vector.
 """
 
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from ....common.jit import Compiler
 
 Array = NDArray[np.float32]
 
@@ -30,13 +31,7 @@ _TANH_BELOW = tuple(np.float32(value) for value in (1.19825839466702e-6, 1.18534
 _HALF, _ONE = np.float32(0.5), np.float32(1)
 
 
-def _jit(function: Callable[..., Any]) -> Any:
-    """Compile on first use; the result is kept on disk where a folder for it can be written."""
-    options = {"nogil": True, "boundscheck": False, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz", "arcp"}}
-    try:
-        return njit(cache=True, **options)(function)
-    except RuntimeError:
-        return njit(**options)(function)
+_jit = Compiler("lstm", Path(__file__).parent, fastmath={"reassoc", "contract", "nsz", "arcp"}).jit_cached
 
 
 @_jit

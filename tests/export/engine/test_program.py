@@ -274,7 +274,7 @@ import numpy as np
 sync = np.zeros(interpreter.THREADS + interpreter.SPACING, np.int64)
 interpreter.halt(sync)
 assert sync[interpreter.STOP] == 1
-print(sum(interpreter.halt._cache_hits.values()), jit.cache_folder())
+print(sum(interpreter.halt._cache_hits.values()), jit.COMPILER.folder)
 """
 
 
@@ -282,7 +282,7 @@ def test_compiled_code_is_kept_until_a_source_changes(tmp_path: Path) -> None:
     first, second = (run_python(CACHED, NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(2))
     assert first.stdout.startswith(f"0 {tmp_path}"), first.stderr
     assert second.stdout.startswith(f"1 {tmp_path}"), second.stderr
-    changed = "import fineprune.export.engine.jit as jit\njit.sources_stamp.cache_clear()\njit.sources_stamp = lambda: 'other'\n" + CACHED
+    changed = "import fineprune.export.engine.jit as jit\njit.COMPILER.stamp = 'other'\n" + CACHED
     assert run_python(changed, NUMBA_CACHE_DIR=str(tmp_path)).stdout.startswith("0 "), "stale code was used"
     assert run_python(CACHED, NUMBA_CACHE_DIR=str(tmp_path)).stdout.startswith("0 ")
     [code] = tmp_path.glob("*/interpreter.halt*.nbc")

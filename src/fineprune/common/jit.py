@@ -1,0 +1,138 @@
+"""How functions are compiled, and where the compiled code is kept between processes.
+
+Numba keeps the result of a function with `cache=True` as long as the function's own file is unchanged, whatever becomes of the
+functions that it calls. Here a result is kept as long as no source of its package, no version and no CPU differs; and a folder that
+cannot be written, a full disk or a damaged file mean that functions are compiled again, never that a run fails.
+"""
+
+import contextlib
+import hashlib
+import logging
+import os
+import pickle
+import stat
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import numba
+import numpy as np
+from numba import njit
+from numba.core import config
+from numba.core.caching import Cache, CompileResultCacheImpl, _CacheLocator
+from numba.core.ccallback import CFunc
+from numba.misc.appdirs import AppDirs
+
+_LOG = logging.getLogger(__name__)
+_HERE = Path(__file__).parent
+_OPTIONS = {"nogil": True, "boundscheck": False, "error_model": "numpy"}
+
+
+class Compiler:
+    """Compiles the functions of the package in `package`, all with the same `options` of Numba; `name` is that of its folder of results.
+
+    With NUMBA_DISABLE_JIT=1 functions stay as they are.
+    """
+
+    def __init__(self, name: str, package: Path, **options: Any) -> None:
+        self._name, self._package, self._options = name, package, {**_OPTIONS, **options}
+
+    def jit(self, function: Callable[..., Any]) -> Any:
+        """Compile `function` on first use, without the interpreter lock."""
+        return njit(**self._options)(function)
+
+    def jit_cached(self, function: Callable[..., Any]) -> Any:
+        """`jit`, and the result, with everything that it calls, is kept on disk."""
+        compiled = self.jit(function)
+        if not config.DISABLE_JIT and self.folder is not None:
+            compiled._cache = self._cache(function)
+        return compiled
+
+    def callback(self, kind: Any, function: Callable[..., Any]) -> Any:
+        """Compile `function` now, as C code calls it; `kind`: its Numba signature. The result is kept on disk."""
+        compiled: Any = CFunc(function, (kind.args, kind.return_type), {}, self._options)
+        if self.folder is not None:
+            compiled._cache = self._cache(function)
+        compiled.compile()
+        return compiled
+
+    @cached_property
+    def stamp(self) -> str:
+        """Digest of everything that compiled code depends on, except the CPU, which Numba adds itself."""
+        digest = hashlib.sha256(repr(sorted(self._options.items(), key=str)).encode())
+        for source in [*sorted(self._package.glob("*.py")), *sorted(_HERE.glob("simd*.py"))]:
+            digest.update(source.read_bytes())
+        for version in (numba.__version__, llvmlite.__version__, np.__version__, sys.version):
+            digest.update(version.encode())
+        return digest.hexdigest()
+
+    @cached_property
+    def folder(self) -> Path | None:
+        """The first that can be written of NUMBA_CACHE_DIR, the user's cache folder (XDG_CACHE_HOME), a folder for temporary files."""
+        places = [Path(config.CACHE_DIR)] if config.CACHE_DIR else []
+        places += [Path(AppDirs(appname="fineprune", appauthor=False).user_cache_dir), Path(tempfile.gettempdir()) / f"fineprune-{_user()}"]
+        installation = hashlib.sha256(str(self._package).encode()).hexdigest()[:12]  # two installations do not overwrite each other's code
+        for place in places:
+            folder = place / f"{self._name}-{installation}"
+            with contextlib.suppress(OSError):
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+                tempfile.TemporaryFile(dir=folder).close()
+                if _is_ours(folder):
+                    return folder
+        _LOG.warning("no folder for compiled code can be written (tried %s); every process compiles anew", ", ".join(map(str, places)))
+        return None
+
+    def _cache(self, function: Callable[..., Any]) -> Cache:
+        compiler = self
+
+        class Locator(_CacheLocator):
+            def __init__(self, function: Callable[..., Any], file: str) -> None:
+                self._py_file, self._line = file, function.__code__.co_firstlineno
+
+            @classmethod
+            def from_function(cls, function: Callable[..., Any], file: str) -> "Locator":
+                return cls(function, file)
+
+            def get_cache_path(self) -> str:
+                return str(compiler.folder)
+
+            def get_source_stamp(self) -> str:
+                return compiler.stamp
+
+            def get_disambiguator(self) -> str:
+                return str(self._line)
+
+        class Implementation(CompileResultCacheImpl):
+            _locator_classes = [Locator]  # noqa: RUF012 - the base class's name
+
+            def __init__(self, function: Callable[..., Any]) -> None:
+                chosen, config.CACHE_LOCATOR_CLASSES = getattr(config, "CACHE_LOCATOR_CLASSES", ""), ""
+                try:
+                    super().__init__(function)
+                finally:
+                    config.CACHE_LOCATOR_CLASSES = chosen
+
+        return type("_Cache", (_ForgivingCache,), {"_impl_class": Implementation})(function)
+
+
+class _ForgivingCache(Cache):
+    @contextlib.contextmanager
+    def _guard_against_spurious_io_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, EOFError, pickle.UnpicklingError, ValueError, TypeError, AttributeError, ImportError) as error:
+            _LOG.warning("compiled code in %s cannot be used (%s); it is compiled again", self.cache_path, error)
+
+
+def _user() -> str:
+    return str(os.getuid()) if hasattr(os, "getuid") else "user"
+
+
+def _is_ours(folder: Path) -> bool:
+    """Compiled code is loaded from the folder: nobody else may write there."""
+    facts = folder.stat()
+    return not hasattr(os, "getuid") or (facts.st_uid == os.getuid() and not facts.st_mode & stat.S_IWOTH)

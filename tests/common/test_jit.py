@@ -1,0 +1,60 @@
+"""Compiled code is kept on disk, and never used once something that it was made of has changed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+KERNELS = """
+from pathlib import Path
+from numba import types
+from fineprune.common.jit import Compiler
+from helper import COMPILER, add
+
+@COMPILER.jit_cached
+def twice(x):
+    return add(x, x)
+
+called = COMPILER.callback(types.int64(types.int64), twice.py_func)
+print(twice(3), called.ctypes(3), sum(twice._cache_hits.values()), called.cache_hits, COMPILER.folder)
+"""
+HELPER = """
+from pathlib import Path
+from fineprune.common.jit import Compiler
+
+COMPILER = Compiler("tested", Path(__file__).parent)
+
+@COMPILER.jit
+def add(x, y):
+    return x + y
+"""
+
+
+def run(folder: Path, **environment: str) -> list[str]:
+    path = os.pathsep.join([str(folder), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", "import kernels"],
+        env={**os.environ, "PYTHONPATH": path, **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_a_change_of_what_a_function_calls_is_noticed(tmp_path: Path) -> None:
+    package, kept = tmp_path / "package", tmp_path / "kept"
+    package.mkdir()
+    (package / "kernels.py").write_text(KERNELS)
+    (package / "helper.py").write_text(HELPER)
+    assert run(package, NUMBA_CACHE_DIR=str(kept))[:4] == ["6", "6", "0", "0"]
+    assert run(package, NUMBA_CACHE_DIR=str(kept))[:4] == ["6", "6", "1", "1"]
+    (package / "helper.py").write_text(HELPER.replace("x + y", "x * y"))
+    assert run(package, NUMBA_CACHE_DIR=str(kept))[:4] == ["9", "9", "0", "0"]
+
+
+def test_without_a_folder_every_process_compiles(tmp_path: Path) -> None:
+    (tmp_path / "kernels.py").write_text(KERNELS)
+    (tmp_path / "helper.py").write_text(HELPER)
+    nowhere = str(tmp_path / "helper.py" / "folder")
+    assert run(tmp_path, NUMBA_CACHE_DIR=nowhere, XDG_CACHE_HOME=nowhere, TMPDIR=nowhere)[:4] == ["6", "6", "0", "0"]
