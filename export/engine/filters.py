@@ -10,9 +10,15 @@ vectors keeps the (channel, tap) pairs that any of its filters uses: FWP with sc
 width, and with scope `group` with panels of one vector, where the filters of a group follow each other. Grouped convolutions are such
 panels too. The width with the least expected time is chosen for each layer (filters_forms.py).
 
-What did not help, on 16x32x32 and 32x32x32 (Zen 5): two sets of sums for alternate entries (the same time); a loop for each channel of a
+A layer whose weights don't stay in the caches is as fast as they arrive: they are stored in the order of use, without those that meet only
+padding and dropped activations, and every entry fetches some lines for later (PACE). Lists are fetched ahead where they are long.
+
+What did not help (Zen 5). 16x32x32 and 32x32x32: two sets of sums for alternate entries (the same time); a loop for each channel of a
 tile, whose places are loaded once (slower, not profiled); places loaded for every entry of tiles of eight slots, also where none drops a
-channel (1.0 instead of 0.65 cycles an entry and slot).
+channel (1.0 instead of 0.65 cycles an entry and slot); tiles in the order of their numbers of entries (the same time, a tile costs 37
+cycles beside its entries either way); tiles of four or five slots for two vectors (0 to 3 % slower than six). 64x56x56: fetching the
+activations of the next block ahead (2 % slower). VGG-16 at 32x32: fetching also weights that are below CACHED_WEIGHTS, and other
+PASS_WEIGHTS (4096, 7680, 9216; 0 to 4 % slower).
 """
 
 import numpy as np
