@@ -34,7 +34,7 @@ FILE = ""
 """Stands for a maker whose order is that of the file: None as an order."""
 _FILTERS_PER_MASK = 4
 """On the average, at least; else filters have masks of their own, and hardly any two are alike."""
-_LEAST_GAIN = 0.1
+_LEAST_GAIN = 0.15
 """Of the expected time of a convolution: what kernels are expected to take is not known better."""
 _MOST_ROUNDS = 10
 
