@@ -18,8 +18,8 @@ tile, whose places are loaded once (slower, not profiled); places loaded for eve
 channel (1.0 instead of 0.65 cycles an entry and slot); tiles in the order of their numbers of entries (the same time, a tile costs 37
 cycles beside its entries either way); tiles of four or five slots for two vectors (0 to 3 % slower than six). 64x56x56: fetching the
 activations of the next block ahead (2 % slower). VGG-16 at 32x32: fetching also weights that are below CACHED_WEIGHTS, and other
-PASS_WEIGHTS (4096, 7680, 9216; 0 to 4 % slower). Everywhere: functions of their own for how a tile begins and ends, inlined by Numba (1.4 to
-1.8 times slower: tiles leave the registers).
+PASS_WEIGHTS (4096, 7680, 9216; 0 to 4 % slower). Everywhere: functions of their own for how a tile begins and ends, inlined by Numba
+(1.4 to 1.8 times slower: tiles leave the registers).
 """
 
 import numpy as np
