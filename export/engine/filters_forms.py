@@ -8,7 +8,21 @@ from numpy.typing import NDArray
 
 from ...common.simd import LANES
 from .conv import ConvShape
-from .filters_costs import LISTED, PER_ENTRY, PER_KEPT, PER_LIST, PER_PASS, PER_RESULT, PER_SUM, PER_SUM_VECTOR, PER_WEIGHT
+from .filters_costs import (
+    LISTED,
+    PER_DEPTHWISE_LINE,
+    PER_DEPTHWISE_MASK,
+    PER_DEPTHWISE_RESULT,
+    PER_ENTRY,
+    PER_KEPT,
+    PER_LIST,
+    PER_PASS,
+    PER_PLACE,
+    PER_RESULT,
+    PER_SUM,
+    PER_SUM_VECTOR,
+    PER_WEIGHT,
+)
 from .filters_run import COUNT, DEPTHWISE, KEPT, MODE, OWN, PASS, TILES
 from .filters_tiles import Form, block
 
@@ -119,7 +133,8 @@ def expected_cycles(shape: ConvShape, weights: NDArray, kept: NDArray, form: For
     positions, vectors = kept.shape[1], -(-shape.filters // LANES)
     total = PER_PASS + PER_RESULT * positions * vectors
     if form.vectors == DEPTHWISE:
-        return total + positions * vectors * weights[0].size * PER_ENTRY[DEPTHWISE]
+        per_result = PER_DEPTHWISE_RESULT + weights[0].size * PER_ENTRY[DEPTHWISE] + (0 if kept.all() else PER_DEPTHWISE_MASK)
+        return total + vectors * (positions * per_result + shape.height * shape.width * PER_DEPTHWISE_LINE)
     sampled: dict[int, tuple[NDArray, NDArray, NDArray, NDArray, float]] = {}
     for width, taps in _panels(shape, weights, form.vectors):
         if width not in sampled:
@@ -127,7 +142,7 @@ def expected_cycles(shape: ConvShape, weights: NDArray, kept: NDArray, form: For
         together, partly, left_over, passes, lists = sampled[width]
         used, sums = taps > 0, PER_SUM + PER_SUM_VECTOR * width
         more_parts = taps.sum() * width * LANES // PASS_WEIGHTS
-        total += float(together @ taps * PER_ENTRY[width] + partly @ taps * PER_KEPT[width])
+        total += float(together @ taps * PER_ENTRY[width] + partly @ taps * PER_KEPT[width] + partly @ used * PER_PLACE)
         total += float(left_over @ taps * LISTED * PER_ENTRY[width] + left_over @ used * sums + passes @ used * PER_PASS)
         total += (1 + more_parts) * lists * PER_LIST + more_parts * positions * sums
         if weights.size > CACHED_WEIGHTS:

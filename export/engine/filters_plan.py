@@ -16,6 +16,7 @@ from .filters_run import (
     HIGH,
     ITEMS,
     LOW,
+    MASKED,
     META,
     RESIDUAL,
     TILES,
@@ -118,7 +119,11 @@ def operation(
     for panel in made:
         start = constants.add(panel.weights)
         for steps, block in zip(panel.passes, panel.blocks, strict=True):
-            table, first = index.add(np.stack([view[block.positions] for view in views])), index.add(steps)
+            tables = [view[block.positions] for view in views]
+            if form.vectors == DEPTHWISE:
+                own = kept[panel.first : panel.first + LANES, block.positions]
+                tables.insert(2, (1 << np.arange(len(own))) @ own)
+            table, first = index.add(np.stack(tables)), index.add(steps)
             fetch = pace(panel.weights.size, steps, lists, panel.vectors) if weights.size > CACHED_WEIGHTS else 0
             items.append([panel.vectors, start, panel.first, first, first + steps.size, table, len(block.positions), fetch])
     lines = np.unique(taps // LANES) * LANES if mask is not None and form.vectors != DEPTHWISE else np.zeros(0, int)
@@ -163,22 +168,20 @@ def _filter_panels(
 def _depthwise_panels(
     shape: ConvShape, weights: NDArray, kept: NDArray, layout: Layout, form: Form, cuts: NDArray, index: Numbers
 ) -> list[PlannedPanel]:
-    """Positions that keep the same channels of a panel share a pass, whose weights are zero for the other channels."""
+    """One pass over the positions that keep any channel of a panel, one without entries over the others. The mask of a channel multiplies
+    its whole sum, so that the lanes that a position drops are taken out at its end."""
     cut, made, taps = blocks(np.zeros((1, kept.shape[1]), bool), cuts, form, np.ones(1)), [], layout.taps()
     count = taps.shape[1]
+    entries = index.add(np.stack([taps[0], np.arange(count) * LANES], 1))
     for first in range(0, shape.filters, LANES):
-        part = weights[first : first + LANES].reshape(-1, count)
-        patterns, which = np.unique(kept[first : first + LANES], axis=1, return_inverse=True)
-        packed = np.zeros((patterns.shape[1], count, LANES), np.float32)
-        packed[:, :, : len(part)] = patterns.T[:, None] * part.T
+        part, own = weights[first : first + LANES].reshape(-1, count), kept[first : first + LANES]
+        packed = np.zeros((count, LANES), np.float32)
+        packed[:, : len(part)] = part.T
+        mode = FROM_BIAS | TO_Y | (0 if own.all() else MASKED)
         steps = []
         for block in cut:
-            rows = []
-            for pattern in np.unique(which[block.positions]):
-                entries = index.add(np.stack([taps[0], (pattern * count + np.arange(count)) * LANES], 1))
-                members = np.nonzero(which[block.positions] == pattern)[0]
-                end = entries + 2 * count * patterns[:, pattern].any()
-                rows.append([FROM_BIAS | TO_Y, entries, end, index.add(members), len(members)])
-            steps.append(np.array(rows))
+            used = own[:, block.positions].any(0)
+            members = [(np.nonzero(used)[0], entries + 2 * count, mode), (np.nonzero(~used)[0], entries, FROM_BIAS | TO_Y)]
+            steps.append(np.array([[how, entries, end, index.add(slots), len(slots)] for slots, end, how in members if len(slots)]))
         made.append(PlannedPanel(first, DEPTHWISE, packed, cut, steps))
     return made

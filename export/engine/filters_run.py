@@ -28,6 +28,7 @@ from .filters_simd import (
     add_rows,
     add_tap,
     clip,
+    keep_lanes,
     load_slots,
     prefetch,
     same_rows,
@@ -41,15 +42,16 @@ where in scratch the zeros begin, and index[ZERO_LINES:ZERO_LINES_END], the vect
 META = HEADER + 7
 VECTORS, WEIGHTS, FILTER, FIRST_PASS, LAST_PASS, TABLES, SLOTS, PACE, ITEM = range(9)
 """Integers of a work item: vectors of its panel; where its weights begin in the constants, and its filters among all; its passes;
-tables of the positions of its slots in x, y and residual, one after another, of SLOTS integers each. PACE: floats from a line of weights
-that an entry fetches for later to the next, of as many as it has vectors; 0: it fetches none."""
+tables of the positions of its slots in x, y and residual, one after another, of SLOTS integers each, for depthwise convolutions with
+bits of the channels that a slot keeps after y. PACE: floats from a line of weights that an entry fetches for later to the next, of as
+many as it has vectors; 0: it fetches none."""
 MODE, ENTRIES, ENTRIES_END, LIST, COUNT, PASS = range(6)
 """Integers of a pass: index[ENTRIES:ENTRIES_END] holds its entries, pairs of offsets in a patch and in the panel's weights; LIST and
 COUNT are its slots. With OWN, from ENTRIES_END on lies for each tile where its entries end."""
 KEPT = 3
 """Integers of an entry of a pass with OWN: the pair, and where the places in x of its slots lie, negative where a slot reads zeros."""
-FROM_BIAS, TO_Y, OWN = 1, 2, 4
-"""Modes of a pass, added up."""
+FROM_BIAS, TO_Y, OWN, MASKED = 1, 2, 4, 8
+"""Modes of a pass, added up. MASKED: where a position drops a channel of a depthwise convolution, the sum is its bias."""
 AHEAD = 4096
 """Floats from the first weights of a panel to the first that it fetches."""
 LIST_AHEAD = 512
@@ -77,6 +79,7 @@ def fetch(constants: NDArray, ahead: int, pace: int, count: int) -> int:
 
 def _tiles(rows: int, vectors: int, add: Callable[..., Any]) -> Any:
     """As many whole tiles as a list of slots has."""
+    depthwise = add is add_channels
 
     def tiles(
         at: int,
@@ -102,9 +105,11 @@ def _tiles(rows: int, vectors: int, add: Callable[..., Any]) -> Any:
             tile = same_rows(constants, bias, rows, vectors) if mode & FROM_BIAS else load_slots(arena, sums, index, at, rows, vectors)
             for entry in range(first, last, 2):
                 tile = add(tile, arena, x, index, tables, at, entry, constants, weights)
+            if depthwise and mode & MASKED:
+                tile = keep_lanes(tile, constants, bias, index, tables + 2 * slots, at)
             if mode & TO_Y:
                 if residual >= 0:
-                    tile = add_rows(tile, arena, residual, index, tables + 2 * slots, at)
+                    tile = add_rows(tile, arena, residual, index, tables + (3 if depthwise else 2) * slots, at)
                 tile = clip(tile, low, high)
                 store_rows(tile, arena, y, index, tables + slots, at)
             else:

@@ -131,6 +131,24 @@ def _add_rows(typing: Any, tile: Any, array: Any, start: Any, index: Any, table:
 
 
 @intrinsic
+def _keep_lanes(typing: Any, tile: Any, array: Any, start: Any, index: Any, table: Any, slots: Any) -> Any:
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e, kind = Emitter(context, builder, signature, args), ir.VectorType(ir.IntType(32), LANES)
+        other = e.load(e.element(e.data(1), args[2]))
+        lanes = ir.Constant(kind, [1 << lane for lane in range(LANES)])
+
+        def change(row: int, vector: int, old: Any) -> Any:
+            bits = builder.load(e.element(e.data(3), _sum(e, args[4], _listed(e, 3, args[5], row))))
+            first = builder.insert_element(ir.Constant(kind, ir.Undefined), bits, ir.Constant(ir.IntType(32), 0))
+            kept = builder.and_(e.shuffle(first, first, [0] * LANES), lanes)
+            return builder.select(builder.icmp_signed("!=", kept, ir.Constant(kind, [0] * LANES)), old, other)
+
+        return e.update(Tile(signature.args[0].rows, 1), args[0], change)
+
+    return tile(tile, array, types.intp, index, types.intp, types.intp), emit
+
+
+@intrinsic
 def _clip(typing: Any, tile: Any, low: Any, high: Any) -> Any:
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         e = Emitter(context, builder, signature, args)
@@ -243,6 +261,11 @@ def _numpy_add_rows(tile: NDArray, array: NDArray, start: int, index: NDArray, t
     return tile + array[_numpy_rows(start, index, table, slots, tile)].reshape(tile.shape)
 
 
+def _numpy_keep_lanes(tile: NDArray, array: NDArray, start: int, index: NDArray, table: int, slots: int) -> NDArray:
+    bits = index[table + index[slots : slots + len(tile)]]
+    return np.where(bits[:, None, None] >> np.arange(LANES) & 1, tile, array[start : start + LANES])
+
+
 def _numpy_clip(tile: NDArray, low: float, high: float) -> NDArray:
     return np.clip(tile, low, high)
 
@@ -285,6 +308,9 @@ store_rows = _numpy_store_rows if config.DISABLE_JIT else _store_rows
 """store_rows(tile, array, start, index, table, slots): row r begins at array[start + index[table + index[slots + r]]]."""
 add_rows = _numpy_add_rows if config.DISABLE_JIT else _add_rows
 """add_rows(tile, array, start, index, table, slots): tile += what store_rows would overwrite."""
+keep_lanes = _numpy_keep_lanes if config.DISABLE_JIT else _keep_lanes
+"""keep_lanes(tile, array, start, index, table, slots), of tiles of one vector: lane k of row r becomes array[start + k] where bit k of
+index[table + index[slots + r]] is 0."""
 clip = _numpy_clip if config.DISABLE_JIT else _clip
 """clip(tile, low, high)"""
 add_tap = _numpy_add_tap if config.DISABLE_JIT else _add_tap

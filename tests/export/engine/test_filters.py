@@ -236,6 +236,7 @@ def test_depthwise(density: float | None) -> None:
     op = check(problem(shape, density, residual=True, clip=True))
     items = op.index[op.meta[ITEMS] :].reshape(-1, ITEM)
     assert set(items[:, VECTORS]) == {DEPTHWISE}
+    assert len(op.constants) == (1 + 3 + 3 * 9) * LANES, "weights stand there once, whatever the masks"
 
 
 def group_taps(filters_count: int, channels: int, rng: np.random.Generator) -> NDArray:
