@@ -12,8 +12,8 @@ PER_KEPT = {1: 1.1, 2: 1.2, 4: 2.15} if REGISTERS >= 32 else {1: 1.4, 2: 2.5}
 guessed, not measured."""
 PER_PLACE = 0.3
 """Loading a place of a slot in such a tile, once for the taps of a channel."""
-PER_RESULT, PER_WEIGHT = 2.0, 0.15
-"""A vector of results; a weight that comes from memory."""
+PER_RESULT, PER_WEIGHT = 2.0, 0.25
+"""A vector of results; a weight that comes from memory: 0.15 for the layer itself, the rest for what it drives out of the caches."""
 PER_PASS, PER_LIST = 36.0, 20.0
 """A pass of a channel; the pass of all slots, or its part for a tile."""
 PER_DEPTHWISE_RESULT, PER_DEPTHWISE_LINE, PER_DEPTHWISE_MASK = 1.0, 1.5, 1.0
