@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from . import copies, filters, linear, maps, permute, plain, pools, positions
 from .atomics import SPACING, add, compare_exchange, exchange, give_way, load, pause, raise_to, store
-from .jit import jit, jit_cached
+from .jit import jit, jit_cached, jit_inlined
 from .vectors import floats
 
 KERNELS = ("load", "save", "copy", "permute", "pool", "mean", "map", "linear", "plain", "filters", "positions")
@@ -137,7 +137,7 @@ def transfer(kernel: int, first: int, last: int, number: int, job: NDArray, aren
         copies.copy(first, last, arena, 0, outside, 0, meta, op)
 
 
-@jit
+@jit_inlined
 def perform(
     kernel: int, first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int
 ) -> None:
@@ -162,7 +162,7 @@ def perform(
         plain.run(first, last, scratch, arena, constants, index, meta, op)
 
 
-@jit
+@jit_inlined
 def sample(
     number: int,
     turn: int,

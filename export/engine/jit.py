@@ -8,5 +8,7 @@ COMPILER = Compiler("engine", Path(__file__).parent)
 
 jit = COMPILER.jit
 """For what compiled functions call."""
+jit_inlined = COMPILER.jit_inlined
+"""For what one compiled function calls at one place."""
 jit_cached = COMPILER.jit_cached
 """For what Python calls: the result, with everything that it calls, is kept on disk."""

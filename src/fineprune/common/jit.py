@@ -45,6 +45,10 @@ class Compiler:
         """Compile `function` on first use, without the interpreter lock."""
         return njit(**self._options)(function)
 
+    def jit_inlined(self, function: Callable[..., Any]) -> Any:
+        """`jit` for what is called at one place: it becomes part of the caller, which saves translating all that it calls twice."""
+        return njit(inline="always", **self._options)(function)
+
     def jit_cached(self, function: Callable[..., Any]) -> Any:
         """`jit`, and the result, with everything that it calls, is kept on disk."""
         compiled = self.jit(function)
