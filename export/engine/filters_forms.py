@@ -19,6 +19,7 @@ from .filters_costs import (
     PER_PASS,
     PER_PLACE,
     PER_RESULT,
+    PER_SCATTERED,
     PER_SUM,
     PER_SUM_VECTOR,
     PER_WEIGHT,
@@ -38,6 +39,8 @@ PASS_WEIGHTS = 6144
 """Floats of weights that a pass may take: they have to stay in the first-level cache, too."""
 CACHED_WEIGHTS = 2**18
 """Weights of a convolution that stay in the caches between uses; more are prefetched."""
+NEAR = 2**17
+"""Activations that stay in the second-level cache between two layers, beside what else these need."""
 SAMPLES = 2
 """Blocks that stand for all in an expectation."""
 
@@ -145,6 +148,8 @@ def expected_cycles(shape: ConvShape, weights: NDArray, kept: NDArray, form: For
         total += float(together @ taps * PER_ENTRY[width] + partly @ taps * PER_KEPT[width] + partly @ used * PER_PLACE)
         total += float(left_over @ taps * LISTED * PER_ENTRY[width] + left_over @ used * sums + passes @ used * PER_PASS)
         total += (1 + more_parts) * lists * PER_LIST + more_parts * positions * sums
+        if shape.kernel == (1, 1) and not kept.all() and shape.channels * positions > NEAR:
+            total += shape.channels * positions / LANES * PER_SCATTERED
         if weights.size > CACHED_WEIGHTS:
             total += float(taps.sum() * width * LANES * PER_WEIGHT)
     return total
