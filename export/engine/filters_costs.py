@@ -19,8 +19,8 @@ PER_PASS, PER_LIST = 36.0, 20.0
 PER_DEPTHWISE_RESULT, PER_DEPTHWISE_LINE, PER_DEPTHWISE_MASK = 1.0, 1.5, 1.0
 """Of depthwise convolutions: a vector of results, beyond PER_RESULT; a vector of x; a vector of results under a mask."""
 PER_SCATTERED = 38.0
-"""A vector of x that comes from beyond the second-level cache, where masks scatter the positions of a tile and 1x1 kernels give no time
-to wait for it."""
+"""A vector of x that comes from beyond the second-level cache, where masks scatter the positions of a tile and 1x1 kernels of few
+filters give no time to wait for it."""
 LISTED = 1.1
 """An entry at a slot of a list, whose last tiles may be smaller, against one of a whole tile."""
 PER_SUM, PER_SUM_VECTOR = 2.5, 0.6

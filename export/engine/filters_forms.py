@@ -24,7 +24,7 @@ from .filters_costs import (
     PER_SUM_VECTOR,
     PER_WEIGHT,
 )
-from .filters_run import COUNT, DEPTHWISE, KEPT, MODE, OWN, PASS, TILES
+from .filters_run import COUNT, DEPTHWISE, KEPT, MODE, OWN, PASS, TILES, WIDEST
 from .filters_tiles import Form, block
 
 SUMS = 16384
@@ -148,7 +148,7 @@ def expected_cycles(shape: ConvShape, weights: NDArray, kept: NDArray, form: For
         total += float(together @ taps * PER_ENTRY[width] + partly @ taps * PER_KEPT[width] + partly @ used * PER_PLACE)
         total += float(left_over @ taps * LISTED * PER_ENTRY[width] + left_over @ used * sums + passes @ used * PER_PASS)
         total += (1 + more_parts) * lists * PER_LIST + more_parts * positions * sums
-        if shape.kernel == (1, 1) and not kept.all() and shape.channels * positions > NEAR:
+        if shape.kernel == (1, 1) and width < WIDEST and not kept.all() and shape.channels * positions > NEAR:
             total += shape.channels * positions / LANES * PER_SCATTERED
         if weights.size > CACHED_WEIGHTS:
             total += float(taps.sum() * width * LANES * PER_WEIGHT)
