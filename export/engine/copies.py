@@ -8,10 +8,11 @@ Where one side has the channels together and the other the columns, squares of L
 import numpy as np
 from numpy.typing import NDArray
 
+from ...common.simd import LANES, transpose
 from .conv import HEADER, Op, View
 from .jit import jit
 from .network import Box
-from .vectors import LANES, load, store, transpose
+from .vectors import load, store
 
 _START, _CHANNEL, _ROW, _PIXEL = range(4)
 SOURCE, TARGET, SIZE, TENSOR = HEADER, HEADER + 4, HEADER + 8, HEADER + 11

@@ -11,8 +11,8 @@ A tile holds 1 x n vectors. With NUMBA_DISABLE_JIT=1 the same names stand for nu
     clipped(tile, low, high)                 low and high are numbers; NaN stays
     sigmoid(tile)                            1 / (1 + exp(-x))
     store(tile, array, start)
-    transpose(source, start, stride, out, out_start, out_stride)    LANES lines of LANES numbers
-    transpose_lines(source, start, index, lines, out, out_start, out_lines)    that lie at start + index[lines + k]; likewise in out
+    transpose_lines(source, start, index, lines, out, out_start, out_lines)    transposes LANES lines of LANES numbers, which lie at
+                                             start + index[lines + k]; likewise in out
 
 exp(x) = 2^k * exp(r), k = round(x / ln 2), |r| <= ln 2 / 2, exp(r) by its Taylor polynomial of degree 6: within 3e-7 of itself.
 """
@@ -27,7 +27,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from ...common.simd import LANES, VECTOR, Emitter, Tile
+from ...common.simd import LANES, VECTOR, Emitter, Tile, transposed
 
 _LOG2E = 1.4426950408889634
 _LN2_HIGH, _LN2_LOW = 0.693359375, -2.1219444005469057e-4  # the first has few digits: its multiples are exact
@@ -189,19 +189,6 @@ def _store(typing: Any, tile: Any, array: Any, start: Any) -> Any:
 
 
 @intrinsic
-def _transpose(typing: Any, source: Any, start: Any, stride: Any, out: Any, out_start: Any, out_stride: Any) -> Any:
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        e = Emitter(context, builder, signature, args)
-        source_data, data = e.data(0), e.data(3)
-        rows = _transposed(e, [e.load(e.element(source_data, args[1], (row, args[2]))) for row in range(LANES)])
-        for row, vector in enumerate(rows):
-            e.store(vector, e.element(data, args[4], (row, args[5])))
-        return context.get_dummy_value()
-
-    return types.void(source, types.intp, types.intp, out, types.intp, types.intp), emit
-
-
-@intrinsic
 def _transpose_lines(typing: Any, source: Any, start: Any, index: Any, lines: Any, out: Any, out_start: Any, out_lines: Any) -> Any:
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         e = Emitter(context, builder, signature, args)
@@ -210,25 +197,12 @@ def _transpose_lines(typing: Any, source: Any, start: Any, index: Any, lines: An
             offset = builder.load(builder.gep(e.data(2), [builder.add(table, ir.Constant(table.type, row))]))
             return e.element(data, builder.add(first, builder.sext(offset, first.type)))
 
-        rows = _transposed(e, [e.load(line(e.data(0), args[1], args[3], row)) for row in range(LANES)])
+        rows = transposed(e, [e.load(line(e.data(0), args[1], args[3], row)) for row in range(LANES)])
         for row, vector in enumerate(rows):
             e.store(vector, line(e.data(4), args[5], args[6], row))
         return context.get_dummy_value()
 
     return types.void(source, types.intp, index, types.intp, out, types.intp, types.intp), emit
-
-
-def _transposed(e: Emitter, rows: list[Any]) -> list[Any]:
-    size = LANES // 2
-    while size:  # swap the off-diagonal halves of ever smaller squares of the matrix
-        low = [lane + (LANES - size if lane & size else 0) for lane in range(LANES)]
-        high = [lane + (LANES if lane & size else size) for lane in range(LANES)]
-        for row in range(LANES):
-            if not row & size:
-                top, bottom = rows[row], rows[row + size]
-                rows[row], rows[row + size] = e.shuffle(top, bottom, low), e.shuffle(top, bottom, high)
-        size //= 2
-    return rows
 
 
 @intrinsic
@@ -295,12 +269,6 @@ def _numpy_store(tile: NDArray, array: NDArray, start: int) -> None:
     array[start : start + tile.size] = tile
 
 
-def _numpy_transpose(source: NDArray, start: int, stride: int, out: NDArray, out_start: int, out_stride: int) -> None:
-    lines = np.stack([source[start + k * stride : start + k * stride + LANES] for k in range(LANES)])
-    for row, values in enumerate(lines.T):
-        out[out_start + row * out_stride : out_start + row * out_stride + LANES] = values
-
-
 def _numpy_transpose_lines(source: NDArray, start: int, index: NDArray, lines: int, out: NDArray, out_start: int, out_lines: int) -> None:
     values = [source[start + index[lines + k] :][:LANES].copy() for k in range(LANES)]
     for row, line in enumerate(np.stack(values).T):
@@ -324,7 +292,6 @@ maximum = _numpy_maximum if config.DISABLE_JIT else _maximum
 clipped = _numpy_clipped if config.DISABLE_JIT else _clipped
 sigmoid = _numpy_sigmoid if config.DISABLE_JIT else _sigmoid
 store = _numpy_store if config.DISABLE_JIT else _store
-transpose = _numpy_transpose if config.DISABLE_JIT else _transpose
 transpose_lines = _numpy_transpose_lines if config.DISABLE_JIT else _transpose_lines
 floats = _numpy_floats if config.DISABLE_JIT else _floats
 """floats(address, size): the float32 numbers at an address as an array; its owner has to keep them."""

@@ -155,14 +155,14 @@ def _transpose(typing: Any, source: Any, start: Any, stride: Any, out: Any, out_
         e = Emitter(context, builder, signature, args)
         source_data, data = e.data(0), e.data(3)
         rows = [e.load(e.element(source_data, args[1], (row, args[2]))) for row in range(LANES)]
-        for row, vector in enumerate(_transposed(e, rows)):
+        for row, vector in enumerate(transposed(e, rows)):
             e.store(vector, e.element(data, args[4], (row, args[5])))
         return context.get_dummy_value()
 
     return types.void(source, types.intp, types.intp, out, types.intp, types.intp), emit
 
 
-def _transposed(e: Emitter, rows: list[Any]) -> list[Any]:
+def transposed(e: Emitter, rows: list[Any]) -> list[Any]:
     """The columns of a matrix, from its rows: swap the off-diagonal halves of ever smaller squares."""
     size = LANES // 2
     while size:
