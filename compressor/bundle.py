@@ -36,6 +36,8 @@ class Bundle:
     ffp_masks: dict[str, Tensor]
     fwp_masks: dict[str, Tensor]
     groups: dict[str, Tensor] = field(default_factory=dict)
+    folder: Path | None = None
+    """Where it was read from: what such a bundle names is a file's word. None for a bundle made in this process."""
 
     @classmethod
     def of(cls, model: nn.Module, facts: Mapping[str, Any], groups: Mapping[str, Tensor] | None = None) -> Self:
@@ -101,7 +103,7 @@ class Bundle:
                     masks[kind][name] = _unpack(tensors[MASKS].get(f"{name}/{kind}"), shape, f"{folder / MASKS}: {name}/{kind}")
         groups = {key.rpartition("/")[0]: value.long() for key, value in tensors[MASKS].items() if key.endswith("/groups")}
         facts = {key: value for key, value in manifest.items() if key not in ("schema", "mask_shapes", "sha256")}
-        return cls(facts=facts, weights=tensors[WEIGHTS], ffp_masks=masks["ffp"], fwp_masks=masks["fwp"], groups=groups)
+        return cls(facts=facts, weights=tensors[WEIGHTS], ffp_masks=masks["ffp"], fwp_masks=masks["fwp"], groups=groups, folder=folder)
 
 
 def is_bundle(folder: Path | str) -> bool:

@@ -1,7 +1,7 @@
 """From a bundle to a file that runs anywhere, and to figures of what it gained."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,8 @@ from .common.progress import Progress, Silent
 from .compressor.bake import masked_layers
 from .compressor.bundle import Bundle
 from .compressor.macs import count_macs
-from .networks import Network, data_from_facts, network_of, open_bundle
+from .networks import Network, load_arguments, manifest_of, named_data, network_of, open_bundle
+from .trust import data_names, missing
 
 if TYPE_CHECKING:
     from .export.benchmark import BenchmarkConfig, BenchmarkReport
@@ -46,14 +47,16 @@ def to_onnx(
     plain: bool = False,
     samples: torch.Tensor | None = None,
     model: nn.Module | None = None,
+    trust: Collection[str] = (),
     progress: Progress | None = None,
 ) -> Exported:
     """Write a bundle as ONNX, compare it with PyTorch in ONNX Runtime, onnx.reference and the engine, and store that as PATH.parity.json.
 
     samples[N,C,H,W] are compared; by default 256 of the test split that the manifest names. RunError when the file computes something else.
+    trust: names of your own code and data that the bundle in a folder may use.
     """
     check_onnx_target(path)
-    network = network_of(bundle, model=model) if isinstance(bundle, Bundle) else open_bundle(bundle, model=model)
+    network = _opened(bundle, model, trust)
     if samples is None and network.data is not None:
         samples = real_samples(network, PARITY_SAMPLES)
     return export_network(network, path, plain=plain, samples=samples, progress=progress or Silent())
@@ -100,11 +103,9 @@ def check_onnx_target(path: Path | str) -> None:
 
 def real_samples(network: Network, count: int) -> torch.Tensor:
     """The first `count` samples of the held-out split of the data that the network's manifest names."""
-    if network.data is None:
-        raise UsageError("no data set is known for this network; give --data")
     if count < 1:
         raise UsageError(f"the number of samples to compare is at least 1, got {count}")
-    data = data_from_facts(network.data)
+    data = named_data(network)
     split = next((s for s in (data.test, data.validation, data.train) if len(s)), None)
     if split is None:
         raise UsageError(f"the data set {data.spec} is empty; give --data")
@@ -135,6 +136,7 @@ def bench(
     peers: Sequence[str] | None = None,
     samples: torch.Tensor | None = None,
     model: nn.Module | None = None,
+    trust: Collection[str] = (),
     progress: Progress | None = None,
 ) -> "BenchmarkReport":
     """Latency of the dense network in ONNX Runtime (the baseline), torch and other runtimes, and of the compressed one in the engine
@@ -142,7 +144,8 @@ def bench(
 
     The compressed network is exported afresh, unless `onnx` names a file of it. peers: names of `fineprune.export.peers.PEERS`, all by
     default; a line of the log names those that are not installed or cannot run the network. samples[N,C,H,W] calibrate int8; by default
-    they come from the data that the manifest names. model: the dense architecture, where the manifest names none.
+    they come from the data that the manifest names, or are noise where that needs your word. model: the dense architecture, where the
+    manifest names none. trust: names of your own code and data that the bundle in a folder may use.
     """
     from .export.benchmark import benchmark
     from .export.engine.runtime import EngineRuntime
@@ -151,10 +154,10 @@ def bench(
     from .export.runtimes import OnnxRuntime, Runtime, TorchRuntime
 
     progress = progress or Silent()
-    network = _opened(network, model)
+    network = _opened(network, model, trust)
     with tempfile.TemporaryDirectory(prefix="fineprune-bench-") as folder:
         dense, compressed = export_pair(network, Path(folder), onnx)
-        calibration = _calibration_samples(network) if samples is None else samples.numpy()
+        calibration = _calibration_samples(network, progress) if samples is None else samples.numpy()
         others, left_out = usable_peers(dense, calibration, peers)
         for line in left_out:
             progress.log(line)
@@ -181,7 +184,9 @@ def bench_layers(
     network = _opened(network)
     with tempfile.TemporaryDirectory(prefix="fineprune-bench-") as folder:
         dense, compressed = export_pair(network, Path(folder), onnx)
-        return layer_times(dense, compressed or dense, _calibration_samples(network)[:1], rounds=rounds, progress=progress or Silent())
+        return layer_times(
+            dense, compressed or dense, _calibration_samples(network, Silent())[:1], rounds=rounds, progress=progress or Silent()
+        )
 
 
 def export_pair(network: Network, folder: Path, onnx: Path | str | None = None) -> tuple[Path, Path | None]:
@@ -199,16 +204,19 @@ def export_pair(network: Network, folder: Path, onnx: Path | str | None = None) 
     return dense, compressed
 
 
-def _opened(network: Network | Bundle | Path | str, model: nn.Module | None = None) -> Network:
+def _opened(network: Network | Bundle | Path | str, model: nn.Module | None = None, trust: Collection[str] = ()) -> Network:
     if isinstance(network, Bundle):
-        return network_of(network, model=model)
-    return network if isinstance(network, Network) else open_bundle(network, model=model)
+        return network_of(network, model=model, trust=trust)
+    return network if isinstance(network, Network) else open_bundle(network, model=model, trust=trust)
 
 
-def _calibration_samples(network: Network) -> Any:
-    """A few real samples where the data set is known (they calibrate int8), else noise; float32 [N,C,H,W]."""
+def _calibration_samples(network: Network, progress: Progress) -> Any:
+    """A few real samples where the data set is known and may be read (they calibrate int8), else noise; float32 [N,C,H,W]."""
     if network.data is not None:
-        return real_samples(network, CALIBRATION_SAMPLES).numpy()
+        if not missing(data_names(load_arguments(network.data)), network.trust):
+            return real_samples(network, CALIBRATION_SAMPLES).numpy()
+        where = f"the data {network.data['spec']} that {manifest_of(network.bundle)} names"
+        progress.log(f"{where} are not read by themselves: inputs are noise (--data gives real ones)")
     generator = torch.Generator().manual_seed(0)
     return torch.randn(CALIBRATION_SAMPLES, *network.input_shape, generator=generator).numpy()
 

@@ -1,53 +1,88 @@
 """Naming a network: by architecture and checkpoint, or by a bundle that says both."""
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from .common.errors import UsageError
-from .compressor.bundle import Bundle
+from .compressor.bundle import MANIFEST, Bundle
 from .manifest import read_bundle
 from .models.data import ImageData, load_data
 from .models.zoo import ModelSpec, build, load_checkpoint
+from .trust import data_names, network_names, require_data, require_network
 
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """A network in eval mode with what is known about it; `data` are `load_data`'s facts from a bundle's manifest."""
+    """A network in eval mode with what is known about it; `data` are `load_data`'s facts from a bundle's manifest.
+
+    trust: what the user allows of that which a manifest names (see `trust.py`).
+    """
 
     model: nn.Module
     spec: ModelSpec | None
     input_shape: tuple[int, int, int]
     bundle: Bundle | None = None
     data: dict[str, Any] | None = None
+    trust: tuple[str, ...] = ()
+
+    def with_data(self, data: ImageData) -> "Network":
+        """The same network with data that the user gave."""
+        facts = data.to_json()
+        return replace(self, data=facts, trust=(*self.trust, *data_names(load_arguments(facts))))
 
 
-def load(folder: Path | str, model: nn.Module | None = None) -> nn.Module:
-    """The masked network of the bundle in `folder`, in eval mode; `model` is its dense architecture where the manifest names none."""
-    return open_bundle(folder, model=model).model
+def load(folder: Path | str, model: nn.Module | None = None, *, trust: Collection[str] = ()) -> nn.Module:
+    """The masked network of the bundle in `folder`, in eval mode.
+
+    model: its dense architecture, where the manifest names none, or names code of the user's own that `trust` does not allow by name
+    (trust=["my_net.py:my_net"]); otherwise UsageError.
+    """
+    return open_bundle(folder, model=model, trust=trust).model
 
 
-def open_bundle(folder: Path | str, *, model: nn.Module | None = None) -> Network:
-    """Read a bundle and rebuild its network. UsageError when it was made from an unnamed module and `model` is not given."""
-    return network_of(read_bundle(folder), model=model, where=str(folder))
+def open_bundle(folder: Path | str, *, model: nn.Module | None = None, trust: Collection[str] = ()) -> Network:
+    """Read a bundle and rebuild its network; arguments and errors as in `load`."""
+    return network_of(read_bundle(folder), model=model, trust=trust)
 
 
-def network_of(bundle: Bundle, *, model: nn.Module | None = None, where: str = "the bundle") -> Network:
-    """Rebuild the network of a bundle in memory."""
-    spec = ModelSpec.from_json(bundle.facts["model"]) if bundle.facts.get("model") else None
+def network_of(bundle: Bundle, *, model: nn.Module | None = None, trust: Collection[str] = ()) -> Network:
+    """Rebuild the network of a bundle in memory. What a bundle made in this process names is the user's own word."""
+    spec = spec_of(bundle)
+    where = "the bundle" if bundle.folder is None else str(bundle.folder)
+    if bundle.folder is None:
+        data = bundle.facts.get("data")
+        trust = [*(network_names(spec) if spec else ()), *(data_names(load_arguments(data)) if data else ()), *trust]
     if model is None:
         if spec is None:
             raise UsageError(f"{where} was made from a network without a name; give its dense architecture: load(folder, model)")
+        require_network(spec, trust, manifest_of(bundle))
         try:
             model = build(spec)
         except UsageError as error:
             raise UsageError(f"{where} needs the network {spec.name}: {error}; file names are relative to the current folder") from error
     channels, height, width = bundle.facts["input_shape"]
     return Network(
-        model=bundle.restore(model), spec=spec, input_shape=(channels, height, width), bundle=bundle, data=bundle.facts.get("data")
+        model=bundle.restore(model),
+        spec=spec,
+        input_shape=(channels, height, width),
+        bundle=bundle,
+        data=bundle.facts.get("data"),
+        trust=tuple(trust),
     )
+
+
+def spec_of(bundle: Bundle) -> ModelSpec | None:
+    """The network that a bundle's manifest names, if it names one."""
+    return ModelSpec.from_json(bundle.facts["model"]) if bundle.facts.get("model") else None
+
+
+def manifest_of(bundle: Bundle | None) -> str:
+    """How messages name a bundle's manifest."""
+    return "the manifest" if bundle is None or bundle.folder is None else str(bundle.folder / MANIFEST)
 
 
 def open_model(
@@ -75,10 +110,20 @@ def completed(spec: ModelSpec, input_shape: tuple[int, int, int], data: ImageDat
     return spec.completed(**known)
 
 
-def data_from_facts(facts: dict[str, Any]) -> ImageData:
-    """Load the data set that a manifest names, with the same split and normalisation."""
-    arguments = {key: facts[key] for key in ("validation", "seed", "image_size") if facts.get(key) is not None}
+def load_arguments(facts: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `load_data` that give a manifest's data with the same split and normalisation."""
+    given = {key: facts[key] for key in ("validation", "seed", "image_size") if facts.get(key) is not None}
+    return {"spec": facts["spec"], "mean": tuple(facts["mean"]), "std": tuple(facts["std"]), **given}
+
+
+def named_data(network: Network) -> ImageData:
+    """Load the data set that a network's manifest names; UsageError where there is none, or where it needs the user's word."""
+    where = manifest_of(network.bundle)
+    if network.data is None:
+        raise UsageError(f"{where} names no data set; give --data")
+    arguments = load_arguments(network.data)
+    require_data(arguments, network.trust, where)
     try:
-        return load_data(facts["spec"], mean=tuple(facts["mean"]), std=tuple(facts["std"]), **arguments)
+        return load_data(**arguments)
     except UsageError as error:
-        raise UsageError(f"the manifest names the data {facts['spec']}: {error}; or give --data (in Python: samples)") from error
+        raise UsageError(f"the manifest names the data {network.data['spec']}: {error}; or give --data (in Python: samples)") from error

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,22 +17,36 @@ from .recipe import bench_config, finetune_of, job_of, read_recipe, train_config
 
 
 def run(
-    recipe: Path | str, *, output: Path | str | None = None, force: bool = False, device: str = "auto", progress: Progress | None = None
+    recipe: Path | str,
+    *,
+    output: Path | str | None = None,
+    force: bool = False,
+    trust: Collection[str] = (),
+    device: str = "auto",
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Run the recipe and return its summary (also FOLDER/summary.json). Stages whose inputs and outputs are unchanged are skipped."""
+    """Run the recipe and return its summary (also FOLDER/summary.json). Stages whose inputs and outputs are unchanged are skipped.
+
+    trust: your own code, files and folders that the recipe may use, as it names them; UsageError lists those that are missing.
+    """
+    from .trust import recipe_names, require_recipe
+
     settings = read_recipe(recipe)
+    require_recipe(settings, trust, recipe, output_given=output is not None)
     folder = Path(output or settings.get("output") or Path("runs") / Path(recipe).stem)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; give another run folder with --output")
-    return _Pipeline(Path(recipe), settings, folder, force, device, progress or Silent()).run()
+    allowed = tuple(recipe_names(settings, output_given=True))
+    return _Pipeline(settings, folder, force, allowed, device, progress or Silent()).run()
 
 
 @dataclass(frozen=True)
 class _Pipeline:
-    recipe: Path
     settings: dict[str, Any]
     folder: Path
     force: bool
+    trust: tuple[str, ...]
+    """What the recipe names and the user allows: its bundle may use that, too."""
     device: str
     progress: Progress
 
@@ -139,7 +153,7 @@ class _Pipeline:
         from .networks import open_bundle
 
         table = self._table("export")
-        network = open_bundle(self.folder / "bundle")
+        network = open_bundle(self.folder / "bundle", trust=self.trust)
         count = table.get("parity_samples", PARITY_SAMPLES)
         samples = real_samples(network, count) if count else None
         compressed = export_network(
@@ -153,7 +167,7 @@ class _Pipeline:
         from .deployment import bench
 
         onnx = self.folder / "compressed.onnx"
-        report = bench(self.folder / "bundle", bench_config(self.settings), onnx=onnx, progress=self.progress)
+        report = bench(self.folder / "bundle", bench_config(self.settings), onnx=onnx, trust=self.trust, progress=self.progress)
         return report.to_json(), []
 
 

@@ -87,6 +87,12 @@ def named(network: str, data: str) -> list[object]:
 
 
 @pytest.fixture(scope="session")
+def trust(network: str, data: str) -> list[object]:
+    """The options that allow a bundle or recipe to use the network and its data."""
+    return ["--trust", network, "--trust", data]
+
+
+@pytest.fixture(scope="session")
 def checkpoint(folder: Path, named: list[object]) -> Path:
     """The network, trained a little."""
     succeed("train", *named, *TRAINING, "--output", folder / "dense")

@@ -80,31 +80,33 @@ def test_statistics_of_calibrate_give_the_masks_of_compress(trained: list[object
     assert all((own.fwp_masks[name] == mask).all() for name, mask in given.fwp_masks.items())
 
 
-def test_eval_reproduces_the_manifest(bundle: Path, trained: list[object], checkpoint: Path) -> None:
+def test_eval_reproduces_the_manifest(bundle: Path, trained: list[object], checkpoint: Path, trust: list[object]) -> None:
     facts = json.loads((bundle / "manifest.json").read_text())
-    result = fineprune("eval", bundle, "--json").json()
+    result = fineprune("eval", bundle, *trust, "--json").json()
     assert result["accuracy"] == facts["accuracy"]["finetuned"]
     assert result["samples"] == 80
     dense = fineprune("eval", *trained, "--split", "test", "--json").json()
     assert dense["accuracy"] == facts["accuracy"]["dense"]
-    assert "validation accuracy" in succeed("eval", bundle, "--split", "validation").out
+    assert "validation accuracy" in succeed("eval", bundle, *trust, "--split", "validation").out
 
 
-def test_eval_on_other_data_keeps_the_normalisation_of_the_training(trained: list[object], data: str, tmp_path: Path) -> None:
+def test_eval_on_other_data_keeps_the_normalisation_of_the_training(
+    trained: list[object], data: str, tmp_path: Path, trust: list[object]
+) -> None:
     ratios = ["--ffp", 0.1, "--samples", 50, "--epochs", 0]
     own = ["--data-arg", "mean=0.4", "--data-arg", "std=0.2"]
     succeed("compress", *trained, *own, *ratios, "--output", tmp_path / "b")
-    losses = [fineprune("eval", tmp_path / "b", *options, "--json").json()["loss"] for options in ([], ["--data", data])]
+    losses = [fineprune("eval", tmp_path / "b", *trust, *options, "--json").json()["loss"] for options in ([], ["--data", data])]
     assert losses[0] == losses[1]
-    other = fineprune("eval", tmp_path / "b", "--data", data, "--data-arg", "mean=0.1", "--json").json()["loss"]
+    other = fineprune("eval", tmp_path / "b", *trust, "--data", data, "--data-arg", "mean=0.1", "--json").json()["loss"]
     assert other != losses[0]
-    succeed("export", tmp_path / "b", "--data", data, "--parity-samples", 4, "--output", tmp_path / "m.onnx")
+    succeed("export", tmp_path / "b", *trust, "--data", data, "--parity-samples", 4, "--output", tmp_path / "m.onnx")
     properties = {p.key: p.value for p in onnx.load(tmp_path / "m.onnx").metadata_props}
     assert json.loads(properties["fineprune.normalisation"]) == {"mean": [0.4], "std": [0.2]}
 
 
-def test_macs_of_a_bundle_are_exact_under_its_masks(bundle: Path) -> None:
-    report = fineprune("macs", bundle, "--json").json()
+def test_macs_of_a_bundle_are_exact_under_its_masks(bundle: Path, trust: list[object]) -> None:
+    report = fineprune("macs", bundle, *trust, "--json").json()
     written = Bundle.load(bundle)
     rows = {layer["name"]: layer for layer in report["layers"]}
     total = 0
@@ -122,7 +124,7 @@ def test_macs_of_a_bundle_are_exact_under_its_masks(bundle: Path) -> None:
         total += by_hand
     assert report["macs"] == total < report["macs_dense"]
     assert report["thesis_ops"] < report["thesis_ops_dense"]
-    assert "conv2d" in succeed("macs", bundle).out
+    assert "conv2d" in succeed("macs", bundle, *trust).out
 
 
 @pytest.mark.parametrize("arguments", [["resnet20"], ["lenet"], ["torchvision:squeezenet1_1"], ["torchvision:regnet_y_400mf"]])
@@ -142,20 +144,20 @@ def test_macs_by_input_and_by_data(data: str, network: str) -> None:
     assert given["macs"] == 4 * 9 * 256 + 4 * 9 * 64 + 8 * 2 * 9 * 64 + 8 * 4 * 4 * 64 + 40
 
 
-def test_export_agrees_with_pytorch(bundle: Path, tmp_path: Path) -> None:
-    result = fineprune("export", bundle, "--output", tmp_path / "m.onnx", "--json").json()
+def test_export_agrees_with_pytorch(bundle: Path, tmp_path: Path, trust: list[object]) -> None:
+    result = fineprune("export", bundle, *trust, "--output", tmp_path / "m.onnx", "--json").json()
     assert result["parity"]["passed"] and result["parity"]["runtimes"][0]["samples"] == 80
     assert json.loads((tmp_path / "m.onnx.parity.json").read_text())["max_abs_error"] < 1e-4
     written = onnx.load(tmp_path / "m.onnx")
     assert "MaskedConv" in {function.name for function in written.functions}
     properties = {p.key: p.value for p in written.metadata_props}
-    assert json.loads(properties["fineprune.macs"])["macs"] == fineprune("macs", bundle, "--json").json()["macs"]
+    assert json.loads(properties["fineprune.macs"])["macs"] == fineprune("macs", bundle, *trust, "--json").json()["macs"]
     batch = np.zeros((3, 1, 16, 16), np.float32)
     assert onnxruntime.InferenceSession(tmp_path / "m.onnx").run(None, {written.graph.input[0].name: batch})[0].shape == (3, 10)
 
 
-def test_export_plain_and_without_samples(bundle: Path, tmp_path: Path) -> None:
-    result = succeed("export", bundle, "--plain", "--parity-samples", 0, "--output", tmp_path / "m.onnx")
+def test_export_plain_and_without_samples(bundle: Path, tmp_path: Path, trust: list[object]) -> None:
+    result = succeed("export", bundle, *trust, "--plain", "--parity-samples", 0, "--output", tmp_path / "m.onnx")
     assert "parity was not checked" in result.err
     assert not (tmp_path / "m.onnx.parity.json").exists()
     assert not onnx.load(tmp_path / "m.onnx").functions
@@ -165,17 +167,17 @@ def test_export_of_a_dense_network(trained: list[object], tmp_path: Path) -> Non
     assert "parity with PyTorch" in succeed("export", *trained, "--parity-samples", 8, "--output", tmp_path / "d.onnx").out
 
 
-def test_bench_compares_dense_and_compressed(bundle: Path) -> None:
-    report = fineprune("bench", bundle, "--rounds", 1, "--batch", 1, "--batch", 2, "--peers", "none", "--json").json()
+def test_bench_compares_dense_and_compressed(bundle: Path, trust: list[object]) -> None:
+    report = fineprune("bench", bundle, *trust, "--rounds", 1, "--batch", 1, "--batch", 2, "--peers", "none", "--json").json()
     runtimes = ["onnxruntime dense", "torch dense", "engine compressed", "onnxruntime compressed"]
     assert list(dict.fromkeys(row["runtime"] for row in report["rows"])) == runtimes
     assert {row["batch_size"] for row in report["rows"]} == {1, 2}
     assert all(row["median_ms"] > 0 for row in report["rows"])
 
 
-def test_bench_shows_peers_and_layers_and_draws(bundle: Path, tmp_path: Path) -> None:
+def test_bench_shows_peers_and_layers_and_draws(bundle: Path, tmp_path: Path, trust: list[object]) -> None:
     plot = tmp_path / "latency.svg"
-    report = succeed("bench", bundle, "--rounds", 2, "--peers", "int8", "--layers", "--plot", plot, "--json").json()
+    report = succeed("bench", bundle, *trust, "--rounds", 2, "--peers", "int8", "--layers", "--plot", plot, "--json").json()
     assert "onnxruntime int8" in {row["runtime"] for row in report["rows"]}
     assert len(report["layers"]) > 1 and all(row["engine_us"] > 0 and row["dense_us"] > 0 for row in report["layers"])
     assert "onnxruntime int8" in plot.read_text()
@@ -205,8 +207,8 @@ def test_layers_that_share_weights_and_take_arguments_by_name(data: str, tmp_pat
     trained = [*named, "--checkpoint", tmp_path / "dense" / "model.safetensors"]
     succeed("compress", *trained, "--prune", 0.5, "--epochs", 1, "--output", tmp_path / "b")
     accuracy = Bundle.load(tmp_path / "b").facts["accuracy"]["finetuned"]
-    assert fineprune("eval", tmp_path / "b", "--json").json()["accuracy"] == accuracy
-    assert "3 masked convolutions" in succeed("export", tmp_path / "b", "--output", tmp_path / "b.onnx").out
+    assert fineprune("eval", tmp_path / "b", *named, "--json").json()["accuracy"] == accuracy
+    assert "3 masked convolutions" in succeed("export", tmp_path / "b", *named, "--output", tmp_path / "b.onnx").out
 
 
 def test_models_lists_names_and_arguments() -> None:
@@ -229,4 +231,4 @@ def test_image_folder_and_torchvision(tmp_path: Path) -> None:
     result = fineprune("compress", *named, "--ffp", 0.2, "--fwp", 0.2, "--epochs", 0, "--json", "--output", tmp_path / "b")
     assert result.json()["data"]["classes"] == ["dark", "light"]
     assert "the weights are random" in result.err
-    assert fineprune("eval", tmp_path / "b", "--json").json()["samples"] == 12
+    assert fineprune("eval", tmp_path / "b", *named, "--json").json()["samples"] == 12

@@ -35,11 +35,11 @@ def stages(err: str) -> dict[str, bool]:
 
 
 @pytest.fixture(scope="module")
-def finished(folder: Path, data: str, network: str) -> Path:
+def finished(folder: Path, data: str, network: str, trust: list[object]) -> Path:
     """The run folder of a finished recipe."""
     path = folder / "small.toml"
     path.write_text(recipe(data, network))
-    result = succeed("run", path, "--output", folder / "run")
+    result = succeed("run", path, "--output", folder / "run", *trust)
     assert stages(result.err) == dict.fromkeys(STAGES, True)
     assert "summary" in result.out and "latency" in result.out
     return folder / "run"
@@ -64,48 +64,48 @@ def test_summary_holds_the_figures(finished: Path) -> None:
     assert not (finished / "bundle.work").exists()
 
 
-def test_second_run_keeps_every_stage(again: Path, data: str, network: str, tmp_path: Path) -> None:
+def test_second_run_keeps_every_stage(again: Path, data: str, network: str, trust: list[object], tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
     path.write_text(recipe(data, network))
     before = (again / "summary.json").read_text().replace(str(again.parent), "")
-    result = fineprune("run", path, "--output", again, "--json")
+    result = fineprune("run", path, "--output", again, *trust, "--json")
     assert stages(result.err) == dict.fromkeys(STAGES, False)
     assert json.loads(before)["latency_ms"] == result.json()["latency_ms"]
 
 
-def test_changed_finetuning_trains_nothing_again(again: Path, data: str, network: str, tmp_path: Path) -> None:
+def test_changed_finetuning_trains_nothing_again(again: Path, data: str, network: str, trust: list[object], tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
     path.write_text(recipe(data, network, finetune="epochs = 0", bench=""))
-    result = succeed("run", path, "--output", again)
+    result = succeed("run", path, "--output", again, *trust)
     assert stages(result.err) == {"train": False, "compress": True, "export": True}
 
 
-def test_changed_training_starts_anew(again: Path, data: str, network: str, tmp_path: Path) -> None:
+def test_changed_training_starts_anew(again: Path, data: str, network: str, trust: list[object], tmp_path: Path) -> None:
     """Not from the state of the old settings, which the trainer would refuse; a stranger's file in the folder stays."""
     path = tmp_path / "r.toml"
     (again / "train" / "notes.txt").write_text("mine")
     path.write_text(recipe(data, network, train="epochs = 2\nbatch_size = 64", finetune="epochs = 0", bench=""))
-    result = succeed("run", path, "--output", again)
+    result = succeed("run", path, "--output", again, *trust)
     assert stages(result.err)["train"]
     assert "epoch 2/2" in result.err
     assert (again / "train" / "notes.txt").read_text() == "mine"
 
 
-def test_deleted_output_is_made_again(again: Path, data: str, network: str, tmp_path: Path) -> None:
+def test_deleted_output_is_made_again(again: Path, data: str, network: str, trust: list[object], tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
     path.write_text(recipe(data, network, bench=""))
     (again / "dense.onnx").unlink()
-    result = succeed("run", path, "--output", again)
+    result = succeed("run", path, "--output", again, *trust)
     assert stages(result.err) == {"train": False, "compress": False, "export": True}
     assert (again / "dense.onnx").is_file()
 
 
-def test_checkpoint_in_place_of_training(data: str, network: str, checkpoint: Path, tmp_path: Path) -> None:
+def test_checkpoint_in_place_of_training(data: str, network: str, trust: list[object], checkpoint: Path, tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
     model = f'name = "{network}"\nargs = {{ width = 6 }}\ncheckpoint = "{checkpoint}"'
     tables = {"train": "", "finetune": "epochs = 0", "bench": "", "export": "parity_samples = 0"}
     path.write_text(recipe(data, network, model=model, **tables))
-    summary = fineprune("run", path, "--output", tmp_path / "run", "--json").json()
+    summary = fineprune("run", path, "--output", tmp_path / "run", *trust, "--trust", checkpoint, "--json").json()
     assert summary["parity"] is None
     assert summary["latency_ms"] == {}
 
@@ -152,13 +152,13 @@ def test_a_wrong_entry_is_named_before_anything_runs(tables: dict[str, str], mes
 
 
 def test_a_fine_tuning_that_needs_ray_fails_before_the_training(
-    data: str, network: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: str, network: str, trust: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "ray" else find(name, *more))
     path = tmp_path / "r.toml"
     path.write_text(recipe(data, network, finetune="epochs = 1\nasynchronous = { algorithm = 'asgd', engine = 'ray' }"))
-    result = fineprune("run", path, "--output", tmp_path / "run")
+    result = fineprune("run", path, "--output", tmp_path / "run", *trust)
     assert result.code == 2
     assert (
         result.err == "train: running\nfineprune: the ray engine needs Ray, which is not installed: pip install 'fineprune[ray]', "

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from ..common.errors import UsageError
-from .options import bundle_argument, check_named, data_options, input_option, json_option, model_options, open_network, open_optional_data
+from .options import bundle_argument, check_named, data_options, input_option, json_option, model_options, open_network_and_data
 
 
 @click.command(short_help="Measure latency, dense and compressed.")
@@ -52,7 +52,7 @@ def bench(
     named = _peers(peers)
     config = BenchmarkConfig(batch_sizes=batch_sizes, threads=threads, rounds=rounds)
     check_named(options)
-    network = open_network(options, open_optional_data(options))
+    network, _ = open_network_and_data(options)
     report = measure(network, config, onnx=onnx, peers=named, progress=Bars()).to_json()
     if layers:
         rows = bench_layers(network, onnx=onnx, rounds=rounds, progress=Bars())

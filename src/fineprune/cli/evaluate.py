@@ -1,6 +1,6 @@
 """`fineprune eval`."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -11,14 +11,9 @@ from .options import (
     device_option,
     json_option,
     model_options,
-    open_data,
-    open_data_like,
-    open_network,
+    open_network_and_data,
     warn_random,
 )
-
-if TYPE_CHECKING:
-    from ..models.data import ImageData
 
 
 @click.command("eval", short_help="Measure accuracy and loss.")
@@ -34,21 +29,15 @@ def evaluate(as_json: bool, split: str, batch_size: int, device: str, **options:
     from ..common.errors import UsageError
     from ..common.progress import Bars
     from ..models.training.evaluate import evaluate as measure
-    from ..networks import data_from_facts
+    from ..networks import named_data
     from .render import print_json
 
     check_named(options)
     warn_random(options)
-    if options["bundle"] is None:
-        data: ImageData | None = open_data(options)
-        network = open_network(options, data)
-    else:
-        network = open_network(options)
-        data = open_data_like(options, network)
-    if data is None:
-        if network.data is None:
-            raise UsageError(f"the manifest of {options['bundle']} names no data set; give --data")
-        data = data_from_facts(network.data)
+    if options["bundle"] is None and options["data"] is None:
+        raise UsageError("no data set; give --data (digits, cifar10, imagefolder:ROOT, ...)")
+    network, data = open_network_and_data(options)
+    data = data or named_data(network)
     if data.input_shape != network.input_shape:
         want, got = ("x".join(map(str, s)) for s in (network.input_shape, data.input_shape))
         raise UsageError(

@@ -12,9 +12,7 @@ from .options import (
     input_option,
     json_option,
     model_options,
-    open_data_like,
-    open_network,
-    open_optional_data,
+    open_network_and_data,
     warn_random,
 )
 
@@ -30,8 +28,6 @@ from .options import (
 @json_option
 def export(as_json: bool, output: Path, plain: bool, parity_samples: int, **options: Any) -> None:
     """Write BUNDLE (or --model with --checkpoint) as ONNX and check it against PyTorch on real samples."""
-    from dataclasses import replace
-
     from ..common.progress import Bars
     from ..deployment import check_onnx_target, export_network, real_samples
     from .render import print_json, print_parity
@@ -39,14 +35,7 @@ def export(as_json: bool, output: Path, plain: bool, parity_samples: int, **opti
     check_onnx_target(output)
     check_named(options)
     warn_random(options)
-    if options["bundle"] is None:
-        data = open_optional_data(options)
-        network = open_network(options, data)
-    else:
-        network = open_network(options)
-        data = open_data_like(options, network)
-    if data is not None:
-        network = replace(network, data=data.to_json())
+    network, _ = open_network_and_data(options)
     samples = real_samples(network, parity_samples) if parity_samples and network.data is not None else None
     exported = export_network(network, output, plain=plain, samples=samples, progress=Bars())
     facts = exported.to_json()

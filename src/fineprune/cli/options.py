@@ -35,7 +35,10 @@ model_options = stack(
         "--checkpoint", metavar="FILE", type=click.Path(path_type=Path), help="Its weights: a state dict (.pt, .th, .safetensors)."
     ),
 )
-bundle_argument = click.argument("bundle", required=False, type=click.Path(path_type=Path))
+trust_option = click.option(
+    "--trust", multiple=True, metavar="NAME", help="Allow your own code, files or folders that a bundle or recipe names (repeatable)."
+)
+bundle_argument = stack(click.argument("bundle", required=False, type=click.Path(path_type=Path)), trust_option)
 input_option = click.option("--input", "input_shape", metavar="CxHxW", help="Input shape where the data don't say, e.g. 3x32x32.")
 data_options = stack(
     click.option(
@@ -258,18 +261,35 @@ def open_optional_data(options: dict[str, Any]) -> "ImageData | None":
     return load_data(options["data"], **data_arguments(options["data_args"]))
 
 
+def open_network_and_data(options: dict[str, Any]) -> "tuple[Network, ImageData | None]":
+    """The network, and the data of --data where they are given: normalised as a bundle's manifest says."""
+    if options["bundle"] is None:
+        data = open_optional_data(options)
+        network = open_network(options, data)
+    else:
+        network = open_network(options)
+        data = open_data_like(options, network)
+    return (network if data is None else network.with_data(data)), data
+
+
 def open_data_like(options: dict[str, Any], network: "Network") -> "ImageData | None":
     """The data set of --data, normalised as the network's own unless --data-arg says otherwise; None where --data is not given.
 
     A network wants the normalisation that it was trained with, whatever is usual for the data. The user's own code keeps its own.
+    The data that the manifest itself names are also split and resized as it says.
     """
     from ..models.data import load_data
     from ..models.user_code import is_user_spec
+    from ..networks import load_arguments
 
-    if options["data"] is None or network.data is None or is_user_spec(options["data"]):
+    if options["data"] is None or network.data is None:
         return open_optional_data(options)
-    own = {key: tuple(network.data[key]) for key in ("mean", "std")}
-    return load_data(options["data"], **{**own, **data_arguments(options["data_args"])})
+    own = load_arguments(network.data)
+    if options["data"] != own["spec"]:
+        if is_user_spec(options["data"]):
+            return open_optional_data(options)
+        own = {key: own[key] for key in ("mean", "std")}
+    return load_data(**{**own, **data_arguments(options["data_args"]), "spec": options["data"]})
 
 
 def data_arguments(pairs: Iterable[str]) -> dict[str, Any]:
@@ -321,22 +341,42 @@ def model_spec(name: str | None, pairs: Iterable[str]) -> "ModelSpec":
 
 
 def open_network(options: dict[str, Any], data: "ImageData | None" = None) -> "Network":
-    """The bundle named on the command line, or else --model with --checkpoint; UsageError where both or neither are given."""
-    from ..networks import open_bundle, open_model
+    """The bundle named on the command line (--model allows the network that it names), or else --model with --checkpoint."""
+    from ..networks import open_model
 
-    if options.get("bundle") is not None:
-        given = [
-            f"--{name}" for name, key in (("model", "model"), ("model-arg", "model_args"), ("checkpoint", "checkpoint")) if options[key]
-        ]
-        if given:
-            raise UsageError(f"a bundle says its network itself; leave {' and '.join(given)} or the bundle out")
-        network = open_bundle(options["bundle"])
-        shape = parse_shape(options.get("input_shape")) or network.input_shape
-        if shape != network.input_shape:
-            fixed, asked = ("x".join(map(str, s)) for s in (network.input_shape, shape))
-            raise UsageError(
-                f"the masks of {options['bundle']} were made for inputs of {fixed}, not {asked}; compress the network at {asked} instead"
-            )
-        return network
-    spec = model_spec(options["model"], options["model_args"])
-    return open_model(spec, checkpoint=options["checkpoint"], data=data, input_shape=parse_shape(options.get("input_shape")))
+    shape = parse_shape(options.get("input_shape"))
+    if options.get("bundle") is None:
+        spec = model_spec(options["model"], options["model_args"])
+        return open_model(spec, checkpoint=options["checkpoint"], data=data, input_shape=shape)
+    if options["checkpoint"]:
+        raise UsageError("a bundle has its weights itself; leave --checkpoint or the bundle out")
+    network = _open_bundle(options)
+    if shape is not None and shape != network.input_shape:
+        fixed, asked = ("x".join(map(str, s)) for s in (network.input_shape, shape))
+        raise UsageError(
+            f"the masks of {options['bundle']} were made for inputs of {fixed}, not {asked}; compress the network at {asked} instead"
+        )
+    return network
+
+
+def _open_bundle(options: dict[str, Any]) -> "Network":
+    from ..manifest import read_bundle
+    from ..models.zoo import build
+    from ..networks import network_of, spec_of
+    from ..trust import network_names
+
+    bundle = read_bundle(options["bundle"])
+    if options["model"] is None:
+        if options["model_args"]:
+            raise UsageError("--model-arg belongs to --model; name the network, too")
+        return network_of(bundle, trust=options["trust"])
+    given, named = model_spec(options["model"], options["model_args"]), spec_of(bundle)
+    if named is None:
+        return network_of(bundle, model=build(given), trust=options["trust"])
+    differing = [f"{key}={value}" for key, value in given.args.items() if named.args.get(key) != value]
+    if given.name != named.name or differing:
+        raise UsageError(
+            f"{options['bundle']} is of the network {named.name} with {named.args}, not {' with '.join([given.name, *differing])}; "
+            "give --model as its manifest does, or leave it out"
+        )
+    return network_of(bundle, trust=(*options["trust"], *network_names(given)))

@@ -4,22 +4,23 @@ from pathlib import Path
 
 import click
 
-from .options import device_option, json_option
+from .options import device_option, json_option, trust_option
 
 
 @click.command(short_help="Run a recipe: the whole pipeline, resumable.")
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option("--output", type=click.Path(path_type=Path), help="Run folder (default: the recipe's `output`).")
 @click.option("--force", is_flag=True, help="Run every stage again, also those whose inputs are unchanged.")
+@trust_option
 @device_option
 @json_option
-def run(recipe: Path, output: Path | None, force: bool, device: str, as_json: bool) -> None:
+def run(recipe: Path, output: Path | None, force: bool, trust: tuple[str, ...], device: str, as_json: bool) -> None:
     """Run the pipeline of RECIPE.toml: train, calibrate, compress, export, verify, benchmark. Run it again to resume."""
     from ..common.progress import Bars
     from ..pipeline import run as run_recipe
     from .render import print_bench, print_compression, print_json, print_parity, print_table
 
-    summary = run_recipe(recipe, output=output, force=force, device=device, progress=Bars())
+    summary = run_recipe(recipe, output=output, force=force, trust=trust, device=device, progress=Bars())
     if as_json:
         print_json(summary)
         return
