@@ -6,7 +6,6 @@ numbers and text only and is read with weights_only=True.
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...common.errors import RunError
-from ...common.files import atomic_path
+from ...common.files import atomic_path, remove_leftovers
 from .config import TrainConfig
 from .interfaces import DataLike
 
@@ -50,8 +49,7 @@ def save_state(output: Path, identity: Mapping[str, str], state: Mapping[str, An
 def load_state(output: Path, identity: Mapping[str, str]) -> dict[str, Any] | None:
     """The state in folder `output`, on the CPU; None where there is none. RunError for a broken file or another run's."""
     path = output / STATE_FILE
-    for leftover in output.glob(f".{STATE_FILE}.*"):  # a killed writer's
-        shutil.rmtree(leftover, ignore_errors=True)
+    remove_leftovers(path)
     if not path.exists():
         return None
     try:

@@ -1,5 +1,12 @@
-"""Files that are either whole or absent: write beside the target, flush to disk, then rename."""
+"""Files that are either whole or absent: write beside the target, flush to disk, then rename.
 
+Each writer works in a scratch folder `.TARGET.xxxxxxxx` beside its target, locked while the writer lives. What a killed one left
+is removed by the next that writes the same target.
+"""
+
+import contextlib
+import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -12,6 +19,8 @@ from typing import Any
 
 from .errors import RunError
 
+_ASIDE = "replaced"
+
 
 @contextmanager
 def atomic_path(target: Path | str) -> Iterator[Path]:
@@ -21,20 +30,57 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
     Raises RunError where the folder cannot be written or the disk is full.
     """
     target = Path(target)
-    scratch: Path | None = None
     try:
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(target)
+        with _scratch(target.name, target.parent) as scratch:
             temporary = scratch / target.name
             yield temporary
             _sync(temporary)
             _replace(temporary, target, scratch)
-        except OSError as error:
-            raise _unwritable(target, error) from error
+    except OSError as error:
+        raise _unwritable(target, error) from error
+
+
+def remove_leftovers(target: Path | str) -> None:
+    """Remove what killed writers of `target` left beside it; a folder that one of them was just replacing is put in its place."""
+    target = Path(target)
+    for scratch in target.parent.glob(f".{glob.escape(target.name)}.*"):
+        with contextlib.suppress(OSError):  # a live writer's lock, or one that is just going
+            _remove_leftover(scratch, target)
+
+
+def _remove_leftover(scratch: Path, target: Path) -> None:
+    if scratch.is_symlink() or not {path.name for path in scratch.iterdir()} <= {target.name, _ASIDE}:
+        return  # not of a writer's making
+    descriptor = os.open(scratch, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if (scratch / _ASIDE).exists() and not target.exists():
+            (scratch / target.name).rename(target)  # it was whole: the old one had stepped aside for it
+        shutil.rmtree(scratch)
     finally:
-        if scratch is not None:
+        os.close(descriptor)
+
+
+@contextmanager
+def _scratch(name: str, folder: Path) -> Iterator[Path]:
+    """A folder of one's own in `folder`, removed on leaving. Its lock ends with the process, however that ends."""
+    while True:
+        scratch = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=folder))
+        try:
+            descriptor = os.open(scratch, os.O_RDONLY)
+        except FileNotFoundError:
+            continue  # another writer took it for a leftover before it was locked
+        try:
+            with contextlib.suppress(OSError):  # a file system without locks: nobody can lock it, so nobody removes it
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if scratch.exists():
+                yield scratch
+                return
+        finally:
             shutil.rmtree(scratch, ignore_errors=True)
+            os.close(descriptor)
 
 
 def write_bytes(target: Path | str, content: bytes) -> None:
@@ -50,7 +96,7 @@ def check_writable(target: Path | str) -> None:
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=folder):
+        with _scratch(target.name, folder):
             pass
     except OSError as error:
         raise _unwritable(target, error) from error
@@ -84,7 +130,7 @@ def _unwritable(target: Path, error: OSError) -> RunError:
 def _replace(temporary: Path, target: Path, scratch: Path) -> None:
     """Rename into place; a folder cannot be replaced in one step, so the old one steps aside first."""
     if target.is_dir() and temporary.is_dir():
-        aside = scratch / "replaced"
+        aside = scratch / _ASIDE
         target.rename(aside)
         try:
             temporary.rename(target)
