@@ -9,6 +9,7 @@ import click
 
 from .cli import command
 from .common.errors import FinepruneError
+from .common.text import printable
 
 _RESUMABLE = ("train", "calibrate", "compress", "run")
 
@@ -68,12 +69,13 @@ def _raise_or_fail(debug: bool, message: str, code: int) -> int:
     if debug:
         import traceback
 
-        traceback.print_exc()
+        for line in traceback.format_exc().splitlines():
+            click.echo(printable(line), err=True)
     return _fail(message, code)
 
 
 def _fail(message: str, code: int, hint: str = "") -> int:
-    click.echo(f"fineprune: {message}{hint}", err=True)
+    click.echo(f"fineprune: {printable(message)}{hint}", err=True)
     return code
 
 

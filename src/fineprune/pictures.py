@@ -1,10 +1,12 @@
 """Figures as files: the same bytes for the same figure, and a file that is whole or absent."""
 
 import io
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from .common.files import write_bytes
+from .common.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -15,9 +17,15 @@ def picture(figure: "Figure", kind: Literal["svg", "png"], *, dpi: int = 130, sa
     from matplotlib import rc_context
 
     stream = io.BytesIO()
-    with rc_context({"svg.hashsalt": salt, "svg.fonttype": "none"}):
+    with warnings.catch_warnings(), rc_context({"svg.hashsalt": salt, "svg.fonttype": "none"}):
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a name in a script that the font lacks
         figure.savefig(stream, format=kind, dpi=dpi, metadata={"Date" if kind == "svg" else "Software": None})
     return stream.getvalue()
+
+
+def plain(name: str) -> str:
+    """A name from a file as text of a figure, where a pair of $ would be taken for a formula."""
+    return printable(name).replace("$", r"\$")
 
 
 def write_picture(figure: "Figure", path: Path, *, dpi: int = 130) -> None:

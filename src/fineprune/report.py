@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .common.files import write_bytes
+from .common.text import printable
 from .compressor.bundle import Bundle
 from .manifest import STEPS, read_bundle
-from .pictures import picture
+from .pictures import picture, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,7 +29,7 @@ def write_report(bundle: Bundle | Path | str, path: Path | str, *, bench: dict[s
     """Write the page of a bundle to `path`; `bench` is a BenchmarkReport as JSON, shown where given."""
     bundle = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
     facts = bundle.facts
-    name = facts["model"]["name"] if facts.get("model") else "network"
+    name = printable(facts["model"]["name"]) if facts.get("model") else "network"
     sections = [
         f"<h1>{html.escape(name)}: {1 - facts['conv_macs_kept']:.1%} of the convolution multiply-adds removed</h1>",
         _summary(facts),
@@ -65,11 +66,11 @@ def macs_figure(layers: Sequence[dict[str, Any]]) -> "Figure":
     """Horizontal bars: dense multiply-adds behind, kept ones in front."""
     rows = [layer for layer in layers if layer["macs_dense"]][::-1]
     figure, axes = _figure(8, 0.6 + 0.24 * len(rows))
-    names = [row["name"] for row in rows]
+    names = [plain(row["name"]) for row in rows]
     axes.barh(names, [row["macs_dense"] / 1e6 for row in rows], color=DENSE)
     axes.barh(names, [row["macs"] / 1e6 for row in rows], color=KEPT)
-    for row in rows:
-        axes.text(row["macs_dense"] / 1e6, row["name"], f" {row['macs'] / row['macs_dense']:.0%}", va="center", fontsize=8)
+    for name, row in zip(names, rows, strict=True):
+        axes.text(row["macs_dense"] / 1e6, name, f" {row['macs'] / row['macs_dense']:.0%}", va="center", fontsize=8)
     axes.tick_params(axis="y", labelsize=8)
     axes.set_xlabel("million multiply-adds per sample")
     axes.margins(x=0.1, y=0.01)
@@ -89,7 +90,7 @@ def masks_figure(masks: dict[str, torch.Tensor]) -> "Figure":
     image = None
     for axes, (name, mask) in zip(grid, masks.items(), strict=False):
         image = axes.imshow(mask.float().mean(0).numpy(), vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
-        axes.set_title(f"{name}\n{mask.float().mean().item():.0%}", fontsize=7)
+        axes.set_title(f"{plain(name)}\n{mask.float().mean().item():.0%}", fontsize=7)
     if image is not None:
         figure.colorbar(image, ax=list(grid), shrink=0.6)
     return figure
@@ -129,7 +130,7 @@ def latency_figure(bench: dict[str, Any]) -> "Figure":
             [abs(r["p75_ms"] - r["median_ms"]) / r["batch_size"] for r in rows],
         ]
         colour = _OURS.get(runtime) or _RUNTIME_COLOURS[number % len(_RUNTIME_COLOURS)]
-        bars = axes.bar(places, medians, width, yerr=whiskers, color=colour, label=runtime, ecolor="#555")
+        bars = axes.bar(places, medians, width, yerr=whiskers, color=colour, label=plain(runtime), ecolor="#555")
         axes.bar_label(bars, fmt="%.2f", fontsize=8, padding=2)
     axes.set_xticks(range(len(groups)), [f"batch {batch}, {threads} thread{'s' * (threads > 1)}" for batch, threads in groups])
     axes.set_ylabel("ms per image")
@@ -149,7 +150,7 @@ def _figure(width: float, height: float) -> tuple["Figure", Any]:
 
 def _section(title: str, figure: "Figure", caption: str) -> str:
     svg = picture(figure, "svg", dpi=100, salt=title).decode()
-    return f"<h2>{title}</h2><figure>{svg[svg.index('<svg') :]}<figcaption>{html.escape(caption)}</figcaption></figure>"
+    return f"<h2>{title}</h2><figure>{svg[svg.index('<svg') :]}<figcaption>{html.escape(printable(caption))}</figcaption></figure>"
 
 
 def _summary(facts: dict[str, Any]) -> str:

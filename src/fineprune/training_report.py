@@ -16,7 +16,7 @@ from .models.data import ImageData
 from .models.training.auto_lr import AutoRateConfig, replay
 from .models.training.results import EpochRecord
 from .models.training.sampling.loss_log import VIEWS, SampleFacts
-from .pictures import write_picture
+from .pictures import plain, write_picture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -129,7 +129,7 @@ def contact_sheet(indices: Tensor, facts: SampleFacts, losses: Tensor, data: Ima
         picture, curve = grid[2 * row, column], grid[2 * row + 1, column]
         image = pictures[place]
         picture.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        name = data.classes[int(data.train.labels[index])]
+        name = plain(data.classes[int(data.train.labels[index])])
         picture.set_title(f"{index}: {name}\n{facts.mean_loss[index]:.2f}, out {int(facts.pruned[index])}×", fontsize=6, pad=2)
         curve.plot(epochs, losses[:, index].tolist(), ".-", color="#d1603d", linewidth=0.8, markersize=2)
         curve.set_ylim(-0.05 * highest, 1.05 * highest)

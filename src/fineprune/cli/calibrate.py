@@ -36,6 +36,7 @@ def calibrate(output: Path, device: str, **options: Any) -> None:
     from ..compression import calibration_run
     from ..compressor.prune import prune
     from ..models.training.device import resolve_device
+    from .render import say
 
     config = prune_settings(options)
     calibration = CalibrationConfig(samples=options["samples"], batch_size=options["calibration_batch_size"], seed=options["seed"])
@@ -52,4 +53,4 @@ def calibrate(output: Path, device: str, **options: Any) -> None:
     for skipped in pruned.skipped:
         progress.log(f"left dense: {skipped.name}: {skipped.reason}")
     samples = min(options["samples"] or len(data.train), len(data.train))
-    click.echo(f"wrote statistics of {samples} samples to {output}; next: fineprune compress --statistics {output} with the same ratios")
+    say(f"wrote statistics of {samples} samples to {output}; next: fineprune compress --statistics {output} with the same ratios")

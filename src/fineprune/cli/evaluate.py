@@ -30,7 +30,7 @@ def evaluate(as_json: bool, split: str, batch_size: int, device: str, **options:
     from ..common.progress import Bars
     from ..models.training.evaluate import evaluate as measure
     from ..networks import named_data
-    from .render import print_json
+    from .render import print_json, say
 
     check_named(options)
     warn_random(options)
@@ -50,4 +50,4 @@ def evaluate(as_json: bool, split: str, batch_size: int, device: str, **options:
         print_json({"split": split, "data": data.spec, **result.to_json()})
     else:
         top5 = "" if result.top5 is None else f", top-5 {result.top5:.2%}"
-        click.echo(f"{split} accuracy {result.accuracy:.2%}{top5}, loss {result.loss:.4f}, {result.samples} images of {data.spec}")
+        say(f"{split} accuracy {result.accuracy:.2%}{top5}, loss {result.loss:.4f}, {result.samples} images of {data.spec}")

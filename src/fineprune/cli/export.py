@@ -30,7 +30,7 @@ def export(as_json: bool, output: Path, plain: bool, parity_samples: int, **opti
     """Write BUNDLE (or --model with --checkpoint) as ONNX and check it against PyTorch on real samples."""
     from ..common.progress import Bars
     from ..deployment import check_onnx_target, export_network, real_samples
-    from .render import print_json, print_parity
+    from .render import print_json, print_parity, say
 
     check_onnx_target(output)
     check_named(options)
@@ -46,4 +46,4 @@ def export(as_json: bool, output: Path, plain: bool, parity_samples: int, **opti
         print_parity(facts["parity"])
     report = exported.report
     masked = sum(layer.macs < layer.macs_dense for layer in report.layers)
-    click.echo(f"wrote {output}: {report.bytes / 1e6:.3f} MB, {masked} masked convolutions, opset {report.opset}")
+    say(f"wrote {output}: {report.bytes / 1e6:.3f} MB, {masked} masked convolutions, opset {report.opset}")

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..common.text import printable
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -17,15 +19,21 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
+def say(line: str) -> None:
+    """One line of a result on stdout."""
+    click.echo(printable(line))
+
+
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """A table on stdout; the first column is text, the others are figures."""
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(title=Text(printable(title), "bold"), title_justify="left")
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(printable(cell)) for cell in row))
     _print(table)
 
 
@@ -49,12 +57,12 @@ def print_macs(report: "MacReport", name: str) -> None:
     rows.append(["total", "", "", *_counts(report.macs_dense, report.macs), "", ""])
     title = f"{name}: multiply-adds of one {'x'.join(map(str, report.input_shape))} sample"
     print_table(title, ["layer", "kind", "output", "dense", "kept", "kept %", "blocks", "weights"], rows)
-    click.echo(
+    say(
         f"MACs {report.macs / 1e6:.3f} M of {report.macs_dense / 1e6:.3f} M, FLOPs {2 * report.macs / 1e6:.3f} M, "
         f"thesis_ops {report.thesis_ops / 1e6:.3f} M of {report.thesis_ops_dense / 1e6:.3f} M, parameters {report.parameters / 1e6:.3f} M"
     )
     for module in report.uncounted:
-        click.echo(f"not counted: {module} (its products cannot be seen)")
+        say(f"not counted: {module} (its products cannot be seen)")
 
 
 def _counts(dense: int, kept: int) -> list[str]:
@@ -81,7 +89,7 @@ def print_compression(facts: dict[str, Any]) -> None:
         ["convolution multiply-adds", "", f"{1 - facts['conv_macs_kept']:.1%}"],
     ]
     print_table("pruned", ["", "asked", "achieved"], rows)
-    click.echo(f"MACs {macs['macs'] / 1e6:.3f} M of {macs['macs_dense'] / 1e6:.3f} M")
+    say(f"MACs {macs['macs'] / 1e6:.3f} M of {macs['macs_dense'] / 1e6:.3f} M")
 
 
 def print_parity(parity: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ def report(bundle: Path, output: Path | None, bench: Path | None) -> None:
     from ..common.files import check_writable, read_json
     from ..manifest import check_latencies
     from ..report import write_report
+    from .render import say
 
     output = output or Path(f"{bundle}.html")
     if output.is_dir() or (output.exists() and output.suffix != ".html"):
@@ -26,4 +27,4 @@ def report(bundle: Path, output: Path | None, bench: Path | None) -> None:
     if bench:
         check_latencies(latencies, bench)
     write_report(bundle, output, bench=latencies)
-    click.echo(f"wrote {output}")
+    say(f"wrote {output}")

@@ -18,7 +18,7 @@ def run(recipe: Path, output: Path | None, force: bool, trust: tuple[str, ...], 
     """Run the pipeline of RECIPE.toml: train, calibrate, compress, export, verify, benchmark. Run it again to resume."""
     from ..common.progress import Bars
     from ..pipeline import run as run_recipe
-    from .render import print_bench, print_compression, print_json, print_parity, print_table
+    from .render import print_bench, print_compression, print_json, print_parity, print_table, say
 
     summary = run_recipe(recipe, output=output, force=force, trust=trust, device=device, progress=Bars())
     if as_json:
@@ -31,4 +31,4 @@ def run(recipe: Path, output: Path | None, force: bool, trust: tuple[str, ...], 
     if details.get("bench"):
         print_bench(details["bench"])
     print_table("summary", ["", "dense", "compressed"], summary["table"])
-    click.echo(f"wrote {summary['folder']}/summary.json and report.html")
+    say(f"wrote {summary['folder']}/summary.json and report.html")

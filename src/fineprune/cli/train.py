@@ -35,7 +35,7 @@ def train(as_json: bool, output: Path, device: str, suspects: int | None, **opti
     from ..common.progress import Bars
     from ..models.training.config import TrainConfig
     from ..training import SUSPECTS, check_target, train_network
-    from .render import print_json
+    from .render import print_json, say
 
     if suspects is not None and suspects < 1:
         raise UsageError(f"--suspects is at least 1, got {suspects}")
@@ -51,6 +51,6 @@ def train(as_json: bool, output: Path, device: str, suspects: int | None, **opti
     else:
         accuracy = facts["accuracy"]
         held_out = f", {accuracy['split']} accuracy {accuracy['value']:.2%}" if accuracy["value"] is not None else ""
-        click.echo(f"wrote {facts['checkpoint']}: weights of epoch {facts['best_epoch']} of {len(facts['history'])}{held_out}")
+        say(f"wrote {facts['checkpoint']}: weights of epoch {facts['best_epoch']} of {len(facts['history'])}{held_out}")
         for path in facts["reports"]:
-            click.echo(f"wrote {path}")
+            say(f"wrote {path}")

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, TypeVar
 
+from .text import printable
+
 T = TypeVar("T")
 Description = str | Callable[[], str]
 """Text, or what to ask for it after every item, where it changes while the loop runs."""
@@ -36,14 +38,14 @@ class Bars:
     def __init__(self) -> None:
         from rich.console import Console  # rich costs 0.1 s; only a run that draws pays it
 
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
     def __call__(self, items: Iterable[T], *, total: int | None, description: Description, start: int = 0) -> Iterator[T]:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
 
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("elapsed"),
@@ -58,8 +60,8 @@ class Bars:
                 bars.update(task, advance=1, description=_text(description))
 
     def log(self, message: str) -> None:
-        self._console.print(message, markup=False)
+        self._console.print(printable(message))
 
 
 def _text(description: Description) -> str:
-    return description if isinstance(description, str) else description()
+    return printable(description if isinstance(description, str) else description())
