@@ -18,10 +18,10 @@ from torch.nn import functional as F
 
 from ..common.errors import RunError, UsageError
 from ..common.progress import Progress, Silent
-from .convolutions import ConvSite, evaluating, find_convolutions, replaced
+from .convolutions import ConvSite, evaluating, find_convolutions
 from .frequency import NORMS, TieBreaker
 from .importance import group_filters
-from .layers import BlockFrequency, BlockTaylor, Collector, WeightScores
+from .layers import BlockFrequency, BlockTaylor, Collector, WeightScores, measuring
 from .statistics import FACTS, Statistics, fingerprint
 
 Criterion = Literal["l2", "l1", "apoz", "taylor"]
@@ -170,7 +170,7 @@ def _stream(
         for parameter, _ in flags:
             parameter.requires_grad_(False)
         model.to(device)
-        with evaluating(model), replaced(model, collectors):
+        with evaluating(model), measuring(collectors.values()):
             stream = source.batches(config.batch_size, indices=order[done:])
             for batch in progress(stream, total=batches, description=f"calibrating {kind}", start=first):
                 _run_batch(model, batch, collectors, device)
@@ -195,18 +195,35 @@ def _run_batch(model: nn.Module, batch: Samples, collectors: Mapping[str, Collec
     images, labels = batch.images.to(device), batch.labels.to(device)
     for collector in collectors.values():
         collector.begin(batch.indices)
-    if any(collector.needs_gradient for collector in collectors.values()):
-        logits = model(images.detach().requires_grad_())  # of a view: the source keeps its tensor as it was
+    logits = outputs(model, images, collectors)
+    if needs_gradient(collectors):
         # The sum keeps each sample's gradient its own: in eval mode samples do not meet.
-        loss = _summed_loss(_tensor(logits), labels)
+        loss = _summed_loss(logits, labels)
         _require_finite(loss)
-        if loss.requires_grad:  # else the collectors name what no gradient reaches
+        if loss.requires_grad:
             loss.backward()
+        if not any(collector.had_gradient for collector in collectors.values()):
+            raise UsageError("no gradient reaches any convolution, which Taylor scores need; use --preset thesis")
     else:
-        with torch.no_grad():
-            _require_finite(_tensor(model(images)))
+        _require_finite(logits)
     for collector in collectors.values():
         collector.commit()
+
+
+def outputs(model: nn.Module, images: Tensor, collectors: Mapping[str, Collector]) -> Tensor:
+    """The network's class scores [N,classes] for images[N,C,H,W] as a calibration pass computes them; `images` stay as they are.
+
+    The network gets a copy that is no leaf of the graph: it may write to its input.
+    """
+    if not needs_gradient(collectors):
+        with torch.no_grad():
+            return _tensor(model(images.clone()))
+    return _tensor(model(images.detach().requires_grad_().clone()))
+
+
+def needs_gradient(collectors: Mapping[str, Collector]) -> bool:
+    """Whether a pass with these collectors goes backward too."""
+    return any(collector.needs_gradient for collector in collectors.values())
 
 
 def _summed_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""Which convolutions of a network can carry masks, and exchanging them in place."""
+"""Which convolutions of a network can carry masks, and choosing among them."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -68,7 +68,8 @@ def find_convolutions(model: nn.Module, input_shape: Sequence[int]) -> tuple[lis
 
         return hook
 
-    handles = [module.register_forward_hook(record(name), with_kwargs=True) for name, module in convs.items()]
+    # Prepended: the shapes are those of the convolution, before a hook of the network's own changes its output.
+    handles = [module.register_forward_hook(record(name), prepend=True, with_kwargs=True) for name, module in convs.items()]
     try:
         probe(model, input_shape)
     finally:
@@ -82,7 +83,8 @@ def find_convolutions(model: nn.Module, input_shape: Sequence[int]) -> tuple[lis
             skipped.append(Skipped(name=name, reason=reason))
         else:
             sites.append(_site(name, conv, calls[0][1]))
-    return sites, skipped
+    scripted = [name for name, module in model.named_modules() if getattr(module, "original_name", "").startswith("Conv")]
+    return sites, [*skipped, *(Skipped(name=name, reason="it is scripted (torch.jit), which fixes its code") for name in scripted)]
 
 
 def probe(model: nn.Module, input_shape: Sequence[int]) -> torch.Tensor:
@@ -115,9 +117,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def _why_not(conv: nn.Module, calls: list) -> str | None:
     if not isinstance(conv, nn.Conv2d):
         return f"{type(conv).__name__} is not a 2-D convolution"
-    own = type(conv).forward is nn.Conv2d.forward and type(conv)._conv_forward is nn.Conv2d._conv_forward
-    if not own and not hasattr(conv, "ffp_mask"):
-        return f"{type(conv).__name__} replaces the forward of Conv2d"
+    if reason := own_forward(conv):
+        return reason
     if not calls:
         return "the forward pass does not call it as a module"
     if len(calls) > 1:
@@ -126,9 +127,22 @@ def _why_not(conv: nn.Module, calls: list) -> str | None:
         return "its input has no batch axis"
     if torch.nn.utils.parametrize.is_parametrized(conv):
         return "its weight is parametrized; remove the parametrization first"
-    if "weight" not in conv._parameters:
+    if conv._parameters.get("weight") is not conv.weight:
         return "its weight is computed by a hook (weight_norm, torch.nn.utils.prune); remove that first"
     return None
+
+
+def own_forward(conv: nn.Conv2d) -> str | None:
+    """Why masks cannot act in a convolution that computes something else than nn.Conv2d; None where they can.
+
+    Hooks are no reason: what they do to input and output, they do around the masks too.
+    """
+    kind = type(conv)
+    own = kind.forward is not nn.Conv2d.forward or kind._conv_forward is not nn.Conv2d._conv_forward
+    if own and not hasattr(conv, "ffp_mask"):
+        return f"{kind.__name__} replaces the forward of Conv2d"
+    changed = next((name for name in ("forward", "_conv_forward") if name in vars(conv)), None)
+    return changed and f"its {changed} is replaced on the module itself"
 
 
 def _site(name: str, conv: nn.Module, output_shape: tuple[int, ...]) -> ConvSite:
@@ -154,23 +168,3 @@ def select_sites(sites: Sequence[ConvSite], *, include: Sequence[str] = (), excl
         for site in sites
         if (not include or any(fnmatchcase(site.name, p) for p in include)) and not any(fnmatchcase(site.name, p) for p in exclude)
     ]
-
-
-def replace_modules(model: nn.Module, replacements: Mapping[str, nn.Module]) -> None:
-    """Put each module of `replacements` at its dotted name inside `model`, and wherever else `model` holds the module that was there."""
-    exchanged = {model.get_submodule(name): module for name, module in replacements.items()}
-    for parent in list(model.modules()):
-        for child, module in list(parent._modules.items()):  # named_children would leave out a second name
-            if module in exchanged:
-                setattr(parent, child, exchanged[module])
-
-
-@contextmanager
-def replaced(model: nn.Module, replacements: Mapping[str, nn.Module]) -> Iterator[None]:
-    """`replace_modules` for the length of a with-block; the model is as before afterwards, whatever happens."""
-    originals = {name: model.get_submodule(name) for name in replacements}
-    replace_modules(model, replacements)
-    try:
-        yield
-    finally:
-        replace_modules(model, originals)

@@ -1,11 +1,11 @@
-"""Stand-ins for convolutions during a calibration pass: each adds up one kind of statistic as samples flow through."""
+"""What runs inside convolutions during a calibration pass: each collector adds up one kind of statistic as samples flow through."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from ..common.errors import UsageError
 from .convolutions import ConvSite
 from .frequency import Norm, TieBreaker, choose_blocks
 from .geometry import Conv
@@ -14,16 +14,14 @@ from .masked_conv import explicit_padding, masked_conv2d
 from .taylor import Geometry, block_taylor, tap_taylor
 
 
-class Collector(nn.Module):
-    """Runs in the place of `conv`. A batch counts only when `commit` is called, so an interrupted batch leaves no trace."""
+class Collector:
+    """Computes what `conv` does and looks on. A batch counts only when `commit` is called, so an interrupted batch leaves no trace."""
 
-    conv: nn.Conv2d
     needs_gradient = False
 
     def __init__(self, conv: nn.Conv2d, site: ConvSite) -> None:
-        super().__init__()
-        self.__dict__["conv"] = conv  # not a child: the network's parameters keep their names
-        self.site = site
+        self.conv, self.site = conv, site
+        self.convolve = conv.forward
         self.indices = torch.empty(0, dtype=torch.int64)
         self._sums: dict[str, Tensor] = {}
         self._pending: dict[str, Tensor] = {}
@@ -38,15 +36,26 @@ class Collector(nn.Module):
             self._pending[key] = value.detach().cpu().to(torch.int64 if value.dtype == torch.int64 else torch.float64)
 
     def commit(self) -> None:
-        """Add the current batch to the total. UsageError where it should have had a gradient and had none."""
-        if self.needs_gradient and "taylor" not in self._pending:
-            raise UsageError(f"no gradient reaches the output of {self.site.name}, which Taylor scores need; use --preset thesis")
-        self._sums = {key: value + self._sums[key] if key in self._sums else value for key, value in self._pending.items()}
+        """Add the current batch to the total. Where no gradient came, it was zero, and Taylor scores stay as they are."""
+        self._sums |= {key: value + self._sums[key] if key in self._sums else value for key, value in self._pending.items()}
 
-    def when_differentiated(self, y: Tensor, backward: Callable[[Tensor], None]) -> None:
-        """Give `backward` the gradient of this layer's output y, where the network computes one."""
+    @property
+    def had_gradient(self) -> bool:
+        """Whether a gradient of the current batch reached this layer's output."""
+        return "taylor" in self._pending
+
+    def forward(self, input: Tensor) -> Tensor:
+        """x[N,C,H,W] -> y[N,F,oh,ow], noting what is collected."""
+        raise NotImplementedError
+
+    def differentiated(self, y: Tensor, backward: Callable[[Tensor], None]) -> Tensor:
+        """This layer's output y, whose gradient `backward` gets where the network computes one."""
         if y.requires_grad:
             y.register_hook(backward)
+        elif torch.is_grad_enabled():  # no gradient leads to its input, for instance from a frozen stem under no_grad
+            y.requires_grad_().register_hook(backward)
+            return y.clone()  # what comes next may work in place, which a leaf does not allow
+        return y
 
     def sums(self) -> dict[str, Tensor]:
         """The totals so far."""
@@ -59,6 +68,22 @@ class Collector(nn.Module):
     def geometry(self, padding: tuple[int, int]) -> Geometry:
         """(stride, padding, dilation) once padding other than symmetric zeros has been applied to the input."""
         return (self.conv.stride, padding, self.conv.dilation)
+
+
+@contextmanager
+def measuring(collectors: Iterable[Collector]) -> Iterator[None]:
+    """Every collector computes in its convolution's place for the length of a with-block.
+
+    Only `forward` is exchanged: the network meets its own modules, with their class, attributes, parameters and hooks.
+    """
+    convs = [collector.conv for collector in collectors]
+    try:
+        for collector in collectors:
+            vars(collector.conv)["forward"] = collector.forward
+        yield
+    finally:
+        for conv in convs:
+            vars(conv).pop("forward", None)
 
 
 class BlockFrequency(Collector):
@@ -76,7 +101,7 @@ class BlockFrequency(Collector):
         chosen = choose_blocks(padded, conv.kernel_size, geometry, self.norm, self.keep, self.ties, self.indices)
         self.add(frequency=chosen.frequency, norm=chosen.norm)
         if not self.masked or self.keep == self.site.positions:
-            return conv(input)
+            return self.convolve(input)
         return masked_conv2d(padded, conv.weight, conv.bias, chosen.mask, conv.stride, padding, conv.dilation, conv.groups)
 
 
@@ -88,13 +113,12 @@ class BlockTaylor(Collector):
     def forward(self, input: Tensor) -> Tensor:
         """x[N,C,H,W] -> the dense y[N,F,oh,ow]."""
         padded, padding = explicit_padding(self.conv, input)
-        y = self.conv(input)
+        y = self.convolve(input)
 
         def backward(grad: Tensor) -> None:
             self.add(taylor=block_taylor(padded.detach(), grad, self.conv.weight, self.geometry(padding), self.conv.groups))
 
-        self.when_differentiated(y, backward)
-        return y
+        return self.differentiated(y, backward)
 
 
 class WeightScores(Collector):
@@ -109,7 +133,7 @@ class WeightScores(Collector):
         """x[N,C,H,W] -> y[N,F,oh,ow] of the layer as it is, its masks included."""
         padded, padding = explicit_padding(self.conv, input)
         mask = getattr(self.conv, "ffp_mask", None)
-        y = self.conv(input)
+        y = self.convolve(input)
         stride, _, dilation = self.geometry(padding)
         with torch.no_grad():
             for key, values in (("absolute", padded.abs()), ("signed", padded)):
@@ -121,7 +145,7 @@ class WeightScores(Collector):
                 scores = tap_taylor(padded.detach(), grad, self.conv.weight, mask, self.geometry(padding), self.conv.groups, assignment)
                 self.add(taylor=scores.kernel, taylor_group=scores.group, taylor_channel=scores.channel)
 
-            self.when_differentiated(y, backward)
+            return self.differentiated(y, backward)
         return y
 
     def sums(self) -> dict[str, Tensor]:

@@ -42,9 +42,7 @@ class Statistics:
                 raise UsageError(
                     f"statistics differ in {key}: {mine.get(key)!r} and {theirs.get(key)!r}; only parts of one calibration add up"
                 )
-        layers = {
-            name: {k: v if k == "groups" else v + other.layers[name][k] for k, v in fields.items()} for name, fields in self.layers.items()
-        }
+        layers = {name: _sum(fields, other.layers[name]) for name, fields in self.layers.items()}
         return replace(self, samples=self.samples + other.samples, layers=layers)
 
     def save(self, folder: Path | str) -> None:
@@ -83,6 +81,11 @@ class Statistics:
             name, _, item = key.rpartition("/")
             layers.setdefault(name, {})[item] = value
         return cls(kind=facts["kind"], settings=facts["settings"], samples=facts["samples"], layers=layers)
+
+
+def _sum(one: dict[str, Tensor], other: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A part that no gradient reached has no Taylor scores, which is a sum of zeros."""
+    return {**other, **one, **{key: one[key] + other[key] for key in one.keys() & other.keys() if key != "groups"}}
 
 
 def check_target(folder: Path | str) -> None:

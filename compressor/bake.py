@@ -1,23 +1,21 @@
-"""Masks become part of a network: each masked convolution is exchanged for one that applies its masks."""
+"""Masks become part of a network, and leave it again."""
 
 from collections.abc import Iterator, Mapping
-from copy import deepcopy
 
 from torch import Tensor, nn
 
-from ..calibrate.convolutions import replace_modules
+from ..common.copies import copied
 from ..common.errors import UsageError
-from .layers import MaskedConv2d
+from .layers import MaskedConv2d, mask, unmask
 
 
 def bake(model: nn.Module, *, ffp_masks: Mapping[str, Tensor] | None = None, fwp_masks: Mapping[str, Tensor] | None = None) -> nn.Module:
     """A copy of `model` whose convolutions named in the masks carry them (bool [C,oh,ow] and [F,C/groups,kh,kw]).
 
-    UsageError for a name that is no Conv2d or a mask of the wrong shape.
+    UsageError for a name that is no Conv2d, a mask of the wrong shape or a layer with a forward of its own.
     """
     ffp_masks, fwp_masks = ffp_masks or {}, fwp_masks or {}
-    masked = deepcopy(model)
-    layers: dict[str, nn.Module] = {}
+    masked = copied(model)
     for name in dict.fromkeys([*ffp_masks, *fwp_masks]):
         try:
             conv = masked.get_submodule(name)
@@ -26,11 +24,18 @@ def bake(model: nn.Module, *, ffp_masks: Mapping[str, Tensor] | None = None, fwp
         if not isinstance(conv, nn.Conv2d):
             raise UsageError(f"the masks name {name!r}, which is a {type(conv).__name__} and not a Conv2d")
         try:
-            layers[name] = MaskedConv2d.wrap(conv, ffp_mask=ffp_masks.get(name), fwp_mask=fwp_masks.get(name))
+            mask(conv, ffp_mask=ffp_masks.get(name), fwp_mask=fwp_masks.get(name))
         except UsageError as error:
             raise UsageError(f"{name}: {error}") from error
-    replace_modules(masked, layers)
     return masked
+
+
+def dense_twin(model: nn.Module) -> nn.Module:
+    """A copy of `model` without masks, dropped weights being zeros in it: what a dense runtime would have to compute."""
+    dense = copied(model)
+    for _, layer in list(masked_layers(dense)):
+        unmask(layer)
+    return dense
 
 
 def masked_layers(model: nn.Module) -> Iterator[tuple[str, MaskedConv2d]]:

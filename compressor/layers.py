@@ -4,11 +4,13 @@ The masks act in `forward`, so gradients of dropped weights are zero and whateve
 (momentum, weight decay, averaging) never reaches the output.
 """
 
-from typing import Self
+from copy import copy
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 
+from ..calibrate.convolutions import own_forward
 from ..calibrate.masked_conv import explicit_padding, masked_conv2d
 from ..common.errors import UsageError
 
@@ -20,18 +22,11 @@ class MaskedConv2d(nn.Conv2d):
     fwp_mask: Tensor | None
 
     @classmethod
-    def wrap(cls, conv: nn.Conv2d, *, ffp_mask: Tensor | None = None, fwp_mask: Tensor | None = None) -> Self:
-        """Take over the parameters (not copies) and geometry of `conv`. UsageError where a mask has the wrong shape or dtype."""
-        _check_mask(ffp_mask, "FFP", (conv.in_channels, None, None))
-        _check_mask(fwp_mask, "FWP", tuple(conv.weight.shape))
-        layer = cls.__new__(cls)
-        nn.Module.__init__(layer)
-        layer.__dict__.update({key: value for key, value in conv.__dict__.items() if not key.startswith("_") or key in _CONV_PRIVATE})
-        layer.weight, layer.bias = conv.weight, conv.bias
-        layer.register_buffer("ffp_mask", _to(ffp_mask, conv.weight), persistent=False)
-        layer.register_buffer("fwp_mask", _to(fwp_mask, conv.weight), persistent=False)
-        layer.train(conv.training)
-        return layer
+    def wrap(cls, conv: nn.Conv2d, *, ffp_mask: Tensor | None = None, fwp_mask: Tensor | None = None) -> "MaskedConv2d":
+        """A layer beside `conv` with its parameters (not copies), hooks and attributes. UsageError as in `mask`."""
+        layer = type(conv).__new__(type(conv))
+        vars(layer).update({key: copy(value) if isinstance(value, dict | set) else value for key, value in vars(conv).items()})
+        return mask(layer, ffp_mask=ffp_mask, fwp_mask=fwp_mask)
 
     def masked_weight(self) -> Tensor:
         """weight[F,C/groups,kh,kw] with the dropped taps at exactly zero."""
@@ -51,7 +46,38 @@ class MaskedConv2d(nn.Conv2d):
         return super().extra_repr() + "".join(f", {k}={m.float().mean().item():.3f}" for k, m in kept.items() if m is not None)
 
 
-_CONV_PRIVATE = ("_reversed_padding_repeated_twice",)
+def mask(conv: nn.Conv2d, *, ffp_mask: Tensor | None = None, fwp_mask: Tensor | None = None) -> MaskedConv2d:
+    """Make `conv` itself a MaskedConv2d: whatever refers to it (hooks, a list, another module) meets its masks.
+
+    UsageError where a mask has the wrong shape or dtype, or where the layer computes something of its own.
+    """
+    if reason := own_forward(conv):
+        raise UsageError(f"it cannot carry masks: {reason}")
+    _check_mask(ffp_mask, "FFP", (conv.in_channels, None, None))
+    _check_mask(fwp_mask, "FWP", tuple(conv.weight.shape))
+    conv.__class__ = _with_masks(type(conv))
+    conv.register_buffer("ffp_mask", _to(ffp_mask, conv.weight), persistent=False)
+    conv.register_buffer("fwp_mask", _to(fwp_mask, conv.weight), persistent=False)
+    return conv  # type: ignore[return-value]
+
+
+def unmask(layer: MaskedConv2d) -> None:
+    """Make `layer` the plain convolution that it was, with the dropped weights at zero."""
+    layer.weight = nn.Parameter(layer.masked_weight().detach())
+    del layer.ffp_mask, layer.fwp_mask
+    layer.__class__ = next(kind for kind in type(layer).__mro__ if not issubclass(kind, MaskedConv2d))  # type: ignore[assignment]
+
+
+def _with_masks(kind: type[nn.Conv2d]) -> type[MaskedConv2d]:
+    if issubclass(kind, MaskedConv2d):
+        return kind
+    return MaskedConv2d if kind is nn.Conv2d else _of_your_own(kind)
+
+
+@cache
+def _of_your_own(kind: type[nn.Conv2d]) -> type[MaskedConv2d]:
+    """MaskedConv2d for layers of a user's own class: they keep its methods and what isinstance says of them."""
+    return type(f"Masked{kind.__name__}", (MaskedConv2d, kind), {"__module__": kind.__module__})
 
 
 def _check_mask(mask: Tensor | None, kind: str, shape: tuple[int | None, ...]) -> None:

@@ -12,8 +12,8 @@ from ..calibrate.statistics import Statistics, fingerprint
 from ..common.errors import UsageError
 from ..common.progress import Progress, Silent
 from .bake import bake, masked_layers
-from .config import PruneConfig
-from .selection import chosen_sites, filter_groups, kept_blocks, select_blocks, select_taps
+from .config import FFPConfig, FWPConfig, PruneConfig
+from .selection import chosen_sites, filter_groups, kept_blocks, select_blocks, select_taps, without_gradient
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,10 +93,12 @@ def prune(
     """
     sites, skipped = prunable(model, config, run.input_shape)
     ffp_masks: dict[str, Tensor] = {}
+    unreached: set[str] = set()
     if config.ffp.prunes:
         blocks = _checked(blocks, model, {}, run) or run.block_statistics(model, sites, config)
         _check_counts(blocks, sites, config)
         ffp_masks = select_blocks(blocks, sites, config.ffp)
+        unreached |= _unreached(blocks, sites, config.ffp)
     masked = bake(model, ffp_masks=ffp_masks)
     fwp_masks: dict[str, Tensor] = {}
     groups: dict[str, Tensor] = {}
@@ -104,12 +106,19 @@ def prune(
         weights = _checked(weights, masked, ffp_masks, run) or run.weight_statistics(masked, config)
         parameters = {site.name: _weight(masked, site) for site in sites}
         fwp_masks = select_taps(weights, parameters, ffp_masks, sites, config.fwp)
+        unreached |= _unreached(weights, sites, config.fwp)
         if config.fwp.sharing == "group":
             groups = {site.name: filter_groups(weights, site, config.fwp) for site in sites if site.name in fwp_masks}
         masked = bake(model, ffp_masks=ffp_masks, fwp_masks=fwp_masks)
     if not ffp_masks and not fwp_masks:
         run.progress.log("warning: nothing was pruned; give --prune, --ffp or --fwp a fraction above 0")
+    reason = "no gradient reaches it, by which its worth is measured; the preset thesis needs none"
+    skipped = [*skipped, *(Skipped(name=name, reason=reason) for name in sorted(unreached - ffp_masks.keys() - fwp_masks.keys()))]
     return Pruned(model=masked, ffp_masks=ffp_masks, fwp_masks=fwp_masks, groups=groups, skipped=skipped)
+
+
+def _unreached(statistics: Statistics, sites: list[ConvSite], config: FFPConfig | FWPConfig) -> set[str]:
+    return {site.name for site in chosen_sites(sites, config)} & without_gradient(statistics, config)
 
 
 def _weight(model: nn.Module, site: ConvSite) -> Tensor:

@@ -23,6 +23,15 @@ def chosen_sites(sites: Sequence[ConvSite], config: FFPConfig | FWPConfig) -> li
     return chosen
 
 
+def without_gradient(statistics: Statistics, config: FFPConfig | FWPConfig) -> set[str]:
+    """The layers that no gradient reached in a pass that collected Taylor scores: by those scores nothing can be chosen there."""
+    settings = statistics.settings
+    collected = settings.get("criterion") == "taylor" or settings.get("taylor")
+    if config.criterion != "taylor" or not collected:
+        return set()
+    return {name for name, fields in statistics.layers.items() if "taylor" not in fields}
+
+
 def kept_blocks(sites: Sequence[ConvSite], config: FFPConfig) -> dict[str, int]:
     """K of stage 1 for each layer that FFP prunes: blocks kept of each channel, the same number as in stage 2."""
     return {site.name: keep_count(site.positions, _ratio(site, config)) for site in chosen_sites(sites, config)}
@@ -30,7 +39,7 @@ def kept_blocks(sites: Sequence[ConvSite], config: FFPConfig) -> dict[str, int]:
 
 def select_blocks(statistics: Statistics, sites: Sequence[ConvSite], config: FFPConfig) -> dict[str, Tensor]:
     """FFP masks, bool [C,oh,ow] by layer; a layer of which nothing is dropped is left out."""
-    chosen = chosen_sites(sites, config)
+    chosen = [site for site in chosen_sites(sites, config) if site.name not in without_gradient(statistics, config)]
     scores = {site.name: _block_scores(statistics, site, config) for site in chosen}
     in_one_list = [site for site in chosen if config.scope == "global" and config.override(site.name) is None]
     masks = {}
@@ -50,7 +59,7 @@ def select_taps(
 
     weights[name] is the layer's weight; ffp_masks tells how often each tap is used, which is what dropping it saves.
     """
-    chosen = chosen_sites(sites, config)
+    chosen = [site for site in chosen_sites(sites, config) if site.name not in without_gradient(statistics, config)]
     chosen = [site for site in chosen if not (config.pointwise == "exempt" and site.taps == 1)]
     assignments = {site.name: filter_groups(statistics, site, config) for site in chosen}
     scores, costs = {}, {}

@@ -12,7 +12,7 @@ from torch import nn
 from .common.errors import RunError, UsageError
 from .common.files import atomic_path, check_writable, write_json
 from .common.progress import Progress, Silent
-from .compressor.bake import masked_layers
+from .compressor.bake import dense_twin, masked_layers
 from .compressor.bundle import Bundle
 from .compressor.macs import count_macs
 from .networks import Network, load_arguments, manifest_of, named_data, network_of, open_bundle
@@ -219,29 +219,3 @@ def _calibration_samples(network: Network, progress: Progress) -> Any:
         progress.log(f"{where} are not read by themselves: inputs are noise (--data gives real ones)")
     generator = torch.Generator().manual_seed(0)
     return torch.randn(CALIBRATION_SAMPLES, *network.input_shape, generator=generator).numpy()
-
-
-def dense_twin(model: nn.Module) -> nn.Module:
-    """The same network without masks (dropped weights are zeros in it): what a dense runtime would have to compute."""
-    from copy import deepcopy
-
-    from .calibrate.convolutions import replace_modules
-
-    dense = deepcopy(model)
-    plain: dict[str, nn.Module] = {}
-    for name, layer in masked_layers(dense):
-        conv = nn.Conv2d(
-            layer.in_channels,
-            layer.out_channels,
-            layer.kernel_size,  # type: ignore[arg-type]
-            layer.stride,  # type: ignore[arg-type]
-            layer.padding,  # type: ignore[arg-type]
-            layer.dilation,  # type: ignore[arg-type]
-            layer.groups,
-            layer.bias is not None,
-            layer.padding_mode,
-        )
-        conv.weight, conv.bias = nn.Parameter(layer.masked_weight().detach()), layer.bias
-        plain[name] = conv.eval()
-    replace_modules(dense, plain)
-    return dense

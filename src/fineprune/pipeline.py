@@ -149,7 +149,8 @@ class _Pipeline:
     def _export(self) -> tuple[dict[str, Any], list[str]]:
         from dataclasses import replace
 
-        from .deployment import PARITY_SAMPLES, dense_twin, export_network, real_samples
+        from .compressor.bake import dense_twin
+        from .deployment import PARITY_SAMPLES, export_network, real_samples
         from .networks import open_bundle
 
         table = self._table("export")

@@ -1,11 +1,11 @@
-"""Which convolutions can carry masks, choosing among them by globs, and exchanging them in place."""
+"""Which convolutions can carry masks, and choosing among them by globs."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
-from fineprune.calibrate.convolutions import ConvSite, evaluating, find_convolutions, probe, replace_modules, replaced, select_sites
+from fineprune.calibrate.convolutions import ConvSite, evaluating, find_convolutions, probe, select_sites
 from fineprune.common.errors import UsageError
 from support.networks import CONVOLUTIONS, SHAPE, varied
 
@@ -134,32 +134,10 @@ def test_a_glob_without_a_match_is_refused(where: str) -> None:
         select_sites(sites, **{where: ("stem", "Stem")})
 
 
-class TwoNames(nn.Module):
-    """Its convolution is reached by the second of its names."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(1, 1, 1)
-        self.body = nn.Sequential(self.conv, nn.ReLU())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.body(x)
-
-
-def test_a_module_is_exchanged_under_all_its_names() -> None:
-    model = TwoNames()
-    assert [site.name for site in find_convolutions(model, (1, 2, 2))[0]] == ["conv"]
-    other = nn.Conv2d(1, 1, 1)
-    replace_modules(model, {"conv": other})
-    assert model.body[0] is model.conv is other
-
-
-def test_replaced_and_evaluating_end_with_their_block() -> None:
-    model = TwoNames()
-    conv = model.conv
-    with pytest.raises(RuntimeError, match="inside"), evaluating(model), replaced(model, {"conv": nn.Identity()}):
-        assert isinstance(model.body[0], nn.Identity)
-        assert not model.training
+def test_evaluating_ends_with_its_block() -> None:
+    model = varied()
+    model.norm.eval()
+    with pytest.raises(RuntimeError, match="inside"), evaluating(model):
+        assert not any(module.training for module in model.modules())
         raise RuntimeError("inside")
-    assert model.body[0] is model.conv is conv
-    assert all(module.training for module in model.modules())
+    assert [name for name, module in model.named_modules() if not module.training] == ["norm"]
