@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..common.errors import RunError, UsageError
 from ..common.files import atomic_path, read_json, sha256, write_json
 from ..common.form import Maybe, require
+from ..common.wrappers import unwrapped, without_wrappers
 from .bake import bake, masks_of
 from .layers import MaskedConv2d
 
@@ -42,6 +43,7 @@ class Bundle:
     @classmethod
     def of(cls, model: nn.Module, facts: Mapping[str, Any], groups: Mapping[str, Tensor] | None = None) -> Self:
         """Take weights and masks from a baked network; RunError names a weight that is NaN or infinite."""
+        model = unwrapped(model)
         weights = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
         for name, value in weights.items():
             if not torch.isfinite(value).all():
@@ -55,6 +57,7 @@ class Bundle:
 
     def restore(self, model: nn.Module) -> nn.Module:
         """A copy of `model` (the dense architecture) with this bundle's masks and weights, in eval mode. RunError when it does not fit."""
+        model = without_wrappers(model)
         try:
             masked = bake(model, ffp_masks=self.ffp_masks, fwp_masks=self.fwp_masks)
             masked.load_state_dict(self.weights)

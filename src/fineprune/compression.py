@@ -21,6 +21,7 @@ from .calibrate.statistics import Statistics, fingerprint
 from .common.errors import RunError, UsageError
 from .common.files import check_writable
 from .common.progress import Progress, Silent
+from .common.wrappers import without_wrappers
 from .compressor.bundle import Bundle, check_target
 from .compressor.config import PruneConfig, prune_config
 from .compressor.macs import MacReport, count_macs
@@ -152,6 +153,7 @@ def compress_network(
     if output is not None:
         check_target(output)
         check_writable(output)
+    model = without_wrappers(model, progress)
     broken = first_nonfinite(model)
     if broken is not None:
         raise RunError(f"{broken} of the network is NaN or infinite; load a checkpoint of a training that did not diverge")

@@ -1,5 +1,6 @@
 """The Python API with the user's own network and data."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,17 @@ def test_own_module_to_bundle_to_onnx(data: str, tmp_path: Path) -> None:
     assert bundle.facts["model"] is None
     with pytest.raises(UsageError, match=r"made from a network without a name; give its dense architecture: load\(folder, model\)"):
         fineprune.load(tmp_path / "bundle")
+
+
+@pytest.mark.parametrize(
+    "wrap", [nn.DataParallel, torch.optim.swa_utils.AveragedModel, lambda model: torch.compile(model, backend="eager")]
+)
+def test_a_wrapped_network_gives_the_bundle_of_the_network_inside(wrap: Callable[[nn.Module], nn.Module], data: str) -> None:
+    loaded = load_data(data)
+    plain, wrapped = (fineprune.compress(model, loaded, prune=0.4, epochs=0, samples=40) for model in (own_module(), wrap(own_module())))
+    assert all(torch.equal(plain.weights[name], value) for name, value in wrapped.weights.items())
+    masked = plain.restore(wrap(own_module()))
+    assert not hasattr(masked, "module") and list(fineprune.Bundle.of(wrap(masked), plain.facts).fwp_masks) == list(plain.fwp_masks)
 
 
 def test_layers_of_a_network_with_weights_masked_are_all_timed(data: str) -> None:

@@ -249,3 +249,9 @@ def test_users_errors_are_one_line_with_their_cause(project: Path, spec: str, ar
         build(spec, **args)
     assert "\n" not in str(caught.value)
     assert error is not RunError or caught.value.__cause__ is not None
+
+
+def test_a_users_factory_may_wrap_its_network(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("from torch import nn\ndef make():\n    return nn.DataParallel(nn.Sequential(nn.Flatten()))\n")
+    assert type(build(f"{file}:make")) is nn.Sequential
