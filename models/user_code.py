@@ -4,13 +4,15 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+import sysconfig
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from ..common.errors import FinepruneError, RunError, UsageError
+from .vision import prepare_torchvision
 
 
 def is_user_spec(spec: str) -> bool:
@@ -26,6 +28,7 @@ def load_factory(spec: str) -> Callable[..., Any]:
 
     Raises UsageError for a missing file, module or name, RunError where the user's code itself fails while it is imported.
     """
+    prepare_torchvision()
     place, _, name = spec.rpartition(":")
     module = _load_file(Path(place)) if place.endswith(".py") else _import(place)
     factory = getattr(module, name, None)
@@ -83,8 +86,8 @@ def _load_file(path: Path) -> ModuleType:
     if module_spec is None or module_spec.loader is None:
         raise UsageError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(module_spec)
-    sys.modules[name] = module  # dataclasses and pickles look their module up
     with _search_paths(*_folders(str(path))), _user_errors(str(path)):
+        sys.modules[name] = module  # dataclasses and pickles look their module up
         module_spec.loader.exec_module(module)
     return module
 
@@ -107,11 +110,16 @@ def _folders(place: str) -> list[str]:
 
 @contextmanager
 def _search_paths(*folders: str) -> Iterator[None]:
+    """What is imported meanwhile is found in `folders`, too, and does not stay half done where it fails."""
     added = [folder for folder in folders if folder not in sys.path]
+    before = set(sys.modules)
     sys.path[:0] = added
     importlib.invalidate_caches()
     try:
         yield
+    except BaseException:
+        _forget(set(sys.modules) - before)
+        raise
     finally:
         for folder in added:
             sys.path.remove(folder)
@@ -125,3 +133,18 @@ def _user_errors(place: str) -> Iterator[None]:
         raise
     except (Exception, SystemExit) as error:  # a script without a main guard may exit
         raise RunError(f"{place} cannot be imported: {describe(error)}") from error
+
+
+def _forget(imported: Iterable[str]) -> None:
+    """Take those of the modules out of `sys.modules` that have lost the package above them, and those of the user's own folders.
+
+    Python itself forgets only the module that failed: its submodules would stay without a parent, and a helper beside it as it was
+    before the user mended it. Installed libraries stay, since compiled ones cannot be imported twice.
+    """
+    installed = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+    for name in sorted(imported):  # packages before what is in them
+        parent = name.rpartition(".")[0]
+        file = getattr(sys.modules[name], "__file__", None) or ""
+        own = file.endswith(".py") and not file.startswith(installed) and name.partition(".")[0] != __name__.partition(".")[0]
+        if own or (parent and parent not in sys.modules):
+            del sys.modules[name]
