@@ -57,13 +57,13 @@ def call_factory(spec: str, factory: Callable[..., Any], **args: object) -> Any:
             raise RunError(f"{spec} failed: {describe(error)}") from error
 
 
-def accepted_arguments(factory: Callable[..., Any]) -> tuple[str, ...]:
-    """Names of the arguments a factory takes by keyword; catch-all parameters are not names."""
+def accepted_arguments(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The arguments a factory takes by keyword; catch-all parameters are not named."""
     try:
         parameters = inspect.signature(factory).parameters.values()
     except ValueError:
-        return ()
-    return tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+        return {}
+    return {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
 
 
 def describe(error: BaseException) -> str:

@@ -1,134 +1,74 @@
 """Loading weights of any origin into a model, without running anything that a file contains."""
 
-import pickle
-import re
-from collections.abc import Mapping
+from collections import OrderedDict
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from ...common.errors import RunError, UsageError
+from ...common.errors import RunError
+from .fitting import fitting_arguments
+from .registry import ModelSpec
+from .state_dicts import State, checked, fitted, part, unwrapped, versions
+from .weight_files import read_content
 
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
-_PREFIXES = ("module.", "_orig_mod.")  # DataParallel, torch.compile
-_SHOWN = 3
 
+def load_checkpoint(model: nn.Module, path: Path | str, spec: ModelSpec | None = None) -> tuple[str, ...]:
+    """Load the weights in `path` into `model`, in place; returns a line for each thing that a user might have meant otherwise.
 
-def load_checkpoint(model: nn.Module, path: Path | str) -> None:
-    """Load the weights in `path` into `model`, in place.
+    `path` holds a state dict as written by `torch.save` or safetensors, also inside the dict of a training (under `state_dict`,
+    `model_state_dict`, `model`, `net`, ..., or averaged weights alone). What wrappers (DataParallel, torch.compile, Lightning, averages
+    of weights) put before names is dropped, weights that torch.nn.utils.prune split are multiplied with their masks, and counters may be
+    missing or too many. Nothing is unpickled but tensors and plain containers. spec: the name and arguments of `model`, for advice.
 
-    `path` holds a state dict, or a dict with one under `state_dict`, `model_state_dict`, `model` or `net`, as written by
-    `torch.save`, or is a safetensors file; a `module.` prefix is dropped. Missing `num_batches_tracked` counters (files of
-    torch < 0.4.1) are let pass. Nothing is unpickled but tensors and plain containers.
-
-    Raises UsageError where there is no such file; RunError where it is truncated, not a checkpoint, holds other objects,
-    holds NaN or infinite weights, or does not fit the model, which is then left as it was.
+    Raises UsageError where there is no such file; RunError where it is something else than a checkpoint (named), truncated, holds other
+    objects or no floating-point numbers, NaN or infinite weights, or does not fit the model, which is then left as it was.
     """
     path = Path(path)
-    state = _without_prefix(read_state(path), model)
-    _refuse_nonfinite(state, path)
+    notes: list[str] = []
     own = model.state_dict()
-    wrong = [f"{k} {tuple(v.shape)} instead of {tuple(own[k].shape)}" for k, v in state.items() if k in own and v.shape != own[k].shape]
-    before = {key: value.clone() for key, value in own.items()}
+    state = fitted(unwrapped(read_content(path), path, notes), own, path, notes)
+    for name in [name for name in state if name.endswith("num_batches_tracked") and name not in own]:
+        del state[name]
+    wrong = [name for name, value in state.items() if name in own and not _same_shape(value, own[name])]
+    fitting: State = OrderedDict((name, value) for name, value in state.items() if name not in wrong)
+    fitting._metadata = versions(state, own)  # type: ignore[attr-defined]
+    for name, value in fitting.items():
+        if name in own:
+            checked(name, value, own[name], path)
+    before = {name: value.clone() for name, value in own.items() if not is_lazy(value)}
     try:
         # The rest is compared by torch itself, since some modules translate the names of older releases while loading.
-        fitting = {k: v for k, v in state.items() if k not in own or v.shape == own[k].shape}
         result = model.load_state_dict(fitting, strict=False)
-    except RuntimeError as error:
-        model.load_state_dict(before)
-        raise RunError(f"{path} does not fit this network: {' '.join(str(error).split())}") from error
+    except Exception as error:  # of torch, or of a module's own way of loading
+        _put_back(model, before)
+        raise RunError(f"{path} does not fit this network: {' '.join(str(error).split()) or type(error).__name__}") from error
     missing = [k for k in result.missing_keys if k not in state and not k.endswith("num_batches_tracked")]
     if missing or result.unexpected_keys or wrong:
-        model.load_state_dict(before)
-        parts = (_part("missing", missing), _part("unexpected", result.unexpected_keys), _part("wrongly shaped", wrong))
-        remedy = "build the model with the arguments that it was trained with"
-        raise RunError(f"{path} does not fit this network: {'; '.join(p for p in parts if p)}; {remedy}")
+        _put_back(model, before)
+        shapes = [f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}" for name in wrong]
+        parts = (part("missing", missing), part("unexpected", result.unexpected_keys), part("wrongly shaped", shapes))
+        raise RunError(f"{path} does not fit this network: {'; '.join(p for p in parts if p)}; {_remedy(spec, state)}")
+    return tuple(notes)
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """The state dict in a checkpoint file, unwrapped; errors as in `load_checkpoint`."""
-    if not path.is_file():
-        reason = "is a folder" if path.is_dir() else "does not exist"
-        raise UsageError(f"checkpoint {path} {reason}; give the path of a weights file")
-    content = _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
-    while isinstance(content, Mapping):
-        inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
-        if inner is None:
-            break
-        content = inner
-    if not isinstance(content, Mapping) or not any(isinstance(v, Tensor) for v in content.values()):
-        held = (
-            f"a dict with {', '.join(map(repr, list(content)[:5])) or 'nothing'}"
-            if isinstance(content, Mapping)
-            else type(content).__name__
-        )
-        raise RunError(f"{path} holds no state dict but {held}; save model.state_dict(), plainly or under the key 'state_dict'")
-    odd = [str(key) for key, value in content.items() if not isinstance(value, Tensor) or not isinstance(key, str)]
-    if odd:
-        raise RunError(f"{path}: {_part('not tensors', odd)}; save model.state_dict() alone or under the key 'state_dict'")
-    return dict(content)
+def _same_shape(value: Tensor, own: Tensor) -> bool:
+    return is_lazy(own) or value.shape == own.shape
 
 
-def _is_safetensors(path: Path) -> bool:
-    if path.suffix == ".safetensors":
-        return True
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(9)
-    except OSError as error:
-        raise RunError(f"cannot read {path}: {error.strerror or error}") from error
-    return head[8:9] == b"{"  # eight bytes of length, then JSON
+def _put_back(model: nn.Module, before: State) -> None:
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            if name in before and value.shape == before[name].shape:
+                value.copy_(before[name])
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise RunError(f"{path} is truncated or not a safetensors file ({' '.join(str(error).split())}); copy it again") from error
-
-
-def _read_torch(path: Path) -> Any:
-    broken = RunError(f"{path} is truncated or not a checkpoint; copy or download it again")
-    try:
-        with path.open("rb") as stream:
-            return torch.load(stream, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if found:
-            raise RunError(
-                f"{path} holds objects other than weights ({found[1]}), which are not loaded because they can run code; "
-                "load it where you trust it and save model.state_dict() alone"
-            ) from error
-        raise broken from error
-    except Exception as error:  # a broken file ends in almost any of the unpickler's and the archive reader's errors
-        raise broken from error
-
-
-def _without_prefix(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    own = list(model.state_dict())
-    for _ in _PREFIXES:
-        for prefix in _PREFIXES:
-            if all(key.startswith(prefix) for key in state) and not all(key.startswith(prefix) for key in own):
-                state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
-
-
-def _refuse_nonfinite(state: Mapping[str, Tensor], path: Path) -> None:
-    for name, value in state.items():
-        if value.is_floating_point() and not value.isfinite().all():
-            count = int((~value.isfinite()).sum())
-            raise RunError(
-                f"{path}: {name} holds {count} NaN or infinite values; the training that wrote it diverged, use an earlier checkpoint"
-            )
-
-
-def _part(what: str, items: list[str]) -> str:
-    if not items:
-        return ""
-    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
-    return f"{len(items)} {what} ({', '.join(items[:_SHOWN])}{more})"
+def _remedy(spec: ModelSpec | None, state: State) -> str:
+    found = fitting_arguments(spec, state) if spec is not None else None
+    if found is None:
+        return "build the model with the arguments that it was trained with"
+    name, changes = found
+    arguments = " ".join(f"--model-arg {key}={value}" for key, value in changes.items())
+    named = "" if spec is not None and name == spec.name else f"--model {name}"
+    return f"it fits {name} with other arguments; give {' '.join(filter(None, (named, arguments)))}"

@@ -104,8 +104,13 @@ def torchvision_names() -> list[str]:
 
 def accepted_by(name: str) -> tuple[str, ...]:
     """The argument names that network `name` documents; UsageError where there is no such network."""
+    return tuple(parameters_of(name))
+
+
+def parameters_of(name: str) -> Mapping[str, inspect.Parameter]:
+    """The arguments that network `name` documents, with their types and defaults; UsageError where there is no such network."""
     if name in TABLE:
-        return tuple(inspect.signature(TABLE[name].factory).parameters)
+        return inspect.signature(TABLE[name].factory).parameters
     if name.startswith(torchvision_models.PREFIX):
         return torchvision_models.accepted_arguments(name)
     if is_user_spec(name):

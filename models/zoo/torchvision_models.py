@@ -42,7 +42,7 @@ def build(name: str, args: dict[str, Any]) -> nn.Module:
         raise UsageError(f"{name} with {args} failed: {describe(error)}") from error
 
 
-def accepted_arguments(name: str) -> tuple[str, ...]:
+def accepted_arguments(name: str) -> dict[str, inspect.Parameter]:
     """The constructor's arguments that the name leaves open (those with a default, and image_size where there is one)."""
     builder = import_torchvision().models.get_model_builder(_known(name))
     module = inspect.getmodule(builder)
@@ -53,7 +53,7 @@ def accepted_arguments(name: str) -> tuple[str, ...]:
     ]
     # Auxiliary heads take num_classes too; the network itself takes the most.
     parameters = max((p for p in signatures if "num_classes" in p), key=len)
-    return tuple(p.name for p in parameters.values() if p.default is not p.empty or p.name == "image_size")
+    return {p.name: p for p in parameters.values() if p.default is not p.empty or p.name == "image_size"}
 
 
 def _known(name: str) -> str:

@@ -105,12 +105,13 @@ def compress(
     )
     loaded = load_data(data) if isinstance(data, str) else data
     spec = ModelSpec(name=model, args=dict(model_args or {})) if isinstance(model, str) else model
+    progress = progress or Silent()
     if isinstance(spec, ModelSpec):
-        network = open_model(spec, checkpoint=checkpoint, data=loaded)
+        network = open_model(spec, checkpoint=checkpoint, data=loaded, progress=progress)
         module, named = network.model, network.spec
     else:
         module, named = spec, None
-    return compress_network(module, loaded, job, spec=named, statistics=statistics, output=output, progress=progress or Silent())
+    return compress_network(module, loaded, job, spec=named, statistics=statistics, output=output, progress=progress)
 
 
 def calibration_run(

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from .common.errors import UsageError
+from .common.progress import Progress, Silent
 from .compressor.bundle import MANIFEST, Bundle
 from .manifest import read_bundle
 from .models.data import ImageData, load_data
@@ -86,7 +87,12 @@ def manifest_of(bundle: Bundle | None) -> str:
 
 
 def open_model(
-    spec: ModelSpec, *, checkpoint: Path | str | None = None, data: ImageData | None = None, input_shape: tuple[int, int, int] | None = None
+    spec: ModelSpec,
+    *,
+    checkpoint: Path | str | None = None,
+    data: ImageData | None = None,
+    input_shape: tuple[int, int, int] | None = None,
+    progress: Progress = Silent(),  # noqa: B008 - stateless
 ) -> Network:
     """Build `spec` and load its weights; without a checkpoint they are random.
 
@@ -98,7 +104,8 @@ def open_model(
     spec = completed(spec, shape, data)
     model = build(spec, seed=0)
     if checkpoint is not None:
-        load_checkpoint(model, checkpoint)
+        for note in load_checkpoint(model, checkpoint, spec):
+            progress.log(note)
     return Network(model=model.eval(), spec=spec, input_shape=shape)
 
 

@@ -142,7 +142,7 @@ class _Pipeline:
 
         job = job_of(self.settings, self.device)
         data = self._load_data()
-        network = open_model(self._spec(), checkpoint=checkpoint, data=data)
+        network = open_model(self._spec(), checkpoint=checkpoint, data=data, progress=self.progress)
         bundle = compress_network(network.model, data, job, spec=network.spec, output=self.folder / "bundle", progress=self.progress)
         return bundle.facts, ["bundle"]
 

@@ -42,7 +42,8 @@ def train_network(
     spec = completed(spec, data.input_shape, data)
     model = build(spec, seed=config.seed)
     if checkpoint is not None:
-        load_checkpoint(model, checkpoint)
+        for note in load_checkpoint(model, checkpoint, spec):
+            progress.log(note)
     start = {} if checkpoint is None else {"checkpoint": sha256(checkpoint)}
     result = train(model, data, config, output=output, device=device, progress=progress, identity=start)
     held_out = "test" if len(data.test) else "validation"

@@ -342,12 +342,13 @@ def model_spec(name: str | None, pairs: Iterable[str]) -> "ModelSpec":
 
 def open_network(options: dict[str, Any], data: "ImageData | None" = None) -> "Network":
     """The bundle named on the command line (--model allows the network that it names), or else --model with --checkpoint."""
+    from ..common.progress import Bars
     from ..networks import open_model
 
     shape = parse_shape(options.get("input_shape"))
     if options.get("bundle") is None:
         spec = model_spec(options["model"], options["model_args"])
-        return open_model(spec, checkpoint=options["checkpoint"], data=data, input_shape=shape)
+        return open_model(spec, checkpoint=options["checkpoint"], data=data, input_shape=shape, progress=Bars())
     if options["checkpoint"]:
         raise UsageError("a bundle has its weights itself; leave --checkpoint or the bundle out")
     network = _open_bundle(options)
