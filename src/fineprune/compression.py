@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from .arguments import check_arguments, check_named, check_progress
 from .calibrate.collect import CalibrationConfig
 from .calibrate.statistics import Statistics, fingerprint
 from .common.errors import RunError, UsageError
 from .common.files import check_writable
-from .common.progress import Progress, Silent
+from .common.progress import Lines, Progress
 from .common.wrappers import without_wrappers
 from .compressor.bundle import Bundle, check_target
 from .compressor.config import PruneConfig, prune_config
@@ -93,8 +94,13 @@ def compress(
     model: a module, or a name with `model_args` and `checkpoint`. data: a data set or its spec string. prune: the fraction of multiply-adds
     to drop, which the preset splits between blocks and weights; or ffp, fwp: the fraction of blocks and of weights, each also as a mapping
     with any field of FFPConfig and FWPConfig. epochs: of fine-tuning (0: none); `finetune` gives all its settings. samples: calibrate on
-    so many training samples. statistics: a folder of `fineprune calibrate`.
+    so many training samples. statistics: a folder of `fineprune calibrate`. progress: `Lines()` (the default: a line on stderr now and
+    then), `Bars()` or `Silent()` of fineprune.common.progress. Raises UsageError for arguments of other types and values, before any work.
     """
+    check_arguments(model=model, data=data, checkpoint=checkpoint, model_args=model_args, finetune=finetune, samples=samples)
+    check_arguments(statistics=statistics, output=output)
+    check_progress(progress)
+    check_named(model, checkpoint=checkpoint, model_args=model_args)
     job = Job(
         config=prune_config(preset, ratio=prune, ffp=ratio_settings(ffp), fwp=ratio_settings(fwp)),
         preset=preset,
@@ -105,7 +111,7 @@ def compress(
     )
     loaded = load_data(data) if isinstance(data, str) else data
     spec = ModelSpec(name=model, args=dict(model_args or {})) if isinstance(model, str) else model
-    progress = progress or Silent()
+    progress = progress or Lines()
     if isinstance(spec, ModelSpec):
         network = open_model(spec, checkpoint=checkpoint, data=loaded, progress=progress)
         module, named = network.model, network.spec

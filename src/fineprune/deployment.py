@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from .arguments import check_arguments, check_progress
 from .common.errors import RunError, UsageError
 from .common.files import atomic_path, check_writable, write_json
-from .common.progress import Progress, Silent
+from .common.progress import Lines, Progress, Silent, working
 from .compressor.bake import dense_twin, masked_layers
 from .compressor.bundle import Bundle
 from .compressor.macs import count_macs
@@ -55,11 +56,13 @@ def to_onnx(
     samples[N,C,H,W] are compared; by default 256 of the test split that the manifest names. RunError when the file computes something else.
     trust: names of your own code and data that the bundle in a folder may use.
     """
+    check_arguments(bundle=bundle, path=path, compared=samples, architecture=model)
+    check_progress(progress)
     check_onnx_target(path)
     network = _opened(bundle, model, trust)
     if samples is None and network.data is not None:
         samples = real_samples(network, PARITY_SAMPLES)
-    return export_network(network, path, plain=plain, samples=samples, progress=progress or Silent())
+    return export_network(network, path, plain=plain, samples=samples, progress=progress or Lines())
 
 
 def export_network(
@@ -74,7 +77,8 @@ def export_network(
     parity = None
     with atomic_path(path) as unchecked:  # a file that computes something else never takes the place of a good one
         try:
-            report = export_onnx(model, network.input_shape, unchecked, plain=plain, metadata=_metadata(network))
+            with working(progress, "exporting"):
+                report = export_onnx(model, network.input_shape, unchecked, plain=plain, metadata=_metadata(network))
             if samples is not None:
                 parity = check_parity(model, unchecked, samples.numpy(), engine=True, threads=torch.get_num_threads(), progress=progress)
                 parity.require()
@@ -147,24 +151,31 @@ def bench(
     they come from the data that the manifest names, or are noise where that needs your word. model: the dense architecture, where the
     manifest names none. trust: names of your own code and data that the bundle in a folder may use.
     """
-    from .export.benchmark import benchmark
+    from .export.benchmark import BenchmarkConfig, benchmark
     from .export.engine.runtime import EngineRuntime
     from .export.parity import check_parity
     from .export.peers import usable_peers
     from .export.runtimes import OnnxRuntime, Runtime, TorchRuntime
 
-    progress = progress or Silent()
+    check_arguments(network=network, onnx=onnx, compared=samples, architecture=model)
+    check_progress(progress)
+    if config is not None and not isinstance(config, BenchmarkConfig):
+        raise UsageError(f"config is a fineprune.export.benchmark.BenchmarkConfig, got {config!r:.80}")
+    progress = progress or Lines()
     network = _opened(network, model, trust)
     with tempfile.TemporaryDirectory(prefix="fineprune-bench-") as folder:
-        dense, compressed = export_pair(network, Path(folder), onnx)
+        with working(progress, "exporting"):
+            dense, compressed = export_pair(network, Path(folder), onnx)
         calibration = _calibration_samples(network, progress) if samples is None else samples.numpy()
-        others, left_out = usable_peers(dense, calibration, peers)
+        with working(progress, "loading the other runtimes"):
+            others, left_out = usable_peers(dense, calibration, peers)
         for line in left_out:
             progress.log(line)
         masked = network.model.cpu().eval()
         runtimes: list[Runtime] = [OnnxRuntime("onnxruntime dense", dense), TorchRuntime("torch dense", dense_twin(masked)), *others]
         name, file = ("compressed", compressed) if compressed is not None else ("dense", dense)
-        parity = check_parity(masked, file, calibration, reference_samples=0, engine=True)
+        with working(progress, "checking the outputs"):
+            parity = check_parity(masked, file, calibration, reference_samples=0, engine=True)
         parity.require()  # what computes something else has no latency worth a table
         if warning := parity.engine_warning():
             progress.log(f"engine {name} is left out; {warning}")

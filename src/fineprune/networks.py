@@ -42,6 +42,9 @@ def load(folder: Path | str, model: nn.Module | None = None, *, trust: Collectio
     model: its dense architecture, where the manifest names none, or names code of the user's own that `trust` does not allow by name
     (trust=["my_net.py:my_net"]); otherwise UsageError.
     """
+    from .arguments import check_arguments  # which knows networks
+
+    check_arguments(folder=folder, architecture=model)
     return open_bundle(folder, model=model, trust=trust).model
 
 

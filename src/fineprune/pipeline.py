@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .arguments import check_arguments, check_progress
 from .common.errors import RunError, UsageError
 from .common.files import read_json, sha256, write_json
-from .common.progress import Progress, Silent
+from .common.progress import Lines, Progress
 from .recipe import bench_config, finetune_of, job_of, read_recipe, train_config
 
 
@@ -31,13 +32,15 @@ def run(
     """
     from .trust import recipe_names, require_recipe
 
+    check_arguments(recipe=recipe, output=output)
+    check_progress(progress)
     settings = read_recipe(recipe)
     require_recipe(settings, trust, recipe, output_given=output is not None)
     folder = Path(output or settings.get("output") or Path("runs") / Path(recipe).stem)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; give another run folder with --output")
     allowed = tuple(recipe_names(settings, output_given=True))
-    return _Pipeline(settings, folder, force, allowed, device, progress or Silent()).run()
+    return _Pipeline(settings, folder, force, allowed, device, progress or Lines()).run()
 
 
 @dataclass(frozen=True)

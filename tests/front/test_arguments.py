@@ -1,0 +1,68 @@
+"""The Python API: what is of another type than an argument takes is named in one line, with what it takes, before any work."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import fineprune
+from fineprune.common.errors import UsageError
+
+NET = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 10))
+IMAGES = TensorDataset(torch.zeros(4, 1, 8, 8), torch.zeros(4).long())
+
+
+def compress(model: Any = NET, data: Any = "digits", **settings: Any) -> Callable[[], object]:
+    return lambda: fineprune.compress(model, data, **{"prune": 0.3, "epochs": 0, **settings})
+
+
+CASES: dict[str, tuple[Callable[[], object], str]] = {
+    "no model": (compress(None), "^model is an nn.Module, or a name such as 'resnet20' or 'file.py:factory'; got None$"),
+    "a class": (compress(nn.Sequential), "got the class Sequential; call it to make the network"),
+    "a function": (compress(lambda: NET), "got an object of type function; call it"),
+    "weights": (compress(NET.state_dict()), "these are weights: build the network and load them"),
+    "a path for a model": (compress(Path("x.pt")), "a file of weights is the checkpoint"),
+    "weights beside a module": (compress(checkpoint="x.pt"), "checkpoint belongs to a network given by name"),
+    "arguments beside a module": (compress(model_args={"width": 3}), "model_args belongs to a network given by name"),
+    "weights for a checkpoint": (compress("lenet", checkpoint=NET.state_dict()), "checkpoint is the path of a weights file; got an object"),
+    "a list of arguments": (compress("lenet", model_args=["width=3"]), "model_args is a dict of the network's arguments"),
+    "a number for data": (compress(data=5), "^data is a data set's spec, .*load_data returns; got 5$"),
+    "a list for data": (
+        compress(data=[1]),
+        "got an object of type list; write a function that returns the data sets, and give 'file.py:function'",
+    ),
+    "a loader": (compress(data=DataLoader(IMAGES)), "got an object of type DataLoader; write a function"),
+    "a data set of torch": (compress(data=IMAGES), "got an object of type TensorDataset; write a function"),
+    "a tensor": (compress(data=torch.zeros(1)), "got an object of type Tensor; write a function"),
+    "a path for data": (compress(data=Path("images")), "give 'imagefolder:images', for a file of arrays 'npz:images'"),
+    "text for epochs": (compress(epochs="3"), "epochs is a whole number"),
+    "fewer epochs than none": (compress(epochs=-1), "epochs is a whole number of at least 1, got -1"),
+    "text for a ratio": (compress(prune="0.5"), r"a pruned fraction in \[0, 1\), got '0.5'"),
+    "all of it": (compress(prune=1.5), r"a pruned fraction in \[0, 1\), got 1.5"),
+    "text for samples": (compress(samples="9"), "samples is a whole number; got '9'"),
+    "true for samples": (compress(samples=True), "samples is a whole number; got True"),
+    "a dict of settings": (compress(finetune={"epochs": 3}), "finetune is a fineprune.*TrainConfig; got an object of type dict"),
+    "a number for a folder": (compress(output=5), "output is the path of a folder; got 5"),
+    "a number for statistics": (compress(statistics=5), "statistics is the path of a folder"),
+    "true for progress": (compress(progress=True), r"progress is an object .*Lines\(\) .*Silent\(\); got True"),
+    "loading nothing": (lambda: fineprune.load(None), "folder is the path of a bundle's folder; got None"),  # type: ignore[arg-type]
+    "loading into a name": (lambda: fineprune.load("x", "resnet20"), "model is the dense network, an nn.Module; got 'resnet20'"),  # type: ignore[arg-type]
+    "exporting a module": (lambda: fineprune.to_onnx(NET, "x.onnx"), "fineprune.compress makes a bundle of it"),  # type: ignore[arg-type]
+    "exporting to nowhere": (lambda: fineprune.to_onnx("x", None), "path is the path of the ONNX file to write; got None"),  # type: ignore[arg-type]
+    "exporting with arrays": (lambda: fineprune.to_onnx("x", "x.onnx", samples=[1]), "samples is a torch tensor"),  # type: ignore[arg-type]
+    "measuring a module": (lambda: fineprune.bench(NET), "network is a bundle .*compress makes a bundle of it"),  # type: ignore[arg-type]
+    "measuring by a dict": (lambda: fineprune.bench("x", {"rounds": 3}), "config is a fineprune.export.benchmark.BenchmarkConfig"),  # type: ignore[arg-type]
+    "a recipe that is a dict": (lambda: fineprune.run({}), "recipe is the path of a recipe .TOML.; got an object of type dict"),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_wrong_arguments_are_named(case: str) -> None:
+    call, message = CASES[case]
+    with pytest.raises(UsageError, match=message) as caught:
+        call()
+    assert "\n" not in str(caught.value)
