@@ -25,9 +25,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..calibrate.convolutions import evaluating
 from ..common.errors import FinepruneError, UsageError
+from .products import FORMULAS, Uncounted
 
 FUNCTIONAL = "(functional)"
-"""Name of the row that holds multiply-adds done outside convolution and linear modules (attention, F.conv2d, matmul)."""
+"""Name of the row that holds multiply-adds done outside convolution and linear modules (attention, F.conv2d, products, Bilinear)."""
 
 _ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU)
 _POOLS = (
@@ -49,6 +50,8 @@ class LayerMacs:
     macs: int = 0
     thesis_ops_dense: int = 0
     thesis_ops: int = 0
+    macs_zero: int = 0
+    """Of `macs`: with weights that are exactly zero though no mask drops them. They are counted, but dropping them saves no work."""
     weights: int = 0
     weights_kept: int = 0
     input_shape: tuple[int, ...] = ()
@@ -69,7 +72,7 @@ class MacReport:
     """In order of first call; the row "(functional)" comes last where there is one. The totals are their sums."""
     parameters: int
     uncounted: tuple[str, ...] = ()
-    """Modules whose multiply-adds cannot be seen (recurrent layers run as one fused operator)."""
+    """What has multiply-adds that cannot be counted: recurrent layers (one fused operator each), "MODULE: OPERATOR" (fft, custom ones)."""
 
     @property
     def macs(self) -> int:
@@ -80,6 +83,19 @@ class MacReport:
     def macs_dense(self) -> int:
         """Multiply-adds without masks."""
         return sum(layer.macs_dense for layer in self.layers)
+
+    @property
+    def macs_zero(self) -> int:
+        """Of the remaining multiply-adds, those with weights that are exactly zero though no mask drops them."""
+        return sum(layer.macs_zero for layer in self.layers)
+
+    @property
+    def pruned(self) -> dict[str, float]:
+        """Pruned fractions of the multiply-adds of 2-D convolutions: `ffp` by block masks, `fwp` by weight masks of what those left."""
+        layers = [layer for layer in self.layers if layer.kind == "conv2d"]
+        after_ffp = sum((layer.macs_dense * (1.0 if layer.ffp_kept is None else layer.ffp_kept) for layer in layers), 0.0)
+        total, kept = sum(layer.macs_dense for layer in layers), sum(layer.macs for layer in layers)
+        return {"ffp": 1 - after_ffp / max(total, 1), "fwp": 1 - kept / max(after_ffp, 1)}
 
     @property
     def conv_macs(self) -> int:
@@ -108,6 +124,7 @@ class MacReport:
             "parameters": self.parameters,
             "macs": self.macs,
             "macs_dense": self.macs_dense,
+            "macs_zero": self.macs_zero,
             "conv_macs": self.conv_macs,
             "conv_macs_dense": self.conv_macs_dense,
             "flops": 2 * self.macs,
@@ -130,7 +147,7 @@ def count_macs(model: nn.Module, input_shape: Sequence[int]) -> MacReport:
     tally = _Tally(model)
     first = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     with ExitStack() as stack:
-        for context in (evaluating(model), torch.no_grad(), _unfused_attention(), tally.hooks(), tally.flops):
+        for context in (evaluating(model), torch.no_grad(), _unfused_attention(), tally.hooks(), tally.uncounted, tally.flops):
             stack.enter_context(context)
         try:
             model(torch.zeros(1, *shape, dtype=first.dtype, device=first.device))
@@ -140,7 +157,7 @@ def count_macs(model: nn.Module, input_shape: Sequence[int]) -> MacReport:
         input_shape=shape,
         layers=(*tally.rows.values(), *tally.functional()),
         parameters=sum(p.numel() for p in model.parameters()),
-        uncounted=tuple(name for name, module in model.named_modules() if isinstance(module, nn.RNNBase)),
+        uncounted=(*tally.recurrent, *(f"{where or FUNCTIONAL}: {operator}" for where, operator in tally.uncounted.seen)),
     )
 
 
@@ -169,9 +186,18 @@ class _Tally:
     rows: dict[str, LayerMacs] = field(default_factory=dict)
     running: list[tuple[str, str]] = field(default_factory=list)
     """Modules entered and not left, with what they were given: the last one is where a misfit arose."""
-    flops: FlopCounterMode = field(default_factory=lambda: FlopCounterMode(display=False))
+    flops: FlopCounterMode = field(default_factory=lambda: FlopCounterMode(display=False, custom_mapping=FORMULAS))
     attributed_flops: int = 0
     entered: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.recurrent = [name for name, module in self.model.named_modules() if isinstance(module, nn.RNNBase)]
+        self.uncounted = Uncounted(self.flops.flop_registry, self._where)
+
+    def _where(self) -> str | None:
+        """The module that runs; None in one that is named as a whole."""
+        name = self.running[-1][0] if self.running else ""
+        return None if name in self.recurrent else name
 
     @contextmanager
     def hooks(self) -> Iterator[None]:
@@ -222,6 +248,7 @@ def _row(name: str, module: nn.Module, x: Tensor, y: Tensor) -> LayerMacs:
         ops = macs + (y.numel() if module.bias is not None else 0)
         weights = module.weight.numel()
         facts |= {"macs_dense": macs, "macs": macs, "weights": weights, "weights_kept": weights}
+        facts["macs_zero"] = _zeros(module.weight) * (macs // max(weights, 1))
         return LayerMacs(kind="linear", thesis_ops_dense=ops, thesis_ops=ops, **facts)
     if isinstance(module, _BatchNorm):
         kind, ops = "batchnorm", x.numel() * (2 if module.affine else 1)
@@ -238,13 +265,17 @@ def _conv_row(facts: dict[str, Any], conv: _ConvNd, x: Tensor, y: Tensor) -> Lay
     macs_dense = positions * prod(conv.weight.shape[1:])
     bias = y.numel() if conv.bias is not None else 0
     ffp_mask, fwp_mask = getattr(conv, "ffp_mask", None), getattr(conv, "fwp_mask", None)
-    macs = macs_dense
+    macs, macs_zero = macs_dense, _zeros(conv.weight) * (macs_dense // max(conv.weight.numel(), 1))
     if ffp_mask is not None or fwp_mask is not None:
-        macs = y.shape[0] * masked_conv_macs(conv.weight.shape, y.shape[2:], conv.groups, ffp_mask, fwp_mask)
+        shape = (conv.weight.shape, y.shape[2:], conv.groups, ffp_mask)
+        macs = y.shape[0] * masked_conv_macs(*shape, fwp_mask)
+        zero = conv.weight == 0
+        macs_zero = y.shape[0] * masked_conv_macs(*shape, zero if fwp_mask is None else zero & fwp_mask)
     return LayerMacs(
         kind=f"conv{'_transpose' if transposed else ''}{conv.weight.dim() - 2}d",
         macs_dense=macs_dense,
         macs=macs,
+        macs_zero=macs_zero,
         thesis_ops_dense=macs_dense + bias,
         thesis_ops=macs + bias,
         weights=conv.weight.numel(),
@@ -257,8 +288,13 @@ def _conv_row(facts: dict[str, Any], conv: _ConvNd, x: Tensor, y: Tensor) -> Lay
 
 def _add(row: LayerMacs, call: LayerMacs) -> LayerMacs:
     """One more call of the same layer."""
-    counts = ("macs_dense", "macs", "thesis_ops_dense", "thesis_ops", "calls")
+    counts = ("macs_dense", "macs", "macs_zero", "thesis_ops_dense", "thesis_ops", "calls")
     return replace(call, **{count: getattr(row, count) + getattr(call, count) for count in counts})
+
+
+def _zeros(weight: Tensor) -> int:
+    """How many weights are exactly zero (none, where there are only shapes)."""
+    return 0 if weight.is_meta else weight.numel() - int(weight.count_nonzero())
 
 
 def _fraction(mask: Tensor | None) -> float | None:
