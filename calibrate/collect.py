@@ -153,7 +153,7 @@ def _stream(
     masks = {name: mask for name, c in collectors.items() if (mask := getattr(c.conv, "ffp_mask", None)) is not None}
     stream_settings = {k: v for k, v in asdict(config).items() if k in ("samples", "seed", "data")}
     settings = {**settings, **stream_settings, "input_shape": list(input_shape), "network": fingerprint(model, masks)}
-    order = _order(len(source), config)
+    order = sample_order(len(source), config)
     done = _resume(checkpoint, kind, settings, collectors)
     first = done // config.batch_size
     batches = first + -(-(len(order) - done) // config.batch_size)
@@ -249,7 +249,8 @@ def _require_finite(value: Tensor) -> None:
         )
 
 
-def _order(size: int, config: CalibrationConfig) -> Tensor:
+def sample_order(size: int, config: CalibrationConfig) -> Tensor:
+    """int64 [N]: which of `size` samples a pass visits, in its order."""
     if config.samples is None or config.samples >= size:
         return torch.arange(size)
     return torch.randperm(size, generator=torch.Generator().manual_seed(config.seed))[: config.samples]

@@ -6,7 +6,15 @@ from typing import Any
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+MASKS = ("ffp_mask", "fwp_mask")
+"""What a convolution calls its masks, as attributes and in its network's state dict."""
+
 _FACTS: Any = WeakIdKeyDictionary()
+
+
+def is_mask(name: str) -> bool:
+    """Whether an entry of a state dict is a mask, by its name."""
+    return name.rpartition(".")[2] in MASKS
 
 
 def of_mask(mask: Tensor, key: Hashable, make: Callable[[Tensor], Any]) -> Any:

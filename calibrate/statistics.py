@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..common.errors import RunError, UsageError
 from ..common.files import atomic_path, read_json, write_json
 from ..common.form import Maybe, require
+from .mask_facts import is_mask
 
 SCHEMA = 2
 TENSORS, FACTS = "statistics.safetensors", "statistics.json"
@@ -97,8 +98,12 @@ def check_target(folder: Path | str) -> None:
 
 def fingerprint(model: nn.Module, masks: dict[str, Tensor] | None = None) -> str:
     """Hex digest of all parameters, buffers and the given masks: statistics belong to exactly this network."""
+    state = [(name, value) for name, value in model.state_dict().items() if not is_mask(name)]  # masks are the caller's to give
     digest = sha256()
-    for name, value in [*model.state_dict().items(), *(masks or {}).items()]:
+    for name, value in [*state, *(masks or {}).items()]:
+        if not isinstance(value, Tensor):  # what a module's get_extra_state returns
+            digest.update(f"{name} {value!r}".encode())
+            continue
         tensor = value.detach().cpu().contiguous()
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")

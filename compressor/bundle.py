@@ -1,12 +1,15 @@
 """A compressed network on disk: one folder of weights, bit-packed masks and facts. No pickle.
 
-manifest.json        schema, model and data specs, settings, ratios asked and achieved, MACs, accuracies, hashes of the other files
+manifest.json        schema, model and data specs, settings, ratios asked and achieved, MACs, accuracies, hashes of the other files;
+                     what the state dict holds beside tensors: metadata (versions of modules) and plain values
 weights.safetensors  the state dict, dropped weights at zero
 masks.safetensors    LAYER/ffp and LAYER/fwp: uint8, eight mask elements a byte, first element in the highest bit, row-major;
                      LAYER/groups: int16 [F], filters that share taps (scope "group" only)
 """
 
+import json
 import math
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,21 +19,32 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..calibrate.mask_facts import is_mask
 from ..common.errors import RunError, UsageError
 from ..common.files import atomic_path, read_json, sha256, write_json
 from ..common.form import Maybe, require
 from ..common.wrappers import unwrapped, without_wrappers
 from .bake import bake, masks_of
+from .facts import digest_of, facts_of
 from .layers import MaskedConv2d
 
 SCHEMA = 1
 MANIFEST, WEIGHTS, MASKS = "manifest.json", "weights.safetensors", "masks.safetensors"
-_FORM = {"mask_shapes": {str: {"ffp": Maybe([int]), "fwp": Maybe([int])}}, "sha256": {WEIGHTS: str, MASKS: str}}
+_FORM = {
+    "mask_shapes": {str: {"ffp": Maybe([int]), "fwp": Maybe([int])}},
+    "sha256": {WEIGHTS: str, MASKS: str},
+    "state": Maybe({"metadata": {str: {}}, "values": {}}),
+}
+_NOT_FACTS = ("schema", "mask_shapes", "sha256", "state")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
-    """Everything needed to rebuild a masked network from its architecture. `facts` is the manifest without schema, shapes and hashes."""
+    """Everything needed to rebuild a masked network from its architecture.
+
+    `facts` is the manifest without schema, shapes, hashes and state. `metadata` and `values` are what the network's state dict holds
+    beside tensors: versions of modules, which a module's own loading may ask for (None: not known), and plain extra state.
+    """
 
     facts: dict[str, Any]
     weights: dict[str, Tensor]
@@ -40,28 +54,53 @@ class Bundle:
     folder: Path | None = None
     """Where it was read from: what such a bundle names is a file's word. None for a bundle made in this process."""
 
+    metadata: dict[str, dict[str, Any]] | None = None
+    values: dict[str, Any] = field(default_factory=dict)
+
     @classmethod
     def of(cls, model: nn.Module, facts: Mapping[str, Any], groups: Mapping[str, Tensor] | None = None) -> Self:
-        """Take weights and masks from a baked network; RunError names a weight that is NaN or infinite."""
+        """Take weights and masks from a baked network. facts: of another bundle, or your own: with an `input_shape` (C,H,W) all commands
+        can read the bundle, and what else they need is counted. Accuracies measured on other weights than the network's are left out.
+
+        RunError names a weight that is NaN or infinite, UsageError an entry of the state dict that no bundle can hold.
+        """
         model = unwrapped(model)
-        weights = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
-        for name, value in weights.items():
-            if not torch.isfinite(value).all():
-                raise RunError(
-                    f"{name} has NaN or infinite values; the bundle was not written, lower the learning rate and fine-tune again"
-                )
-        for name, dropped in _dropped_weights(model).items():
-            weights[name][dropped] = 0
-        ffp, fwp = masks_of(model)
-        return cls(facts=dict(facts), weights=weights, ffp_masks=_on_cpu(ffp), fwp_masks=_on_cpu(fwp), groups=dict(groups or {}))
+        state = model.state_dict(keep_vars=True)  # the parameters themselves, to know them under whatever name a hook gives them
+        dropped = _dropped_weights(model)
+        weights, values = {}, {}
+        for name, value in state.items():
+            if is_mask(name):
+                continue
+            if not isinstance(value, Tensor):
+                values[name] = _plain(name, value)
+                continue
+            weights[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+            if id(value) in dropped:
+                weights[name][dropped[id(value)]] = 0
+        if (broken := _nonfinite(model)) is not None:
+            raise RunError(f"{broken} has NaN or infinite values; the bundle was not written, lower the learning rate and fine-tune again")
+        ffp, fwp = (_on_cpu(masks) for masks in masks_of(model))
+        metadata = {name: _plain(name, dict(entry)) for name, entry in getattr(state, "_metadata", {}).items()}
+        return cls(
+            facts=facts_of(model, facts, _digest(weights, ffp, fwp)),
+            weights=weights,
+            ffp_masks=ffp,
+            fwp_masks=fwp,
+            groups=dict(groups or {}),
+            metadata=metadata,
+            values=values,
+        )
 
     def restore(self, model: nn.Module) -> nn.Module:
         """A copy of `model` (the dense architecture) with this bundle's masks and weights, in eval mode. RunError when it does not fit."""
         model = without_wrappers(model)
         try:
             masked = bake(model, ffp_masks=self.ffp_masks, fwp_masks=self.fwp_masks)
-            masked.load_state_dict(self.weights)
-        except (UsageError, RuntimeError) as error:
+            state: OrderedDict[str, Any] = OrderedDict({**self.weights, **self.values})
+            metadata = getattr(model.state_dict(), "_metadata", {}) if self.metadata is None else self.metadata
+            state._metadata = {name: dict(entry) for name, entry in metadata.items()}  # type: ignore[attr-defined]
+            masked.load_state_dict(state)
+        except Exception as error:  # the network's own loading may raise anything
             cause = " ".join(str(error).split())
             raise RunError(
                 f"the bundle does not fit the network {type(model).__name__}: {cause}; rebuild it with the arguments of its manifest"
@@ -69,7 +108,10 @@ class Bundle:
         return masked.eval()
 
     def save(self, folder: Path | str) -> None:
-        """Write the folder whole or not at all; an older bundle there is replaced, any other folder is refused (UsageError)."""
+        """Write the folder whole or not at all; an older bundle there is replaced, any other folder is refused (UsageError).
+
+        The files are read back before they take their place: RunError where something in them is not what was written.
+        """
         from safetensors.torch import save
 
         check_target(folder)
@@ -85,7 +127,10 @@ class Bundle:
             (temporary / WEIGHTS).write_bytes(save(self.weights))
             (temporary / MASKS).write_bytes(save(packed))
             hashes = {name: sha256(temporary / name) for name in (WEIGHTS, MASKS)}
-            write_json(temporary / MANIFEST, {"schema": SCHEMA, **self.facts, "mask_shapes": shapes, "sha256": hashes})
+            state = {} if self.metadata is None else {"state": {"metadata": self.metadata, "values": self.values}}
+            write_json(temporary / MANIFEST, {"schema": SCHEMA, **self.facts, "mask_shapes": shapes, **state, "sha256": hashes})
+            if (different := _difference(self, type(self).load(temporary))) is not None:
+                raise RunError(f"{different} of the bundle {folder} was read back otherwise than it was written; check the disk")
 
     @classmethod
     def load(cls, folder: Path | str) -> Self:
@@ -105,8 +150,13 @@ class Bundle:
                 if (shape := kinds.get(kind)) is not None:
                     masks[kind][name] = _unpack(tensors[MASKS].get(f"{name}/{kind}"), shape, f"{folder / MASKS}: {name}/{kind}")
         groups = {key.rpartition("/")[0]: value.long() for key, value in tensors[MASKS].items() if key.endswith("/groups")}
-        facts = {key: value for key, value in manifest.items() if key not in ("schema", "mask_shapes", "sha256")}
-        return cls(facts=facts, weights=tensors[WEIGHTS], ffp_masks=masks["ffp"], fwp_masks=masks["fwp"], groups=groups, folder=folder)
+        facts = {key: value for key, value in manifest.items() if key not in _NOT_FACTS}
+        state = manifest.get("state") or {"metadata": None, "values": {}}  # a bundle of an earlier version has none
+        if "accuracy" in facts:  # an earlier version does not say whose it is
+            facts.setdefault("measured_on", _digest(tensors[WEIGHTS], masks["ffp"], masks["fwp"]))
+        return cls(
+            facts=facts, weights=tensors[WEIGHTS], ffp_masks=masks["ffp"], fwp_masks=masks["fwp"], groups=groups, folder=folder, **state
+        )
 
 
 def is_bundle(folder: Path | str) -> bool:
@@ -126,16 +176,72 @@ def check_target(folder: Path | str) -> None:
         raise UsageError(f"{folder} holds {others[0]!r} beside the old bundle and would be replaced; choose another output folder")
 
 
-def _dropped_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Where weights are dropped, by their name in the state dict. One that layers share is dropped only where all of them drop it."""
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are of one type and shape and equal bit for bit (NaN too)."""
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(*(t.contiguous().reshape(-1).view(torch.uint8) for t in (a, b)))
+
+
+def _difference(a: Bundle, b: Bundle) -> str | None:
+    """The name of a part in which two bundles differ, None where they are the same."""
+    for what, mine, theirs in (
+        ("", a.weights, b.weights),
+        ("the FFP mask of ", a.ffp_masks, b.ffp_masks),
+        ("the FWP mask of ", a.fwp_masks, b.fwp_masks),
+        ("the filter groups of ", a.groups, b.groups),
+    ):
+        for name in {**mine, **theirs}:
+            if name not in mine or name not in theirs or not same_bits(mine[name].cpu(), theirs[name]):
+                return f"{what}{name}"
+    return None if (a.metadata, a.values) == (b.metadata, b.values) else "the state"
+
+
+def _digest(weights: dict[str, Tensor], ffp: dict[str, Tensor], fwp: dict[str, Tensor]) -> str:
+    masks = {f"{name}/{kind}": mask for kind, of_kind in (("ffp", ffp), ("fwp", fwp)) for name, mask in of_kind.items()}
+    return digest_of({**weights, **masks})
+
+
+def check_storable(bundle: Bundle) -> None:
+    """UsageError for a weight that the file format cannot hold."""
+    from safetensors.torch import load, save
+
+    for name, value in bundle.weights.items():
+        try:
+            same = same_bits(load(save({"weight": value}))["weight"], value)
+        except Exception as error:  # the library's errors have no common kind
+            raise UsageError(f"{name} of the network cannot be stored ({error}); a bundle holds dense tensors of numbers") from error
+        if not same:
+            raise UsageError(f"{name} of the network ({value.dtype}) does not come back from a file as it was; convert it to float32")
+
+
+def _plain(name: str, value: Any) -> Any:
+    """`value`, which is as it was once JSON held it."""
+    try:
+        kept = json.loads(json.dumps(value))
+    except (TypeError, ValueError):
+        kept = None
+    if kept != value:
+        raise UsageError(
+            f"the state {name!r} of the network is a {type(value).__name__}, and a bundle holds tensors and plain values; "
+            "let the module's get_extra_state return those"
+        )
+    return kept
+
+
+def _nonfinite(model: nn.Module) -> str | None:
+    """A parameter or BatchNorm statistic with NaN or infinite values (other buffers may hold such on purpose)."""
+    statistics = [(name, value) for name, value in model.named_buffers() if name.endswith(("running_mean", "running_var"))]
+    return next((name for name, value in [*model.named_parameters(), *statistics] if not torch.isfinite(value).all()), None)
+
+
+def _dropped_weights(model: nn.Module) -> dict[int, Tensor]:
+    """Where weights are dropped, by the identity of the parameter. One that layers share is dropped only where all of them drop it."""
     masks = {f"{name}.weight": m.fwp_mask for name, m in model.named_modules(remove_duplicate=False) if isinstance(m, MaskedConv2d)}
-    named = list(model.named_parameters(remove_duplicate=False))
     dropped: dict[int, Tensor] = {}
-    for name, weight in named:
+    for name, weight in model.named_parameters(remove_duplicate=False):
         mask = masks.get(name)
         own = torch.zeros(weight.shape, dtype=torch.bool) if mask is None else ~mask.cpu()
         dropped[id(weight)] = own & dropped.get(id(weight), own)
-    return {name: dropped[id(weight)] for name, weight in named if name in masks}
+    return dropped
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

@@ -6,11 +6,13 @@ The masks act in `forward`, so gradients of dropped weights are zero and whateve
 
 from copy import copy
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..calibrate.convolutions import own_forward
+from ..calibrate.mask_facts import MASKS
 from ..calibrate.masked_conv import explicit_padding, masked_conv2d
 from ..common.errors import UsageError
 
@@ -39,6 +41,25 @@ class MaskedConv2d(nn.Conv2d):
         x, padding = explicit_padding(self, input)
         where = (self.stride, padding, self.dilation, self.groups)
         return masked_conv2d(x, self.masked_weight(), self.bias, self.ffp_mask, *where, weight_mask=self.fwp_mask)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """The masks are in the state dict too: a dense network that is given it says so, instead of computing without them."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for kind in MASKS:
+            if (mask := getattr(self, kind)) is not None:
+                destination[prefix + kind] = mask
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, missing: Any, unexpected: Any, errors: list[str]
+    ) -> None:
+        """Masks are never loaded: those in `state_dict`, where it has any, must be this layer's own."""
+        for kind in MASKS:
+            theirs, own = state_dict.pop(prefix + kind, None), getattr(self, kind)
+            if theirs is not None and (own is None or not torch.equal(theirs.to(own.device), own)):
+                errors.append(
+                    f"{prefix + kind} is another mask than the network's; load the state into the network that it was saved from."
+                )
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
 
     def extra_repr(self) -> str:
         """Geometry, then the kept fraction of blocks and weights."""

@@ -29,7 +29,8 @@ def run_identity(model: nn.Module, data: DataLike, config: TrainConfig, extra: M
     facts["data.train_images"], facts["data.validation_images"] = len(data.train), len(data.validation)
     if describe is not None:
         facts |= {f"data.{key}": value for key, value in describe().items()}
-    facts |= {f"parameter {name}": list(value.shape) for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    state = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor) and value.dtype != torch.bool}
+    facts |= {f"parameter {name}": list(value.shape) for name, value in state.items()}
     facts |= {f"mask {name}": _digest(value) for name, value in model.named_buffers() if value.dtype == torch.bool}
     facts |= dict(extra or {})
     return {key: json.dumps(value, sort_keys=True) for key, value in facts.items()}

@@ -23,6 +23,7 @@ from torch import nn
 
 from ...common.errors import RunError
 from ...common.progress import Progress, Silent
+from ..state_dict import as_state_of
 from .checks import check_request
 from .clock import Clock
 from .config import TrainConfig
@@ -182,7 +183,7 @@ class _Run:
             if self.interrupts.requested:
                 self._stop()
         if self.best is not None:
-            model.load_state_dict(self.best["weights"])
+            model.load_state_dict(as_state_of(model, self.best["weights"]))
         model.eval()
         saving = saving_of_run(
             self.policy.config, self.history, epochs=self.config.epochs, samples=self.policy.samples, batch_size=self.config.batch_size

@@ -29,6 +29,12 @@ def load_checkpoint(model: nn.Module, path: Path | str, spec: ModelSpec | None =
     notes: list[str] = []
     own = model.state_dict()
     state = fitted(unwrapped(read_content(path), path, notes), own, path, notes)
+    masks = [name for name in state if name.endswith((".ffp_mask", ".fwp_mask")) and name not in own]
+    if masks:
+        raise RunError(
+            f"{path} is of a network with masks ({masks[0]}), which the network as it was before does not have; "
+            "name the bundle instead, or in Python load the state into fineprune.load(BUNDLE)"
+        )
     for name in [name for name in state if name.endswith("num_batches_tracked") and name not in own]:
         del state[name]
     wrong = [name for name, value in state.items() if name in own and not _same_shape(value, own[name])]

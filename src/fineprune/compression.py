@@ -17,16 +17,17 @@ import torch
 from torch import nn
 
 from .arguments import check_arguments, check_named, check_progress
-from .calibrate.collect import CalibrationConfig
+from .calibrate.collect import CalibrationConfig, sample_order
 from .calibrate.statistics import Statistics, fingerprint
+from .claims import beforehand, chance_level, few_samples, saved, shortfall, zero_weights
 from .common.errors import RunError, UsageError
 from .common.files import check_writable
 from .common.progress import Lines, Progress
 from .common.wrappers import without_wrappers
 from .compressor.bundle import Bundle, check_target
 from .compressor.config import PruneConfig, prune_config
-from .compressor.macs import MacReport, count_macs
-from .compressor.prune import CalibrationRun, Pruned, prunable
+from .compressor.macs import count_macs
+from .compressor.prune import CalibrationRun, prunable
 from .compressor.prune import prune as prune_network
 from .export.machine import machine_facts, package_versions
 from .models.data import ImageData, load_data
@@ -37,8 +38,9 @@ from .models.training.device import resolve_device
 from .models.training.evaluate import evaluate
 from .models.training.step import first_nonfinite
 from .models.training.trainer import train
-from .models.zoo import ModelSpec
+from .models.zoo import ModelSpec, build
 from .networks import completed, open_model
+from .round_trip import check_before, check_restored
 from .work_folder import work_folder
 
 FINETUNE = {"epochs": 10, "lr": 0.02, "schedule": "cosine", "weight_decay": 5e-4}
@@ -194,16 +196,20 @@ class _Run:
     def bundle(self, spec: ModelSpec | None, statistics: Mapping[str, Statistics]) -> Bundle:
         """All steps in order."""
         report = count_macs(self.model, self.data.input_shape)
-        prunable(self.model, self.job.config, self.data.input_shape)
+        sites, _ = prunable(self.model, self.job.config, self.data.input_shape)
+        check_before(self.model, self.fresh(spec), self.image())
+        self.say(beforehand(report, sites))
         accuracy = {"dense": self.accuracy(self.model, "dense")}
+        self.say(chance_level(accuracy["dense"], getattr(self.data, self.held_out).labels))
+        self.say(few_samples(self.calibration_labels(), len(self.data.classes)))
         where = self.folder and self.folder / "statistics"
         calibration = calibration_run(self.data, self.job.calibration, self.device, where, self.progress)
         pruned = prune_network(self.model, self.job.config, calibration, **statistics)
         for skipped in pruned.skipped:
             self.progress.log(f"left dense: {skipped.name}: {skipped.reason}")
         masked_report = count_macs(pruned.model, self.data.input_shape)
-        if note := shortfall(self.job.config, pruned, masked_report):
-            self.progress.log(note)
+        self.say(shortfall(self.job.config, pruned, masked_report))
+        self.say(zero_weights(report, masked_report))
         accuracy["masked"] = self.accuracy(pruned.model, "masked")
         if self.recalibrate(pruned.model):
             accuracy["batchnorm_recalibrated"] = self.accuracy(pruned.model, "BatchNorm chosen")
@@ -217,11 +223,30 @@ class _Run:
                 accuracy["dense_finetuned"] = self.accuracy(dense, "dense, fine-tuned alike")
         facts = {
             **self.identity(spec),
-            **_masks(self.job.config, pruned, report, masked_report),
+            **saved(self.job.config, pruned, report, masked_report),
             "accuracy": {**accuracy, "split": self.held_out, "samples": len(getattr(self.data, self.held_out))},
             "training": history,
         }
-        return Bundle.of(pruned.model, facts, pruned.groups)
+        bundle = Bundle.of(pruned.model, facts, pruned.groups)
+        check_restored(bundle, pruned.model, self.fresh(spec), self.image())
+        return bundle
+
+    def fresh(self, spec: ModelSpec | None) -> nn.Module:
+        """The dense architecture as commands that read the bundle have it: built again by name, or the caller's module."""
+        return build(completed(spec, self.data.input_shape, self.data), seed=1) if spec else self.model
+
+    def image(self) -> torch.Tensor:
+        """One training sample, [1,C,H,W]."""
+        return next(iter(self.data.train.batches(1, indices=torch.zeros(1, dtype=torch.int64)))).images
+
+    def calibration_labels(self) -> torch.Tensor:
+        """int64 [N]: classes of the samples that are calibrated on."""
+        return self.data.train.labels[sample_order(len(self.data.train), self.job.calibration)]
+
+    def say(self, line: str) -> None:
+        """Log what there is to say."""
+        if line:
+            self.progress.log(line)
 
     def identity(self, spec: ModelSpec | None) -> dict[str, Any]:
         """What was run on what, and where, for the manifest."""
@@ -290,47 +315,3 @@ def read_statistics(folder: Path | str | None) -> dict[str, Statistics]:
     if not found:
         raise UsageError(f"{folder} holds no statistics; name the output folder of `fineprune calibrate`")
     return found
-
-
-def _masks(config: PruneConfig, pruned: Pruned, dense: MacReport, masked: MacReport) -> dict[str, Any]:
-    """What the masks drop, for the manifest."""
-    return {
-        "ratios": ratios(config, pruned, masked),
-        "macs": masked.to_json(),
-        "conv_macs_kept": masked.conv_macs / max(dense.conv_macs, 1),
-        "left_dense": [{"name": s.name, "reason": s.reason} for s in pruned.skipped],
-    }
-
-
-def shortfall(config: PruneConfig, pruned: Pruned, report: MacReport) -> str:
-    """Why clearly less was pruned than asked; empty where it was not, or where the request spares some layers itself."""
-    asked = 1 - (1 - config.ffp.ratio) * (1 - config.fwp.ratio)
-    missing = asked - (1 - report.conv_macs / max(report.conv_macs_dense, 1))
-    chosen = any(part.per_layer or part.include or part.exclude for part in (config.ffp, config.fwp))
-    if missing < _CLEARLY or chosen or config.fwp.pointwise == "exempt":
-        return ""
-    names = {skipped.name for skipped in pruned.skipped}
-    dense = sum(layer.macs for layer in report.layers if layer.name in names) / report.conv_macs_dense
-    causes = [f"{dense:.1%} are in layers left dense"] if dense else []
-    if missing - asked * dense >= _CLEARLY:
-        causes.append("of every layer some stays, so that none is cut off")
-    return f"{asked - missing:.1%} of the convolution multiply-adds are pruned, not {asked:.1%}: {'; '.join(causes)}"
-
-
-_CLEARLY = 0.02
-"""Fraction of the multiply-adds below which a difference is that of whole taps and blocks."""
-
-
-def ratios(config: PruneConfig, pruned: Pruned, report: MacReport) -> dict[str, dict[str, float]]:
-    """Pruned fractions asked and achieved, of the multiply-adds of 2-D convolutions: by block masks, then by weight masks of what those
-    left."""
-    after_ffp = total = kept = 0.0
-    for layer in report.layers:
-        if layer.kind == "conv2d":
-            total += layer.macs_dense
-            after_ffp += layer.macs_dense * (1.0 if layer.ffp_kept is None else layer.ffp_kept)
-            kept += layer.macs
-    return {
-        "asked": {"ffp": config.ffp.ratio, "fwp": config.fwp.ratio},
-        "achieved": {"ffp": 1 - after_ffp / max(total, 1), "fwp": 1 - kept / max(after_ffp, 1)},
-    }

@@ -26,6 +26,8 @@ _FACTS = {
         }
     ),
     "input_shape": [int, int, int],
+    "measured_on": Maybe(str),
+    "zero_weights": Maybe({"macs_dense": int, "macs_pruned": int}),
     "conv_macs_kept": float,
     "ratios": {"asked": {"ffp": float, "fwp": float}, "achieved": {"ffp": float, "fwp": float}},
     "macs": {
@@ -38,6 +40,9 @@ _FACTS = {
 }
 """The form of those facts of a manifest that are read again."""
 
+NO_SHAPE = "give Bundle.of the facts {'input_shape': (C, H, W)} and save again, from which the rest is counted"
+"""What to do about a bundle of one's own whose facts lack what all but loading needs."""
+
 _LATENCIES = {
     "rows": [{"runtime": str, "batch_size": int, "threads": int, **dict.fromkeys(("median_ms", "p25_ms", "p75_ms"), float)}],
     "config": {"rounds": int},
@@ -48,7 +53,8 @@ _LATENCIES = {
 def read_bundle(folder: Path | str) -> Bundle:
     """`Bundle.load` of one that `compress` wrote: RunError where its manifest lacks what is read of it later."""
     bundle = Bundle.load(folder)
-    require(bundle.facts, _FACTS, str(Path(folder) / MANIFEST), "it was edited, compress again")
+    remedy = "it was edited, compress again" if {"input_shape", "macs"} & bundle.facts.keys() else NO_SHAPE
+    require(bundle.facts, _FACTS, str(Path(folder) / MANIFEST), remedy)
     return bundle
 
 

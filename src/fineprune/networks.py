@@ -10,7 +10,7 @@ from torch import nn
 from .common.errors import UsageError
 from .common.progress import Progress, Silent
 from .compressor.bundle import MANIFEST, Bundle
-from .manifest import read_bundle
+from .manifest import NO_SHAPE, read_bundle
 from .models.data import ImageData, load_data
 from .models.zoo import ModelSpec, build, load_checkpoint
 from .trust import data_names, network_names, require_data, require_network
@@ -45,7 +45,7 @@ def load(folder: Path | str, model: nn.Module | None = None, *, trust: Collectio
     from .arguments import check_arguments  # which knows networks
 
     check_arguments(folder=folder, architecture=model)
-    return open_bundle(folder, model=model, trust=trust).model
+    return open_bundle(folder, trust=trust).model if model is None else Bundle.load(folder).restore(model)
 
 
 def open_bundle(folder: Path | str, *, model: nn.Module | None = None, trust: Collection[str] = ()) -> Network:
@@ -68,6 +68,8 @@ def network_of(bundle: Bundle, *, model: nn.Module | None = None, trust: Collect
             model = build(spec)
         except UsageError as error:
             raise UsageError(f"{where} needs the network {spec.name}: {error}; file names are relative to the current folder") from error
+    if "input_shape" not in bundle.facts:
+        raise UsageError(f"{where} has no input_shape; {NO_SHAPE}")
     channels, height, width = bundle.facts["input_shape"]
     return Network(
         model=bundle.restore(model),

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from fineprune.common.errors import RunError, UsageError
 from fineprune.compressor.bake import bake, masks_of
-from fineprune.compressor.bundle import MANIFEST, MASKS, WEIGHTS, Bundle, check_target, is_bundle
+from fineprune.compressor.bundle import MANIFEST, MASKS, WEIGHTS, Bundle, check_storable, check_target, is_bundle, same_bits
 from support.networks import samples, varied
 
 FACTS = {"model": {"name": "varied"}, "asked": {"ffp": 0.37}, "note": "käse"}
@@ -96,6 +97,150 @@ def test_a_bundle_holds_copies() -> None:
 def test_a_network_without_masks_is_a_bundle_too(tmp_path: Path) -> None:
     Bundle.of(varied(), {}).save(tmp_path / "b")
     assert Bundle.load(tmp_path / "b").ffp_masks == {}
+
+
+class Versioned(nn.Conv2d):
+    """Refuses a state dict without its version, as torchvision's MNASNet does."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state: Any, prefix: str, metadata: dict[str, Any], *rest: Any) -> None:
+        if metadata.get("version") != 2:
+            raise ValueError(f"version should be 2 instead of {metadata.get('version')}")
+        super()._load_from_state_dict(state, prefix, metadata, *rest)
+
+
+class Stateful(nn.ReLU):
+    """Keeps extra state, which may be a tensor or anything else."""
+
+    def __init__(self, extra: Any = None) -> None:
+        super().__init__()
+        self.extra = extra
+
+    def get_extra_state(self) -> Any:
+        return self.extra
+
+    def set_extra_state(self, state: Any) -> None:
+        self.extra = state
+
+
+def with_buffers(**buffers: Tensor) -> nn.Module:
+    module = nn.Sequential(nn.Conv2d(3, 2, 3))
+    for name, value in buffers.items():
+        module.register_buffer(name, value)
+    return module
+
+
+def renaming() -> nn.Module:
+    """Its state dict has other names than its parameters, and its loading puts them back."""
+
+    def wrap(_: nn.Module, state: dict[str, Any], __: str, ___: Any) -> None:
+        for name in list(state):
+            state[f"net.{name}"] = state.pop(name)
+
+    def unwrap(_: nn.Module, state: dict[str, Any], *__: Any) -> None:
+        for name in list(state):
+            state[name.removeprefix("net.")] = state.pop(name)
+
+    module = nn.Sequential(nn.Conv2d(3, 2, 3))
+    module.register_state_dict_post_hook(wrap)
+    module.register_load_state_dict_pre_hook(unwrap)
+    return module
+
+
+ODD = {
+    "versions": lambda: nn.Sequential(nn.Conv2d(3, 3, 3), Versioned(3, 2, 1)),
+    "tensor as extra state": lambda: nn.Sequential(nn.Conv2d(3, 2, 3), Stateful(torch.tensor([1, 2]))),
+    "plain extra state": lambda: nn.Sequential(nn.Conv2d(3, 2, 3), Stateful({"steps": 3, "on": True, "scales": [0.5, None]})),
+    "hooks": renaming,
+    "kinds": lambda: with_buffers(
+        scalar=torch.tensor(3), flag=torch.tensor(True), flags=torch.tensor([True, False]), empty=torch.zeros(0, 3),
+        turned=torch.arange(6.0).reshape(2, 3).T, masked=torch.tensor([0.0, -torch.inf]), phases=torch.ones(2, dtype=torch.complex64),
+    ),
+    "half": lambda: nn.Sequential(nn.Conv2d(3, 2, 3)).to(torch.bfloat16),
+    "names": lambda: nn.ModuleDict({"0": nn.Conv2d(3, 2, 3), "a/ffp": nn.Conv2d(2, 2, 1), "groups": nn.PReLU(), "ö" * 99: nn.PReLU()}),
+}  # fmt: skip
+"""Networks whose first layer is named 0, and with what is hard to keep."""
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_whatever_a_network_keeps_comes_back(kind: str, tmp_path: Path) -> None:
+    dense = ODD[kind]()
+    names = ["0", "a/ffp"] if kind == "names" else ["0"]
+    masks = {name: torch.arange(dense.get_submodule(name).weight.numel()) % 3 > 0 for name in names}  # type: ignore[union-attr]
+    masks = {name: mask.view(dense.get_submodule(name).weight.shape) for name, mask in masks.items()}  # type: ignore[union-attr, arg-type]
+    held = Bundle.of(bake(dense, fwp_masks=masks), {}, {name: torch.zeros(2, dtype=torch.int64) for name in names})
+    check_storable(held)
+    held.save(tmp_path / "b")
+    fresh = ODD[kind]()
+    for module in fresh.modules():
+        if isinstance(module, Stateful):
+            module.extra = None
+    for value in fresh.state_dict().values():
+        if isinstance(value, Tensor):
+            value.zero_()
+    again = Bundle.of(Bundle.load(tmp_path / "b").restore(fresh), {})
+    assert all(same_bits(value, again.weights[name]) for name, value in held.weights.items())
+    assert (again.values, again.weights.keys(), again.fwp_masks.keys()) == (held.values, held.weights.keys(), set(names))
+    for name in names:
+        weight = held.weights[f"net.{name}.weight" if kind == "hooks" else f"{name}.weight"]
+        assert torch.equal(weight != 0, masks[name])
+
+
+@pytest.mark.parametrize("extra", [object(), {1: "x"}, (1, 2), {"k": torch.zeros(1)}], ids=str)
+def test_state_that_no_bundle_can_hold_is_named(extra: object) -> None:
+    kind = type(extra).__name__
+    with pytest.raises(UsageError, match=rf"the state '1\._extra_state' of the network is a {kind}, and a bundle holds tensors and plain"):
+        Bundle.of(nn.Sequential(nn.Conv2d(3, 2, 3), Stateful(extra)), {})
+
+
+def test_a_weight_that_no_file_can_hold_is_named() -> None:
+    held = Bundle.of(with_buffers(sparse=torch.ones(1)), {})
+    held.weights["sparse"] = torch.eye(3).to_sparse()
+    with pytest.raises(UsageError, match="sparse of the network cannot be stored"):
+        check_storable(held)
+
+
+def test_bundles_of_earlier_versions_are_restored_with_the_networks_own_versions(tmp_path: Path) -> None:
+    Bundle.of(ODD["versions"](), {}).save(tmp_path / "b")
+    manifest = json.loads((tmp_path / "b" / MANIFEST).read_text())
+    assert manifest.pop("state")["metadata"]["1"] == {"version": 2}
+    (tmp_path / "b" / MANIFEST).write_text(json.dumps(manifest))
+    assert Bundle.load(tmp_path / "b").restore(ODD["versions"]()).get_submodule("1").weight.shape == (2, 3, 1, 1)
+
+
+def test_a_file_that_reads_back_otherwise_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle(0).save(tmp_path / "b")
+    write = Path.write_bytes
+    flip = lambda self, content: write(self, content[:-1] + bytes([content[-1] ^ (self.suffix == ".safetensors")]))  # noqa: E731
+    monkeypatch.setattr(Path, "write_bytes", flip)
+    with pytest.raises(RunError, match=r"of the bundle .*b was read back otherwise than it was written; check the disk"):
+        bundle(1).save(tmp_path / "b")
+    assert torch.equal(Bundle.load(tmp_path / "b").weights["head.weight"], bundle(0).weights["head.weight"])
+
+
+ACCURACY = {"dense": 0.9, "masked": 0.2, "finetuned": 0.8, "split": "test", "samples": 50}
+
+
+def test_accuracies_belong_to_the_weights_that_they_were_measured_on(tmp_path: Path) -> None:
+    shape = {"input_shape": (3, 7, 5)}
+    measured = Bundle.of(masked().float(), {**shape, "accuracy": ACCURACY})
+    assert measured.facts["accuracy"] == ACCURACY
+    measured.save(tmp_path / "b")
+    loaded = Bundle.load(tmp_path / "b")
+    model = loaded.restore(varied().float())
+    assert Bundle.of(model, loaded.facts).facts == loaded.facts == measured.facts
+    with torch.no_grad():
+        model.head.weight.mul_(2)  # type: ignore[operator, union-attr]
+    trained = Bundle.of(model, loaded.facts).facts
+    assert trained["accuracy"] == {"dense": 0.9, "split": "test", "samples": 50}
+    assert trained["macs"] == loaded.facts["macs"]
+    other_masks = Bundle.of(bake(varied().float(), fwp_masks={"down": torch.eye(3).expand(5, 6, 3, 3) > 0}), loaded.facts).facts
+    assert other_masks["macs"]["macs"] != loaded.facts["macs"]["macs"] and "masked" not in other_masks["accuracy"]
+    manifest = json.loads((tmp_path / "b" / MANIFEST).read_text())
+    del manifest["measured_on"]  # as earlier versions wrote it
+    (tmp_path / "b" / MANIFEST).write_text(json.dumps(manifest))
+    assert Bundle.load(tmp_path / "b").facts == loaded.facts
 
 
 @pytest.mark.parametrize("file", [WEIGHTS, MASKS])

@@ -1,6 +1,7 @@
 """The convolution that carries masks: its arithmetic, its parameters, and that nothing in dropped weights can reach the output."""
 
 from copy import deepcopy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -66,13 +67,42 @@ def test_takes_over_parameters_and_their_names() -> None:
     conv.eval()
     assert masked.weight is conv.weight
     assert masked.bias is conv.bias
-    assert list(masked.state_dict()) == list(conv.state_dict()) == ["weight", "bias"]
+    assert [name for name, _ in masked.named_parameters()] == list(conv.state_dict()) == ["weight", "bias"]
     assert (masked.training, conv.training) == (True, False)
     assert MaskedConv2d.wrap(conv).training is False
     assert isinstance(masked, nn.Conv2d)
     assert MaskedConv2d.wrap(nn.Conv2d(2, 2, 1, bias=False)).bias is None
     for name in ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"):
         assert getattr(masked, name) == getattr(conv, name)
+
+
+def network(layer: nn.Module) -> nn.Module:
+    return nn.Sequential(layer, nn.ReLU())
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_state_dict_carries_the_masks_and_a_network_with_others_refuses_it(strict: bool, tmp_path: Path) -> None:
+    conv, masked, _ = layer(padding=1)
+    torch.save(network(masked).state_dict(), tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert torch.equal(state["0.ffp_mask"], masked.ffp_mask) and torch.equal(state["0.fwp_mask"], masked.fwp_mask)
+    assert not network(deepcopy(masked)).load_state_dict(state, strict=strict).unexpected_keys
+    other = MaskedConv2d.wrap(conv, ffp_mask=masked.ffp_mask, fwp_mask=~masked.fwp_mask)
+    for different in (other, MaskedConv2d.wrap(conv, ffp_mask=masked.ffp_mask)):
+        with pytest.raises(RuntimeError, match=r"0\.fwp_mask is another mask than the network's; load the state into the network"):
+            network(different).load_state_dict(state, strict=strict)
+    if strict:
+        with pytest.raises(RuntimeError, match=r'Unexpected key\(s\) in state_dict: "0\.ffp_mask", "0\.fwp_mask"'):
+            network(nn.Conv2d(4, 6, 3)).load_state_dict(state)
+
+
+def test_weights_without_masks_are_loaded_under_the_layers_own() -> None:
+    """Checkpoints of the dense network, bundles, and what earlier versions saved of masked ones."""
+    _, masked, x = layer(padding=1)
+    again = deepcopy(masked)
+    nn.init.zeros_(again.weight)
+    again.load_state_dict({name: value for name, value in masked.state_dict().items() if not name.endswith("_mask")})
+    assert torch.equal(again(x), masked(x))
 
 
 def test_dropped_weights_get_no_gradient() -> None:

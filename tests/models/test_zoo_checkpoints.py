@@ -192,3 +192,27 @@ def test_public_checkpoints_load_strictly(name: str, file: str) -> None:
     load_checkpoint(build(name, shortcut="A"), path)
     with pytest.raises(RunError, match=r"10 missing \(layer2.0.shortcut.0.weight"):
         load_checkpoint(build(name, shortcut="B"), path)
+
+
+def test_the_state_of_a_masked_network_is_named_for_what_it_is(model: nn.Module, trained: State, tmp_path: Path) -> None:
+    content = {**trained, "conv1.ffp_mask": torch.ones(3, 32, 32, dtype=torch.bool)}
+    message = r"is of a network with masks \(conv1\.ffp_mask\).*; name the bundle instead, or in Python load the state into fineprune.load"
+    refused(model, save(tmp_path / "w.pt", content), RunError, message)
+
+
+def test_modules_that_ask_for_their_version_are_loaded(tmp_path: Path) -> None:
+    """torchvision's MNASNet refuses a state dict without."""
+
+    class Versioned(nn.Linear):
+        _version = 2
+
+        def _load_from_state_dict(self, state: Any, prefix: str, metadata: dict[str, Any], *rest: Any) -> None:
+            if metadata.get("version") != 2:
+                raise ValueError(f"version should be 2 instead of {metadata.get('version')}")
+            super()._load_from_state_dict(state, prefix, metadata, *rest)
+
+    trained = nn.Sequential(Versioned(2, 3))
+    save_file(trained.state_dict(), tmp_path / "w.safetensors")
+    model = nn.Sequential(Versioned(2, 3))
+    load_checkpoint(model, tmp_path / "w.safetensors")
+    assert torch.equal(model[0].weight, trained[0].weight)
