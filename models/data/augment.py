@@ -21,7 +21,7 @@ _AREA = (0.08, 1.0)
 _ASPECT = (3 / 4, 4 / 3)
 _TRIES = 10
 EVALUATION_CROP = 224 / 256
-"""The central part of a large image's shorter side that is kept when nothing is random."""
+"""The central part of a large image's shorter side that is kept when nothing is random and no other `crop` is asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,14 +62,24 @@ def random_crop(image: "Image", size: tuple[int, int], augmentation: Augmentatio
 
 
 def central_crop(image: "Image", size: tuple[int, int], keep: float) -> "Image":
-    """The largest centred box of the aspect ratio of size (height, width), times `keep`, scaled to that size."""
+    """The centre of size (height, width), cut at whole pixels from `image` scaled to cover 1 / keep times that size.
+
+    For square sizes these are torchvision's Resize(round(size / keep)) and CenterCrop(size) with its bilinear antialiased filter, but for
+    the rounding of a pixel's value; only what is kept is computed.
+    """
     from PIL.Image import Resampling
 
-    width, height = image.size
-    scale = keep * min(height / size[0], width / size[1])
-    h, w = scale * size[0], scale * size[1]
-    box = ((width - w) / 2, (height - h) / 2, (width + w) / 2, (height + h) / 2)
+    W, H = _covering(image.size, (round(size[1] / keep), round(size[0] / keep)))
+    x, y = round((W - size[1]) / 2), round((H - size[0]) / 2)  # rounded as torchvision does, halves to the even number
+    across, down = image.width / W, image.height / H
+    box = (x * across, y * down, min((x + size[1]) * across, image.width), min((y + size[0]) * down, image.height))
     return image.resize((size[1], size[0]), Resampling.BILINEAR, box=box)
+
+
+def _covering(size: tuple[int, int], least: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) of an image of `size` scaled so that one side is that of `least` and the other at least as long."""
+    (width, height), (W, H) = size, least
+    return (W, max(H, W * height // width)) if W * height >= H * width else (max(W, H * width // height), H)
 
 
 def _random_box(size: tuple[int, int], generator: np.random.Generator) -> tuple[int, int, int, int]:

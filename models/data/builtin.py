@@ -1,6 +1,7 @@
 """Data sets with a name of their own: scikit-learn's digits, CIFAR, Fashion-MNIST."""
 
 import gzip
+import math
 import os
 import struct
 import warnings
@@ -12,10 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...common.errors import RunError
-from ...common.progress import Progress
 from ..vision import import_torchvision
 from .augment import Augmentation
-from .raw import RawData, array_source
+from .raw import RawData, Reading, array_source
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 _IDX_FILES = {
@@ -24,19 +24,22 @@ _IDX_FILES = {
 }
 _FASHION_CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 _DIGITS_SIZE = 32
+_MOST_EXPANSION = 1032
+"""Bytes that deflate can make of one."""
 
 
-def read_digits(root: str | None, image_size: int | None, progress: Progress) -> RawData:
+def read_digits(root: str | None, reading: Reading) -> RawData:
     """1,797 scanned digits of 8x8 pixels from scikit-learn's wheel, scaled to 32x32 (or image_size), one channel."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
     source, _ = array_source(pixels, digits.target, "digits")
-    size = image_size or _DIGITS_SIZE
+    size = reading.image_size or _DIGITS_SIZE
     return RawData(
         name="digits",
         classes=tuple(map(str, range(10))),
+        named=False,
         input_shape=(1, size, size),
         train=source.resized(size),
         test=None,
@@ -46,20 +49,20 @@ def read_digits(root: str | None, image_size: int | None, progress: Progress) ->
     )
 
 
-def read_cifar10(root: str | None, image_size: int | None, progress: Progress) -> RawData:
+def read_cifar10(root: str | None, reading: Reading) -> RawData:
     """CIFAR-10 as torchvision stores it; downloaded into ROOT where it is not there yet."""
-    return _read_cifar("CIFAR10", root, image_size)
+    return _read_cifar("CIFAR10", root, reading.image_size)
 
 
-def read_cifar100(root: str | None, image_size: int | None, progress: Progress) -> RawData:
+def read_cifar100(root: str | None, reading: Reading) -> RawData:
     """CIFAR-100 as torchvision stores it; downloaded into ROOT where it is not there yet."""
-    return _read_cifar("CIFAR100", root, image_size)
+    return _read_cifar("CIFAR100", root, reading.image_size)
 
 
-def read_fashion_mnist(root: str | None, image_size: int | None, progress: Progress) -> RawData:
+def read_fashion_mnist(root: str | None, reading: Reading) -> RawData:
     """60,000 + 10,000 images of 28x28: IDX files in ROOT (Debian's dataset-fashion-mnist) or in torchvision's layout, or downloaded."""
     folder = _fashion_folder(root)
-    size = image_size or 28
+    size = reading.image_size or 28
     sources = {}
     for part, (images, labels) in _IDX_FILES.items():
         source, (_, height, width) = array_source(_read_idx(folder, images), _read_idx(folder, labels), f"{folder} ({part})")
@@ -138,11 +141,14 @@ def _read_idx(folder: Path, name: str) -> NDArray[np.uint8]:
     if path is None:
         raise RunError(f"{folder} holds no {name} or {name}.gz; give the folder of all four Fashion-MNIST files as ROOT")
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        kind, axes = struct.unpack_from(">HBB", content)[1:]
-        shape = struct.unpack_from(f">{axes}I", content, 4)
-        if kind != 8:
-            raise ValueError(f"values of type {kind}, not bytes")
-        return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+            kind, axes = struct.unpack(">HBB", stream.read(4))[1:]
+            shape = struct.unpack(f">{axes}I", stream.read(4 * axes))
+            if kind != 8:
+                raise ValueError(f"values of type {kind}, not bytes")
+            count = math.prod(shape)
+            if count > _MOST_EXPANSION * path.stat().st_size:
+                raise ValueError(f"it claims {count} values")
+            return np.frombuffer(stream.read(count), np.uint8).reshape(shape)
     except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
         raise RunError(f"{path} is truncated or not an IDX file ({error}); copy or download it again") from error

@@ -13,6 +13,9 @@ from ...common.errors import UsageError
 from .augment import Augmentation
 from .sources import Job, Source
 
+DATA_ARGUMENTS = ("validation", "seed", "image_size", "crop", "channels", "white", "classes", "labels")
+"""Facts of a manifest that are arguments of `load_data`, beside spec, mean and std; where one is absent or null it says nothing."""
+
 
 class Batch(NamedTuple):
     """images: float32 [N,C,H,W], normalised; labels: int64 [N]; indices: int64 [N], positions in the split."""
@@ -104,7 +107,10 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageData:
-    """A data set: `load_data(spec)` makes it again; `seed` and `validation` (a fraction) made its validation split."""
+    """A data set: `load_data(spec)` makes it again; `seed` and `validation` (a fraction) made its validation split.
+
+    crop, white, channels, labels: arguments of `load_data` where they make a difference. notes: what was understood of odd data.
+    """
 
     spec: str
     name: str
@@ -119,9 +125,15 @@ class ImageData:
     seed: int = 0
     validation_fraction: float = 0.0
     image_size: int | None = None
+    crop: float | None = None
+    white: float | None = None
+    channels: int | None = None
+    labels: str | None = None
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Facts for a manifest; the first five entries after `sizes` are `load_data`'s arguments."""
+        """Facts for a manifest: those named as `load_data`'s arguments make the same data again."""
+        given = {name: getattr(self, name) for name in ("crop", "white", "channels", "labels")}
         return {
             "spec": self.spec,
             "name": self.name,
@@ -134,6 +146,7 @@ class ImageData:
             "mean": list(self.mean),
             "std": list(self.std),
             "augmentation": str(self.augmentation),
+            **{name: value for name, value in given.items() if value is not None},
         }
 
     def with_spec(self, spec: str) -> "ImageData":

@@ -2,11 +2,12 @@
 
 import difflib
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ...common.errors import UsageError
@@ -14,23 +15,28 @@ from ...common.progress import Progress, Silent
 from ..user_code import is_user_spec
 from .arrays import Arrays, raw_from_arrays, read_npz
 from .builtin import read_cifar10, read_cifar100, read_digits, read_fashion_mnist
+from .channels import with_channels
+from .classes import class_list, with_classes
+from .decode import LARGEST_SIDE
 from .folder import read_folder
 from .images import ImageData, Split
-from .raw import RawData
+from .pixels import Units
+from .raw import RawData, Reading
 from .sources import Source
-from .splits import TEST_FRACTION, TEST_SEED, stratified
+from .splits import divide
 from .user import read_user
 
-Reader = Callable[[str | None, int | None, Progress], RawData]
+Reader = Callable[[str | None, Reading], RawData]
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One row of the table; `place` is what may follow the colon, None for nothing."""
+    """One row of the table; `place` is what may follow the colon, None for nothing; `takes` names further arguments of `load_data`."""
 
     reader: Reader
     place: str | None
     description: str
+    takes: frozenset[str] = frozenset()
 
 
 TABLE: Mapping[str, Kind] = {
@@ -38,10 +44,19 @@ TABLE: Mapping[str, Kind] = {
     "cifar10": Kind(read_cifar10, "ROOT", "CIFAR-10 in torchvision's layout, downloaded where ROOT lacks it"),
     "cifar100": Kind(read_cifar100, "ROOT", "CIFAR-100, likewise"),
     "fashion-mnist": Kind(read_fashion_mnist, "ROOT", "Fashion-MNIST: IDX files in ROOT, or downloaded, 1x28x28"),
-    "imagefolder": Kind(read_folder, "ROOT", "class folders in ROOT/train, ROOT/test and ROOT/val, or in ROOT"),
-    "npz": Kind(read_npz, "FILE", "arrays train_images, train_labels, test_images, test_labels, or images, labels"),
+    "imagefolder": Kind(
+        read_folder, "ROOT", "class folders in ROOT/train, ROOT/test and ROOT/val, or in ROOT", frozenset(("crop", "white", "labels"))
+    ),
+    "npz": Kind(read_npz, "FILE", "arrays train_images, train_labels, test_images, test_labels, or images, labels", frozenset(("white",))),
 }
 """Name -> reader and description."""
+
+
+class _Notes(Silent):
+    """Reports finished lines alone, on stderr: odd data are never read in silence."""
+
+    def log(self, message: str) -> None:
+        print("".join(c if c.isprintable() else "?" for c in message), file=sys.stderr)
 
 
 def load_data(
@@ -50,27 +65,42 @@ def load_data(
     validation: float = 0.1,
     seed: int = 0,
     image_size: int | None = None,
+    crop: float | None = None,
+    channels: int | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    progress: Progress = Silent(),  # noqa: B008 - stateless
+    white: float | None = None,
+    classes: Sequence[str] | int | str | Path | None = None,
+    labels: Path | str | None = None,
+    progress: Progress = _Notes(),  # noqa: B008 - stateless
 ) -> ImageData:
     """The data set that `spec` names: a row of `TABLE`, `module.path:factory` or `file.py:factory`.
 
     validation: fraction of the training samples, in [0,1), taken as validation split where the source has none; seed: of
     that choice, stratified by class. A source without test samples gives a fixed fifth of its own, whatever the seed.
-    image_size: height and width in pixels, None for the source's own. mean, std: per channel (or one for all), of pixels
-    in [0,1]; None for the source's own (ImageNet's for RGB images).
-    Images are decoded when a split is first used; progress reports on that.
+    image_size: height and width in pixels, None for the source's own. crop: of image files larger than 96 pixels, the central part of
+    the shorter side, in (0,1], that is kept where nothing is random (0.875). channels: 1 or 3, where the source has the other.
+    mean, std: per channel (or one for all), of pixels in [0,1]; None for the source's own (ImageNet's for RGB images).
+    white: what pixels of arrays and of images of more than 8 bits are divided by. classes: their names in the order of labels (a list,
+    a file, or their number), of which the data may hold some. labels: of an image folder, a file of paths and labels.
+    Images are decoded when a split is first used; progress reports on that, and says in a line what was understood of odd data.
     Raises UsageError for an unknown spec, a missing folder or file, or a value out of range; RunError for broken content.
     """
-    if not 0 <= validation < 1:
-        raise UsageError(f"validation is a fraction in [0,1), got {validation}")
-    if image_size is not None and image_size < 1:
-        raise UsageError(f"image_size is at least 1 pixel, got {image_size}")
-    raw = _read(spec, image_size, progress)
+    _check(validation=validation, image_size=image_size, crop=crop, channels=channels, white=white)
+    reading = Reading(
+        image_size=image_size,
+        crop=crop,
+        units=_units(white, mean, std),
+        classes=class_list(classes),
+        labels=None if labels is None else str(labels),
+        progress=progress,
+    )
+    raw = _read(spec, reading)
     if isinstance(raw, ImageData):
-        return _unchanged(raw, image_size=image_size, mean=mean, std=std)
-    return assemble(raw, spec, validation=validation, seed=seed, image_size=image_size, mean=mean, std=std)
+        return _unchanged(raw, reading, channels=channels, mean=mean, std=std)
+    data = assemble(raw, spec, Choices(validation=validation, seed=seed, channels=channels, mean=mean, std=std), reading)
+    _tell(data, progress)
+    return data
 
 
 def data_from_arrays(
@@ -79,14 +109,16 @@ def data_from_arrays(
     test: Arrays | None = None,
     *,
     validation: Arrays | float = 0.1,
-    classes: Sequence[str] | None = None,
+    classes: Sequence[str] | int | None = None,
     seed: int = 0,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    white: float | None = None,
+    progress: Progress = _Notes(),  # noqa: B008 - stateless
 ) -> ImageData:
     """A data set of (images, labels) pairs in memory; arguments and errors as in `load_data`.
 
-    images: [N,H,W], [N,H,W,C] or [N,C,H,W], uint8 of 0-255 or float; labels: integers [N].
+    images: [N,H,W], [N,H,W,C] or [N,C,H,W], uint8 of 0-255 or float of 0-1 (any float where mean and std are given); labels: integers [N].
     """
     parts = {"train": train}
     if test is not None:
@@ -96,44 +128,38 @@ def data_from_arrays(
         parts["validation"] = validation
     else:
         fraction = validation
-    if not 0 <= fraction < 1:
-        raise UsageError(f"validation is a fraction in [0,1), got {fraction}")
-    raw = raw_from_arrays(name, parts, None, classes, where=name)
-    return assemble(raw, name, validation=fraction, seed=seed, image_size=None, mean=mean, std=std)
+    _check(validation=fraction, white=white)
+    reading = Reading(units=_units(white, mean, std), classes=class_list(classes))
+    raw = raw_from_arrays(name, parts, reading, None, where=name)
+    data = assemble(raw, name, Choices(validation=fraction, seed=seed, mean=mean, std=std), reading)
+    _tell(data, progress)
+    return data
 
 
-def assemble(
-    raw: RawData,
-    spec: str,
-    *,
-    validation: float,
-    seed: int,
-    image_size: int | None,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-) -> ImageData:
-    """Splits and normalisation around what a reader found."""
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """What `assemble` does with any source, as in `load_data`."""
+
+    validation: float
+    seed: int
+    channels: int | None = None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+
+
+def assemble(raw: RawData, spec: str, choices: Choices, reading: Reading) -> ImageData:
+    """Classes, channels, splits and normalisation around what a reader found."""
+    raw = with_channels(with_classes(raw, reading.classes), choices.channels)
     channels = raw.input_shape[0]
-    means = _per_channel("mean", mean, raw.mean, channels)
-    stds = _per_channel("std", std, raw.std, channels)
+    means = _per_channel("mean", choices.mean, raw.mean, channels)
+    stds = _per_channel("std", choices.std, raw.std, channels)
     if min(stds) <= 0:
         raise UsageError(f"std is above 0 in every channel, got {stds}")
+    division = divide(raw, choices.validation, choices.seed)
 
-    def split(source: Source, positions: Tensor | None = None) -> Split:
-        chosen = torch.arange(len(source.labels)) if positions is None else positions
-        return Split(source, chosen, mean=means, std=stds, augmentation=raw.augmentation)
+    def split(source: Source, positions: Tensor) -> Split:
+        return Split(source, positions, mean=means, std=stds, augmentation=raw.augmentation)
 
-    learning = torch.arange(len(raw.train.labels))
-    if raw.test is None:
-        learning, held_out = stratified(raw.train.labels, TEST_FRACTION, TEST_SEED)
-        test = split(raw.train, held_out)
-    else:
-        test = split(raw.test)
-    if raw.validation is None:
-        kept, chosen = stratified(raw.train.labels[learning], validation, seed)
-        learning, checking = learning[kept], split(raw.train, learning[chosen])
-    else:
-        checking = split(raw.validation)
     return ImageData(
         spec=spec,
         name=raw.name,
@@ -141,17 +167,47 @@ def assemble(
         input_shape=raw.input_shape,
         mean=means,
         std=stds,
-        train=split(raw.train, learning),
-        validation=checking,
-        test=test,
+        train=split(raw.train, division.train),
+        validation=split(raw.validation or raw.train, division.validation),
+        test=split(raw.test or raw.train, division.test),
         augmentation=raw.augmentation,
-        seed=seed,
-        validation_fraction=validation,
-        image_size=image_size,
+        seed=choices.seed,
+        validation_fraction=choices.validation,
+        image_size=reading.image_size,
+        crop=raw.crop,
+        white=raw.white,
+        channels=choices.channels,
+        labels=reading.labels,
+        notes=(*raw.notes, *division.notes),
     )
 
 
-def _read(spec: str, image_size: int | None, progress: Progress) -> RawData | ImageData:
+def _check(
+    *,
+    validation: float,
+    image_size: int | None = None,
+    crop: float | None = None,
+    channels: int | None = None,
+    white: float | None = None,
+) -> None:
+    if not 0 <= validation < 1:
+        raise UsageError(f"validation is a fraction in [0,1), got {validation}")
+    if image_size is not None and not 1 <= image_size <= LARGEST_SIDE:
+        raise UsageError(f"image_size is {f'at most {LARGEST_SIDE}' if image_size > 1 else 'at least 1 pixel'}, got {image_size}")
+    if crop is not None and not 0 < crop <= 1:
+        raise UsageError(f"crop is the part of the shorter side that is kept, in (0,1], got {crop}")
+    if channels not in (None, 1, 3):
+        raise UsageError(f"channels is 1 (grey) or 3 (colour), got {channels}")
+    if white is not None and not 0 < white < math.inf:
+        raise UsageError(f"white is a number above 0, got {white}")
+
+
+def _units(white: float | None, mean: Sequence[float] | None, std: Sequence[float] | None) -> Units:
+    values = [abs(float(value)) for value in (*(mean or ()), *(std or ()))]
+    return Units(white=white, normalised=mean is not None and std is not None, beyond_one=max(values, default=0.0) > 1)
+
+
+def _read(spec: str, reading: Reading) -> RawData | ImageData:
     name, colon, place = spec.partition(":")
     if name in TABLE:
         kind = TABLE[name]
@@ -159,21 +215,48 @@ def _read(spec: str, image_size: int | None, progress: Progress) -> RawData | Im
             raise UsageError(f"{name} takes nothing after a colon, got {spec!r}")
         if colon and not place:
             raise UsageError(f"{spec!r} names no {kind.place or 'place'} after its colon")
-        return kind.reader(place or None, image_size, progress)
+        _check_taken(name, kind.takes, reading)
+        return kind.reader(place or None, reading)
     if is_user_spec(spec):
-        return read_user(spec, image_size, progress)
+        _check_taken(spec, frozenset(("crop", "white")), reading)
+        return read_user(spec, reading)
     close = difflib.get_close_matches(name, TABLE, n=2)
     hint = f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(_forms())}"
     raise UsageError(f"unknown data {spec!r}: {hint} (also module.path:factory, file.py:factory)")
 
 
-def _unchanged(data: ImageData, *, image_size: int | None, mean: Sequence[float] | None, std: Sequence[float] | None) -> ImageData:
+def _check_taken(name: str, takes: frozenset[str], reading: Reading) -> None:
+    given = {"crop": reading.crop, "white": reading.units.white, "labels": reading.labels}
+    wrong = [what for what, value in given.items() if value is not None and what not in takes]
+    if wrong:
+        raise UsageError(f"{' and '.join(wrong)} cannot be set for {name}; leave {'it' if len(wrong) == 1 else 'them'} out")
+
+
+def _unchanged(
+    data: ImageData, reading: Reading, *, channels: int | None, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> ImageData:
     """A factory's finished ImageData has its own normalisation and size: asking for others is an error, not ignored."""
-    asked = {"image_size": image_size, "mean": mean and tuple(mean), "std": std and tuple(std)}
+    asked = {
+        "image_size": reading.image_size,
+        "mean": mean and tuple(mean),
+        "std": std and tuple(std),
+        "crop": reading.crop,
+        "white": reading.units.white,
+        "channels": channels,
+        "classes": reading.classes and reading.classes.names,
+    }
     differing = [name for name, value in asked.items() if value is not None and value != getattr(data, name)]
     if differing:
         raise UsageError(f"{data.spec} returns a finished ImageData; set {' and '.join(differing)} in the factory, not here")
     return data
+
+
+def _tell(data: ImageData, progress: Progress) -> None:
+    """One line for data that are odd in some way, none for others."""
+    if data.notes:
+        first = ", ".join(f"{name:.60}" for name in data.classes[:3]) + ", ..." * (len(data.classes) > 3)
+        sizes = ", ".join(f"{name} {len(getattr(data, name))}" for name in ("train", "validation", "test"))
+        progress.log(f"data {data.name}: {len(data.classes)} classes ({first}), {sizes}; {'; '.join(data.notes)}")
 
 
 def _forms() -> list[str]:

@@ -1,6 +1,7 @@
 """What a reader hands over: sources with their labels, before splitting and normalisation."""
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -8,8 +9,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...common.errors import RunError
+from ...common.progress import Progress, Silent
 from .augment import Augmentation
+from .pixels import BYTE, Units
 from .sources import ArraySource, Source
+
+if TYPE_CHECKING:
+    from .classes import ClassList
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -19,8 +25,24 @@ GREY_STD = (0.226,)
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What is asked of a reader; None leaves it to the data. labels: a file of paths and labels."""
+
+    image_size: int | None = None
+    crop: float | None = None
+    units: Units = field(default_factory=Units)
+    classes: "ClassList | None" = None
+    labels: str | None = None
+    progress: Progress = Silent()  # noqa: RUF009 - stateless
+
+
+@dataclass(frozen=True, kw_only=True)
 class RawData:
-    """test and validation are None where the source has none of its own."""
+    """test and validation are None where the source has none of its own.
+
+    named: whether the classes have names, else they are the numbers of labels. crop, white: what images were read with, None where that
+    makes no difference. notes: what was understood of odd data, each a phrase for the user.
+    """
 
     name: str
     classes: tuple[str, ...]
@@ -31,45 +53,61 @@ class RawData:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     augmentation: Augmentation = field(default_factory=Augmentation)
+    named: bool = True
+    crop: float | None = None
+    white: float | None = None
+    notes: tuple[str, ...] = ()
 
 
-def array_source(images: NDArray | Tensor, labels: NDArray | Tensor, where: str) -> tuple[ArraySource, tuple[int, int, int]]:
-    """Source and (C,H,W) of images [N,H,W], [N,H,W,C] or [N,C,H,W], C of 1 or 3, uint8 0-255 or float; integer labels [N].
+def array_source(
+    images: NDArray, labels: NDArray | Tensor, where: str, white: float | None = BYTE
+) -> tuple[ArraySource, tuple[int, int, int]]:
+    """Source and (C,H,W) of images [N,H,W], [N,H,W,C] or [N,C,H,W], C of 1 or 3, and integer labels [N].
 
-    Raises RunError, naming `where`, for other shapes and types, NaN, an empty set, or lengths that differ.
+    white: what pixels are divided by, None for nothing; integers up to 255 stay bytes. Raises RunError, naming `where`, for other shapes
+    and types, an empty set, or lengths that differ.
     """
-    x = _images(np.asarray(images), where)
-    y = check_labels(np.asarray(labels), where)
+    x = _channels_first(images, where)
+    y = check_labels(labels, where)
     if len(x) != len(y):
         raise RunError(f"{where}: {len(x)} images but {len(y)} labels")
     if not len(x):
         raise RunError(f"{where}: the data set is empty")
+    if x.dtype.kind != "f" and white == BYTE:
+        x = x.astype(np.uint8, copy=False)
+    else:
+        x = x.astype(np.float32)
+        x = x if white is None else np.divide(x, np.float32(white), out=x)
     pixels = torch.from_numpy(np.require(x, requirements=["C", "W"]))  # a read-only view of a file is copied
     return ArraySource(lambda: pixels, torch.from_numpy(y)), (x.shape[1], x.shape[2], x.shape[3])
 
 
-def check_labels(labels: NDArray, where: str) -> NDArray[np.int64]:
+def as_array(values: Any, where: str) -> NDArray:
+    """NumPy's view of an array, a tensor of any device, or lists; RunError, naming `where`, for what is none."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        values = values.float() if values.dtype == torch.bfloat16 else values
+    try:
+        return np.asarray(values)
+    except (ValueError, TypeError, RuntimeError) as error:  # lists of several lengths, sparse and quantised tensors
+        raise RunError(f"{where} is no array ({' '.join(str(error).split())[:120]})") from error
+
+
+def check_labels(labels: Any, where: str) -> NDArray[np.int64]:
     """int64 [N] from integers [N] or [N,1]; RunError for anything else or a negative label."""
+    labels = as_array(labels, f"{where}: labels")
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
         raise RunError(f"{where}: labels are whole numbers, one per image; got {labels.dtype} of shape {labels.shape}")
     if len(labels) and labels.min() < 0:
         raise RunError(f"{where}: labels start at 0, got {labels.min()}")
+    if len(labels) and labels.max() > np.iinfo(np.int64).max:
+        raise RunError(f"{where}: labels go up to {labels.max()}; number the classes from 0")
     return labels.astype(np.int64)
 
 
-def class_names(names: list[str] | None, labels: list[Tensor], where: str) -> tuple[str, ...]:
-    """The given names, or "0", "1", ... up to the largest label; RunError where the names are too few."""
-    count = 1 + max(int(part.max()) for part in labels if len(part))
-    if names is None:
-        return tuple(map(str, range(count)))
-    if len(names) < count:
-        raise RunError(f"{where}: {len(names)} class names, but labels go up to {count - 1}")
-    return tuple(names)
-
-
-def defaults_for(channels: int, size: tuple[int, int]) -> dict:
+def defaults_for(channels: int, size: tuple[int, int]) -> dict[str, Any]:
     """Normalisation and augmentation of images of unknown content: grey ones may be characters and are not mirrored."""
     padding = max(1, round(max(size) / 8))
     if channels == 3:
@@ -77,20 +115,12 @@ def defaults_for(channels: int, size: tuple[int, int]) -> dict:
     return {"mean": GREY_MEAN, "std": GREY_STD, "augmentation": Augmentation(padding=padding, flip=False)}
 
 
-def _images(x: NDArray, where: str) -> NDArray:
-    """uint8 or float32 [N,C,H,W]."""
+def _channels_first(x: NDArray, where: str) -> NDArray:
+    """[N,C,H,W] of the same numbers."""
     if x.ndim == 3:
         x = x[:, None]
     elif x.ndim == 4 and x.shape[3] in (1, 3):
         x = x.transpose(0, 3, 1, 2)
-    if x.ndim != 4 or x.shape[1] not in (1, 3):
+    if x.ndim != 4 or x.shape[1] not in (1, 3) or 0 in x.shape[1:]:
         raise RunError(f"{where}: images are [N,H,W], [N,H,W,C] or [N,C,H,W] with 1 or 3 channels, got shape {x.shape}")
-    if x.dtype == np.uint8:
-        return x
-    if x.dtype.kind in "iu" and (not x.size or (x.min() >= 0 and x.max() <= 255)):
-        return x.astype(np.uint8)
-    if x.dtype.kind != "f":
-        raise RunError(f"{where}: pixels are integers of 0 to 255 or floating-point, got {x.dtype}")
-    if not np.isfinite(x).all():
-        raise RunError(f"{where}: images hold NaN or infinite values")
-    return x.astype(np.float32)
+    return x

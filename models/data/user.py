@@ -9,13 +9,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...common.errors import RunError, UsageError
-from ...common.progress import Progress
 from ..user_code import call_factory, describe, load_factory
 from .arrays import raw_from_arrays
 from .augment import Augmentation
-from .decode import choose_plan, to_rgb
+from .classes import class_names
+from .decode import choose_plan
+from .files import Header, header_of, to_rgb
 from .images import ImageData
-from .raw import RawData, check_labels, class_names
+from .raw import RawData, Reading, as_array, check_labels
 from .sources import SampleSource, Source
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 _PARTS = {1: ("train",), 2: ("train", "test"), 3: ("train", "validation", "test")}
 
 
-def read_user(spec: str, image_size: int | None, progress: Progress) -> RawData | ImageData:
+def read_user(spec: str, reading: Reading) -> RawData | ImageData:
     """What the factory returns, called without arguments: an ImageData, or (train, test) or (train, validation, test).
 
     A part is a pair (images, labels) of arrays, or a torch Dataset of (image, label) whose image is a PIL image or uint8
@@ -39,7 +40,7 @@ def read_user(spec: str, image_size: int | None, progress: Progress) -> RawData 
         raise UsageError(f"{spec} returned {type(result).__name__}; return an ImageData, (train, test) or (train, validation, test)")
     parts = dict(zip(_PARTS[len(result)], result, strict=True))
     if all(isinstance(part, tuple) and len(part) == 2 for part in parts.values()):
-        return raw_from_arrays(spec, parts, image_size, None, where=spec)
+        return raw_from_arrays(spec, parts, reading, None, where=spec)
     wrong = [
         name for name, part in parts.items() if not (hasattr(part, "__getitem__") and isinstance(part, Sized)) or isinstance(part, tuple)
     ]
@@ -47,42 +48,70 @@ def read_user(spec: str, image_size: int | None, progress: Progress) -> RawData 
         raise UsageError(
             f"{spec}: {', '.join(wrong)} is neither (images, labels) nor a Dataset with a length; all parts have the same form"
         )
-    return _from_datasets(spec, parts, image_size, progress)
+    return _from_datasets(spec, parts, reading)
 
 
-def _from_datasets(spec: str, parts: dict[str, Any], image_size: int | None, progress: Progress) -> RawData:
+def _from_datasets(spec: str, parts: dict[str, Any], reading: Reading) -> RawData:
     for name, part in parts.items():
-        if not len(part):
+        if not _length(f"{spec} ({name})", part):
             raise RunError(f"{spec} ({name}): the data set is empty")
     labels = {name: torch.from_numpy(_labels(spec, name, part)) for name, part in parts.items()}
-    classes = class_names(getattr(parts["train"], "classes", None), list(labels.values()), spec)
+    given = getattr(parts["train"], "classes", None)
+    classes, named = class_names(given if isinstance(given, (list, tuple)) else None, list(labels.values()), spec, reading.classes)
     first = _image(spec, parts["train"], 0)
-    common: dict[str, Any] = {"name": spec, "classes": classes}
-    sources: dict[str, Source]
     if isinstance(first, Tensor) and first.is_floating_point():
-        if image_size is not None:
-            raise UsageError(f"{spec} returns prepared tensors, which are not resized; leave image_size out")
-        if first.ndim != 3:
-            raise RunError(f"{spec}: a prepared image is a tensor [C,H,W], got shape {tuple(first.shape)}")
-        sources = {name: _prepared(spec, part, labels[name]) for name, part in parts.items()}
-        channels = first.shape[0]
-        shape = (channels, first.shape[1], first.shape[2])
-        common |= {"mean": (0.0,) * channels, "std": (1.0,) * channels, "augmentation": Augmentation(crop=False, flip=False)}
+        sources, facts = _prepared_parts(spec, parts, labels, first, reading)
     else:
-        total = sum(len(part) for part in parts.values())
-        plan = choose_plan(lambda i: _pil(spec, parts["train"], i).size, len(parts["train"]), total, image_size)
-        sources = {
-            name: plan.source(
-                lambda i, part=part: _pil(spec, part, i),  # type: ignore[misc]
-                labels[name],
-                description=f"reading {name} images",
-                progress=progress,
-            )
-            for name, part in parts.items()
-        }
-        shape = (3, *plan.size)
-        common |= {"augmentation": plan.augmentation()}
-    return RawData(input_shape=shape, train=sources["train"], validation=sources.get("validation"), test=sources.get("test"), **common)
+        sources, facts = _picture_parts(spec, parts, labels, reading)
+    return RawData(
+        name=spec,
+        classes=classes,
+        named=named,
+        train=sources["train"],
+        validation=sources.get("validation"),
+        test=sources.get("test"),
+        **facts,
+    )
+
+
+def _prepared_parts(
+    spec: str, parts: dict[str, Any], labels: dict[str, Tensor], first: Tensor, reading: Reading
+) -> tuple[dict[str, Source], dict[str, Any]]:
+    """Sources of tensors that the user has scaled and normalised, and fields of RawData."""
+    asked = [name for name, value in (("image_size", reading.image_size), ("crop", reading.crop), ("white", reading.units.white)) if value]
+    if asked:
+        raise UsageError(f"{spec} returns prepared tensors, which are neither scaled nor cropped; leave {' and '.join(asked)} out")
+    if first.ndim != 3 or 0 in first.shape:
+        raise RunError(f"{spec}: a prepared image is a tensor [C,H,W], got shape {tuple(first.shape)}")
+    sources = {name: _prepared(spec, part, labels[name]) for name, part in parts.items()}
+    channels = first.shape[0]
+    return sources, {
+        "input_shape": tuple(first.shape),
+        "mean": (0.0,) * channels,
+        "std": (1.0,) * channels,
+        "augmentation": Augmentation(crop=False, flip=False),
+    }
+
+
+def _picture_parts(
+    spec: str, parts: dict[str, Any], labels: dict[str, Tensor], reading: Reading
+) -> tuple[dict[str, Source], dict[str, Any]]:
+    """Sources of images that are treated like files, and fields of RawData."""
+
+    def header(position: int) -> Header:
+        return header_of(_picture(spec, parts["train"], position), f"{spec}: sample {position}")
+
+    plan = choose_plan(header, len(parts["train"]), sum(len(part) for part in parts.values()), reading, spec)
+    sources = {
+        name: plan.source(
+            lambda i, part=part: _pil(spec, part, i, plan.white),  # type: ignore[misc]
+            labels[name],
+            description=f"reading {name} images",
+            progress=reading.progress,
+        )
+        for name, part in parts.items()
+    }
+    return sources, plan.facts
 
 
 def _prepared(spec: str, part: Any, labels: Tensor) -> Source:
@@ -94,7 +123,7 @@ def _labels(spec: str, name: str, part: Any) -> NDArray[np.int64]:
     given = getattr(part, "labels", None) if given is None else given
     if given is None:
         given = [_item(spec, part, i)[1] for i in range(len(part))]
-    labels = check_labels(np.asarray(given), f"{spec} ({name})")
+    labels = check_labels(given, f"{spec} ({name})")
     if len(labels) != len(part):
         raise RunError(f"{spec} ({name}): {len(part)} images but {len(labels)} labels")
     return labels
@@ -112,16 +141,29 @@ def _image(spec: str, part: Any, position: int) -> Any:
     return _item(spec, part, position)[0]
 
 
-def _pil(spec: str, part: Any, position: int) -> "Image":
+def _length(where: str, part: Any) -> int:
+    try:
+        return len(part)
+    except Exception as error:
+        raise RunError(f"{where}: its length failed: {describe(error)}") from error
+
+
+def _picture(spec: str, part: Any, position: int) -> "Image":
+    """The sample's image as Pillow's, of any mode."""
     from PIL import Image
 
+    where = f"{spec}: sample {position}"
     image = _image(spec, part, position)
     if isinstance(image, Tensor):  # uint8 [C,H,W]
-        image = image.permute(1, 2, 0).numpy() if image.ndim == 3 else image.numpy()
+        image = as_array(image.permute(1, 2, 0) if image.ndim == 3 else image, where)
     if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim not in (2, 3):
-            raise RunError(f"{spec}: sample {position} is an array of {image.dtype} {image.shape}; expected uint8 [H,W] or [H,W,C]")
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
+            raise RunError(f"{where} is an array of {image.dtype} {image.shape}; expected uint8 [H,W] or [H,W,C] with 1, 3 or 4 channels")
         image = Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
     if not isinstance(image, Image.Image):
-        raise RunError(f"{spec}: sample {position} is a {type(image).__name__}; expected a PIL image, an array or a tensor")
-    return to_rgb(image)
+        raise RunError(f"{where} is a {type(image).__name__}; expected a PIL image, an array or a tensor")
+    return image
+
+
+def _pil(spec: str, part: Any, position: int, white: float | None) -> "Image":
+    return to_rgb(_picture(spec, part, position), white, f"{spec}: sample {position}")

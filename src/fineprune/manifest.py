@@ -23,6 +23,7 @@ _FACTS = {
         {
             **{"spec": str, "classes": [str], "mean": [float], "std": [float]},
             **{"validation": Maybe(float), "seed": Maybe(int), "image_size": Maybe(int)},
+            **{"crop": Maybe(float), "channels": Maybe(int), "white": Maybe(float), "labels": Maybe(str)},
         }
     ),
     "input_shape": [int, int, int],

@@ -11,7 +11,7 @@ from .common.errors import UsageError
 from .common.progress import Progress, Silent
 from .compressor.bundle import MANIFEST, Bundle
 from .manifest import NO_SHAPE, read_bundle
-from .models.data import ImageData, load_data
+from .models.data import DATA_ARGUMENTS, ImageData, load_data
 from .models.zoo import ModelSpec, build, load_checkpoint
 from .trust import data_names, network_names, require_data, require_network
 
@@ -124,7 +124,7 @@ def completed(spec: ModelSpec, input_shape: tuple[int, int, int], data: ImageDat
 
 def load_arguments(facts: dict[str, Any]) -> dict[str, Any]:
     """Arguments of `load_data` that give a manifest's data with the same split and normalisation."""
-    given = {key: facts[key] for key in ("validation", "seed", "image_size") if facts.get(key) is not None}
+    given = {key: facts[key] for key in DATA_ARGUMENTS if facts.get(key) is not None}
     return {"spec": facts["spec"], "mean": tuple(facts["mean"]), "std": tuple(facts["std"]), **given}
 
 

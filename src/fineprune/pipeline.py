@@ -116,6 +116,7 @@ class _Pipeline:
             "model_code": _code_hash(model["name"]),
             "data": self._table("data"),
             "data_content": _data_hash(self.settings["data"]["spec"]),
+            **_named_files(self._table("data")),
         }
 
     def _load_data(self) -> Any:
@@ -261,6 +262,12 @@ def _code_hash(name: str) -> str | None:
     """Content of the user's own file, where NAME is file.py:factory."""
     place = Path(name.rpartition(":")[0])
     return sha256(place) if place.suffix == ".py" and place.is_file() else None
+
+
+def _named_files(data: Mapping[str, Any]) -> dict[str, str]:
+    """Content of the files that [data] names beside its spec."""
+    named = {name: data.get(name) for name in ("classes", "labels")}
+    return {f"data_{name}": sha256(Path(file)) for name, file in named.items() if isinstance(file, str) and Path(file).is_file()}
 
 
 def _data_hash(spec: str) -> str | None:

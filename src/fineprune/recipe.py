@@ -31,7 +31,8 @@ _TABLES: dict[str, dict[str, tuple[type, ...]]] = {
     "model": {"name": (str,), "args": (dict,), "checkpoint": (str,)},
     "data": {
         **{"spec": (str,), "validation": _NUMBER, "seed": (int,), "image_size": (int,)},
-        **{"mean": (list,), "std": (list,)},
+        **{"crop": _NUMBER, "channels": (int,), "white": _NUMBER, "mean": (list,), "std": (list,)},
+        **{"classes": (list, int, str), "labels": (str,)},
     },
     "train": {},  # the fields of TrainConfig, which checks them itself
     "compress": {
@@ -132,6 +133,9 @@ def _check_data(settings: Settings) -> None:
         values = settings["data"].get(name, ())
         if not all(isinstance(value, _NUMBER) and not isinstance(value, bool) for value in values):
             raise UsageError(f"{name} is a list of numbers, got {values}")
+    classes = settings["data"].get("classes", ())
+    if isinstance(classes, list) and not all(isinstance(name, str) for name in classes):
+        raise UsageError(f"classes is a list of names, their number, or the path of a file, got {classes!r:.80}")
 
 
 def _check_export(settings: Settings) -> None:

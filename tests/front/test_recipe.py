@@ -137,6 +137,12 @@ def test_checkpoint_in_place_of_training(data: str, network: str, trust: list[ob
             r"\[model\] a model's name is text and its arguments are numbers, true/false or",
         ),
         ({"data": "spec = 'digits'\nmean = ['x']"}, r"\[data\] mean is a list of numbers, got \['x'\]"),
+        (
+            {"data": "spec = 'digits'\nclasses = [1]"},
+            r"\[data\] classes is a list of names, their number, or the path of a file, got \[1\]",
+        ),
+        ({"data": "spec = 'digits'\nclasses = true"}, r"\[data\] classes is a list or a whole number or text, got True"),
+        ({"data": "spec = 'digits'\ncrop = 'all'"}, r"\[data\] crop is a number, got 'all'"),
         ({"compress": "ffp = { per_layer = 'conv1' }"}, "FFP per_layer is a table of pruned fractions by glob of layers, got 'conv1'"),
         ({"finetune": "epochs = '3'"}, r"\[finetune\] epochs is a whole number of at least 1, got '3'"),
         ({"export": "parity_samples = -1"}, r"\[export\] parity_samples is at least 0, got -1"),

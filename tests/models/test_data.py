@@ -135,10 +135,12 @@ def test_stratified(counts: list[int], fraction: float, seed: int) -> None:
     labels = torch.tensor([label for label, count in enumerate(counts) for _ in range(count)])
     rest, part = stratified(labels, fraction, seed)
     assert sorted(rest.tolist() + part.tolist()) == list(range(len(labels)))
-    if round(fraction * len(labels)):
-        assert len(part) == min(round(fraction * len(labels)), len(labels) - 1)
-        for label, count in enumerate(counts):
-            assert abs(int((labels[part] == label).sum()) - len(part) * count / len(labels)) < 1 + 1e-9
+    wanted = min(round(fraction * len(labels)), len(labels) - 1) or int(fraction > 0)
+    kept = [int((labels[rest] == label).sum()) for label in range(len(counts))]
+    for count, left in zip(counts, kept, strict=True):
+        assert left >= 1
+        assert abs(count - left - wanted * count / len(labels)) < 1 + 1e-9 or left == 1
+    assert len(part) == wanted or (len(part) < wanted and 1 in kept)
     assert all(torch.equal(a, b) for a, b in zip((rest, part), stratified(labels, fraction, seed), strict=True))
 
 
@@ -212,7 +214,7 @@ def test_broken_arrays(images: np.ndarray, labels: np.ndarray, message: str) -> 
 def test_parts_that_disagree() -> None:
     with pytest.raises(RunError, match=r"images of different shapes: train .* test"):
         data_from_arrays("x", numbered(4), numbered(4, (6, 7)))
-    with pytest.raises(RunError, match="2 class names, but labels go up to 2"):
+    with pytest.raises(UsageError, match="2 class names, but labels go up to 2"):
         data_from_arrays("x", numbered(4), classes=["a", "b"])
 
 

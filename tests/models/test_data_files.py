@@ -14,19 +14,12 @@ from PIL import Image
 
 from fineprune.common.errors import RunError, UsageError
 from fineprune.models.data import ImageData, builtin, load_data
-from fineprune.models.data.decode import choose_plan, open_file
+from fineprune.models.data.decode import Plan, choose_plan
+from fineprune.models.data.files import Header, open_file
+from fineprune.models.data.raw import Reading
 from fineprune.models.vision import import_torchvision
 from fineprune.models.zoo import build, load_checkpoint
-
-
-def write_images(folder: Path, counts: dict[str, int], size: tuple[int, int] = (6, 9), seed: int = 0, suffix: str = ".png") -> Path:
-    """folder/CLASS/000.png ..., random pixels of size (height, width)."""
-    generator = np.random.default_rng(seed)
-    for name, count in counts.items():
-        (folder / name).mkdir(parents=True)
-        for i in range(count):
-            Image.fromarray(generator.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / name / f"{i:03}{suffix}")
-    return folder
+from support.image_files import write_images
 
 
 def test_image_folder_in_memory(tmp_path: Path) -> None:
@@ -94,9 +87,11 @@ def test_asked_size_goes_before_the_images_own(tmp_path: Path) -> None:
 
 
 def test_plan_counts_memory() -> None:
-    assert choose_plan(lambda i: (32, 24), 10, 10_000, None).in_memory
-    assert not choose_plan(lambda i: (32, 24), 10, 10_000_000, None).in_memory
-    assert choose_plan(lambda i: (32, 24), 10, 10, None).size == (24, 32)
+    def plan(total: int) -> Plan:
+        return choose_plan(lambda i: Header((32, 24), "RGB"), 10, total, Reading(), "here")
+
+    assert plan(10_000).in_memory and plan(10).size == (24, 32)
+    assert not plan(10_000_000).in_memory
 
 
 def test_every_mode_becomes_rgb(tmp_path: Path) -> None:

@@ -51,7 +51,8 @@ data_options = stack(
         "data_args",
         metavar="KEY=VALUE",
         multiple=True,
-        help="validation=0.1, seed=0, image_size=224, mean=0.5,0.5,0.5, std=... (repeatable).",
+        help="validation=0.1, seed=0, image_size=224, crop=0.875, channels=3, mean=0.5,0.5,0.5, std=..., white=4095, classes=FILE, "
+        "labels=FILE (repeatable).",
     ),
 )
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
@@ -294,7 +295,10 @@ def open_data_like(options: dict[str, Any], network: "Network") -> "ImageData | 
 
 def data_arguments(pairs: Iterable[str]) -> dict[str, Any]:
     """Arguments of `load_data` from KEY=VALUE pairs."""
-    kinds: dict[str, Callable[[str], Any]] = {"validation": float, "seed": int, "image_size": int, "mean": _floats, "std": _floats}
+    kinds: dict[str, Callable[[str], Any]] = {
+        **{"validation": float, "seed": int, "image_size": int, "crop": float, "channels": int},
+        **{"mean": _floats, "std": _floats, "white": float, "classes": str, "labels": str},
+    }
     arguments = {}
     for pair in pairs:
         key, _, value = pair.partition("=")
