@@ -76,6 +76,7 @@ def raw_from_arrays(name: str, parts: dict[str, Arrays], reading: Reading, class
         validation=sources.get("validation"),
         test=sources.get("test"),
         named=named,
+        scaled=all(scale.scaled for scale in scales.values()),
         white=_fact(scales),
         notes=tuple(scale.note for scale in scales.values() if scale.note),
         **defaults_for(shape[0], (shape[1], shape[2])),

@@ -146,5 +146,5 @@ def _scale(headers: list[Header], reading: Reading, where: str) -> Scale | None:
     kinds = {header.mode == "F" for header in headers if header.range is not None}
     if len(kinds) > 1:
         raise RunError(f"{where}: some images hold integers (I;16, I) and some floating-point numbers (F); convert them to one kind")
-    units = replace(reading.units, normalised=False)  # every file is held against white
+    units = replace(reading.units, prepared=False, beyond_one=False)  # every file is held against white
     return scale_of(joined(ranges), units, floating=kinds.pop(), bits=16)

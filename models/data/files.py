@@ -48,7 +48,7 @@ def open_file(path: Path | str, white: float | None = None) -> "Image":
     """The file's image: mode RGB, or F with pixels divided by `white` where the file has more than 8 bits. RunError names the file."""
     from PIL import Image
 
-    with _named_errors(path), Image.open(path, formats=_FORMATS) as image, _turn(image):
+    with named_errors(f"the image {path}"), Image.open(path, formats=_FORMATS) as image, _turn(image):
         return to_rgb(image, white, f"the image {path}")
 
 
@@ -56,7 +56,7 @@ def read_header(path: Path | str) -> Header:
     """From the file's header alone, but for images of more than 8 bits; errors as in `open_file`."""
     from PIL import Image
 
-    with _named_errors(path), Image.open(path, formats=_FORMATS) as image, _turn(image):
+    with named_errors(f"the image {path}"), Image.open(path, formats=_FORMATS) as image, _turn(image):
         return header_of(image, f"the image {path}")
 
 
@@ -118,7 +118,8 @@ def _turn(image: "Image") -> "threading.Lock | nullcontext[None]":
 
 
 @contextmanager
-def _named_errors(path: Path | str) -> Iterator[None]:
+def named_errors(where: str) -> Iterator[None]:
+    """Around whatever decodes an image: its errors become a RunError that names `where`, and Pillow's warnings stay inside."""
     try:
         with _QUIET:
             yield
@@ -126,7 +127,7 @@ def _named_errors(path: Path | str) -> Iterator[None]:
         raise
     except Exception as error:  # broken files make Pillow's decoders raise nearly every type that there is
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise RunError(f"cannot read the image {path} ({reason[:200]}); replace or remove it") from error
+        raise RunError(f"cannot read {where} ({reason[:200]}); replace or remove it") from error
 
 
 class _Quiet:

@@ -118,7 +118,8 @@ def data_from_arrays(
 ) -> ImageData:
     """A data set of (images, labels) pairs in memory; arguments and errors as in `load_data`.
 
-    images: [N,H,W], [N,H,W,C] or [N,C,H,W], uint8 of 0-255 or float of 0-1 (any float where mean and std are given); labels: integers [N].
+    images: [N,H,W], [N,H,W,C] or [N,C,H,W], uint8 of 0-255 or float of 0-1 (any float where mean=[0] and std=[1] say that they
+    are prepared, or mean and std are in their units); labels: integers [N].
     """
     parts = {"train": train}
     if test is not None:
@@ -155,6 +156,8 @@ def assemble(raw: RawData, spec: str, choices: Choices, reading: Reading) -> Ima
     stds = _per_channel("std", choices.std, raw.std, channels)
     if min(stds) <= 0:
         raise UsageError(f"std is above 0 in every channel, got {stds}")
+    if raw.scaled and max(map(abs, means)) > 1:
+        raise UsageError(f"mean and std are of pixels of 0 to 1, got mean {means}; divide both by 255")
     division = divide(raw, choices.validation, choices.seed)
 
     def split(source: Source, positions: Tensor) -> Split:
@@ -203,8 +206,9 @@ def _check(
 
 
 def _units(white: float | None, mean: Sequence[float] | None, std: Sequence[float] | None) -> Units:
-    values = [abs(float(value)) for value in (*(mean or ()), *(std or ()))]
-    return Units(white=white, normalised=mean is not None and std is not None, beyond_one=max(values, default=0.0) > 1)
+    given = [abs(float(value)) for value in (*(mean or ()), *(std or ()))]
+    prepared = mean is not None and std is not None and not any(mean) and all(value == 1 for value in std)
+    return Units(white=white, prepared=prepared, beyond_one=max(given, default=0.0) > 1)
 
 
 def _read(spec: str, reading: Reading) -> RawData | ImageData:

@@ -35,19 +35,23 @@ class Range:
 
 @dataclass(frozen=True)
 class Units:
-    """What the caller says: the value of white; whether mean and std are given, and whether they are in units beyond [0,1]."""
+    """What the caller says: white; whether mean 0 and std 1 ask for pixels as they are, or mean and std are in units beyond [0,1]."""
 
     white: float | None = None
-    normalised: bool = False
+    prepared: bool = False
     beyond_one: bool = False
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Pixels are divided by `white`; None takes them as they are. `note` says what was chosen, where that is not the usual."""
+    """Pixels are divided by `white`; None takes them as they are, in [0,1] or (`scaled` false) in units that only mean and std know.
+
+    note: what was chosen, where that is not the usual.
+    """
 
     white: float | None
     note: str | None = None
+    scaled: bool = True
 
 
 def range_of(pixels: NDArray, type_name: str, where: str) -> Range:
@@ -110,9 +114,9 @@ def _of_floats(found: Range, units: Units) -> Scale:
     if found.low >= -_OVERSHOOT and found.high <= 1 + _OVERSHOOT:
         dark = 0 < found.high < 1.5 / BYTE and found.low >= 0
         return Scale(None, f"pixels reach only {found.high:.2g} of 1: were they divided by 255 twice?" if dark else None)
-    if units.normalised:
-        return Scale(None, f"pixels are {found}, taken as they are (mean and std are given)")
+    if units.prepared or units.beyond_one:
+        return Scale(None, f"pixels are {found}, taken as they are (as mean and std ask)", scaled=False)
     raise RunError(
-        f"{found.where}: pixels are {found}; expected 0 to 1. Divide them, or say which value is white (white=255), or give mean= and std= "
-        "of these values"
+        f"{found.where}: pixels are {found}; expected 0 to 1. Divide them, or say which value is white (white=255), or give mean and std "
+        "in their units (0 and 1 where they are normalised already)"
     )

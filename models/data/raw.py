@@ -40,8 +40,8 @@ class Reading:
 class RawData:
     """test and validation are None where the source has none of its own.
 
-    named: whether the classes have names, else they are the numbers of labels. crop, white: what images were read with, None where that
-    makes no difference. notes: what was understood of odd data, each a phrase for the user.
+    named: whether the classes have names, else they are the numbers of labels. scaled: whether pixels are in [0,1]. crop, white: what
+    images were read with, None where that makes no difference. notes: what was understood of odd data, each a phrase for the user.
     """
 
     name: str
@@ -54,6 +54,7 @@ class RawData:
     std: tuple[float, ...] = IMAGENET_STD
     augmentation: Augmentation = field(default_factory=Augmentation)
     named: bool = True
+    scaled: bool = True
     crop: float | None = None
     white: float | None = None
     notes: tuple[str, ...] = ()

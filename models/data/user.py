@@ -14,7 +14,7 @@ from .arrays import raw_from_arrays
 from .augment import Augmentation
 from .classes import class_names
 from .decode import choose_plan
-from .files import Header, header_of, to_rgb
+from .files import Header, header_of, named_errors, to_rgb
 from .images import ImageData
 from .raw import RawData, Reading, as_array, check_labels
 from .sources import SampleSource, Source
@@ -89,6 +89,7 @@ def _prepared_parts(
         "input_shape": tuple(first.shape),
         "mean": (0.0,) * channels,
         "std": (1.0,) * channels,
+        "scaled": False,
         "augmentation": Augmentation(crop=False, flip=False),
     }
 
@@ -99,7 +100,9 @@ def _picture_parts(
     """Sources of images that are treated like files, and fields of RawData."""
 
     def header(position: int) -> Header:
-        return header_of(_picture(spec, parts["train"], position), f"{spec}: sample {position}")
+        image, where = _picture(spec, parts["train"], position), f"{spec}: sample {position}"
+        with named_errors(where):
+            return header_of(image, where)
 
     plan = choose_plan(header, len(parts["train"]), sum(len(part) for part in parts.values()), reading, spec)
     sources = {
@@ -166,4 +169,6 @@ def _picture(spec: str, part: Any, position: int) -> "Image":
 
 
 def _pil(spec: str, part: Any, position: int, white: float | None) -> "Image":
-    return to_rgb(_picture(spec, part, position), white, f"{spec}: sample {position}")
+    image, where = _picture(spec, part, position), f"{spec}: sample {position}"
+    with named_errors(where):
+        return to_rgb(image, white, where)

@@ -261,6 +261,8 @@ def test_a_failed_download_says_where_to_put_the_files(tmp_path: Path, monkeypat
 
 
 USER_FILE = """
+import io
+
 import numpy as np
 import torch
 from PIL import Image
@@ -292,6 +294,38 @@ class Empty(Pictures):
     def __len__(self):
         return 0
 
+class Deep(Pictures):
+    def __getitem__(self, i):
+        return Image.fromarray(IMAGES[i, ..., 0].astype(np.uint16) * 257), int(LABELS[i])
+
+class Ragged(Pictures):
+    targets = [[0], [1, 2]]
+
+class Odd(Pictures):
+    def __init__(self, image):
+        self.image = image
+    def __getitem__(self, i):
+        return self.image, int(LABELS[i])
+
+class Endless(Pictures):
+    def __len__(self):
+        raise NotImplementedError("endless")
+
+class Sparse(Pictures):
+    classes = None
+    targets = [0, 500] * 6
+
+def deep(): return Deep(), Deep()
+def ragged(): return Ragged(), Pictures()
+def five(): return Odd(np.zeros((4, 4, 5), np.uint8)), Pictures()
+def wide(): return Odd(torch.zeros(4, 4, dtype=torch.int32)), Pictures()
+def cut():
+    stream = io.BytesIO()
+    Image.fromarray(IMAGES[0]).save(stream, "PNG")
+    return Odd(Image.open(io.BytesIO(stream.getvalue()[:80]))), Pictures()
+def void(): return Odd(Image.new("RGB", (0, 4))), Pictures()
+def endless(): return Pictures(), Endless()
+def sparse(): return Sparse(), Sparse()
 def arrays(): return (IMAGES, LABELS), (IMAGES[:4], LABELS[:4])
 def whole(): return data_from_arrays("mine", (IMAGES, LABELS), validation=0.5)
 def pictures(): return Pictures(), Pictures()
@@ -345,6 +379,12 @@ def test_users_tensors_are_taken_as_prepared(user_file: str) -> None:
         ("empty", RunError, r"mydata.py:empty \(train\): the data set is empty"),
         ("mixed", UsageError, "train is neither .* all parts have the same form"),
         ("number", UsageError, "returned int; return an ImageData"),
+        ("ragged", RunError, r"ragged \(train\): labels is no array"),
+        ("five", RunError, r"sample 0 is an array of uint8 \(4, 4, 5\); expected uint8 \[H,W\] or \[H,W,C\] with 1, 3 or 4 channels"),
+        ("wide", RunError, r"sample 0 is an array of int32 \(4, 4\)"),
+        ("void", RunError, r"sample 0 has no pixels \(0x4\)"),
+        ("endless", RunError, r"endless \(test\): its length failed: NotImplementedError: endless"),
+        ("sparse", RunError, "labels go up to 500, but only 2 of them occur"),
         ("needs", UsageError, "missing a required argument: 'x'"),
         ("nothing", UsageError, "no callable named 'nothing'"),
     ],
@@ -352,6 +392,18 @@ def test_users_tensors_are_taken_as_prepared(user_file: str) -> None:
 def test_users_mistakes(user_file: str, name: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         load_data(f"{user_file}:{name}")
+
+
+def test_users_deep_pictures_are_scaled(user_file: str) -> None:
+    deep = load_data(f"{user_file}:deep", mean=[0], std=[1], validation=0)
+    assert deep.white == 65535
+    plain = load_data(f"{user_file}:pictures", mean=[0], std=[1], validation=0)
+    torch.testing.assert_close(next(deep.train.batches(12)).images[:, 0], next(plain.train.batches(12)).images[:, 0])
+
+
+def test_users_picture_that_cannot_be_decoded_is_numbered(user_file: str) -> None:
+    with pytest.raises(RunError, match=r"cannot read .*cut: sample \d+ \(.+\); replace or remove it"):
+        list(load_data(f"{user_file}:cut").train.batches(4))
 
 
 def test_users_failing_sample_is_numbered(user_file: str) -> None:

@@ -180,6 +180,10 @@ def test_given_mean_and_std_are_of_the_pixels_own_units() -> None:
     assert float(first(scaled).min()) >= -2.55 and "taken as they are" in log.lines[0]
     standard = data_from_arrays("d", ((images - np.float32(127)) / 50, labels), mean=[0], std=[1])
     assert float(first(standard).min()) < -1
+    with pytest.raises(UsageError, match=r"mean and std are of pixels of 0 to 1, got mean \(127.5, .*; divide both by 255"):
+        data_from_arrays("d", (images, labels), mean=[127.5], std=[50])
+    with pytest.raises(RunError, match="expected 0 to 1"):
+        data_from_arrays("d", (images / np.float32(127.5) - 1, labels), mean=[0.5], std=[0.5])
 
 
 @pytest.mark.parametrize(
