@@ -26,14 +26,13 @@ class Division:
 
 def divide(raw: RawData, validation: float, seed: int) -> Division:
     """What a source does not divide itself is divided: a fixed fifth for testing, `validation` of the rest by `seed`."""
-    notes = []
+    notes: list[str] = []
+    empty: list[str] = []
 
     def held_out(positions: Tensor, fraction: float, seed: int, part: str) -> tuple[Tensor, Tensor]:
         rest, taken = stratified(labels[positions], fraction, seed)
         if not len(taken) and fraction and len(positions) > 1:
-            notes.append(
-                f"no image is left for {part}, for every class has a single one to train on (eval --split train measures on those)"
-            )
+            empty.append(part)
         elif len(taken) < round(fraction * len(positions)):
             notes.append(f"{part} is smaller than asked, for classes of a single image keep it to train on")
         return positions[rest], positions[taken]
@@ -48,6 +47,10 @@ def divide(raw: RawData, validation: float, seed: int) -> Division:
         train, checking = held_out(train, validation, seed, "validation")
     else:
         checking = torch.arange(len(raw.validation.labels))
+    if empty:
+        notes.append(
+            f"no image is left for {' and '.join(empty)}: classes have a single one, to train on (eval --split train measures there)"
+        )
     lacking = sorted(set(range(len(raw.classes))) - set(labels[train].unique().tolist()))
     if lacking:
         notes.append(f"no image to train on for {len(lacking)} of {len(raw.classes)} classes: {listed(raw.classes[i] for i in lacking)}")

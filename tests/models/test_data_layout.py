@@ -93,7 +93,7 @@ def test_every_class_keeps_an_image_to_train_on(tmp_path: Path) -> None:
     write_images(tmp_path, {f"{i:02}": 1 for i in range(20)})
     data = load_data(f"imagefolder:{tmp_path}", progress=log)
     assert sizes(data) == (20, 0, 0) and data.train.labels.tolist() == list(range(20))
-    assert "no image is left for test, for every class has a single one" in log.lines[0]
+    assert "no image is left for test and validation: classes have a single one" in log.lines[0]
     images, labels = np.zeros((30, 4, 4), np.uint8), np.concatenate([np.arange(20), np.zeros(10, int)])
     mixed = data_from_arrays("mixed", (images, labels), progress=log)
     assert mixed.train.labels.unique().tolist() == list(range(20)) and 0 < len(mixed.test) < 6
