@@ -16,7 +16,7 @@ from .augment import EVALUATION_CROP, Augmentation, central_crop, random_crop
 from .files import Header, pixels_of
 from .pixels import Scale, joined, scale_of
 from .raw import Reading
-from .sources import ArraySource, SampleSource, Source
+from .sources import MEMORY_LIMIT_BYTES, ArraySource, SampleSource, Source
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 OpenImage = Callable[[int], "Image"]
 
 SMALL_SIDE = 96
-MEMORY_LIMIT_BYTES = 2 << 30
 LARGE_SIZE = 224
 LARGEST_SIDE = 8192
 """Of `image_size`; an image of it takes 805 MB as float32 RGB."""

@@ -14,7 +14,10 @@ from torch.nn import functional as F
 from ...common.errors import RunError
 from .augment import Augmentation, augment_batch
 
+MEMORY_LIMIT_BYTES = 2 << 30
+"""Of all images of a source; what is larger is decoded or scaled batch by batch."""
 _BATCHES_AHEAD = 2
+_CHUNK = 256
 
 
 @dataclass(frozen=True)
@@ -53,12 +56,31 @@ class ArraySource:
     def read(self, jobs: Iterable[Job], augmentation: Augmentation, workers: int) -> Iterator[Tensor]:
         """As in `Source`; memory needs no workers."""
         for job in jobs:
-            x = self.images[job.positions]
+            x = self.pixels(job.positions)
             yield x if job.seed is None else augment_batch(x, augmentation, torch.Generator().manual_seed(job.seed))
+
+    def pixels(self, positions: Tensor) -> Tensor:
+        """[N,C,H,W] of the images at int64 positions [N]."""
+        return self.images[positions]
 
     def resized(self, size: int) -> "ArraySource":
         """The same images at size x size pixels (bilinear, antialiased when they shrink)."""
+        count, channels = self.images.shape[:2]
+        if count * channels * size * size * self.images.element_size() > MEMORY_LIMIT_BYTES:
+            return _ResizedSource(self, size)
         return ArraySource(lambda: _resize(self.images, size), self.labels)
+
+
+class _ResizedSource(ArraySource):
+    """Images that are scaled whenever they are read, for all of them together would take too much memory."""
+
+    def __init__(self, source: ArraySource, size: int) -> None:
+        super().__init__(lambda: source.images, source.labels)
+        self._size = size
+
+    def pixels(self, positions: Tensor) -> Tensor:
+        """As in `ArraySource`."""
+        return _resize(self.images[positions], self._size)
 
 
 class SampleSource:
@@ -100,5 +122,9 @@ def _stack(samples: list[Tensor]) -> Tensor:
 
 
 def _resize(x: Tensor, size: int) -> Tensor:
-    resized = F.interpolate(x.float(), (size, size), mode="bilinear", antialias=True)
-    return resized.round().clamp(0, 255).to(torch.uint8) if x.dtype == torch.uint8 else resized
+    """In chunks, for an interpolation takes floating-point numbers: four times the memory of bytes."""
+    resized = x.new_empty(*x.shape[:2], size, size)
+    for start in range(0, len(x), _CHUNK):
+        chunk = F.interpolate(x[start : start + _CHUNK].float(), (size, size), mode="bilinear", antialias=True)
+        resized[start : start + _CHUNK] = chunk.round().clamp(0, 255) if x.dtype == torch.uint8 else chunk
+    return resized

@@ -234,6 +234,15 @@ def test_digits() -> None:
     assert load_data("digits", image_size=8).input_shape == (1, 8, 8)
 
 
+def test_images_that_would_fill_the_memory_are_scaled_when_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = load_data("digits", image_size=40)
+    monkeypatch.setattr("fineprune.models.data.sources.MEMORY_LIMIT_BYTES", 1000)
+    lazy = load_data("digits", image_size=40)
+    for augment in (False, True):
+        batches = (next(d.train.batches(8, generator=seeded(1), augment=augment)).images for d in (whole, lazy))
+        assert torch.equal(*batches)
+
+
 def test_digits_keep_the_scans_pixels() -> None:
     from sklearn.datasets import load_digits
 
