@@ -16,6 +16,7 @@ from .classes import class_names
 from .decode import choose_plan
 from .files import Header, header_of, named_errors, to_rgb
 from .images import ImageData
+from .pixels import range_of
 from .raw import RawData, Reading, as_array, check_labels
 from .sources import SampleSource, Source
 
@@ -83,6 +84,8 @@ def _prepared_parts(
         raise UsageError(f"{spec} returns prepared tensors, which are neither scaled nor cropped; leave {' and '.join(asked)} out")
     if first.ndim != 3 or 0 in first.shape:
         raise RunError(f"{spec}: a prepared image is a tensor [C,H,W], got shape {tuple(first.shape)}")
+    found = range_of(as_array(first, spec), "tensors", spec)
+    notes = [f"prepared {found}: are they normalised? Nothing is done to them here"] if found.whole else []
     sources = {name: _prepared(spec, part, labels[name]) for name, part in parts.items()}
     channels = first.shape[0]
     return sources, {
@@ -90,6 +93,7 @@ def _prepared_parts(
         "mean": (0.0,) * channels,
         "std": (1.0,) * channels,
         "scaled": False,
+        "notes": tuple(notes),
         "augmentation": Augmentation(crop=False, flip=False),
     }
 

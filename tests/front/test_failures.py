@@ -168,7 +168,10 @@ def test_masks_are_fixed_to_their_input_size(bundle: Path, tmp_path: Path, trust
     for command in (["macs"], ["bench"], ["export", "--output", tmp_path / "m.onnx"]):
         assert_fails(2, message, command[0], bundle, *trust, "--input", "1x32x32", *command[1:])
     assert_fails(2, r"--input is CxHxW such as 3x32x32, got '32'", "macs", bundle, *trust, "--input", "32")
-    assert_fails(2, "the network takes inputs of 1x16x16, digits has 1x32x32", "eval", bundle, *trust, "--data", "digits")
+    network = ["eval", bundle, *trust, "--data", "digits"]
+    assert_fails(2, "the network takes inputs of 1x16x16, digits has 1x32x32; give --data-arg image_size=16", *network)
+    colour = ["--data-arg", "channels=3", "--data-arg", "image_size=16"]
+    assert_fails(2, "inputs of 1x16x16, digits has 3x16x16; give --data-arg channels=1 or other data", *network, *colour)
 
 
 def test_bundles_that_are_none(bundle: Path, trained: list[object], tmp_path: Path) -> None:

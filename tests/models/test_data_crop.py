@@ -11,7 +11,7 @@ from fineprune.common.errors import UsageError
 from fineprune.models.data import ImageData, load_data
 from fineprune.models.data.augment import central_crop
 from fineprune.models.vision import import_torchvision
-from fineprune.networks import data_from_facts
+from fineprune.networks import load_arguments
 from support.image_files import write_images
 
 PLAIN = {"mean": [0], "std": [1]}
@@ -47,10 +47,10 @@ def test_crop_is_a_choice_that_the_facts_keep(tmp_path: Path) -> None:
     assert (usual.to_json()["crop"], whole.to_json()["crop"]) == (0.875, 1.0)
     with Image.open(tmp_path / "test" / "b" / "001.png") as image:
         original = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
-    assert torch.equal(last(whole), original) and torch.equal(last(data_from_facts(whole.to_json())), original)
+    assert torch.equal(last(whole), original) and torch.equal(last(load_data(**load_arguments(whole.to_json()))), original)
     assert not torch.equal(last(usual), original)
     without = {key: value for key, value in usual.to_json().items() if key != "crop"}  # a manifest of before
-    assert torch.equal(last(data_from_facts(without)), last(usual))
+    assert torch.equal(last(load_data(**load_arguments(without))), last(usual))
 
 
 def test_small_images_are_kept_whole(tmp_path: Path) -> None:

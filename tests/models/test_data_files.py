@@ -283,6 +283,10 @@ class Tensors(Pictures):
     def __getitem__(self, i):
         return torch.full((2, 5, 7), float(i)), self.targets[i]
 
+class Bytes(Tensors):
+    def __getitem__(self, i):
+        return torch.from_numpy(IMAGES[i]).permute(2, 0, 1).float(), self.targets[i]
+
 class Fails(Pictures):
     targets = LABELS.tolist()
     def __getitem__(self, i):
@@ -330,6 +334,7 @@ def arrays(): return (IMAGES, LABELS), (IMAGES[:4], LABELS[:4])
 def whole(): return data_from_arrays("mine", (IMAGES, LABELS), validation=0.5)
 def pictures(): return Pictures(), Pictures()
 def tensors(): return Tensors(), Tensors(), Tensors()
+def floats(): return Bytes(), Bytes()
 def fails(): return Fails(), Pictures()
 def empty(): return Empty(), Pictures()
 def mixed(): return (IMAGES, LABELS), Pictures()
@@ -369,6 +374,7 @@ def test_users_picture_dataset_is_treated_as_a_folder(user_file: str) -> None:
 def test_users_tensors_are_taken_as_prepared(user_file: str) -> None:
     data = load_data(f"{user_file}:tensors")
     assert data.input_shape == (2, 5, 7) and (len(data.validation), len(data.test)) == (12, 12)
+    assert data.notes == ()
     batch = next(data.train.batches(4, generator=torch.Generator().manual_seed(0), augment=True, workers=2))
     assert torch.equal(batch.images[:, 1, 4, 6], batch.indices.float())
 
@@ -392,6 +398,10 @@ def test_users_tensors_are_taken_as_prepared(user_file: str) -> None:
 def test_users_mistakes(user_file: str, name: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         load_data(f"{user_file}:{name}")
+
+
+def test_users_prepared_tensors_of_whole_numbers_are_said(user_file: str) -> None:
+    assert "are they normalised? Nothing is done to them" in load_data(f"{user_file}:floats").notes[0]
 
 
 def test_users_deep_pictures_are_scaled(user_file: str) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from fineprune.common.errors import RunError, UsageError
 from fineprune.models.data import ImageData, data_from_arrays, load_data
-from fineprune.networks import data_from_facts
+from fineprune.networks import load_arguments
 from support.image_files import Lines, write_images
 
 COUNTS = {"cat": 3, "dog": 3}
@@ -146,7 +146,7 @@ def test_some_classes_of_a_list_keep_its_order(tmp_path: Path, file: str) -> Non
     (tmp_path / file).write_text(FILES[file])
     data = load_data(f"imagefolder:{tmp_path}/d", classes=tmp_path / file)
     assert len(data.classes) == 6 and data.train.labels.unique().tolist() == [1, 2, 4]
-    again = data_from_facts(data.to_json())
+    again = load_data(**load_arguments(data.to_json()))
     assert again.classes == data.classes and torch.equal(again.train.labels, data.train.labels)
     assert "n00000003" in data.classes[1]
 
@@ -217,7 +217,7 @@ def test_a_file_of_labels(tmp_path: Path, name: str, text: str) -> None:
     data = load_data(f"imagefolder:{tmp_path}", labels=name, validation=0, progress=log)
     assert sorted([*data.train.labels.tolist(), *data.test.labels.tolist()]) == [0, 0, 1]
     assert data.classes in {("cat", "dog"), ("0", "1")} and f"1 images have no line in {name}" in log.lines[0]
-    assert torch.equal(data_from_facts(data.to_json()).train.labels, data.train.labels)
+    assert torch.equal(load_data(**load_arguments(data.to_json())).train.labels, data.train.labels)
 
 
 @pytest.mark.parametrize(
@@ -257,4 +257,4 @@ def test_grey_and_colour_by_choice(tmp_path: Path) -> None:
     batch, coloured = (next(d.train.batches(1)).images for d in (data, load_data(data.spec, mean=[0], std=[1], validation=0)))
     expected = (coloured * torch.tensor([0.299, 0.587, 0.114]).reshape(1, 3, 1, 1)).sum(1, keepdim=True)
     torch.testing.assert_close(batch, expected, atol=0.6 / 255, rtol=0)
-    assert data_from_facts(data.to_json()).input_shape == (1, 6, 9)
+    assert load_data(**load_arguments(data.to_json())).input_shape == (1, 6, 9)

@@ -12,7 +12,7 @@ from PIL import Image
 from fineprune.common.errors import RunError, UsageError
 from fineprune.models.data import ImageData, data_from_arrays, load_data
 from fineprune.models.data.files import open_file, read_header
-from fineprune.networks import data_from_facts
+from fineprune.networks import load_arguments
 from support.image_files import Lines
 
 RAMP = np.tile(np.linspace(0, 65535, 32).astype(np.uint16), (32, 1))
@@ -58,7 +58,7 @@ def test_grey_images_of_more_than_8_bits_keep_their_levels(tmp_path: Path, pixel
 def test_white_is_kept_and_held_against_every_file(tmp_path: Path) -> None:
     data = load_data(folder_of(tmp_path, RAMP // 16, "png"), white=65535, **PLAIN)
     assert float(first(data).max()) == pytest.approx(4095 / 65535)
-    again = data_from_facts(load_data(data.spec).to_json())
+    again = load_data(**load_arguments(load_data(data.spec).to_json()))
     assert again.white == 4095
     Image.fromarray(RAMP).save(tmp_path / "b" / "4.png")
     with pytest.raises(RunError, match=r"b/4.png: pixels are I;16 from 0 to 65535, but white is 4095; give another white="):
@@ -170,7 +170,7 @@ def test_white_scales_any_array(tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", images=images.astype(np.float32) * 0.9, labels=labels)
     data = load_data(f"npz:{tmp_path}/d.npz", white=229.5, **PLAIN)
     assert float(next(data.train.batches(40)).images.max()) <= 1
-    assert torch.equal(first(data_from_facts(data.to_json())), first(data))
+    assert torch.equal(first(load_data(**load_arguments(data.to_json()))), first(data))
 
 
 def test_given_mean_and_std_are_of_the_pixels_own_units() -> None:

@@ -40,9 +40,9 @@ def evaluate(as_json: bool, split: str, batch_size: int, device: str, **options:
     data = data or named_data(network)
     if data.input_shape != network.input_shape:
         want, got = ("x".join(map(str, s)) for s in (network.input_shape, data.input_shape))
-        raise UsageError(
-            f"the network takes inputs of {want}, {data.spec} has {got}; give --data-arg image_size={network.input_shape[1]} or other data"
-        )
+        sides = zip(("channels", "image_size"), network.input_shape, data.input_shape, strict=False)
+        remedy = " ".join(f"--data-arg {name}={side}" for name, side, own in sides if side != own)
+        raise UsageError(f"the network takes inputs of {want}, {data.spec} has {got}; give {remedy} or other data")
     result = measure(
         network.model, getattr(data, split), batch_size=batch_size, device=device, progress=Bars(), description=f"evaluating {split}"
     )
