@@ -10,13 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from ..common.errors import RunError, UsageError
-from ..common.files import atomic_path, read_json, write_json
-from ..common.form import Maybe, require
+from ..common.files import atomic_path, own_file, read_json, write_json
+from ..common.files import sha256 as file_digest
+from ..common.form import Maybe, Within, require
+from ..common.tensors import read_tensors
 from .mask_facts import is_mask
 
 SCHEMA = 2
 TENSORS, FACTS = "statistics.safetensors", "statistics.json"
-_FORM = {"kind": str, "samples": int, "settings": {"keep": Maybe({str: int})}, "layers": [str], "sha256": str}
+_FORM = {"kind": str, "samples": Within(int, 0, 2**62), "settings": {"keep": Maybe({str: int})}, "layers": [str], "sha256": str}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,26 +63,27 @@ class Statistics:
     @classmethod
     def load(cls, folder: Path | str) -> Self:
         """Read what `save` wrote; UsageError for a folder without statistics, RunError for a broken one."""
-        from safetensors.torch import load
-
         folder, remedy = Path(folder), f"delete {folder} and calibrate again"
         if not (folder / FACTS).is_file():
             raise UsageError(f"{folder} holds no statistics ({FACTS} is missing); run `fineprune calibrate` first")
-        facts = read_json(folder / FACTS)
+        facts = read_json(own_file(folder, FACTS))
         require(facts, {"schema": int}, str(folder / FACTS), f"it was edited, {remedy}")
         if facts["schema"] != SCHEMA:
             raise RunError(f"{folder / FACTS} has schema {facts['schema']}, this version reads {SCHEMA}; {remedy}")
         require(facts, _FORM, str(folder / FACTS), f"it was edited, {remedy}")
         try:
-            content = (folder / TENSORS).read_bytes()
+            digest = file_digest(own_file(folder, TENSORS))
         except OSError as error:
             raise RunError(f"cannot read {folder / TENSORS} ({error.strerror or error}); {remedy}") from error
-        if sha256(content).hexdigest() != facts["sha256"]:
+        if digest != facts["sha256"]:
             raise RunError(f"{folder / TENSORS} does not match the hash in {FACTS}; it was truncated or altered, {remedy}")
         layers: dict[str, dict[str, Tensor]] = {name: {} for name in facts["layers"]}
-        for key, value in load(content).items():
+        for key, value in read_tensors(folder / TENSORS, remedy).items():
             name, _, item = key.rpartition("/")
-            layers.setdefault(name, {})[item] = value
+            if name not in layers or value.dtype not in (torch.float64, torch.int64) or not value.isfinite().all():
+                kind = str(value.dtype).removeprefix("torch.")
+                raise RunError(f"{folder / TENSORS}: {key} is no sum of a layer in {FACTS} ({kind}, perhaps not finite); {remedy}")
+            layers[name][item] = value
         return cls(kind=facts["kind"], settings=facts["settings"], samples=facts["samples"], layers=layers)
 
 

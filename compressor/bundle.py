@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from ..calibrate.mask_facts import is_mask
 from ..common.errors import RunError, UsageError
-from ..common.files import atomic_path, read_json, sha256, write_json
-from ..common.form import Maybe, require
+from ..common.files import atomic_path, own_file, read_json, sha256, write_json
+from ..common.form import Maybe, Within, require
+from ..common.tensors import read_tensors
 from ..common.wrappers import unwrapped, without_wrappers
 from .bake import bake, masks_of
 from .facts import digest_of, facts_of
@@ -30,8 +31,9 @@ from .layers import MaskedConv2d
 
 SCHEMA = 1
 MANIFEST, WEIGHTS, MASKS = "manifest.json", "weights.safetensors", "masks.safetensors"
+_SIZE = Within(int, 0, 2**31)
 _FORM = {
-    "mask_shapes": {str: {"ffp": Maybe([int]), "fwp": Maybe([int])}},
+    "mask_shapes": {str: {"ffp": Maybe([_SIZE]), "fwp": Maybe([_SIZE])}},
     "sha256": {WEIGHTS: str, MASKS: str},
     "state": Maybe({"metadata": {str: {}}, "values": {}}),
 }
@@ -141,9 +143,9 @@ class Bundle:
         for name in (WEIGHTS, MASKS):
             if not (folder / name).is_file():
                 raise RunError(f"{folder / name} is missing; the bundle is incomplete, compress again")
-            if sha256(folder / name) != manifest["sha256"][name]:
+            if sha256(own_file(folder, name)) != manifest["sha256"][name]:
                 raise RunError(f"{folder / name} does not match the hash in {MANIFEST}; it was truncated or altered, compress again")
-            tensors[name] = _load_tensors(folder / name)
+            tensors[name] = read_tensors(folder / name, "compress again")
         masks: dict[str, dict[str, Tensor]] = {"ffp": {}, "fwp": {}}
         for name, kinds in manifest["mask_shapes"].items():
             for kind in masks:
@@ -249,7 +251,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise UsageError(f"there is no bundle at {folder}; check the path")
     if not is_bundle(folder):
         raise UsageError(f"{folder} is not a bundle ({MANIFEST} is missing); name the output folder of `fineprune compress`")
-    manifest = read_json(folder / MANIFEST)
+    manifest = read_json(own_file(folder, MANIFEST))
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
         found = manifest.get("schema") if isinstance(manifest, dict) else None
         raise RunError(
@@ -259,20 +261,10 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _load_tensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise RunError(f"cannot read {path}: {error}; compress again") from error
-
-
 def _unpack(packed: Tensor | None, shape: list[int], where: str) -> Tensor:
     size = math.prod(shape)
-    if packed is None or packed.dtype != torch.uint8 or packed.numel() != -(-size // 8) or min(shape, default=0) < 0:
-        raise RunError(f"{where} does not hold a mask of shape {shape}; the bundle is damaged, compress again")
+    if packed is None or packed.dtype != torch.uint8 or packed.numel() != -(-size // 8) or len(shape) > 4:
+        raise RunError(f"{where} does not hold a mask of shape {shape!r:.80}; the bundle is damaged, compress again")
     return torch.from_numpy(np.unpackbits(packed.numpy(), count=size).astype(bool)).view(*shape)
 
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from ..common.errors import RunError
 from ..common.form import require
 from ..common.progress import Progress, Silent
+from .engine.protobuf import read_model
 
 if TYPE_CHECKING:
     from .engine.profile import Record
@@ -167,9 +168,7 @@ class _DenseConv:
 
 def _facts(path: Path | str) -> dict[str, Mapping[str, Any]]:
     """What the exporter wrote about every convolution."""
-    import onnx
-
-    properties = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    properties = {entry.key: entry.value for entry in read_model(path)[0].metadata_props}
     if "fineprune.layers" not in properties:
         raise RunError(f"{path} says nothing about its layers; export it with fineprune")
     try:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...common.errors import RunError
-from ...common.files import atomic_path, remove_leftovers
+from ...common.files import atomic_path, own_file, remove_leftovers
 from .config import TrainConfig
 from .interfaces import DataLike
 
@@ -49,13 +49,13 @@ def save_state(output: Path, identity: Mapping[str, str], state: Mapping[str, An
 
 def load_state(output: Path, identity: Mapping[str, str]) -> dict[str, Any] | None:
     """The state in folder `output`, on the CPU; None where there is none. RunError for a broken file or another run's."""
-    path = output / STATE_FILE
+    path = own_file(output, STATE_FILE)
     remove_leftovers(path)
     if not path.exists():
         return None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        version, theirs = state["format"], state["identity"]
+        version, theirs = state["format"], dict(state["identity"])
     except Exception as error:  # torch raises many kinds for damaged archives
         raise RunError(f"{path} is not a whole training state ({_first_line(error)}); delete it to train from the start") from error
     if version != _FORMAT:

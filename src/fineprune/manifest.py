@@ -1,10 +1,11 @@
 """What other commands read again of the files that `compress` and `bench --json` leave, and that an edited one still has it."""
 
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from .common.errors import RunError
-from .common.form import Maybe, require
+from .common.form import Maybe, Within, require
 from .compressor.bundle import MANIFEST, Bundle
 
 STEPS = {
@@ -16,26 +17,31 @@ STEPS = {
 }
 """Keys of a manifest's accuracies, in order, and how they read on an axis."""
 
-_TRAINING = Maybe({"history": [{"epoch": int, "validation_accuracy": Maybe(float)}]})
+_SHARE = Within(float, -1, 2)
+"""A fraction of something, give or take rounding."""
+_COUNT = Within(float, 0, 1e18)
+_WHOLE = Within(int, 0, 2**31)
+_SIDE = Within(int, 1, 2**15)
+_TRAINING = Maybe({"history": [{"epoch": _WHOLE, "validation_accuracy": Maybe(_SHARE)}]})
 _FACTS = {
     "model": Maybe({"name": str, "args": {str: (float, bool, str)}}),
     "data": Maybe(
         {
             **{"spec": str, "classes": [str], "mean": [float], "std": [float]},
-            **{"validation": Maybe(float), "seed": Maybe(int), "image_size": Maybe(int)},
-            **{"crop": Maybe(float), "channels": Maybe(int), "white": Maybe(float), "labels": Maybe(str)},
+            **{"validation": Maybe(_SHARE), "seed": Maybe(int), "image_size": Maybe(_SIDE)},
+            **{"crop": Maybe(_SHARE), "channels": Maybe(_SIDE), "white": Maybe(float), "labels": Maybe(str)},
         }
     ),
-    "input_shape": [int, int, int],
+    "input_shape": [_SIDE, _SIDE, _SIDE],
     "measured_on": Maybe(str),
-    "zero_weights": Maybe({"macs_dense": int, "macs_pruned": int}),
-    "conv_macs_kept": float,
-    "ratios": {"asked": {"ffp": float, "fwp": float}, "achieved": {"ffp": float, "fwp": float}},
+    "zero_weights": Maybe({"macs_dense": _COUNT, "macs_pruned": _COUNT}),
+    "conv_macs_kept": _SHARE,
+    "ratios": {"asked": {"ffp": _SHARE, "fwp": _SHARE}, "achieved": {"ffp": _SHARE, "fwp": _SHARE}},
     "macs": {
-        **dict.fromkeys(("macs", "macs_dense", "conv_macs", "conv_macs_dense", "thesis_ops", "thesis_ops_dense"), float),
-        "layers": [{"name": str, "macs": float, "macs_dense": float}],
+        **dict.fromkeys(("macs", "macs_dense", "conv_macs", "conv_macs_dense", "thesis_ops", "thesis_ops_dense"), _COUNT),
+        "layers": [{"name": str, "macs": _COUNT, "macs_dense": _COUNT}],
     },
-    "accuracy": {**{step: Maybe(float) for step in STEPS}, "split": str, "samples": int},
+    "accuracy": {**{step: Maybe(_SHARE) for step in STEPS}, "split": str, "samples": _WHOLE},
     "training": {"finetune": _TRAINING, "dense_finetune": _TRAINING},
     "machine": {},
 }
@@ -43,19 +49,24 @@ _FACTS = {
 
 NO_SHAPE = "give Bundle.of the facts {'input_shape': (C, H, W)} and save again, from which the rest is counted"
 """What to do about a bundle of one's own whose facts lack what all but loading needs."""
+_LARGEST_INPUT = 2**24
+"""Numbers in one input: 3x2364x2364."""
 
 _LATENCIES = {
-    "rows": [{"runtime": str, "batch_size": int, "threads": int, **dict.fromkeys(("median_ms", "p25_ms", "p75_ms"), float)}],
-    "config": {"rounds": int},
-    "machine": {"cpu": str, "usable_cores": int},
+    "rows": [{"runtime": str, "batch_size": _SIDE, "threads": _SIDE, **dict.fromkeys(("median_ms", "p25_ms", "p75_ms"), _COUNT)}],
+    "config": {"rounds": _WHOLE},
+    "machine": {"cpu": str, "usable_cores": _WHOLE},
 }
 
 
 def read_bundle(folder: Path | str) -> Bundle:
     """`Bundle.load` of one that `compress` wrote: RunError where its manifest lacks what is read of it later."""
     bundle = Bundle.load(folder)
+    where = str(Path(folder) / MANIFEST)
     remedy = "it was edited, compress again" if {"input_shape", "macs"} & bundle.facts.keys() else NO_SHAPE
-    require(bundle.facts, _FACTS, str(Path(folder) / MANIFEST), remedy)
+    require(bundle.facts, _FACTS, where, remedy)
+    if prod(bundle.facts["input_shape"]) > _LARGEST_INPUT:
+        raise RunError(f"{where}: input_shape is {bundle.facts['input_shape']}, too large for any network; {remedy}")
     return bundle
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .common.errors import UsageError
+from .common.files import check_plain, read_text
 
 if TYPE_CHECKING:
     from .compression import Job
@@ -57,10 +58,11 @@ def read_recipe(path: Path | str) -> dict[str, Any]:
     """Parse and check a recipe; UsageError names the file and the entry that is wrong."""
     path = Path(path)
     try:
-        settings = tomllib.loads(path.read_text())
+        settings = tomllib.loads(read_text(path))
+        check_plain(settings)
     except OSError as error:
         raise UsageError(f"cannot read the recipe {path}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also of numbers with thousands of digits
         raise UsageError(f"{path} is not valid TOML: {error}") from error
     for name, value in settings.items():
         _check_entry(path, name, value)

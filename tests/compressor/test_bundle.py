@@ -269,7 +269,7 @@ def edit_manifest(folder: Path, **changes: object) -> None:
         ({"sha256": None}, f"{MANIFEST}: sha256 is None and not a table; it was edited, compress again"),
         ({"mask_shapes": []}, rf"{MANIFEST}: mask_shapes is \[\] and not a table; it was edited, compress again"),
         ({"mask_shapes": {"stem": {"ffp": [3, 7, 50]}}}, r"stem/ffp does not hold a mask of shape \[3, 7, 50\]; the bundle is damaged"),
-        ({"mask_shapes": {"stem": {"ffp": [-3, -7, 5]}}}, "stem/ffp does not hold a mask of shape"),
+        ({"mask_shapes": {"stem": {"ffp": [-3, -7, 5]}}}, r"mask_shapes.stem.ffp\[0\] is -3 and not from 0 to"),
         ({"mask_shapes": {"other": {"ffp": [1]}}}, r"other/ffp does not hold a mask of shape \[1\]; the bundle is damaged"),
     ],
 )

@@ -9,6 +9,7 @@ import fcntl
 import glob
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -20,6 +21,10 @@ from typing import Any
 from .errors import RunError
 
 _ASIDE = "replaced"
+_LONGEST_TEXT = 16 << 20
+"""Bytes; what is written here stays far below."""
+_DEEPEST = 50
+"""Levels of tables and lists within each other."""
 
 
 @contextmanager
@@ -108,13 +113,49 @@ def write_json(target: Path | str, value: Any) -> None:
 
 
 def read_json(source: Path | str) -> Any:
-    """Read a JSON file; RunError names it when it is missing or malformed."""
+    """Read a JSON file; RunError names it when it is missing, malformed or unlike any that is written here (see `check_plain`)."""
     try:
-        return json.loads(Path(source).read_bytes())
+        value = json.loads(read_text(source))
+        check_plain(value)
     except OSError as error:
         raise RunError(f"cannot read {source}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunError(f"{source} is not valid JSON ({error}); it was truncated or edited, write it again") from error
+    return value
+
+
+def read_text(source: Path | str) -> str:
+    """A text file; ValueError where it is too long or not UTF-8, OSError where it cannot be read."""
+    with Path(source).open("rb") as stream:
+        content = stream.read(_LONGEST_TEXT + 1)
+    if len(content) > _LONGEST_TEXT:
+        raise ValueError(f"it is longer than {_LONGEST_TEXT >> 20} MiB")
+    return content.decode()
+
+
+def check_plain(value: Any) -> None:
+    """ValueError where what JSON or TOML held has numbers that no setting or figure can have, or nests without end."""
+    level = [value]
+    for _ in range(_DEEPEST):
+        for item in level:
+            if isinstance(item, float) and not math.isfinite(item):
+                raise ValueError(f"it holds the number {item}")
+            if isinstance(item, int) and not -(2**63) <= item < 2**64:
+                raise ValueError("it holds a whole number of more than 64 bits")
+        level = [part for item in level if isinstance(item, dict | list) for part in (item.values() if isinstance(item, dict) else item)]
+        if not level:
+            return
+    raise ValueError(f"it nests more than {_DEEPEST} levels")
+
+
+def own_file(folder: Path, name: str) -> Path:
+    """FOLDER/NAME; RunError where that is a link out of the folder: who sends a folder must not choose what else is read."""
+    path = folder / name
+    if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+        raise RunError(f"{path} is a link to {path.resolve()}, outside its folder; put the file itself there")
+    if path.exists() and not path.is_file():
+        raise RunError(f"{path} is not an ordinary file; put the file itself there")
+    return path
 
 
 def sha256(path: Path | str) -> str:

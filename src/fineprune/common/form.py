@@ -1,8 +1,8 @@
 """The form of what a JSON file holds: checked once, where the file is read, so that an edited one is named and not met deep inside.
 
-A form is a type (bool is no number, an int is a float), a tuple of forms of which one fits, `[form]` for a list of any length
-(`[form, form]` of two), `{str: form}` for a table with any keys, `{"key": form, ...}` for one with at least these, or
-`Maybe(form)`: absent, null or that.
+A form is a type (bool is no number, an int is a float), `Within(type, low, high)` for a number between two others, a tuple of forms
+of which one fits, `[form]` for a list of any length (`[form, form]` of two), `{str: form}` for a table with any keys,
+`{"key": form, ...}` for one with at least these, or `Maybe(form)`: absent, null or that.
 """
 
 from collections.abc import Iterator
@@ -21,6 +21,15 @@ class Maybe:
     form: Any
 
 
+@dataclass(frozen=True)
+class Within:
+    """A number of `kind` (int or float) from `low` to `high`."""
+
+    kind: type
+    low: float
+    high: float
+
+
 def require(value: Any, form: Any, where: str, remedy: str) -> None:
     """RunError for the first entry of `value` that is not of `form`: "WHERE: ENTRY is missing; REMEDY"."""
     for fault in _faults(value, form, ""):
@@ -32,6 +41,11 @@ def _faults(value: Any, form: Any, place: str) -> Iterator[str]:
     if isinstance(form, Maybe):
         if value is not None:
             yield from _faults(value, form.form, place)
+    elif isinstance(form, Within):
+        wrong = list(_faults(value, form.kind, place))
+        yield from wrong
+        if not wrong and not form.low <= value <= form.high:
+            yield f"{place or 'it'} is {value!r:.80} and not from {form.low:g} to {form.high:g}"
     elif isinstance(form, tuple):
         if all(any(True for _ in _faults(value, choice, place)) for choice in form):
             yield f"{place} is {value!r:.80}"
