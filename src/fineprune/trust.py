@@ -52,10 +52,9 @@ def missing(names: Iterable[str], trust: Collection[str]) -> list[str]:
 def require_network(spec: ModelSpec, trust: Collection[str], where: Path | str) -> None:
     """UsageError, with both ways to allow it, where building the network that the file `where` names needs the user's word."""
     if names := missing(network_names(spec), trust):
-        again = f"--model {shlex.quote(spec.name)}" + "".join(f" --model-arg {shlex.quote(name)}" for name in names if name != spec.name)
         raise UsageError(
             f"{where} names the network {' with '.join(names)}: your own code, which a file does not run by itself; "
-            f"give {again}, or {options(names)} (in Python: the module itself, or trust={names!r})"
+            f"give {_model_options(spec)}, or {options(names)} (in Python: the module itself, or trust={names!r})"
         )
 
 
@@ -75,6 +74,17 @@ def require_recipe(settings: Mapping[str, Any], trust: Collection[str], where: P
             f"{where} names {', '.join(names)}: code, files and folders of yours, which a recipe does not run, read or write by itself; "
             f"if you trust it, run it with {options(names)} (in Python: trust={names!r})"
         )
+
+
+def named_again(spec: ModelSpec | None, data: str) -> str:
+    """The options that a command on the bundle of this network and these data needs, each after a space."""
+    model = f" {_model_options(spec)}" if spec is not None and network_names(spec) else ""
+    return f"{model} --data {shlex.quote(data)}" if _has_place(data) else model
+
+
+def _model_options(spec: ModelSpec) -> str:
+    name, *texts = network_names(spec)
+    return f"--model {shlex.quote(name)}" + "".join(f" --model-arg {shlex.quote(text)}" for text in texts)
 
 
 def options(names: Iterable[str]) -> str:

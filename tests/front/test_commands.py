@@ -48,10 +48,10 @@ def test_compress_leaves_a_bundle_and_no_work_folder(bundle: Path) -> None:
     assert masks and not all(mask.all() for mask in masks.values())
 
 
-def test_thesis_preset_with_layers_of_their_own(trained: list[object], tmp_path: Path) -> None:
+def test_thesis_preset_with_layers_of_their_own(trained: list[object], network: str, data: str, tmp_path: Path) -> None:
     arguments = ["--preset", "thesis", "--ffp", 0.3, "--ffp-layer", "group*=0", "--fwp", 0.5, "--exclude", "stem", "--epochs", 0]
     result = succeed("compress", *trained, *arguments, "--samples", 100, "--output", tmp_path / "b")
-    assert f"next: fineprune export {tmp_path / 'b'}" in result.out
+    assert f"next: fineprune export {tmp_path / 'b'} --model {network} --data {data} --output" in result.out
     written = Bundle.load(tmp_path / "b")
     assert written.ffp_masks.keys() == {"depthwise"}
     assert written.fwp_masks.keys() == {"depthwise", "grouped"}

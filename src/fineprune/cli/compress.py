@@ -46,6 +46,7 @@ def compress(as_json: bool, output: Path, device: str, **options: Any) -> None:
     from ..common.progress import Bars
     from ..compression import Job, compress_network, finetune_config
     from ..compressor.bundle import check_target
+    from ..trust import named_again
     from .render import print_compression, print_json, say
 
     job = Job(
@@ -67,4 +68,4 @@ def compress(as_json: bool, output: Path, device: str, **options: Any) -> None:
         print_json(bundle.facts)
     else:
         print_compression(bundle.facts)
-        say(f"wrote {output}; next: fineprune export {output} --output {output}.onnx")
+        say(f"wrote {output}; next: fineprune export {output}{named_again(network.spec, data.spec)} --output {output}.onnx")
