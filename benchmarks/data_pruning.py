@@ -10,6 +10,9 @@ Time is the processor time of training and validation (wall time stands beside i
 differences are paired by seed. "in run" is the saving that a run measures by itself, against its own full epochs: the figure to compare
 with the predicted one ("off" is the largest distance of any run), and the one that goals are judged by.
 
+Fine-pruning leaves out the samples with the most high losses, as the source does; rows named NAME-easiest leave out those with the
+fewest. Runs recorded before there was a choice, whose policy names no order, are of the latter kind and are labelled so.
+
 The window of fine-pruning, 60 of the source's 160 epochs, and its start shrink with --epochs. Two baselines take N % of the time and prune
 nothing: `stop-N` is the regular run stopped after N % of its epochs, `equal-N` has its whole schedule, milestones too, squeezed into them.
 A policy is worth something where it beats the better one of those that visit at least as many samples.
@@ -59,9 +62,9 @@ STRONG = {"name": "fine-pruning", "fraction": 0.45}
 LATE = {"name": "fine-pruning", "fraction": 0.55, "window": 1.0, "start": 0.5, "block": 1, "prune_epochs": 1}
 AUTO = {"schedule": "auto", "auto_lr": {"interval": 2}}
 """i in proportion to the source's 10 of 160 epochs would be 1 or 2."""
-ROWS: dict[str, dict[str, Any]] = {
+_ROWS: dict[str, dict[str, Any]] = {
     "regular": {},
-    "fine-pruning": {"policy": "fine-pruning"},
+    "fine-pruning": {"policy": {"name": "fine-pruning"}},
     "strong": {"policy": STRONG},
     "strong+auto-lr": {"policy": STRONG, **AUTO},
     "infobatch": {"policy": "infobatch"},
@@ -82,6 +85,12 @@ ROWS: dict[str, dict[str, Any]] = {
 `late` prunes in every epoch from the first milestone on, by the counts of all epochs before; its window and start are shares of the epochs.
 `late-stop` ends after 80 % of them, one epoch (of 20) after the second milestone.
 """
+EASIEST = {
+    f"{name}-easiest": {**changes, "policy": {**changes["policy"], "order": "easiest"}}
+    for name, changes in _ROWS.items()
+    if isinstance(changes.get("policy"), dict) and changes["policy"]["name"] == "fine-pruning"
+}
+ROWS = {**_ROWS, **EASIEST}
 QUICK_ROWS = ("regular", "fine-pruning", "strong", "strong+auto-lr", "infobatch", "random", "late", "equal-75", "stop-75")
 EQUAL_TIME = tuple(row for row in ROWS if row.startswith(("equal-", "stop-")))
 
@@ -96,7 +105,7 @@ def main() -> None:
         data = smaller(load_data(arguments.data), arguments.samples)
         for network, seed, row in _jobs(arguments):
             _run(network, row, seed, data, arguments)
-    runs = [read_json(path) for path in sorted(arguments.runs.glob("*.json"))]
+    runs = [labelled(read_json(path)) for path in sorted(arguments.runs.glob("*.json"))]
     runs = [run for run in runs if run["settings"] == _settings(arguments) and run["row"] in arguments.rows]
     tables = {network: table([run for run in runs if run["network"] == network]) for network in arguments.networks}
     for network, rows in tables.items():
@@ -115,7 +124,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--samples", type=int, help="training images (validation shrinks alike; all test images stay)")
     parser.add_argument("--seeds", nargs="+", type=int)
-    parser.add_argument("--rows", nargs="+", choices=ROWS, help="all; with --quick nine of them")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, help="all of the source's order; with --quick nine of them")
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--runs", type=Path, default=Path("runs/data-pruning"), metavar="FOLDER")
@@ -127,7 +136,7 @@ def _parse() -> argparse.Namespace:
     quick = arguments.quick
     arguments.epochs = arguments.epochs or (12 if quick else 20)
     arguments.samples = arguments.samples or (2000 if quick else None)
-    arguments.rows = arguments.rows or list(QUICK_ROWS if quick else ROWS)
+    arguments.rows = arguments.rows or list(QUICK_ROWS if quick else _ROWS)
     arguments.seeds = arguments.seeds or ([0] if quick else [0, 1, 2])
     arguments.batch_size = arguments.batch_size or (64 if quick else 128)
     return arguments
@@ -144,6 +153,13 @@ def claimed(lock: Path) -> Iterator[bool]:
             yield False
             return
         yield True
+
+
+def labelled(run: dict[str, Any]) -> dict[str, Any]:
+    """A recorded run; of fine-pruning without an order, its row gets the name of what it was."""
+    policy = run["config"]["policy"]
+    old = policy["name"] == "fine-pruning" and "order" not in policy
+    return {**run, "row": f"{run['row']}-easiest"} if old else run
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -189,7 +205,8 @@ def config_of(network: str, row: str, seed: int, epochs: int, batch_size: int) -
 def _run(network: str, row: str, seed: int, data: ImageData, arguments: argparse.Namespace) -> None:
     """Train one cell of the table, unless its file is there or another process that shares the folder is at it."""
     digest = hashlib.sha256(json.dumps(_settings(arguments), sort_keys=True).encode()).hexdigest()[:8]
-    name = f"{network.replace(':', '-')}_{row}_{seed}_{digest}"
+    order = "-worst" if f"{row}-easiest" in EASIEST else ""  # files without it are of the time before there was a choice
+    name = f"{network.replace(':', '-')}_{row}{order}_{seed}_{digest}"
     done, state = arguments.runs / f"{name}.json", arguments.runs / "state" / name
     lock = arguments.runs / "state" / f"{name}.lock"
     with claimed(lock) as mine:

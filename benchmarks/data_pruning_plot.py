@@ -28,7 +28,11 @@ FAMILIES = {
     "equal": ("v", "#444"),
     "stop": ("^", "#444"),
 }
-"""Row, without its number -> marker and colour: warm for fine-pruning, blue for infobatch, grey for what knows no losses."""
+"""Row, without its number -> marker and colour: warm for fine-pruning, blue for infobatch, grey for what knows no losses.
+
+Rows named NAME-easiest have hollow markers.
+"""
+EASIEST = "-easiest"
 
 
 def main() -> None:
@@ -43,14 +47,14 @@ def main() -> None:
 
 def draw(path: Path, tables: Mapping[str, list[dict[str, Any]]], goals: Mapping[str, tuple[float, float]]) -> None:
     """One panel a network: mean over seeds, the standard deviation as a bar; shaded is where a goal is met."""
-    shown = {network: [row for row in rows if _family(row) in FAMILIES] for network, rows in tables.items()}
+    shown = {network: [row for row in rows if _family(row).removesuffix(EASIEST) in FAMILIES] for network, rows in tables.items()}
     figure = Figure(figsize=(4.6 * len(shown) + 1.7, 4.3), layout="constrained")
     panels = figure.subplots(1, len(shown), squeeze=False)[0]
     for axes, (network, rows) in zip(panels, shown.items(), strict=True):
         _panel(axes, network, rows, goals)
     panels[0].set_ylabel("test accuracy against the regular run, points")
     handles = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    order = [name for name in FAMILIES if name in handles]
+    order = [name for family in FAMILIES for name in (family, f"{family}{EASIEST}") if name in handles]
     labels = {"equal": "equal time, squeezed", "stop": "equal time, stopped"}
     figure.legend(
         [handles[name] for name in order], [labels.get(name, name) for name in order], loc="outside right center", frameon=False, fontsize=8
@@ -61,9 +65,10 @@ def draw(path: Path, tables: Mapping[str, list[dict[str, Any]]], goals: Mapping[
 def _panel(axes: Axes, network: str, rows: list[dict[str, Any]], goals: Mapping[str, tuple[float, float]]) -> None:
     axes.axhline(0, color="#bbb", linewidth=0.8, zorder=0)
     for row in rows:
-        marker, colour = FAMILIES[_family(row)]
+        marker, colour = FAMILIES[_family(row).removesuffix(EASIEST)]
         size = 11 if marker == "*" else 6
         style: dict[str, Any] = {"marker": marker, "color": colour, "markersize": size, "elinewidth": 0.8, "linestyle": "none"}
+        style["fillstyle"] = "none" if _family(row).endswith(EASIEST) else "full"
         axes.errorbar(time_saved(row), row["difference"], yerr=row["difference_spread"], label=_family(row), **style)
     low, high = axes.get_ylim()
     right = max(axes.get_xlim()[1], 50.0)

@@ -4,7 +4,8 @@
 
 LeNet is trained on `samples` images of which a share has a label drawn from the other classes; validation labels stay right. Views:
 `high-loss` (highest mean loss over the epochs that visited a sample), `high-count` (Algorithm 1's count: share of visits with a loss of
-at least the epoch's mean), `most-pruned` (left out most often, what the source calls suspicious). Chance is the share planted.
+at least the epoch's mean), `most-pruned` (left out most often, what the source calls suspicious; ties: the higher loss). Chance is the
+share planted. `easiest` is fine-pruning with order=easiest.
 """
 
 import argparse
@@ -24,7 +25,13 @@ from fineprune.models.zoo import ModelSpec, build
 from fineprune.networks import completed
 from fineprune.training_report import write_suspects
 
-POLICIES = ("none", "fine-pruning", "infobatch")
+POLICIES = {
+    "none": "none",
+    "fine-pruning": "fine-pruning",
+    "easiest": {"name": "fine-pruning", "order": "easiest"},
+    "infobatch": "infobatch",
+}
+"""Row -> policy."""
 
 
 def main() -> None:
@@ -72,7 +79,7 @@ def _arrays(data: ImageData, split: Any) -> tuple[Tensor, Tensor]:
 def _rows(data: ImageData, policy: str, seed: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     noisy, bad = with_wrong_labels(data, arguments.samples, arguments.noise, seed)
     model = build(completed(ModelSpec(name="lenet"), noisy.input_shape, noisy), seed=seed)
-    config = TrainConfig(epochs=arguments.epochs, lr=0.05, batch_size=64, seed=seed, policy=policy, record_losses=True)  # type: ignore[arg-type]
+    config = TrainConfig(epochs=arguments.epochs, lr=0.05, batch_size=64, seed=seed, policy=POLICIES[policy], record_losses=True)  # type: ignore[arg-type]
     losses = train(model, noisy, config, device="cpu").losses
     if losses is None:
         raise RuntimeError("the run kept no losses")
@@ -81,7 +88,7 @@ def _rows(data: ImageData, policy: str, seed: int, arguments: argparse.Namespace
     if policy != "none":
         orders["most-pruned"] = facts.order("most-pruned")
     if arguments.sheet and policy == "fine-pruning" and seed == arguments.seeds[0]:
-        write_suspects(arguments.sheet, losses, noisy, 36)
+        write_suspects(arguments.sheet, losses, noisy, 36, config.policy)
     number, rows = int(bad.sum()), []
     for view, order in orders.items():
         precision, recall = precision_recall(order, bad, number)

@@ -15,6 +15,7 @@ from .common.files import write_bytes
 from .models.data import ImageData
 from .models.training.auto_lr import AutoRateConfig, replay
 from .models.training.results import EpochRecord
+from .models.training.sampling.config import PolicyConfig
 from .models.training.sampling.loss_log import VIEWS, SampleFacts
 from .pictures import plain, write_picture
 
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _COLUMNS = 12
-_TITLES = {
-    "high-loss": "the highest mean loss: wrong labels, if there are any, are here",
-    "most-pruned": "left out most often: the easiest samples, rarely wrong",
-}
 
 
 def write_auto_rate(path: Path, history: Sequence[EpochRecord], config: AutoRateConfig, lr: float) -> None:
@@ -72,10 +69,11 @@ def auto_rate_figure(history: Sequence[EpochRecord], config: AutoRateConfig, lr:
     return figure
 
 
-def write_suspects(folder: Path, losses: Tensor, data: ImageData, number: int) -> list[Path]:
+def write_suspects(folder: Path, losses: Tensor, data: ImageData, number: int, policy: PolicyConfig) -> list[Path]:
     """suspects.csv and a contact sheet for each view, of `number` training samples each; the files that were written.
 
-    losses: [epochs, N], NaN where a sample was not visited. Without pruning there is no view of what was pruned.
+    losses: [epochs, N], NaN where a sample was not visited; policy: by which they were chosen. Without pruning there is no view of what
+    was pruned.
     """
     facts = SampleFacts.of(losses)
     views = [view for view in VIEWS if view == "high-loss" or len(facts.pruned.unique()) > 1]
@@ -85,8 +83,16 @@ def write_suspects(folder: Path, losses: Tensor, data: ImageData, number: int) -
     written = [table]
     for view, indices in chosen.items():
         written.append(folder / f"suspects-{view}.png")
-        write_picture(contact_sheet(indices, facts, losses, data, _TITLES[view]), written[-1], dpi=110)
+        write_picture(contact_sheet(indices, facts, losses, data, _title(view, policy)), written[-1], dpi=110)
     return written
+
+
+def _title(view: str, policy: PolicyConfig) -> str:
+    if view == "high-loss":
+        return "the highest mean loss: wrong labels, if there are any, are here"
+    if policy.name == "fine-pruning" and policy.order == "worst":
+        return "left out most often, for losses above the mean: wrong labels are frequent here"
+    return "left out most often: " + ("by chance" if policy.name == "random" else "the easiest samples, rarely wrong")
 
 
 def suspects_csv(chosen: dict[str, Tensor], facts: SampleFacts, losses: Tensor, data: ImageData) -> str:

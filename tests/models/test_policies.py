@@ -14,7 +14,7 @@ from torch import Tensor
 from fineprune.common.errors import RunError, UsageError
 from fineprune.models.training.sampling.config import PolicyConfig
 from fineprune.models.training.sampling.gather import gathered
-from fineprune.models.training.sampling.policies import Policy, make_policy, smallest_counts, stand_in_weights
+from fineprune.models.training.sampling.policies import Policy, first_to_prune, make_policy, stand_in_weights
 from fineprune.models.training.sampling.schedule import prunes, start_of_window
 
 
@@ -91,7 +91,28 @@ class TestFinePruning:
         p.observe(torch.tensor([4, 5, 6, 7]), torch.tensor([0.1, 0.1, 0.1, 0.5]))  # mean 0.2, threshold 0.3
         assert p.state_dict()["counts"].tolist() == [0, 0, 1, 0, 0, 0, 0, 1]
 
-    def test_an_epoch_that_prunes_drops_the_smallest_counts(self) -> None:
+    @pytest.mark.parametrize(("order", "left_out"), [("worst", [2, 3]), ("easiest", [1, 5])])
+    def test_algorithms_1_and_2_by_hand(self, order: str, left_out: list[int]) -> None:
+        p = policy(samples=6, window=5, start=2, fraction=1 / 3, order=order)
+        steps = [
+            [([0, 1, 2], [1.0, 2.0, 6.0]), ([3, 4, 5], [5.0, 3.0, 1.0])],  # both means are 3: high are 2, then 3 and 4
+            [([0, 2, 4], [3.0, 3.0, 0.0]), ([1, 3, 5], [0.0, 6.0, 0.0])],  # both means are 2: high are 0 and 2, then 3
+        ]
+        for e, batches in enumerate(steps):
+            assert p.epoch(e) == (None, None)
+            for indices, losses in batches:
+                p.observe(torch.tensor(indices), torch.tensor(losses))
+        assert p.state_dict()["counts"].tolist() == [1, 0, 2, 2, 1, 0]
+        kept = [x for x in range(6) if x not in left_out]
+        assert p.epoch(2).indices.tolist() == kept  # type: ignore[union-attr]
+        p.observe(torch.tensor(kept), torch.tensor([1.0, 1.0, 1.0, 5.0]))  # the mean is 2: high is the last one kept
+        expected = {"worst": [1, 0, 2, 2, 1, 1], "easiest": [1, 0, 2, 2, 2, 0]}[order]
+        assert p.state_dict()["counts"].tolist() == expected
+        assert p.epoch(3) == (None, None)  # the fourth of a block prunes nothing
+        assert p.epoch(4).indices.tolist() == kept  # type: ignore[union-attr]
+        assert p.epoch(5) == (None, None) and p.state_dict()["counts"].sum() == 0  # the next window
+
+    def test_an_epoch_that_prunes_drops_the_largest_counts(self) -> None:
         p = policy(window=8, start=2, fraction=0.3)
         losses = torch.arange(40) / 40
         for e in (0, 1):
@@ -99,9 +120,9 @@ class TestFinePruning:
             feed(p, losses, torch.arange(40), batch=40)
         chosen = p.epoch(2)
         assert chosen.weights is None and chosen.indices is not None
-        high = (losses >= losses.mean()).nonzero().squeeze(1)
+        low = (losses < losses.mean()).nonzero().squeeze(1)
         assert len(chosen.indices) == 28 and torch.equal(chosen.indices, chosen.indices.sort().values)
-        assert set(high.tolist()) <= set(chosen.indices.tolist())
+        assert set(low.tolist()) <= set(chosen.indices.tolist())
 
     def test_counts_start_anew_in_each_window(self) -> None:
         p = policy(window=4, start=1)
@@ -113,15 +134,16 @@ class TestFinePruning:
         assert p.state_dict()["counts"].max() == 0
 
     @settings(max_examples=60)
-    @given(st.integers(0, 2**31), st.integers(2, 25), st.booleans(), st.booleans())
-    def test_against_a_naive_loop(self, seed: int, samples: int, by_loss: bool, require: bool) -> None:
+    @given(st.integers(0, 2**31), st.integers(2, 25), st.booleans(), st.booleans(), st.sampled_from(["worst", "easiest"]))
+    def test_against_a_naive_loop(self, seed: int, samples: int, by_loss: bool, require: bool, order: Any) -> None:
         draw = random.Random(seed)
         counts = [draw.randrange(3) for _ in range(samples)]
         losses = [draw.randrange(4) / 4 for _ in range(samples)]
         number = draw.randrange(samples)
-        pruned = smallest_counts(
+        pruned = first_to_prune(
             torch.tensor(counts),
             number,
+            order=order,
             generator=torch.Generator().manual_seed(seed),
             losses=torch.tensor(losses) if by_loss else None,
             require_count=require,
@@ -130,7 +152,8 @@ class TestFinePruning:
         key = {x: (counts[x], losses[x] if by_loss else 0.0) for x in allowed}
         chosen = [x for x in range(samples) if pruned[x]]
         assert len(chosen) == min(number, len(allowed)) and set(chosen) <= set(allowed)
-        assert sorted(key[x] for x in chosen) == sorted(key.values())[: len(chosen)]
+        ranked = sorted(key.values(), reverse=order == "worst")
+        assert sorted((key[x] for x in chosen), reverse=order == "worst") == ranked[: len(chosen)]
 
     def test_ties_are_drawn_anew_each_epoch_and_by_seed(self) -> None:
         p, same, other = policy(window=8, start=0), policy(window=8, start=0), policy(window=8, start=0, seed=1)
@@ -144,11 +167,12 @@ class TestFinePruning:
     def test_rescaling_keeps_the_weight_of_each_count(self) -> None:
         counts = torch.tensor([0] * 12 + [1] * 8)
         pruned = torch.arange(20) < 9
-        weights = stand_in_weights(counts, pruned)
+        weights = stand_in_weights(counts, pruned, "easiest")
         assert weights.tolist() == [1.0] * 9 + [4.0] * 3 + [1.0] * 8
         assert weights[~pruned].sum() == 20
-        assert stand_in_weights(counts, torch.arange(20) < 12).tolist() == [1.0] * 20  # nobody is left to stand in
-        assert stand_in_weights(counts, torch.arange(20) < 11).max() == 4.0  # not 12
+        assert torch.equal(stand_in_weights(1 - counts, pruned, "worst"), weights)
+        assert stand_in_weights(counts, torch.arange(20) < 12, "easiest").tolist() == [1.0] * 20  # nobody is left to stand in
+        assert stand_in_weights(counts, torch.arange(20) < 11, "easiest").max() == 4.0  # not 12
         chosen = policy(window=8, start=0, rescale=True).epoch(0)
         assert chosen.weights is not None and chosen.weights[chosen.indices].tolist() == pytest.approx([4 / 3] * 30)
 
@@ -221,6 +245,8 @@ def test_state_goes_on_exactly(name: str) -> None:
         ({"name": "fine-pruning", "prune_epochs": 5}, "prune_epochs is at most block=4, got 5"),
         ({"name": "fine-pruning", "block": 2.5}, "block is a whole number of at least 1, got 2.5"),
         ({"name": "fine-pruning", "tie_break": "index"}, "tie_break is random or loss, got 'index'"),
+        ({"name": "fine-pruning", "order": "hardest"}, "order is worst or easiest, got 'hardest'"),
+        ({"name": "random", "order": "easiest"}, "policy random has no order; it takes window"),
         ({"name": "fine-pruning", "rescale": 1}, "rescale is true or false, got 1"),
     ],
 )
@@ -273,4 +299,4 @@ def test_two_processes_keep_the_counts_of_one(tmp_path: Any) -> None:
         torch.multiprocessing.spawn(_rank, args=(str(tmp_path / "rendezvous"), results), nprocs=2)
         one, other = results[0], results[1]
     assert one == other
-    assert one[0] == [0, 0, 0, 1, 1, 1] and one[1] == [0, 1, 2, 3, 4, 5] and one[2] == [3, 4, 5]
+    assert one[0] == [0, 0, 0, 1, 1, 1] and one[1] == [0, 1, 2, 3, 4, 5] and one[2] == [0, 1, 2]

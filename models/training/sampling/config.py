@@ -8,11 +8,12 @@ from typing import Any, Literal, get_args
 from ....common.errors import UsageError
 
 PolicyName = Literal["none", "fine-pruning", "infobatch", "random"]
+OrderName = Literal["worst", "easiest"]
 
 _SCHEDULE = ("window", "start", "attenuation", "block", "prune_epochs", "block_from", "fraction")
 _BELONGS: dict[str, tuple[str, ...]] = {
     "none": (),
-    "fine-pruning": (*_SCHEDULE, "tolerance", "require_count", "tie_break", "rescale"),
+    "fine-pruning": (*_SCHEDULE, "order", "tolerance", "require_count", "tie_break", "rescale"),
     "random": _SCHEDULE,
     "infobatch": ("drop", "full_share"),
 }
@@ -39,14 +40,16 @@ class PolicyConfig:
     """Blocks are counted from the first epoch of the run, or from where the window starts to prune."""
     fraction: float = 0.25
     """Samples that a pruned epoch leaves out."""
+    order: OrderName = "worst"
+    """Samples with the largest counts of high losses go first, as in the source, or those with the smallest."""
     tolerance: float = 0.0
     """A sample counts as high where its loss is at least (1 + tolerance) times its batch's mean."""
     require_count: bool = False
     """Prune only samples that were high at least once in the window."""
     tie_break: Literal["random", "loss"] = "random"
-    """Of equal counts: any, or the smallest most recent loss first."""
+    """Of equal counts: any, or by the most recent loss, the largest (order worst) or smallest (easiest) first."""
     rescale: bool = False
-    """Kept samples whose count is not above the largest pruned one weigh more, in place of the pruned ones."""
+    """Kept samples with the count of the last one pruned weigh more, in place of the pruned ones."""
     drop: float = 0.5
     """infobatch: fraction of the samples below the mean loss that an epoch leaves out."""
     full_share: float = 0.125
@@ -98,7 +101,7 @@ class PolicyConfig:
                 raise UsageError(f"policy {self.name} has no {field.name}; it takes {takes}")
 
     def _check_choices(self) -> None:
-        for name, choices in (("block_from", ("run", "start")), ("tie_break", ("random", "loss"))):
+        for name, choices in (("block_from", ("run", "start")), ("order", get_args(OrderName)), ("tie_break", ("random", "loss"))):
             if getattr(self, name) not in choices:
                 raise UsageError(f"policy {self.name}: {name} is {' or '.join(choices)}, got {getattr(self, name)!r}")
         for name in ("require_count", "rescale"):

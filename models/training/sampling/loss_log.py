@@ -47,13 +47,12 @@ class SampleFacts:
         return cls(losses.nanmean(0), high / visits, len(losses) - visits, visits)
 
     def order(self, view: str) -> Tensor:
-        """int64 [N], the most suspicious first: `high-loss` by mean loss, `most-pruned` by epochs left out (ties: the lower loss)."""
+        """int64 [N], the most suspicious first: `high-loss` by mean loss, `most-pruned` by epochs left out (ties: the higher loss)."""
         mean = self.mean_loss.nan_to_num(0.0)
         by_loss = mean.argsort(descending=True, stable=True)
         if view == "high-loss":
             return by_loss
-        easiest = by_loss.flip(0)
-        return easiest[self.pruned[easiest].argsort(descending=True, stable=True)]
+        return by_loss[self.pruned[by_loss].argsort(descending=True, stable=True)]
 
 
 VIEWS = ("high-loss", "most-pruned")

@@ -1,8 +1,8 @@
 """Policies: losses of the samples that were visited go in, the samples of the next epoch come out.
 
 fine-pruning   count[x] += 1  where  loss[x] >= mean_batch * (1 + tolerance);  counts start anew in each window; an epoch that
-               prunes leaves out the n = round(fraction * N) samples with the smallest count, ties at random
-               (Algorithms 1-2 of the source; the schedule is in schedule.py)
+               prunes leaves out the n = round(fraction * N) samples with the largest count, the bad ones, ties at random
+               (Algorithms 1-2 of the source; the schedule is in schedule.py); order=easiest: those with the smallest count
 random         n samples at random in the same epochs: an equal budget without losses
 infobatch      each sample with loss below the mean of all is left out with a share `drop`; the kept ones of them weigh
                1 / (1 - drop), so that the expected gradient stays the same (Qin et al., InfoBatch, ICLR 2024)
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ....common.errors import RunError, UsageError
 from ..device import derive_seed
-from .config import PolicyConfig
+from .config import OrderName, PolicyConfig
 from .gather import gathered
 from .schedule import most_pruned, prunes
 
@@ -105,16 +105,17 @@ class FinePruning(Policy):
 
     def _choose(self, epoch: int) -> Selection:
         config = self.config
-        pruned = smallest_counts(
+        pruned = first_to_prune(
             self.counts,
             most_pruned(config, self.samples),
+            order=config.order,
             generator=self._generator(epoch),
             losses=self.losses if config.tie_break == "loss" else None,
             require_count=config.require_count,
         )
         if not pruned.any():
             return Selection()
-        weights = stand_in_weights(self.counts, pruned) if config.rescale else None
+        weights = stand_in_weights(self.counts, pruned, config.order) if config.rescale else None
         return Selection((~pruned).nonzero().squeeze(1), weights)
 
     def state_dict(self) -> dict[str, Any]:
@@ -155,30 +156,32 @@ class InfoBatch(Policy):
         return {"losses": self.losses}
 
 
-def smallest_counts(
-    counts: Tensor, number: int, *, generator: torch.Generator, losses: Tensor | None = None, require_count: bool = False
+def first_to_prune(
+    counts: Tensor, number: int, *, order: OrderName, generator: torch.Generator, losses: Tensor | None = None, require_count: bool = False
 ) -> Tensor:
-    """bool [N]: the `number` samples with the smallest counts int32 [N]; ties by `losses` [N] where given, then at random.
+    """bool [N]: `number` samples with the largest (order worst) or smallest (easiest) counts int32 [N].
 
-    require_count: only samples with a count above 0, so perhaps fewer than `number`.
+    Ties by `losses` [N] where given, largest or smallest first alike, then at random. require_count: only samples with a count
+    above 0, so perhaps fewer than `number`.
     """
-    order = torch.randperm(len(counts), generator=generator)
+    worst = order == "worst"
+    ranking = torch.randperm(len(counts), generator=generator)
     if losses is not None:
-        order = order[losses[order].argsort(stable=True)]
-    order = order[counts[order].argsort(stable=True)]
+        ranking = ranking[losses[ranking].argsort(descending=worst, stable=True)]
+    ranking = ranking[counts[ranking].argsort(descending=worst, stable=True)]
     if require_count:
-        order = order[counts[order] > 0]
+        ranking = ranking[counts[ranking] > 0]
     pruned = torch.zeros(len(counts), dtype=torch.bool)
-    pruned[order[:number]] = True
+    pruned[ranking[:number]] = True
     return pruned
 
 
-def stand_in_weights(counts: Tensor, pruned: Tensor) -> Tensor:
-    """float32 [N]: samples kept although their count is at most the largest pruned one share the weight of all such samples.
+def stand_in_weights(counts: Tensor, pruned: Tensor, order: OrderName) -> Tensor:
+    """float32 [N]: samples kept although their count lies within those of the pruned share the weight of all such samples.
 
     Among equal counts pruning is a random choice, and this makes its expected gradient that of the whole; at most MAX_WEIGHT.
     """
-    group = counts <= counts[pruned].max()
+    group = counts >= counts[pruned].min() if order == "worst" else counts <= counts[pruned].max()
     kept = group & ~pruned
     weights = torch.ones(len(counts))
     if kept.any():
