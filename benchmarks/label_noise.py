@@ -4,8 +4,8 @@
 
 LeNet is trained on `samples` images of which a share has a label drawn from the other classes; validation labels stay right. Views:
 `high-loss` (highest mean loss over the epochs that visited a sample), `high-count` (Algorithm 1's count: share of visits with a loss of
-at least the epoch's mean), `most-pruned` (left out most often, what the source calls suspicious; ties: the higher loss). Chance is the
-share planted. `easiest` is fine-pruning with order=easiest.
+at least the epoch's mean), `most-pruned` (left out most often, what the source calls suspicious; ties: the higher loss),
+`pruned-alone` (ties at random). Chance is the share planted. `easiest` is fine-pruning with order=easiest.
 """
 
 import argparse
@@ -87,6 +87,8 @@ def _rows(data: ImageData, policy: str, seed: int, arguments: argparse.Namespace
     orders = {"high-loss": facts.order("high-loss"), "high-count": facts.high_share.argsort(descending=True, stable=True)}
     if policy != "none":
         orders["most-pruned"] = facts.order("most-pruned")
+        anyhow = torch.randperm(arguments.samples, generator=torch.Generator().manual_seed(seed))
+        orders["pruned-alone"] = anyhow[facts.pruned[anyhow].argsort(descending=True, stable=True)]
     if arguments.sheet and policy == "fine-pruning" and seed == arguments.seeds[0]:
         write_suspects(arguments.sheet, losses, noisy, 36, config.policy)
     number, rows = int(bad.sum()), []
