@@ -23,6 +23,7 @@ from .frequency import NORMS, TieBreaker
 from .importance import group_filters
 from .layers import BlockFrequency, BlockTaylor, Collector, WeightScores, measuring
 from .statistics import FACTS, Statistics, fingerprint
+from .strides import answering_as_nchw, wants_nchw
 
 Criterion = Literal["l2", "l1", "apoz", "taylor"]
 
@@ -170,7 +171,9 @@ def _stream(
         for parameter, _ in flags:
             parameter.requires_grad_(False)
         model.to(device)
-        with evaluating(model), measuring(collectors.values()):
+        masked = collectors if settings.get("propagate") == "masked" else {}
+        in_order = masked if wants_nchw(model, map(model.get_submodule, masked), input_shape) else ()
+        with evaluating(model), measuring(collectors.values()), answering_as_nchw(map(model.get_submodule, in_order)):
             stream = source.batches(config.batch_size, indices=order[done:])
             for batch in progress(stream, total=batches, description=f"calibrating {kind}", start=first):
                 _run_batch(model, batch, collectors, device)

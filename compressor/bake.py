@@ -1,17 +1,25 @@
 """Masks become part of a network, and leave it again."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
+from ..calibrate.strides import answer_as_nchw, wants_nchw
 from ..common.copies import copied
 from ..common.errors import UsageError
 from .layers import MaskedConv2d, mask, unmask
 
 
-def bake(model: nn.Module, *, ffp_masks: Mapping[str, Tensor] | None = None, fwp_masks: Mapping[str, Tensor] | None = None) -> nn.Module:
+def bake(
+    model: nn.Module,
+    *,
+    ffp_masks: Mapping[str, Tensor] | None = None,
+    fwp_masks: Mapping[str, Tensor] | None = None,
+    input_shape: Sequence[int] | None = None,
+) -> nn.Module:
     """A copy of `model` whose convolutions named in the masks carry them (bool [C,oh,ow] and [F,C/groups,kh,kw]).
 
+    input_shape: (C,H,W) of a sample, by which it is found out whether block-masked layers must answer as NCHW (`wants_nchw`).
     UsageError for a name that is no Conv2d, a mask of the wrong shape or a layer with a forward of its own.
     """
     ffp_masks, fwp_masks = ffp_masks or {}, fwp_masks or {}
@@ -27,6 +35,9 @@ def bake(model: nn.Module, *, ffp_masks: Mapping[str, Tensor] | None = None, fwp
             mask(conv, ffp_mask=ffp_masks.get(name), fwp_mask=fwp_masks.get(name))
         except UsageError as error:
             raise UsageError(f"{name}: {error}") from error
+    convs = [masked.get_submodule(name) for name in ffp_masks]
+    if input_shape is not None and wants_nchw(masked, convs, input_shape):
+        answer_as_nchw(convs)
     return masked
 
 

@@ -97,7 +97,7 @@ class Bundle:
         """A copy of `model` (the dense architecture) with this bundle's masks and weights, in eval mode. RunError when it does not fit."""
         model = without_wrappers(model)
         try:
-            masked = bake(model, ffp_masks=self.ffp_masks, fwp_masks=self.fwp_masks)
+            masked = bake(model, ffp_masks=self.ffp_masks, fwp_masks=self.fwp_masks, input_shape=self.facts.get("input_shape"))
             state: OrderedDict[str, Any] = OrderedDict({**self.weights, **self.values})
             metadata = getattr(model.state_dict(), "_metadata", {}) if self.metadata is None else self.metadata
             state._metadata = {name: dict(entry) for name, entry in metadata.items()}  # type: ignore[attr-defined]

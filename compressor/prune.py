@@ -99,7 +99,7 @@ def prune(
         _check_counts(blocks, sites, config)
         ffp_masks = select_blocks(blocks, sites, config.ffp)
         unreached |= _unreached(blocks, sites, config.ffp)
-    masked = bake(model, ffp_masks=ffp_masks)
+    masked = bake(model, ffp_masks=ffp_masks, input_shape=run.input_shape)
     fwp_masks: dict[str, Tensor] = {}
     groups: dict[str, Tensor] = {}
     if config.fwp.prunes:
@@ -109,7 +109,7 @@ def prune(
         unreached |= _unreached(weights, sites, config.fwp)
         if config.fwp.sharing == "group":
             groups = {site.name: filter_groups(weights, site, config.fwp) for site in sites if site.name in fwp_masks}
-        masked = bake(model, ffp_masks=ffp_masks, fwp_masks=fwp_masks)
+        masked = bake(model, ffp_masks=ffp_masks, fwp_masks=fwp_masks, input_shape=run.input_shape)
     if not ffp_masks and not fwp_masks:
         run.progress.log("warning: nothing was pruned; give --prune, --ffp or --fwp a fraction above 0")
     reason = "no gradient reaches it, by which its worth is measured; the preset thesis needs none"

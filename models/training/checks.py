@@ -3,16 +3,39 @@
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
 from ...common.errors import RunError, UsageError
+from ...common.progress import Progress, Silent
+from ...common.wrappers import check_network, unwrapped
 from .config import TrainConfig
 from .interfaces import DataLike, SplitLike
 from .sampling.policies import make_policy
 from .step import first_nonfinite
 
 
-def check_request(model: nn.Module, data: DataLike, config: TrainConfig) -> None:
-    """RunError for a model or data that cannot be trained, UsageError for settings that do not fit them."""
+def trainable(model: nn.Module, progress: Progress) -> nn.Module:
+    """What is trained: the network inside of wrappers, unless they spread the work over devices or processes.
+
+    UsageError for what is no network that can be trained.
+    """
+    if any(_spreads(module) for module in model.modules()):
+        return model
+    model = unwrapped(model, progress)
+    check_network(model)
+    return model
+
+
+def check_request(
+    model: nn.Module,
+    data: DataLike,
+    config: TrainConfig,
+    progress: Progress = Silent(),  # noqa: B008 - stateless
+) -> None:
+    """RunError for a model or data that cannot be trained, UsageError for settings that do not fit them; lines of the log for doubts."""
+    inference = next((name for name, value in [*model.named_parameters(), *model.named_buffers()] if value.is_inference()), None)
+    if inference is not None:
+        raise RunError(f"{inference} was made under torch.inference_mode(), which training cannot change; build the network outside of it")
     broken = first_nonfinite(model)
     if broken is not None:
         raise RunError(f"{broken} of the given model is not finite; build it or load its weights again before training")
@@ -22,6 +45,15 @@ def check_request(model: nn.Module, data: DataLike, config: TrainConfig) -> None
     if config.batch_size == 1 and any(isinstance(module, _BatchNorm) for module in model.modules()):
         raise UsageError("batch_size 1 leaves BatchNorm no variance to normalise with; use at least 2")
     check_settings(data, config)
+    if images < config.batch_size:
+        progress.log(f"batch_size {config.batch_size} is more than the {images} training images: every epoch is one step of them all")
+    labels = getattr(data.train, "labels", None)
+    if isinstance(labels, torch.Tensor) and bool((labels == labels[0]).all()):
+        progress.log(f"warning: all {images} training images are of class {int(labels[0])}; the network learns to answer nothing else")
+
+
+def _spreads(model: nn.Module) -> bool:
+    return isinstance(model, DistributedDataParallel) or (isinstance(model, nn.DataParallel) and len(model.device_ids) > 1)
 
 
 def check_settings(data: DataLike, config: TrainConfig) -> None:

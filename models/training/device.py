@@ -3,10 +3,8 @@
 import contextlib
 import hashlib
 from collections.abc import Iterator
-from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from ...common.errors import UsageError
 from .config import PrecisionName
@@ -81,47 +79,3 @@ def reproducible_kernels() -> Iterator[None]:
         yield
     finally:
         cudnn.benchmark, cudnn.deterministic = before
-
-
-@contextlib.contextmanager
-def memory_format(model: nn.Module, device: torch.device, channels_last: bool) -> Iterator[torch.memory_format]:
-    """Hold 4-D parameters as NHWC inside the block (CPU and CUDA) and as NCHW again after it.
-
-    On the CPU a convolution whose backward pass torch gets wrong for NHWC gets NCHW all the same, from whatever layer is before it.
-    """
-    wanted = torch.channels_last if channels_last and device.type in ("cpu", "cuda") else torch.contiguous_format
-    _lay_out(model, wanted)
-    unsafe = [module for module in model.modules() if device.type == "cpu" and _overruns(module)]
-    hooks = [module.register_forward_pre_hook(_to_nchw) for module in unsafe]
-    try:
-        yield wanted
-    finally:
-        for hook in hooks:
-            hook.remove()
-        _lay_out(model, torch.contiguous_format)
-
-
-def _lay_out(model: nn.Module, wanted: torch.memory_format) -> None:
-    for parameter in model.parameters():
-        if parameter.dim() == 4:  # Module.to(memory_format=...) also tries 5-D ones, and fails
-            laid_out = parameter.data.contiguous(memory_format=wanted)
-            # 1x1 kernels are of both formats; torch reads their strides, and these say NCHW.
-            parameter.data = laid_out.flatten().view(laid_out.shape) if laid_out.shape[2:] == (1, 1) else laid_out
-
-
-_CHANNEL_BLOCK = 16
-
-
-def _overruns(module: nn.Module) -> bool:
-    """Whether torch's gradient in the weights of this layer, for NHWC, writes past its buffer: crashes or wrong numbers.
-
-    Strided 1x1 convolutions of fewer channels than a vector has lanes, on one thread too where the images are large
-    (https://github.com/uxlfoundation/oneDNN/issues/6035, seen in torch 2.13 and 2.14).
-    """
-    if not isinstance(module, nn.Conv2d) or module.groups > 1:
-        return False
-    return module.kernel_size == (1, 1) and max(module.stride) > 1 and module.in_channels < _CHANNEL_BLOCK
-
-
-def _to_nchw(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(x.contiguous() if isinstance(x, Tensor) else x for x in inputs)

@@ -41,17 +41,21 @@ def evaluate(
     model: nn.Module,
     split: SplitLike,
     *,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     device: str | torch.device = "auto",
     workers: int = 0,
     progress: Progress = Silent(),  # noqa: B008 - stateless
     description: str = "evaluate",
 ) -> Evaluation:
-    """Run `model` (moved to `device`) over every image of `split`. RunError for an empty split or a loss that is not finite."""
+    """Run `model` (moved to `device`) over every image of `split`. RunError for an empty split or a loss that is not finite.
+
+    batch_size: images at a time; None: 256, and fewer of images larger than 64x64, which bounds the memory.
+    """
     if len(split) == 0:
         raise RunError(f"{description}: the split has no images; nothing to measure")
     where = resolve_device(device)
     model.to(where)
+    batch_size = batch_size or _images_at_a_time(split)
     loss, correct, top5, samples, classes = 0.0, 0, 0, 0, 0
     with eval_mode(model), torch.inference_mode():
         batches = split.batches(batch_size, workers=workers)
@@ -68,6 +72,15 @@ def evaluate(
             f"{description}: the model's loss is {loss}; its weights or activations are not finite, train or load it again"
         )
     return Evaluation(accuracy=correct / samples, top5=top5 / samples if classes > 5 else None, loss=loss / samples, samples=samples)
+
+
+_MOST_IMAGES, _MOST_NUMBERS = 256, 256 * 3 * 64 * 64
+"""Of a batch: what a ResNet-18 keeps of 224x224 images then takes some 150 MB, and not 2 GB."""
+
+
+def _images_at_a_time(split: SplitLike) -> int:
+    image = next(iter(split.batches(1))).images
+    return max(1, min(_MOST_IMAGES, _MOST_NUMBERS // image.numel()))
 
 
 @contextmanager

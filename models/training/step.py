@@ -1,6 +1,7 @@
 """One optimizer step, and the sums over an epoch's steps. Losses are per sample, with the samples' indices beside them."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -32,6 +33,8 @@ class Stepper:
     device: torch.device
     dtype: torch.dtype
     memory_format: torch.memory_format
+    frozen: Sequence[nn.Module] = ()
+    """Modules that stay in eval mode."""
 
     def step(self, images: Tensor, labels: Tensor, indices: Tensor, weights: Tensor | None = None) -> StepResult:
         """Forward, backward on the mean of the per-sample losses, update. images [N,C,H,W], labels and indices [N].
@@ -47,7 +50,7 @@ class Stepper:
         check_logits(logits, labels)
         losses = F.cross_entropy(logits.float(), target, reduction="none", label_smoothing=self.config.label_smoothing)
         weighted = losses if weights is None else losses * weights.to(self.device, non_blocking=True)
-        self.scaler.scale(weighted.mean()).backward()
+        backward(self.scaler.scale(weighted.mean()), len(images))
         if self.config.max_grad_norm is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
@@ -70,17 +73,40 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
 
 
 def forward(model: nn.Module, x: Tensor) -> Any:
-    """model(x), where a failure becomes a RunError that names the images' shape."""
+    """model(x), where a failure becomes a RunError that names its cause where that is known, else the images' shape."""
     try:
         return model(x)
     except FinepruneError:
         raise
     except torch.OutOfMemoryError as error:
         raise RunError(f"{x.device} has too little memory for {x.shape[0]} images at a time; use a smaller batch size") from error
-    except (RuntimeError, ValueError, IndexError) as error:
+    except Exception as error:  # the network's own code may raise anything
         shape = "x".join(map(str, x.shape[1:]))
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise RunError(f"the model failed on {x.shape[0]} images of {shape}: {reason}; build it for such images") from error
+        remedy = _why_unfit(model, x) or "build it for such images"
+        raise RunError(f"the model failed on {x.shape[0]} images of {shape}: {_first_line(error)}; {remedy}") from error
+
+
+def backward(loss: Tensor, images: int) -> None:
+    """loss.backward(), where a failure becomes a RunError."""
+    try:
+        loss.backward()
+    except torch.OutOfMemoryError as error:
+        raise RunError(f"{loss.device} has too little memory for {images} images at a time; use a smaller batch size") from error
+    except Exception as error:  # as above
+        raise RunError(f"no gradient can be computed through the model's forward: {_first_line(error)}; change that operation") from error
+
+
+def _why_unfit(model: nn.Module, x: Tensor) -> str | None:
+    """What to do about weights that images cannot be computed with."""
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point() and weight.dtype != x.dtype:
+            kind = str(weight.dtype).removeprefix("torch.")
+            return f"{name} is {kind} and the images are {str(x.dtype).removeprefix('torch.')}: call .float() on the network first"
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def check_logits(logits: Any, labels: Tensor) -> None:
@@ -88,6 +114,10 @@ def check_logits(logits: Any, labels: Tensor) -> None:
     if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != labels.shape[0]:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise RunError(f"the model gave {got} for {labels.shape[0]} images; a classifier gives one row of class scores for each")
+    if labels.dtype != torch.int64 or labels.dim() != 1:
+        raise RunError(f"the labels are {labels.dtype} of shape {tuple(labels.shape)}; give one whole number (int64) for each image")
+    if int(labels.min()) < 0:
+        raise RunError(f"the data hold class {int(labels.min())}; classes are numbered from 0")
     if int(labels.max()) >= logits.shape[1]:
         raise RunError(f"the model has {logits.shape[1]} outputs but the data hold class {int(labels.max())}; build it with more classes")
 
@@ -140,5 +170,6 @@ def first_nonfinite(model: nn.Module) -> str | None:
     named = [*model.named_parameters(), *statistics]
     if not named:
         return None
-    finite = torch.stack([value.isfinite().all() for _, value in named]).tolist()
+    with torch.no_grad():  # also for tensors of inference mode, which know no gradient
+        finite = torch.stack([value.isfinite().all() for _, value in named]).tolist()
     return next((name for (name, _), fine in zip(named, finite, strict=True) if not fine), None)

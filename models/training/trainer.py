@@ -24,13 +24,15 @@ from torch import nn
 from ...common.errors import RunError
 from ...common.progress import Progress, Silent
 from ..state_dict import as_state_of
-from .checks import check_request
+from .checks import check_request, trainable
 from .clock import Clock
 from .config import TrainConfig
-from .device import derive_seed, memory_format, private_randomness, reproducible_kernels, resolve_device, resolve_precision, seed_generators
+from .device import derive_seed, private_randomness, reproducible_kernels, resolve_device, resolve_precision, seed_generators
 from .evaluate import Evaluation, NonFiniteLossError, evaluate
+from .frozen import frozen_line, frozen_modules, start_training
 from .interfaces import DataLike, SplitLike
 from .interrupt import Interrupts, deferred_interrupts
+from .layout import choose_nhwc, memory_format
 from .results import EpochRecord, TrainResult, epoch_line
 from .sampling.loss_log import LossLog
 from .sampling.policies import Policy, Selection, make_policy
@@ -59,12 +61,14 @@ def train(
 ) -> TrainResult:
     """Train `model` in place on `data.train`; it ends on `device`, in eval mode, with the weights of the best validation accuracy.
 
+    Parameters that require no gradient stay as they are, and so do `frozen_modules`. Of a wrapped model the network inside is trained.
     output: folder of the resumable state; a finished state returns its result at once. None: nothing is saved.
     identity: further facts (JSON values) that must agree for a resume, such as the hash of the weights that training starts from.
     Raises RunError for too few samples, a model that does not fit the data, a loss or weight that is not finite, a state of another
     run or an unwritable folder; UsageError for settings that cannot be met here. On SIGINT or SIGTERM the step that runs is
     finished, the state saved, and KeyboardInterrupt raised with a message that says where it stopped.
     """
+    model = trainable(model, progress)
     if config.asynchronous is not None:
         from .distributed.start import train_asynchronously
 
@@ -72,17 +76,21 @@ def train(
         return train_asynchronously(model, data, config, output=output, device=device, **rest)
     where = resolve_device(device)
     dtype = resolve_precision(config.precision, where)
-    check_request(model, data, config)
+    check_request(model, data, config, progress)
+    frozen = frozen_modules(model)
+    if line := frozen_line(model):
+        progress.log(line)
     policy = make_policy(config.policy, samples=len(data.train), epochs=config.epochs, seed=config.seed, batch_size=config.batch_size)
     with ExitStack() as stack:
         stack.enter_context(private_randomness(where))
         stack.enter_context(reproducible_kernels())
         interrupts = stack.enter_context(deferred_interrupts())
         model.to(where)
-        layout = stack.enter_context(memory_format(model, where, config.channels_last))
+        nhwc = choose_nhwc(model, data, where, config.channels_last, progress)
+        layout = stack.enter_context(memory_format(model, where, nhwc))
         scaler = torch.amp.GradScaler(where.type, enabled=dtype == torch.float16)
         run = _Run(
-            stepper=Stepper(model, make_optimizer(model, config), scaler, config, where, dtype, layout),
+            stepper=Stepper(model, make_optimizer(model, config), scaler, config, where, dtype, layout, frozen),
             data=data,
             output=output,
             identity=run_identity(model, data, config, identity),
@@ -207,7 +215,7 @@ class _Run:
         total = self.batches
         if self.batch >= total:  # stopped between the last batch and the end of validation
             return
-        stepper.model.train()
+        start_training(stepper.model, stepper.frozen)
         indices, weights = self.selection
         generator = torch.Generator().manual_seed(derive_seed(config.seed, "order", self.epoch))
         batches = split.batches(

@@ -23,7 +23,7 @@ from .claims import beforehand, chance_level, few_samples, saved, shortfall, zer
 from .common.errors import RunError, UsageError
 from .common.files import check_writable
 from .common.progress import Lines, Progress
-from .common.wrappers import without_wrappers
+from .common.wrappers import check_network, unwrapped, without_wrappers
 from .compressor.bundle import Bundle, check_target
 from .compressor.config import PruneConfig, prune_config
 from .compressor.macs import count_macs
@@ -162,6 +162,7 @@ def compress_network(
     if output is not None:
         check_target(output)
         check_writable(output)
+    check_network(unwrapped(model))
     model = without_wrappers(model, progress)
     broken = first_nonfinite(model)
     if broken is not None:
@@ -284,7 +285,7 @@ class _Run:
         chosen = torch.randperm(len(self.data.train), generator=torch.Generator().manual_seed(self.job.calibration.seed))[:count]
         before, loss_before = deepcopy(model.state_dict()), self._validation_loss(model)
         batches = self.data.train.batches(self.job.calibration.batch_size, indices=chosen)
-        if not recalibrate_batchnorm(model, batches, device=self.device):
+        if not recalibrate_batchnorm(model, batches, device=self.device, progress=self.progress):
             return False
         if self._validation_loss(model) > loss_before:
             model.load_state_dict(before)

@@ -87,4 +87,4 @@ def test_what_cannot_be_worked_on_is_refused(model: nn.Module, message: str) -> 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_scripted_modules_are_refused() -> None:
     with pytest.raises(UsageError, match=r"the network is a TorchScript module.*give the torch.nn.Module that it was made from"):
-        without_wrappers(torch.jit.script(small_network()))
+        check_network(torch.jit.script(small_network()))

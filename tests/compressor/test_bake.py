@@ -1,8 +1,10 @@
 """Masks become part of a copy of the network."""
 
+from copy import deepcopy
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fineprune.calibrate.convolutions import find_convolutions
 from fineprune.common.errors import UsageError
@@ -55,3 +57,23 @@ def test_masks_of_ones_and_no_masks_change_nothing() -> None:
 def test_masks_that_do_not_fit_are_named(name: str, mask: Tensor, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         bake(varied(), ffp_masks={name: mask})
+
+
+class Viewing(nn.Module):
+    """Flattens as LeNet does, which needs NCHW memory; or, `silent`, reads memory in its order without a failure."""
+
+    def __init__(self, *, silent: bool) -> None:
+        super().__init__()
+        self.conv, self.silent = nn.Conv2d(3, 4, 3, padding=1), silent
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x).relu()
+        return x.as_strided((len(x), 4 * 35), (4 * 35, 1)) if self.silent else x.view(len(x), -1)
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_block_masked_layers_answer_in_the_order_that_the_forward_needs(silent: bool) -> None:
+    model, x = Viewing(silent=silent).eval(), torch.randn(2, 3, 7, 5, generator=torch.Generator().manual_seed(0))
+    masked = bake(model, ffp_masks={"conv": torch.ones(3, 7, 5, dtype=torch.bool)}, input_shape=(3, 7, 5))
+    torch.testing.assert_close(masked(x), model(x))
+    torch.testing.assert_close(deepcopy(masked)(x), model(x))

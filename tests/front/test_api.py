@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -52,6 +53,36 @@ def test_a_wrapped_network_gives_the_bundle_of_the_network_inside(wrap: Callable
     assert all(torch.equal(plain.weights[name], value) for name, value in wrapped.weights.items())
     masked = plain.restore(wrap(own_module()))
     assert not hasattr(masked, "module") and list(fineprune.Bundle.of(wrap(masked), plain.facts).fwp_masks) == list(plain.fwp_masks)
+
+
+class Flattening(nn.Module):
+    """Flattens by view, which takes NCHW memory only, or by flatten."""
+
+    def __init__(self, *, view: bool) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.random.default_generator.manual_seed(0)
+            self.conv, self.deep, self.head = nn.Conv2d(1, 6, 3, stride=2), nn.Conv2d(6, 4, 3), nn.Linear(100, 10)
+        self.view = view
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.deep(self.conv(x).relu()).relu()
+        return self.head(x.view(x.size(0), -1) if self.view else torch.flatten(x, 1))
+
+
+@pytest.mark.parametrize("settings", [{"ffp": 0.3}, {"preset": "thesis", "prune": 0.5}, {"prune": 0.5, "epochs": 1}])
+def test_a_network_that_flattens_by_view_gives_what_flatten_gives(settings: dict[str, Any], data: str, tmp_path: Path) -> None:
+    loaded, settings = load_data(data), {"epochs": 0, "samples": 40, **settings}
+    flat, viewed = (fineprune.compress(Flattening(view=view), loaded, **settings) for view in (False, True))
+    assert flat.facts["accuracy"]["masked"] == viewed.facts["accuracy"]["masked"]
+    for kind in ("ffp_masks", "fwp_masks"):
+        assert all(torch.equal(mask, getattr(viewed, kind)[name]) for name, mask in getattr(flat, kind).items())
+    for name, weight in flat.weights.items():
+        torch.testing.assert_close(viewed.weights[name], weight, rtol=1e-3, atol=1e-4)
+    viewed.save(tmp_path / "bundle")
+    images = next(iter(loaded.test.batches(8))).images
+    with torch.no_grad():
+        assert fineprune.load(tmp_path / "bundle", Flattening(view=True))(images).shape == (8, 10)
 
 
 def test_layers_of_a_network_with_weights_masked_are_all_timed(data: str) -> None:

@@ -1,6 +1,7 @@
 """The plain trainer on a data set of sixty images: what it learns, keeps, refuses and reports."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,10 @@ from torch.nn import functional as F
 
 from fineprune.common.errors import RunError, UsageError
 from fineprune.models.training import TrainConfig, evaluate, resolve_device, train
-from fineprune.models.training.device import memory_format, resolve_precision
+from fineprune.models.training.device import resolve_precision
+from fineprune.models.training.layout import memory_format
 from fineprune.models.training.step import EpochSums, StepResult
-from support.fakes import FakeSplit, Recorder, fake_data, small_network
+from support.fakes import FakeData, FakeSplit, Recorder, fake_data, small_network
 
 
 def config(**changes: object) -> TrainConfig:
@@ -264,3 +266,67 @@ class TestEvaluate:
         broken[7].bias.data.fill_(math.nan)
         with pytest.raises(RunError, match="evaluate: the model's loss is nan"):
             evaluate(broken, fake_data().test, device="cpu")
+
+
+@pytest.mark.parametrize(("size", "largest"), [(6, 70), (64, 70), (128, 64), (224, 20), (2000, 1)])
+def test_large_images_are_evaluated_fewer_at_a_time(size: int, largest: int) -> None:
+    seen = []
+
+    class Pooled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(len(x))
+            return x.mean((2, 3))
+
+    images = torch.zeros(1, 1, 1, 1).expand(70 if size < 2000 else 2, 3, size, size)
+    split = FakeSplit(images, torch.zeros(len(images), dtype=torch.int64))
+    assert evaluate(Pooled(), split, device="cpu").samples == len(images) == sum(seen)
+    assert max(seen) == largest
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda model, data: model.half(), r"0\.weight is float16 and the images are float32: call \.float\(\) on the network first"),
+        (lambda model, data: model.double(), r"0\.weight is float64 and the images are float32"),
+        (lambda model, data: data.train.labels.sub_(1), "the data hold class -1; classes are numbered from 0"),
+        (lambda model, data: setattr(data.train, "labels", data.train.labels.float()), r"the labels are torch\.float32 of shape \(16,\)"),
+        (lambda model, data: model.append(_Inplace()), "no gradient can be computed through the model's forward: one of the variables"),
+    ],
+)
+def test_what_cannot_be_trained_is_named(spoil: Callable[[nn.Sequential, FakeData], object], message: str) -> None:
+    model, data = small_network(), fake_data()
+    spoil(model, data)
+    with pytest.raises(RunError, match=message):
+        train(model, data, config(), device="cpu")
+
+
+class _Inplace(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.exp()
+        return y * y.mul_(2)
+
+
+def test_weights_of_inference_mode_are_named() -> None:
+    with torch.inference_mode():
+        model = small_network()
+    with pytest.raises(RunError, match=r"was made under torch\.inference_mode\(\), which training cannot change"):
+        train(model, fake_data(), config(), device="cpu")
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.optim.swa_utils.AveragedModel])
+def test_the_network_in_a_wrapper_is_trained(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    plain, wrapped, log = small_network(), wrap(small_network()), Recorder()
+    train(plain, fake_data(), config(), device="cpu")
+    train(wrapped, fake_data(), config(), device="cpu", progress=log)
+    assert all(torch.equal(one, other) for one, other in zip(plain.parameters(), wrapped.parameters(), strict=True))
+    assert "is taken out of" in log.lines[0]
+    with pytest.raises(UsageError, match="ModuleList has no forward pass"):
+        train(nn.ModuleList([small_network()]), fake_data(), config(), device="cpu")
+
+
+def test_doubtful_data_are_said() -> None:
+    log, data = Recorder(), fake_data(train=10)
+    data.train.labels.fill_(2)
+    train(small_network(), data, config(epochs=1), device="cpu", progress=log)
+    assert log.lines[0] == "batch_size 16 is more than the 10 training images: every epoch is one step of them all"
+    assert log.lines[1] == "warning: all 10 training images are of class 2; the network learns to answer nothing else"

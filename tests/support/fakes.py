@@ -72,6 +72,10 @@ class FakeData:
     classes: tuple[str, ...] = ("a", "b", "c")
     spec: str = "fake"
 
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return tuple(self.train.images.shape[1:])
+
     def to_json(self) -> dict[str, Any]:
         return {"spec": self.spec, "classes": list(self.classes)}
 

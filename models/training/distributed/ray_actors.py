@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from ....common.errors import FinepruneError
 from ..config import TrainConfig
-from ..device import memory_format, reproducible_kernels, resolve_device, resolve_precision
+from ..device import reproducible_kernels, resolve_device, resolve_precision
 from ..interfaces import SplitLike
+from ..layout import memory_format
 from ..state import load_state, save_state
 from .compensation import compensation
 from .config import AsyncConfig

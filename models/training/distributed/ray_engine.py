@@ -31,6 +31,7 @@ from ..device import private_randomness, resolve_device, resolve_precision
 from ..evaluate import NonFiniteLossError, evaluate
 from ..interfaces import DataLike
 from ..interrupt import Interrupts, deferred_interrupts
+from ..layout import choose_nhwc
 from ..results import EpochRecord, epoch_line
 from ..state import load_state, run_identity
 from .config import AsyncConfig
@@ -61,7 +62,7 @@ def train_on_ray(
     """As `train_async`, by Ray actors. UsageError without Ray, for an address where none answers, or a cluster that is too small."""
     config = replace(config, asynchronous=settings)
     where = resolve_device(device)
-    check_asynchronous(model, data, config, resolve_precision(config.precision, where))
+    check_asynchronous(model, data, config, resolve_precision(config.precision, where), progress)
     check_ray(settings.address)
     with ExitStack() as stack:
         stack.enter_context(private_randomness(where))
@@ -70,6 +71,7 @@ def train_on_ray(
             output = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fineprune-ray-")))
         names = run_identity(model, data, config, identity)
         load_state(output, names)  # a state of another run is refused before anything starts
+        config = replace(config, channels_last=choose_nhwc(model.to(where), data, where, config.channels_last, progress))
         stack.enter_context(_cluster(settings))
         interrupts = stack.enter_context(deferred_interrupts())
         return _Driver(model, data, config, settings, output.absolute(), names, where, progress, interrupts).run(on_epoch, resumable)

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..frozen import running_norms
 from .config import BatchNormPolicy
 
 
 def batch_norms(model: nn.Module) -> list[_BatchNorm]:
-    """The BatchNorm layers that keep running statistics."""
-    return [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    """The BatchNorm layers that keep running statistics and are not frozen."""
+    return [norm for norm in running_norms(model) if isinstance(norm, _BatchNorm)]
 
 
 def read_statistics(norms: list[_BatchNorm]) -> Tensor:

@@ -20,10 +20,12 @@ from ....common.errors import RunError, UsageError
 from ....common.progress import Progress, Silent
 from ..checks import check_request
 from ..config import TrainConfig
-from ..device import memory_format, private_randomness, reproducible_kernels, resolve_device, resolve_precision
+from ..device import private_randomness, reproducible_kernels, resolve_device, resolve_precision
 from ..evaluate import Evaluation, NonFiniteLossError, evaluate
+from ..frozen import frozen_line
 from ..interfaces import DataLike
 from ..interrupt import Interrupts, deferred_interrupts
+from ..layout import choose_nhwc, memory_format
 from ..results import EpochRecord, TrainResult, epoch_line
 from ..state import load_state, run_identity, save_state
 from .config import AsyncConfig, BatchNormPolicy
@@ -62,13 +64,13 @@ def train_async(
     config = replace(config, asynchronous=settings)
     where = resolve_device(device)
     dtype = resolve_precision(config.precision, where)
-    check_asynchronous(model, data, config, dtype)
+    check_asynchronous(model, data, config, dtype, progress)
     with ExitStack() as stack:
         stack.enter_context(private_randomness(where))
         stack.enter_context(reproducible_kernels())
         interrupts = stack.enter_context(deferred_interrupts())
         model.to(where)
-        layout = stack.enter_context(memory_format(model, where, config.channels_last))
+        layout = stack.enter_context(memory_format(model, where, choose_nhwc(model, data, where, config.channels_last, progress)))
         worker = Worker(model, config, where, dtype, layout)
         feed = make_feed(data.train, config, settings)
         length = sum(2 * norm.num_features for norm in worker.norms)
@@ -95,9 +97,11 @@ def install(flat: FlatModel, norms: list[_BatchNorm], weights: Tensor, statistic
             norm.num_batches_tracked.zero_()  # of a worker's own copy it says nothing here
 
 
-def check_asynchronous(model: nn.Module, data: DataLike, config: TrainConfig, dtype: torch.dtype) -> None:
-    """RunError or UsageError for what cannot be trained, before any work."""
-    check_request(model, data, config)
+def check_asynchronous(model: nn.Module, data: DataLike, config: TrainConfig, dtype: torch.dtype, progress: Progress) -> None:
+    """RunError or UsageError for what cannot be trained, before any work; a line of the log names what is frozen."""
+    check_request(model, data, config, progress)
+    if line := frozen_line(model):
+        progress.log(line)
     if dtype == torch.float16:
         raise UsageError("asynchronous training has no float16 (its loss scaling belongs to one optimizer); use float32 or bfloat16")
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ..config import TrainConfig
 from ..device import autocast, derive_seed, seed_generators
+from ..frozen import frozen_modules, start_training
 from ..interfaces import BatchLike
 from ..step import check_logits, forward
 from .compensation import Compensation
@@ -36,7 +37,7 @@ class Worker:
     ) -> None:
         self.model, self.config, self.device, self.dtype, self.layout = model, config, device, dtype, layout
         self.flat = FlatModel(model)
-        self.norms = batch_norms(model)
+        self.norms, self.frozen = batch_norms(model), frozen_modules(model)
         self._loss: Tensor | None = None
 
     def forward(self, weights: Tensor, batch: BatchLike, ticket: Ticket) -> Forward:
@@ -47,7 +48,7 @@ class Worker:
     def evaluate(self, batch: BatchLike, ticket: Ticket) -> Forward:
         """`forward` with the weights that the model holds."""
         config, shard = self.config, () if ticket.shard == 0 else (ticket.shard,)
-        self.model.train()
+        start_training(self.model, self.frozen)
         seed_generators(self.device, derive_seed(config.seed, "layers", ticket.epoch, ticket.batch, *shard))
         x = batch.images.to(self.device, non_blocking=True)
         x = x.contiguous(memory_format=self.layout) if x.dim() == 4 else x

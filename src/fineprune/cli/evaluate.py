@@ -21,10 +21,10 @@ from .options import (
 @model_options
 @data_options
 @click.option("--split", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True)
-@click.option("--batch-size", type=int, default=256, show_default=True)
+@click.option("--batch-size", type=int, help="Images at a time  [default: 256, fewer of large images]")
 @device_option
 @json_option
-def evaluate(as_json: bool, split: str, batch_size: int, device: str, **options: Any) -> None:
+def evaluate(as_json: bool, split: str, batch_size: int | None, device: str, **options: Any) -> None:
     """Accuracy and loss of BUNDLE (on the data of its manifest, unless --data is given) or of --model with --checkpoint."""
     from ..common.errors import UsageError
     from ..common.progress import Bars

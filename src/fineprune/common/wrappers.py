@@ -39,9 +39,8 @@ def unwrapped(model: "nn.Module", progress: Progress = Silent()) -> "nn.Module":
 
 
 def without_wrappers(model: "nn.Module", progress: Progress = Silent()) -> "nn.Module":  # noqa: B008 - stateless
-    """`unwrapped` and checked, and a copy without wrappers where they (also `module.compile()`) lie deeper inside."""
+    """`unwrapped`, and a copy without wrappers where they (also `module.compile()`) lie deeper inside."""
     model = unwrapped(model, progress)
-    check_network(model)
     inside = {name: module for name, module in model.named_modules() if _inner(module) is not None}
     compiled = [name for name, module in model.named_modules() if getattr(module, "_compiled_call_impl", None) is not None]
     if not inside and not compiled:

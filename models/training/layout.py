@@ -1,0 +1,125 @@
+"""Channels-last (NHWC) memory: it makes convolutions faster, and steps aside for networks whose forward reads memory in its own order."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...common.progress import Progress
+from .device import seed_generators
+from .evaluate import eval_mode
+from .interfaces import DataLike
+
+_SAME = 1e-2
+"""Share of the largest output by which those of the two formats may differ: rounding is far below, numbers in another order far above."""
+
+
+def choose_nhwc(model: nn.Module, data: DataLike, device: torch.device, asked: bool, progress: Progress) -> bool:
+    """Whether training may hold images and weights as NHWC: `asked`, on a device that gains by it, and the network does not mind.
+
+    The network (on `device`) is tried on two images of noise. It is as before afterwards, and the caller's random state is not kept.
+    """
+    if not asked or device.type not in ("cpu", "cuda"):
+        return False
+    shape = getattr(data, "input_shape", None)
+    shape = tuple(next(iter(data.train.batches(1))).images.shape[1:] if shape is None else shape)
+    if suits_nhwc(model, torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)):
+        return True
+    progress.log("the network's forward relies on the order of numbers in memory (view, as_strided): trained as NCHW, which is slower")
+    return False
+
+
+def suits_nhwc(model: nn.Module, images: Tensor) -> bool:
+    """Whether `model` computes the same from NHWC memory, forward and backward. So it is said, too, where it fails in either format:
+    the first step tells why.
+    """
+    if images.dim() != 4:
+        return True
+    plain, fast = (_outputs(model, images, nhwc) for nhwc in (False, True))
+    if plain is None:
+        return True
+    if fast is None or (fast - plain).abs().max() > _SAME * plain.abs().max():
+        return False
+    return _trains(model, images, True) or not _trains(model, images, False)
+
+
+def _outputs(model: nn.Module, images: Tensor, nhwc: bool) -> Tensor | None:
+    """In eval mode; None where the network fails or gives no tensor."""
+    with memory_format(model, images.device, nhwc) as wanted, eval_mode(model), torch.no_grad():
+        seed_generators(images.device, 0)
+        try:
+            outputs = model(images.contiguous(memory_format=wanted))
+        except Exception:  # the network's own code may raise anything
+            return None
+    return outputs.float() if isinstance(outputs, Tensor) else None
+
+
+def _trains(model: nn.Module, images: Tensor, nhwc: bool) -> bool:
+    """Whether a training step's forward and backward pass go through; BatchNorm's statistics and gradients come back."""
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        with memory_format(model, images.device, nhwc) as wanted:
+            for parameter, _ in gradients:
+                parameter.grad = None
+            seed_generators(images.device, 0)
+            model.train()
+            model(images.contiguous(memory_format=wanted)).float().square().mean().backward()
+    except Exception:  # as above
+        return False
+    finally:
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        for module, training in flags:
+            module.training = training
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+    return True
+
+
+@contextmanager
+def memory_format(model: nn.Module, device: torch.device, nhwc: bool) -> Iterator[torch.memory_format]:
+    """Hold 4-D parameters as NHWC inside the block, where that was chosen, and as NCHW again after it.
+
+    On the CPU a convolution whose backward pass torch gets wrong for NHWC gets NCHW all the same, from whatever layer is before it.
+    """
+    wanted = torch.channels_last if nhwc else torch.contiguous_format
+    _lay_out(model, wanted)
+    unsafe = [module for module in model.modules() if device.type == "cpu" and _overruns(module)]
+    hooks = [module.register_forward_pre_hook(_to_nchw) for module in unsafe]
+    try:
+        yield wanted
+    finally:
+        for hook in hooks:
+            hook.remove()
+        _lay_out(model, torch.contiguous_format)
+
+
+def _lay_out(model: nn.Module, wanted: torch.memory_format) -> None:
+    for parameter in model.parameters():
+        if parameter.dim() == 4:  # Module.to(memory_format=...) also tries 5-D ones, and fails
+            laid_out = parameter.data.contiguous(memory_format=wanted)
+            # 1x1 kernels are of both formats; torch reads their strides, and these say NCHW.
+            parameter.data = laid_out.flatten().view(laid_out.shape) if laid_out.shape[2:] == (1, 1) else laid_out
+
+
+_CHANNEL_BLOCK = 16
+
+
+def _overruns(module: nn.Module) -> bool:
+    """Whether torch's gradient in the weights of this layer, for NHWC, writes past its buffer: crashes or wrong numbers.
+
+    Strided 1x1 convolutions of fewer channels than a vector has lanes, on one thread too where the images are large
+    (https://github.com/uxlfoundation/oneDNN/issues/6035, seen in torch 2.13 and 2.14).
+    """
+    if not isinstance(module, nn.Conv2d) or module.groups > 1:
+        return False
+    return module.kernel_size == (1, 1) and max(module.stride) > 1 and module.in_channels < _CHANNEL_BLOCK
+
+
+def _to_nchw(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(x.contiguous() if isinstance(x, Tensor) else x for x in inputs)
