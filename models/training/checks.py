@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
 
 from ...common.errors import RunError, UsageError
 from ...common.progress import Progress, Silent
@@ -33,9 +34,11 @@ def check_request(
     progress: Progress = Silent(),  # noqa: B008 - stateless
 ) -> None:
     """RunError for a model or data that cannot be trained, UsageError for settings that do not fit them; lines of the log for doubts."""
-    inference = next((name for name, value in [*model.named_parameters(), *model.named_buffers()] if value.is_inference()), None)
-    if inference is not None:
-        raise RunError(f"{inference} was made under torch.inference_mode(), which training cannot change; build the network outside of it")
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        if is_lazy(value):
+            raise RunError(f"{name} has no shape yet (a lazy module); call the network once on a sample before")
+        if value.is_inference():
+            raise RunError(f"{name} was made under torch.inference_mode(), which training cannot change; build the network outside of it")
     broken = first_nonfinite(model)
     if broken is not None:
         raise RunError(f"{broken} of the given model is not finite; build it or load its weights again before training")

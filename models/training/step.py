@@ -61,15 +61,21 @@ class Stepper:
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """The configured optimizer over the trainable parameters. RunError where there are none."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if not parameters:
-        raise RunError("the model has no trainable parameter; nothing to train")
+    parameters = trainable_parameters(model)
     if config.optimizer == "sgd":
         return torch.optim.SGD(
             parameters, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, weight_decay=config.weight_decay
         )
     kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
     return kind(parameters, lr=config.lr, weight_decay=config.weight_decay)
+
+
+def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Those that require a gradient. RunError where there are none."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise RunError("the model has no trainable parameter: none requires a gradient; nothing to train")
+    return parameters
 
 
 def forward(model: nn.Module, x: Tensor) -> Any:

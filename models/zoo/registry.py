@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ...common.errors import UsageError
-from ...common.wrappers import unwrapped
+from ...common.wrappers import without_wrappers
 from ..user_code import accepted_arguments, call_factory, is_user_spec, load_factory
 from . import torchvision_models
 from .lenet import LeNet
@@ -132,7 +132,7 @@ def _build_users(name: str, args: dict[str, Value]) -> nn.Module:
     model = call_factory(name, load_factory(name), **args)
     if not isinstance(model, nn.Module):
         raise UsageError(f"{name} returned {type(model).__name__}, not a torch.nn.Module")
-    return unwrapped(model)
+    return without_wrappers(model)
 
 
 def _unknown(name: str) -> UsageError:

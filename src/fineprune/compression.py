@@ -36,7 +36,7 @@ from .models.training.checks import check_engine, check_settings
 from .models.training.config import TrainConfig
 from .models.training.device import resolve_device
 from .models.training.evaluate import evaluate
-from .models.training.step import first_nonfinite
+from .models.training.step import first_nonfinite, trainable_parameters
 from .models.training.trainer import train
 from .models.zoo import ModelSpec, build
 from .networks import completed, open_model
@@ -169,6 +169,7 @@ def compress_network(
         raise RunError(f"{broken} of the network is NaN or infinite; load a checkpoint of a training that did not diverge")
     device = resolve_device(job.device)
     if job.finetune is not None:
+        trainable_parameters(model)
         check_settings(data, job.finetune)
         check_engine(job.finetune)
     given = read_statistics(statistics)

@@ -183,3 +183,17 @@ def test_a_network_without_convolutions(data: str) -> None:
 def test_unknown_attribute() -> None:
     with pytest.raises(AttributeError, match="module 'fineprune' has no attribute 'nothing'"):
         fineprune.nothing  # noqa: B018
+
+
+def test_a_network_of_which_nothing_may_be_trained_is_refused_before_any_work(data: str) -> None:
+    with pytest.raises(RunError, match="no trainable parameter: none requires a gradient"):
+        fineprune.compress(own_module().requires_grad_(False), load_data(data), prune=0.4, epochs=1)
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_frozen_batchnorm_keeps_its_statistics(epochs: int, data: str) -> None:
+    model = own_module().train()
+    model[1].running_mean += 0.3
+    model[1].eval().requires_grad_(False)
+    bundle = fineprune.compress(model, load_data(data), prune=0.4, epochs=epochs, samples=40)
+    assert torch.equal(bundle.weights["1.running_mean"], torch.full((6,), 0.3))

@@ -306,6 +306,12 @@ class _Inplace(nn.Module):
         return y * y.mul_(2)
 
 
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+def test_weights_without_a_shape_are_named() -> None:
+    with pytest.raises(RunError, match=r"1\.weight has no shape yet \(a lazy module\)"):
+        train(nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), fake_data(), config(), device="cpu")
+
+
 def test_weights_of_inference_mode_are_named() -> None:
     with torch.inference_mode():
         model = small_network()

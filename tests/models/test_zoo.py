@@ -253,5 +253,5 @@ def test_users_errors_are_one_line_with_their_cause(project: Path, spec: str, ar
 
 def test_a_users_factory_may_wrap_its_network(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
-    file.write_text("from torch import nn\ndef make():\n    return nn.DataParallel(nn.Sequential(nn.Flatten()))\n")
-    assert type(build(f"{file}:make")) is nn.Sequential
+    file.write_text("from torch import nn\ndef make():\n    return nn.DataParallel(nn.Sequential(nn.DataParallel(nn.Linear(2, 3))))\n")
+    assert list(build(f"{file}:make").state_dict()) == ["0.weight", "0.bias"]

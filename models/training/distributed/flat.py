@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ....common.errors import RunError
+from ..step import trainable_parameters
 
 
 class FlatModel:
@@ -13,9 +13,7 @@ class FlatModel:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        if not self.parameters:
-            raise RunError("the model has no trainable parameter; nothing to train")
+        self.parameters = trainable_parameters(model)
         self.size = sum(p.numel() for p in self.parameters)
         self._sizes = [p.numel() for p in self.parameters]
 

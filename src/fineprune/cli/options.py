@@ -85,7 +85,11 @@ calibration_options = stack(
 policy_options = stack(
     click.option("--policy", metavar="NAME", help="Which samples an epoch visits: none (all), fine-pruning, infobatch or random."),
     click.option(
-        "--policy-arg", "policy_args", metavar="KEY=VALUE", multiple=True, help="Its parameters, e.g. fraction=0.25 (repeatable)."
+        "--policy-arg",
+        "policy_args",
+        metavar="KEY=VALUE",
+        multiple=True,
+        help="Its parameters, e.g. fraction=0.25 or order=easiest (repeatable).",
     ),
 )
 
