@@ -13,6 +13,7 @@ from ..common.errors import UsageError
 from ..common.progress import Progress, Silent
 from .bake import bake, masked_layers
 from .config import FFPConfig, FWPConfig, PruneConfig
+from .outputs import output_layers
 from .selection import chosen_sites, filter_groups, kept_blocks, select_blocks, select_taps, without_gradient
 
 
@@ -105,11 +106,14 @@ def prune(
     if config.fwp.prunes:
         weights = _checked(weights, masked, ffp_masks, run) or run.weight_statistics(masked, config)
         parameters = {site.name: _weight(masked, site) for site in sites}
-        fwp_masks = select_taps(weights, parameters, ffp_masks, sites, config.fwp)
+        outputs = output_layers(model, run.input_shape, list(parameters))
+        fwp_masks = select_taps(weights, parameters, ffp_masks, sites, config.fwp, outputs)
         unreached |= _unreached(weights, sites, config.fwp)
         if config.fwp.sharing == "group":
             groups = {site.name: filter_groups(weights, site, config.fwp) for site in sites if site.name in fwp_masks}
         masked = bake(model, ffp_masks=ffp_masks, fwp_masks=fwp_masks, input_shape=run.input_shape)
+    for name in [name for name, mask in [*ffp_masks.items(), *fwp_masks.items()] if not mask.any()]:
+        run.progress.log(f"warning: nothing of {name} is kept, so that its output is constant; give a floor above 0 or exclude the layer")
     if not ffp_masks and not fwp_masks:
         run.progress.log("warning: nothing was pruned; give --prune, --ffp or --fwp a fraction above 0")
     reason = "no gradient reaches it, by which its worth is measured; the preset thesis needs none"

@@ -21,6 +21,13 @@ def top_k(scores: Tensor, keep: int, *, tie_break: Tensor | None = None) -> Tens
     return torch.zeros(scores.shape, dtype=torch.bool).scatter_(1, order[:, :keep], True)
 
 
+def rows_reserved(scores: Tensor, costs: Tensor, share: float) -> Tensor:
+    """`scores` [R,...] with infinity at the best `share` of each row (at least one) by score per cost: those come before all others."""
+    value = torch.where(costs > 0, scores.double() / costs.clamp_min(1), -torch.inf).flatten(1)
+    best = top_k(value, max(1, round(share * value.shape[1]))).view(scores.shape)
+    return scores.masked_fill(best & (costs > 0), torch.inf)
+
+
 def global_threshold(scores: Mapping[str, Tensor], costs: Mapping[str, Tensor], ratio: float, floor: float = 0.0) -> dict[str, Tensor]:
     """Keep the elements of highest score per cost, over all layers at once, until (1 - ratio) of the total cost is kept.
 

@@ -4,7 +4,7 @@ FFP   M[c,n]         = n among the top K of freq[c] (or of the Taylor scores), K
 FWP   Wmask[f,c,u,v] = tap (u,v) among the top K' of its slice by WIS = |w| * S (or by the Taylor score)
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from ..calibrate.convolutions import ConvSite, select_sites
 from ..calibrate.statistics import Statistics
 from ..common.errors import UsageError
 from .config import FFPConfig, FWPConfig
-from .ranking import global_threshold, keep_count, top_k
+from .ranking import global_threshold, keep_count, rows_reserved, top_k
 
 
 def chosen_sites(sites: Sequence[ConvSite], config: FFPConfig | FWPConfig) -> list[ConvSite]:
@@ -45,7 +45,7 @@ def select_blocks(statistics: Statistics, sites: Sequence[ConvSite], config: FFP
     masks = {}
     if in_one_list:
         costs = {site.name: torch.full(scores[site.name][0].shape, site.block_macs) for site in in_one_list}
-        masks = global_threshold({site.name: scores[site.name][0] for site in in_one_list}, costs, config.ratio, config.floor)
+        masks = _one_list({site.name: scores[site.name][0] for site in in_one_list}, costs, config)
     for site in chosen:
         if site.name not in masks:
             masks[site.name] = _select_layer_blocks(*scores[site.name], _ratio(site, config), config.scope)
@@ -53,11 +53,17 @@ def select_blocks(statistics: Statistics, sites: Sequence[ConvSite], config: FFP
 
 
 def select_taps(
-    statistics: Statistics, weights: Mapping[str, Tensor], ffp_masks: Mapping[str, Tensor], sites: Sequence[ConvSite], config: FWPConfig
+    statistics: Statistics,
+    weights: Mapping[str, Tensor],
+    ffp_masks: Mapping[str, Tensor],
+    sites: Sequence[ConvSite],
+    config: FWPConfig,
+    outputs: Collection[str] = (),
 ) -> dict[str, Tensor]:
     """FWP masks, bool [F,C/groups,kh,kw] by layer; a layer of which nothing is dropped is left out.
 
-    weights[name] is the layer's weight; ffp_masks tells how often each tap is used, which is what dropping it saves.
+    weights[name] is the layer's weight; ffp_masks tells how often each tap is used, which is what dropping it saves. outputs: layers
+    whose filters are outputs of the network; each of these filters keeps some taps, however little the samples need it.
     """
     chosen = [site for site in chosen_sites(sites, config) if site.name not in without_gradient(statistics, config)]
     chosen = [site for site in chosen if not (config.pointwise == "exempt" and site.taps == 1)]
@@ -68,10 +74,13 @@ def select_taps(
         costs[site.name] = _tap_costs(site, ffp_masks.get(site.name), assignments[site.name])
         if config.criterion == "magnitude":  # the usual baseline ranks |w| itself, and a list in common divides by the cost
             scores[site.name] = scores[site.name] * costs[site.name]
+        if site.name in outputs and config.scope in ("layer", "global"):  # the other scopes keep some of every filter
+            share = max(config.floor, (1 - _ratio(site, config)) / 2)
+            scores[site.name] = rows_reserved(scores[site.name], costs[site.name], share)
     in_one_list = [site.name for site in chosen if config.scope == "global" and config.override(site.name) is None]
     shared = {}
     if in_one_list:
-        shared = global_threshold({n: scores[n] for n in in_one_list}, {n: costs[n] for n in in_one_list}, config.ratio, config.floor)
+        shared = _one_list({n: scores[n] for n in in_one_list}, costs, config)
     for site in chosen:
         if site.name not in shared:
             shared[site.name] = _select_layer_taps(scores[site.name], costs[site.name], _ratio(site, config), site, config)
@@ -97,6 +106,14 @@ def filter_groups(statistics: Statistics, site: ConvSite, config: FWPConfig) -> 
 def _ratio(site: ConvSite, config: FFPConfig | FWPConfig) -> float:
     override = config.override(site.name)
     return config.ratio if override is None else override
+
+
+def _one_list(scores: dict[str, Tensor], costs: Mapping[str, Tensor], config: FFPConfig | FWPConfig) -> dict[str, Tensor]:
+    """Masks by one threshold. A layer of so few elements that the floor rounds to none keeps its best one."""
+    for name, score in scores.items():
+        if config.floor and not round(config.floor * score.numel()):
+            scores[name] = rows_reserved(score[None], costs[name][None], 0.0)[0]
+    return global_threshold(scores, {name: costs[name] for name in scores}, config.ratio, config.floor)
 
 
 def _field(statistics: Statistics, site: ConvSite, name: str) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fineprune.compressor.ranking import global_threshold, keep_count, top_k
+from fineprune.compressor.ranking import global_threshold, keep_count, rows_reserved, top_k
 from support import vectors
 
 
@@ -76,3 +76,12 @@ def test_the_budget_is_met_within_one_element_and_no_layer_goes_below_the_floor(
 def test_no_ratio_keeps_everything_that_costs() -> None:
     scores = {"a": torch.rand(1000, generator=torch.Generator().manual_seed(0))}
     assert global_threshold(scores, {"a": torch.full((1000,), 7)}, 0.0)["a"].all()
+
+
+def test_rows_keep_their_best_by_cost_before_all_others() -> None:
+    scores = torch.tensor([[4.0, 3.0, 2.0, 1.0], [0.1, 0.2, 0.4, 0.3]], dtype=torch.float64)
+    costs = torch.tensor([[4, 1, 1, 1], [1, 0, 8, 1]])
+    reserved = rows_reserved(scores, costs, 0.5)
+    assert (reserved == torch.inf).tolist() == [[False, True, True, False], [True, False, False, True]]
+    assert torch.equal(reserved[reserved < torch.inf], scores[reserved < torch.inf])
+    assert (rows_reserved(scores, costs, 0.0) == torch.inf).sum(1).tolist() == [1, 1], "at least one"

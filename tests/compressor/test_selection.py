@@ -298,3 +298,36 @@ def test_groups_must_have_been_collected() -> None:
     sums_only = Statistics(kind="weights", settings={}, layers={s.name: {} for s in SITES})
     with pytest.raises(UsageError, match="the statistics hold no 'taylor' for layer stem; calibrate with the criterion that you prune by"):
         select_taps(sums_only, weights(), {}, SITES, FWPConfig(ratio=0.5))
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "magnitude"])
+@pytest.mark.parametrize("scope", ["global", "layer"])
+@pytest.mark.parametrize("share", ["filter", "group", "channel"])
+def test_no_filter_of_an_output_layer_is_cut_off(criterion: str, scope: str, share: str) -> None:
+    """Classes that the samples lack have scores near zero in a classifier that is a convolution."""
+    statistics, w, ratio = weight_statistics(), weights(), 0.8
+    for field in ("taylor", "taylor_group"):
+        statistics.layers["body.pointwise"][field][1:] *= 1e-9
+    w["body.pointwise"][1:] *= 1e-9
+    config = FWPConfig(ratio=ratio, criterion=criterion, scope=scope, share=share, lanes=LANES)  # type: ignore[arg-type]
+    plain, kept = (
+        full(select_taps(statistics, w, {}, SITES, config, outputs), TAP_SHAPES)["body.pointwise"].flatten(1).sum(1)
+        for outputs in ((), ("body.pointwise",))
+    )
+    assert kept.min() >= 1, "a tenth of ten"
+    if share == "filter":
+        assert plain.min() == 0
+    if scope == "layer":
+        assert plain.sum() == kept.sum(), "the budget stays"
+
+
+def test_a_layer_of_few_elements_is_not_cut_off() -> None:
+    """Five percent of nine is none."""
+    small, other = site("small", 1, 1, (3, 3), 1, (4, 4)), site("other", 4, 4, (3, 3), 1, (4, 4))
+    layers = {s.name: {"taylor": torch.ones(s.out_channels, s.in_channels, 3, 3).double() * (s is other)} for s in (small, other)}
+    statistics = Statistics(kind="weights", settings={}, layers=layers)
+    for floor, kept in ((0.05, 1), (0.0, 0)):
+        masks = select_taps(
+            statistics, {s.name: torch.ones(1) for s in (small, other)}, {}, [small, other], FWPConfig(ratio=0.5, floor=floor)
+        )
+        assert masks["small"].sum() == kept
