@@ -26,7 +26,7 @@ from ..common.form import Maybe, Within, require
 from ..common.tensors import read_tensors
 from ..common.wrappers import unwrapped, without_wrappers
 from .bake import bake, masks_of
-from .facts import digest_of, facts_of
+from .facts import digest_of, facts_of, measured_on
 from .layers import MaskedConv2d
 
 SCHEMA = 1
@@ -35,6 +35,7 @@ _SIZE = Within(int, 0, 2**31)
 _FORM = {
     "mask_shapes": {str: {"ffp": Maybe([_SIZE]), "fwp": Maybe([_SIZE])}},
     "sha256": {WEIGHTS: str, MASKS: str},
+    "measured_on": Maybe({"weights": str, "accuracy": str}),
     "state": Maybe({"metadata": {str: {}}, "values": {}}),
 }
 _NOT_FACTS = ("schema", "mask_shapes", "sha256", "state")
@@ -155,7 +156,7 @@ class Bundle:
         facts = {key: value for key, value in manifest.items() if key not in _NOT_FACTS}
         state = manifest.get("state") or {"metadata": None, "values": {}}  # a bundle of an earlier version has none
         if "accuracy" in facts:  # an earlier version does not say whose it is
-            facts.setdefault("measured_on", _digest(tensors[WEIGHTS], masks["ffp"], masks["fwp"]))
+            facts.setdefault("measured_on", measured_on(_digest(tensors[WEIGHTS], masks["ffp"], masks["fwp"]), facts["accuracy"]))
         return cls(
             facts=facts, weights=tensors[WEIGHTS], ffp_masks=masks["ffp"], fwp_masks=masks["fwp"], groups=groups, folder=folder, **state
         )

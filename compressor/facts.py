@@ -1,5 +1,6 @@
 """What a bundle says of its network: counted from the network itself, and measured on exactly these weights or left out."""
 
+import json
 from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any
@@ -12,24 +13,34 @@ from .macs import count_macs
 _MEASURED = ("masked", "batchnorm_recalibrated", "finetuned")
 """Accuracies of the compressed network; the others are of the dense one, which stays what it was."""
 
+NOT_MEASURED = "the compressed network was not measured with these weights"
+
 
 def facts_of(model: nn.Module, facts: Mapping[str, Any], digest: str) -> dict[str, Any]:
     """`facts` for a bundle of `model`, whose weights and masks have `digest`.
 
-    Facts that were taken over from another bundle (`measured_on` is another digest) lose the accuracies of its weights. With an
-    `input_shape`, what is missing is counted or filled in, so that every command can read the bundle.
+    Facts that were taken over from another bundle (`measured_on` has another digest) lose the accuracies of its weights, unless new ones
+    are in their place. With an `input_shape`, what is missing is counted or filled in, so that every command can read the bundle.
     """
-    others = "measured_on" in facts and facts["measured_on"] != digest
     facts = dict(facts)
-    if others and isinstance(facts.get("accuracy"), Mapping):
-        facts["accuracy"] = {key: value for key, value in facts["accuracy"].items() if key not in _MEASURED}
+    accuracy: dict[str, Any] = dict(facts.get("accuracy") or {})
+    stamp: dict[str, str] = facts.get("measured_on") or {"weights": digest}
+    others = stamp["weights"] != digest
+    if others and stamp == measured_on(stamp["weights"], accuracy):
+        accuracy = {key: value for key, value in accuracy.items() if key not in _MEASURED}
+        accuracy["note"] = NOT_MEASURED
     if "input_shape" in facts:
         facts["input_shape"] = list(facts["input_shape"])
         if others or "macs" not in facts:
             facts |= _counted(model, facts)
-        facts = {"model": None, "data": None, "accuracy": {}, "training": {}, "left_dense": [], "machine": {}, **facts}
-        facts["accuracy"] = {"split": "test", "samples": 0, **facts["accuracy"]}
-    return {**facts, "measured_on": digest} if "accuracy" in facts else facts
+        facts = {"model": None, "data": None, "training": {}, "left_dense": [], "machine": {}, **facts}
+        accuracy = {"split": "test", "samples": 0, **accuracy}
+    return {**facts, "accuracy": accuracy, "measured_on": measured_on(digest, accuracy)} if accuracy else facts
+
+
+def measured_on(digest: str, accuracy: Mapping[str, Any]) -> dict[str, str]:
+    """The stamp that says whose accuracies these are: digests of the weights and masks, and of the accuracies themselves."""
+    return {"weights": digest, "accuracy": sha256(json.dumps(accuracy, sort_keys=True).encode()).hexdigest()}
 
 
 def _counted(model: nn.Module, facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def real_samples(network: Network, count: int) -> torch.Tensor:
 def _metadata(network: Network) -> dict[str, Any]:
     report = count_macs(network.model, network.input_shape)
     facts: dict[str, Any] = {
-        "macs": {k: v for k, v in report.to_json().items() if k not in ("layers", "uncounted")},
+        "macs": {k: v for k, v in report.to_json().items() if k not in ("layers", "uncounted", "macs_zero")},
         "input_shape": list(network.input_shape),
         "model": network.spec.to_json() if network.spec else None,
     }

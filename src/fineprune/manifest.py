@@ -33,7 +33,6 @@ _FACTS = {
         }
     ),
     "input_shape": [_SIDE, _SIDE, _SIDE],
-    "measured_on": Maybe(str),
     "zero_weights": Maybe({"macs_dense": _COUNT, "macs_pruned": _COUNT}),
     "conv_macs_kept": _SHARE,
     "ratios": {"asked": {"ffp": _SHARE, "fwp": _SHARE}, "achieved": {"ffp": _SHARE, "fwp": _SHARE}},
@@ -41,13 +40,13 @@ _FACTS = {
         **dict.fromkeys(("macs", "macs_dense", "conv_macs", "conv_macs_dense", "thesis_ops", "thesis_ops_dense"), _COUNT),
         "layers": [{"name": str, "macs": _COUNT, "macs_dense": _COUNT}],
     },
-    "accuracy": {**{step: Maybe(_SHARE) for step in STEPS}, "split": str, "samples": _WHOLE},
+    "accuracy": {**{step: Maybe(_SHARE) for step in STEPS}, "split": str, "samples": _WHOLE, "note": Maybe(str)},
     "training": {"finetune": _TRAINING, "dense_finetune": _TRAINING},
     "machine": {},
 }
 """The form of those facts of a manifest that are read again."""
 
-NO_SHAPE = "give Bundle.of the facts {'input_shape': (C, H, W)} and save again, from which the rest is counted"
+_BARE = "give Bundle.of the facts {'input_shape': (C, H, W)} and save again, from which the rest is counted"
 """What to do about a bundle of one's own whose facts lack what all but loading needs."""
 _LARGEST_INPUT = 2**24
 """Numbers in one input: 3x2364x2364."""
@@ -62,12 +61,27 @@ _LATENCIES = {
 def read_bundle(folder: Path | str) -> Bundle:
     """`Bundle.load` of one that `compress` wrote: RunError where its manifest lacks what is read of it later."""
     bundle = Bundle.load(folder)
-    where = str(Path(folder) / MANIFEST)
-    remedy = "it was edited, compress again" if {"input_shape", "macs"} & bundle.facts.keys() else NO_SHAPE
+    check_facts(bundle, str(Path(folder) / MANIFEST))
+    return bundle
+
+
+def check_facts(bundle: Bundle, where: str) -> None:
+    """RunError where the facts of `bundle` lack what is read of them later."""
+    bare = not {"input_shape", "macs"} & bundle.facts.keys()
+    remedy = _BARE if bare else "it was edited, compress again"
     require(bundle.facts, _FACTS, where, remedy)
     if prod(bundle.facts["input_shape"]) > _LARGEST_INPUT:
         raise RunError(f"{where}: input_shape is {bundle.facts['input_shape']}, too large for any network; {remedy}")
-    return bundle
+
+
+def zeros_pruned(facts: dict[str, Any]) -> list[tuple[str, float]]:
+    """(what, fraction of the convolution multiply-adds) that masks drop though it was no work: weights that were zero before."""
+    pruned = (facts.get("zero_weights") or {}).get("macs_pruned", 0) / max(facts["macs"]["conv_macs_dense"], 1)
+    return [("with weights that were zero before", pruned)] if pruned >= _SHOWN else []
+
+
+_SHOWN = 0.0005
+"""The least fraction that shows in a percentage of one decimal."""
 
 
 def check_latencies(latencies: Any, path: Path) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 from .common.errors import UsageError
 from .common.progress import Progress, Silent
 from .compressor.bundle import MANIFEST, Bundle
-from .manifest import NO_SHAPE, read_bundle
+from .manifest import check_facts, read_bundle
 from .models.data import DATA_ARGUMENTS, ImageData, load_data
 from .models.zoo import ModelSpec, build, load_checkpoint
 from .trust import data_names, network_names, require_data, require_network
@@ -68,8 +68,7 @@ def network_of(bundle: Bundle, *, model: nn.Module | None = None, trust: Collect
             model = build(spec)
         except UsageError as error:
             raise UsageError(f"{where} needs the network {spec.name}: {error}; file names are relative to the current folder") from error
-    if "input_shape" not in bundle.facts:
-        raise UsageError(f"{where} has no input_shape; {NO_SHAPE}")
+    check_facts(bundle, where)
     channels, height, width = bundle.facts["input_shape"]
     return Network(
         model=bundle.restore(model),

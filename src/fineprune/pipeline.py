@@ -187,6 +187,11 @@ def summarise(folder: Path, compress: dict[str, Any], export: dict[str, Any], be
     parity = export["compressed"]["parity"]
     first = {name: next(iter(values.values())) for name, values in latency.items()}
     table = [
+        [
+            "MACs, millions",
+            f"{macs['macs_dense'] / 1e6:.2f}",
+            f"{macs['macs'] / 1e6:.2f} ({macs['macs'] / max(macs['macs_dense'], 1):.1%})",
+        ],
         [f"{accuracy['split']} accuracy", _percent(accuracy.get("dense")), _percent(final)],
         ["the same after equal fine-tuning", _percent(accuracy.get("dense_finetuned")), _percent(final)],
         ["convolution MACs, millions", f"{macs['conv_macs_dense'] / 1e6:.2f}", f"{macs['conv_macs'] / 1e6:.2f}"],
@@ -213,7 +218,7 @@ def summarise(folder: Path, compress: dict[str, Any], export: dict[str, Any], be
         "latency_ms": latency,
         "onnx_bytes": onnx_bytes,
         "machine": (bench or compress)["machine"],
-        "table": [row for row in table if row[1] or row[0].startswith("convolution")],
+        "table": [row for row in table if row[1]],
     }
 
 

@@ -10,7 +10,7 @@ import torch
 from .common.files import write_bytes
 from .common.text import printable
 from .compressor.bundle import Bundle
-from .manifest import STEPS, read_bundle
+from .manifest import STEPS, check_facts, read_bundle, zeros_pruned
 from .pictures import picture, plain
 
 if TYPE_CHECKING:
@@ -27,15 +27,19 @@ figcaption{color:#555;font-size:.9rem}"""
 
 def write_report(bundle: Bundle | Path | str, path: Path | str, *, bench: dict[str, Any] | None = None) -> None:
     """Write the page of a bundle to `path`; `bench` is a BenchmarkReport as JSON, shown where given."""
-    bundle = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
+    if not isinstance(bundle, Bundle):
+        bundle = read_bundle(bundle)
+    check_facts(bundle, "the bundle")
     facts = bundle.facts
+    macs, accuracy = facts["macs"], facts["accuracy"]
     name = printable(facts["model"]["name"]) if facts.get("model") else "network"
     sections = [
-        f"<h1>{html.escape(name)}: {1 - facts['conv_macs_kept']:.1%} of the convolution multiply-adds removed</h1>",
+        f"<h1>{html.escape(name)}: {1 - macs['macs'] / max(macs['macs_dense'], 1):.1%} of the multiply-adds removed</h1>",
         _summary(facts),
-        _section("Accuracy", accuracy_figure(facts["accuracy"]), f"on {facts['accuracy']['samples']} {facts['accuracy']['split']} images"),
-        _section("Multiply-adds by layer", macs_figure(facts["macs"]["layers"]), "light: dense, dark: kept under the masks"),
     ]
+    if any(accuracy.get(step) is not None for step in STEPS):
+        sections.append(_section("Accuracy", accuracy_figure(accuracy), f"on {accuracy['samples']} {accuracy['split']} images"))
+    sections.append(_section("Multiply-adds by layer", macs_figure(macs["layers"]), "light: dense, dark: kept under the masks"))
     if bundle.ffp_masks:
         caption = "for each output position, the fraction of input channels whose block is kept (white: none, dark: all)"
         sections.append(_section("Where blocks are kept", masks_figure(bundle.ffp_masks), caption))
@@ -157,15 +161,17 @@ def _summary(facts: dict[str, Any]) -> str:
     macs, ratios, accuracy = facts["macs"], facts["ratios"], facts["accuracy"]
     final = next((accuracy[k] for k in ("finetuned", "batchnorm_recalibrated", "masked") if accuracy.get(k) is not None), None)
     rows = [
-        ("convolution multiply-adds, million", f"{macs['conv_macs_dense'] / 1e6:.2f}", f"{macs['conv_macs'] / 1e6:.2f}"),
         ("all multiply-adds, million", f"{macs['macs_dense'] / 1e6:.2f}", f"{macs['macs'] / 1e6:.2f}"),
+        ("convolution multiply-adds, million", f"{macs['conv_macs_dense'] / 1e6:.2f}", f"{macs['conv_macs'] / 1e6:.2f}"),
+        *((f"pruned convolution multiply-adds {what}", "", f"{share:.1%}") for what, share in zeros_pruned(facts)),
         ("blocks pruned (FFP)", "", f"{ratios['achieved']['ffp']:.1%}"),
         ("weights pruned of what is left (FWP)", "", f"{ratios['achieved']['fwp']:.1%}"),
     ]
-    if final is not None:
-        rows.insert(0, ("accuracy", f"{accuracy['dense']:.2%}", f"{final:.2%}"))
     if accuracy.get("dense_finetuned") is not None:
-        rows.insert(1, ("accuracy, dense network fine-tuned alike", f"{accuracy['dense_finetuned']:.2%}", ""))
+        rows.insert(0, ("accuracy, dense network fine-tuned alike", f"{accuracy['dense_finetuned']:.2%}", ""))
+    if final is not None or "note" in accuracy:
+        dense = "" if accuracy.get("dense") is None else f"{accuracy['dense']:.2%}"
+        rows.insert(0, ("accuracy", dense, html.escape(accuracy["note"]) if final is None else f"{final:.2%}"))
     cells = "".join(f"<tr><td>{a}</td><td>{b}</td><td>{c}</td></tr>" for a, b, c in rows)
     return f"<table><tr><th></th><th>dense</th><th>compressed</th></tr>{cells}</table>"
 

@@ -233,7 +233,9 @@ def test_accuracies_belong_to_the_weights_that_they_were_measured_on(tmp_path: P
     with torch.no_grad():
         model.head.weight.mul_(2)  # type: ignore[operator, union-attr]
     trained = Bundle.of(model, loaded.facts).facts
-    assert trained["accuracy"] == {"dense": 0.9, "split": "test", "samples": 50}
+    note = "the compressed network was not measured with these weights"
+    assert trained["accuracy"] == {"dense": 0.9, "split": "test", "samples": 50, "note": note}
+    assert Bundle.of(model, {**loaded.facts, "accuracy": {**ACCURACY, "finetuned": 0.7}}).facts["accuracy"]["finetuned"] == 0.7, "new"
     assert trained["macs"] == loaded.facts["macs"]
     other_masks = Bundle.of(bake(varied().float(), fwp_masks={"down": torch.eye(3).expand(5, 6, 3, 3) > 0}), loaded.facts).facts
     assert other_masks["macs"]["macs"] != loaded.facts["macs"]["macs"] and "masked" not in other_masks["accuracy"]

@@ -134,7 +134,7 @@ def test_your_own_bundle_is_read_by_every_command(data: str, tmp_path: Path) -> 
     assert torch.equal(fineprune.load(tmp_path / "bare", Net()).conv.fwp_mask, mask)
     with pytest.raises(RunError, match=r"input_shape is missing; .*give Bundle\.of the facts \{'input_shape': \(C, H, W\)\}"):
         fineprune.to_onnx(tmp_path / "bare", tmp_path / "m.onnx", model=Net())
-    with pytest.raises(UsageError, match=r"the bundle has no input_shape; give Bundle\.of the facts \{'input_shape': \(C, H, W\)\}"):
+    with pytest.raises(RunError, match=r"the bundle: input_shape is missing; give Bundle\.of the facts \{'input_shape': \(C, H, W\)\}"):
         fineprune.to_onnx(fineprune.Bundle.of(model, {}), tmp_path / "m.onnx", model=Net())
     bundle = fineprune.Bundle.of(model, {"input_shape": (1, 16, 16)})
     bundle.save(tmp_path / "b")

@@ -26,6 +26,7 @@ from .options import (
 @json_option
 def evaluate(as_json: bool, split: str, batch_size: int | None, device: str, **options: Any) -> None:
     """Accuracy and loss of BUNDLE (on the data of its manifest, unless --data is given) or of --model with --checkpoint."""
+    from ..claims import chance_level
     from ..common.errors import UsageError
     from ..common.progress import Bars
     from ..models.training.evaluate import evaluate as measure
@@ -43,9 +44,10 @@ def evaluate(as_json: bool, split: str, batch_size: int | None, device: str, **o
         sides = zip(("channels", "image_size"), network.input_shape, data.input_shape, strict=False)
         remedy = " ".join(f"--data-arg {name}={side}" for name, side, own in sides if side != own)
         raise UsageError(f"the network takes inputs of {want}, {data.spec} has {got}; give {remedy} or other data")
-    result = measure(
-        network.model, getattr(data, split), batch_size=batch_size, device=device, progress=Bars(), description=f"evaluating {split}"
-    )
+    images, progress = getattr(data, split), Bars()
+    result = measure(network.model, images, batch_size=batch_size, device=device, progress=progress, description=f"evaluating {split}")
+    if warning := chance_level(result.accuracy, images.labels):
+        progress.log(warning)
     if as_json:
         print_json({"split": split, "data": data.spec, **result.to_json()})
     else:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..common.text import printable
+from ..manifest import zeros_pruned
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -57,12 +58,14 @@ def print_macs(report: "MacReport", name: str) -> None:
     rows.append(["total", "", "", *_counts(report.macs_dense, report.macs), "", ""])
     title = f"{name}: multiply-adds of one {'x'.join(map(str, report.input_shape))} sample"
     print_table(title, ["layer", "kind", "output", "dense", "kept", "kept %", "blocks", "weights"], rows)
+    if report.macs_zero:
+        say(f"of the kept ones {report.macs_zero / 1e6:.3f} M are with weights that are zero though no mask drops them")
     say(
         f"MACs {report.macs / 1e6:.3f} M of {report.macs_dense / 1e6:.3f} M, FLOPs {2 * report.macs / 1e6:.3f} M, "
         f"thesis_ops {report.thesis_ops / 1e6:.3f} M of {report.thesis_ops_dense / 1e6:.3f} M, parameters {report.parameters / 1e6:.3f} M"
     )
-    for module in report.uncounted:
-        say(f"not counted: {module} (its products cannot be seen)")
+    for place in report.uncounted:
+        say(f"not counted: {place} (its products cannot be seen)")
 
 
 def _counts(dense: int, kept: int) -> list[str]:
@@ -72,6 +75,7 @@ def _counts(dense: int, kept: int) -> list[str]:
 def print_compression(facts: dict[str, Any]) -> None:
     """What a compression saved and what it cost, from a bundle's manifest."""
     macs, accuracy, ratios = facts["macs"], facts["accuracy"], facts["ratios"]
+    click.echo(f"MACs {macs['macs'] / 1e6:.3f} M of {macs['macs_dense'] / 1e6:.3f} M ({macs['macs'] / max(macs['macs_dense'], 1):.1%})")
     steps = {
         "dense": "dense network",
         "masked": "masked",
@@ -88,8 +92,8 @@ def print_compression(facts: dict[str, Any]) -> None:
         ["weights (FWP), of what is left", f"{asked['fwp']:.1%}", f"{achieved['fwp']:.1%}"],
         ["convolution multiply-adds", "", f"{1 - facts['conv_macs_kept']:.1%}"],
     ]
+    rows += [[f"- {text}", "", f"{share:.1%}"] for text, share in zeros_pruned(facts)]
     print_table("pruned", ["", "asked", "achieved"], rows)
-    say(f"MACs {macs['macs'] / 1e6:.3f} M of {macs['macs_dense'] / 1e6:.3f} M")
 
 
 def print_parity(parity: dict[str, Any]) -> None:
