@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...common.errors import UsageError
 from ...common.progress import Progress, Silent
+from ..naming import meant_as_data
 from ..user_code import is_user_spec
 from .arrays import Arrays, raw_from_arrays, read_npz
 from .builtin import read_cifar10, read_cifar100, read_digits, read_fashion_mnist
@@ -225,7 +226,7 @@ def _read(spec: str, reading: Reading) -> RawData | ImageData:
         _check_taken(spec, frozenset(("crop", "white")), reading)
         return read_user(spec, reading)
     close = difflib.get_close_matches(name, TABLE, n=2)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(_forms())}"
+    hint = meant_as_data(spec) or (f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(_forms())}")
     raise UsageError(f"unknown data {spec!r}: {hint} (also module.path:factory, file.py:factory)")
 
 

@@ -11,8 +11,9 @@ from typing import Any, Literal, get_args, get_origin
 import torch
 from torch import nn
 
-from ...common.errors import UsageError
+from ...common.errors import FinepruneError, UsageError
 from ...common.wrappers import without_wrappers
+from ..naming import meant_as_model
 from ..user_code import accepted_arguments, call_factory, is_user_spec, load_factory
 from . import torchvision_models
 from .lenet import LeNet
@@ -136,7 +137,14 @@ def _build_users(name: str, args: dict[str, Value]) -> nn.Module:
 
 
 def _unknown(name: str) -> UsageError:
-    close = difflib.get_close_matches(name, TABLE, n=3) or [key for key in TABLE if key.startswith(name[:3])][:3]
+    if meant := meant_as_model(name):
+        return UsageError(f"{name!r} is no network: {meant}")
+    plain = name.lower().replace("-", "").replace("_", "")
+    with contextlib.suppress(FinepruneError):  # of a torchvision that cannot be imported
+        for known in torchvision_names():
+            if known.removeprefix(torchvision_models.PREFIX).replace("_", "") == plain:
+                return UsageError(f"unknown model {name!r}: did you mean {known}?")
+    close = difflib.get_close_matches(name.lower(), TABLE, n=3) or [key for key in TABLE if key.startswith(name[:3])][:3]
     hint = f"did you mean {', '.join(close)}?" if close else f"known are {', '.join(TABLE)}"
     return UsageError(f"unknown model {name!r}: {hint} (also torchvision:NAME, module.path:factory, file.py:factory)")
 

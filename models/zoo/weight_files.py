@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ...common.errors import RunError, UsageError
+from ..naming import MANIFEST, WEIGHTS
 
 _TORCH_LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 """How torch.save began its files before torch 1.6: the pickled magic number."""
@@ -40,7 +41,7 @@ def read_content(path: Path) -> Any:
     is truncated, claims more than it holds, or holds other objects.
     """
     if not path.is_file():
-        raise missing(path)
+        raise missing_checkpoint(path)
     try:
         with path.open("rb") as stream:
             head = stream.read(512)
@@ -60,13 +61,13 @@ def read_content(path: Path) -> Any:
     return _read_torch(path, plain_pickle=_PICKLE.match(head) is not None and not head.startswith(_TORCH_LEGACY))
 
 
-def missing(path: Path) -> UsageError:
+def missing_checkpoint(path: Path) -> UsageError:
     """There is no checkpoint at `path`: why, and what is wanted."""
     if not path.is_dir():
         return UsageError(f"checkpoint {path} does not exist; give the path of a weights file")
-    if (path / "manifest.json").is_file():
+    if (path / MANIFEST).is_file():
         return UsageError(f"checkpoint {path} is a folder: a bundle, which holds network and weights; name it alone, without a model")
-    files = sorted(file.name for file in path.iterdir() if file.suffix in (".safetensors", ".pt", ".pth", ".th", ".ckpt", ".bin"))
+    files = sorted(file.name for file in path.iterdir() if file.suffix in WEIGHTS)
     advice = f"give a weights file in it: {', '.join(files[:3])}" if files else "give the path of a weights file"
     return UsageError(f"checkpoint {path} is a folder; {advice}")
 

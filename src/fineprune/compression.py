@@ -39,7 +39,7 @@ from .models.training.evaluate import evaluate
 from .models.training.step import first_nonfinite, trainable_parameters
 from .models.training.trainer import train
 from .models.zoo import ModelSpec, build
-from .networks import completed, open_model
+from .networks import check_channels, completed, open_model
 from .round_trip import check_before, check_restored
 from .work_folder import work_folder
 
@@ -119,6 +119,7 @@ def compress(
         module, named = network.model, network.spec
     else:
         module, named = spec, None
+        check_channels(module, loaded.input_shape)
     return compress_network(module, loaded, job, spec=named, statistics=statistics, output=output, progress=progress)
 
 

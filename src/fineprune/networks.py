@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from .common.errors import UsageError
@@ -104,13 +105,38 @@ def open_model(
     """
     shape = input_shape or (data.input_shape if data else None)
     if shape is None:
-        raise UsageError(f"the input size of {spec.name} is not known; give --input CxHxW or --data")
+        raise UsageError(f"the input size of {spec.name} is not known; give --input CxHxW, such as --input 3x224x224, or --data")
     spec = completed(spec, shape, data)
     model = build(spec, seed=0)
     if checkpoint is not None:
         for note in load_checkpoint(model, checkpoint, spec):
             progress.log(note)
+    check_channels(model, shape, spec)
     return Network(model=model.eval(), spec=spec, input_shape=shape)
+
+
+def check_channels(model: nn.Module, input_shape: tuple[int, int, int], spec: ModelSpec | None = None) -> None:
+    """UsageError where the first convolution takes other channels than the images have and the network does not convert them itself."""
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    channels = input_shape[0]
+    if first is None or first.in_channels in (0, channels):  # 0: not known before the first images
+        return
+    training = {module for module in model.modules() if module.training}
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            model.eval()(torch.zeros(1, *input_shape, device=first.weight.device))
+    except Exception as error:
+        if "channels" not in str(error):  # another fault, which is named where it is met
+            return
+        known = spec is not None and "in_channels" in spec.args
+        network = f"--model-arg in_channels={channels}" if known else "a network for them"
+        raise UsageError(
+            f"the network's first convolution takes images with {first.in_channels} channel{'s' * (first.in_channels > 1)}, "
+            f"not with {channels}; give {network}, or other data (a function of your own can convert them: --data file.py:factory)"
+        ) from error
+    finally:
+        for module in training:
+            module.training = True
 
 
 def completed(spec: ModelSpec, input_shape: tuple[int, int, int], data: ImageData | None) -> ModelSpec:

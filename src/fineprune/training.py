@@ -14,7 +14,7 @@ from .models.training.results import TrainResult
 from .models.training.state import STATE_FILE
 from .models.training.trainer import train
 from .models.zoo import ModelSpec, build, load_checkpoint
-from .networks import completed
+from .networks import check_channels, completed
 
 CHECKPOINT, FACTS = "model.safetensors", "training.json"
 SUSPECTS = 48
@@ -41,6 +41,7 @@ def train_network(
     progress = progress or Silent()
     spec = completed(spec, data.input_shape, data)
     model = build(spec, seed=config.seed)
+    check_channels(model, data.input_shape, spec)
     if checkpoint is not None:
         for note in load_checkpoint(model, checkpoint, spec):
             progress.log(note)

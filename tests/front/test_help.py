@@ -52,3 +52,19 @@ def test_help_shows_the_real_defaults(name: str) -> None:
 
 def test_version() -> None:
     assert succeed("--version").out.startswith("fineprune, version ")
+
+
+@pytest.mark.parametrize("name", ["train", "compress", "calibrate"])
+def test_options_stand_in_sections_with_those_for_research_last(name: str) -> None:
+    lines = succeed(name, "--help").out.splitlines()
+    sections = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
+    assert sections[0] == "Network and data:" and sections[-1] == "For research:" and "Result:" in sections
+    research = lines[lines.index("For research:") :]
+    assert any("-layer" in line or "--trainer" in line for line in research)
+    assert not any(line.startswith(("  --prune", "  --epochs", "  --output", "  --data")) for line in research)
+
+
+def test_every_option_is_explained_by_a_phrase() -> None:
+    options = [param for entry in command.commands.values() for param in entry.params if isinstance(param, click.Option)]
+    unexplained = {option.opts[0] for option in options if not option.help or option.help.startswith(("Of ", "of "))}
+    assert unexplained == set()

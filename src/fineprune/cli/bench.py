@@ -7,9 +7,10 @@ import click
 
 from ..common.errors import UsageError
 from .options import bundle_argument, check_named, data_options, input_option, json_option, model_options, open_network_and_data
+from .sections import Command
 
 
-@click.command(short_help="Measure latency, dense and compressed.")
+@click.command(cls=Command, short_help="Measure latency, dense and compressed.")
 @bundle_argument
 @model_options
 @data_options

@@ -5,28 +5,21 @@ from typing import Any
 
 import click
 
-from .options import (
-    calibration_options,
-    check_named,
-    data_options,
-    device_option,
-    model_options,
-    open_data,
-    open_network,
-    prune_options,
-    prune_settings,
-    warn_random,
-)
+from .options import check_named, data_options, device_option, model_options, open_data, open_network, warn_random
+from .pruning_options import calibration_options, prune_options, prune_settings
+from .sections import CALIBRATION, RESULT, Command, stack
 
 
-@click.command(short_help="Collect the statistics that masks are chosen by.")
+@click.command(cls=Command, short_help="Collect the statistics that masks are chosen by.")
 @model_options
 @data_options
 @prune_options
 @calibration_options
 @device_option
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the choice of samples and of ties.")
-@click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder for the statistics.")
+@stack(
+    click.option("--seed", type=int, default=0, show_default=True, help="Seed of the choice of samples and of ties."), section=CALIBRATION
+)
+@stack(click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder for the statistics."), section=RESULT)
 def calibrate(output: Path, device: str, **options: Any) -> None:
     """Collect the statistics that `fineprune compress --statistics` selects masks by. Run it again to resume."""
     from ..calibrate.collect import CalibrationConfig

@@ -5,37 +5,32 @@ from typing import Any
 
 import click
 
-from .options import (
-    calibration_options,
-    check_named,
-    data_options,
-    device_option,
-    json_option,
-    model_options,
-    open_data,
-    open_network,
-    prune_options,
-    prune_settings,
-    training_options,
-    training_settings,
-    warn_random,
-)
+from .options import check_named, data_options, device_option, json_option, model_options, open_data, open_network, warn_random
+from .pruning_options import calibration_options, prune_options, prune_settings
+from .sections import CALIBRATION, RESULT, TRAINING, Command, stack
+from .training_options import training_options, training_settings
 
 
-@click.command(short_help="Prune and fine-tune a trained network into a bundle.")
+@click.command(cls=Command, short_help="Prune and fine-tune a trained network into a bundle.")
 @model_options
 @data_options
 @prune_options
 @calibration_options
-@click.option("--statistics", type=click.Path(path_type=Path), help="Statistics of `fineprune calibrate` instead of a new calibration.")
+@stack(
+    click.option("--statistics", type=click.Path(path_type=Path), help="Folder of `fineprune calibrate`, instead of a new calibration."),
+    section=CALIBRATION,
+)
 @training_options(
     **{"epochs": "10", "batch-size": "128", "optimizer": "sgd", "lr": "0.02", "momentum": "0.9", "weight-decay": "0.0005"},
     **{"schedule": "cosine", "precision": "auto"},
 )
-@click.option("--compare-dense", is_flag=True, help="Fine-tune the dense network alike and report it beside.")
+@stack(click.option("--compare-dense", is_flag=True, help="Fine-tune the dense network alike and report it beside."), section=TRAINING)
 @device_option
-@json_option
-@click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder for the bundle.")
+@stack(
+    click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder for the bundle, which `export` reads."),
+    json_option,
+    section=RESULT,
+)
 def compress(as_json: bool, output: Path, device: str, **options: Any) -> None:
     """Prune --model with --checkpoint on --data: calibrate, mask, fine-tune, write a bundle. Run it again to resume.
 

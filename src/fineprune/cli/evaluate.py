@@ -14,14 +14,15 @@ from .options import (
     open_network_and_data,
     warn_random,
 )
+from .sections import Command
 
 
-@click.command("eval", short_help="Measure accuracy and loss.")
+@click.command("eval", cls=Command, short_help="Measure accuracy and loss.")
 @bundle_argument
 @model_options
 @data_options
-@click.option("--split", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True)
-@click.option("--batch-size", type=int, help="Images at a time  [default: 256, fewer of large images]")
+@click.option("--split", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True, help="Split to measure on.")
+@click.option("--batch-size", type=int, help="Images at a time.  [default: 256, fewer of large images]")
 @device_option
 @json_option
 def evaluate(as_json: bool, split: str, batch_size: int | None, device: str, **options: Any) -> None:

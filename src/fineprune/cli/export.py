@@ -15,9 +15,10 @@ from .options import (
     open_network_and_data,
     warn_random,
 )
+from .sections import Command
 
 
-@click.command(short_help="Write a bundle as ONNX and check it.")
+@click.command(cls=Command, short_help="Write a bundle as ONNX and check it.")
 @bundle_argument
 @model_options
 @data_options

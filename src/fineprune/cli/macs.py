@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .options import bundle_argument, check_named, data_options, input_option, json_option, model_options, open_network, open_optional_data
+from .sections import Command
 
 if TYPE_CHECKING:
     from ..compressor.macs import MacReport
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from ..networks import Network
 
 
-@click.command(short_help="Count multiply-adds.")
+@click.command(cls=Command, short_help="Count multiply-adds.")
 @bundle_argument
 @model_options
 @data_options

@@ -2,8 +2,10 @@
 
 import click
 
+from .sections import Command
 
-@click.command(short_help="List the networks known by name.")
+
+@click.command(cls=Command, short_help="List the networks known by name.")
 def models() -> None:
     """List the networks that --model knows by name, with their arguments."""
     from ..models.zoo import accepted_by, names

@@ -5,17 +5,19 @@ from typing import Any
 import click
 
 from ..common.errors import UsageError
-from .options import data_options, json_option, open_optional_data, policy_options, policy_settings
+from .options import data_options, json_option, open_optional_data
+from .sections import Command
+from .training_options import policy_options, policy_settings
 
 
-@click.command("plan-training", short_help="Predict what leaving samples out saves.")
+@click.command("plan-training", cls=Command, short_help="Predict what leaving samples out saves.")
 @policy_options
-@click.option("--epochs", type=int, required=True, help="Of the run.")
+@click.option("--epochs", type=int, required=True, help="Epochs of the run.")
 @click.option("--samples", type=int, help="Training samples, where --data is not given.")
 @data_options
-@click.option("--batch-size", type=int, default=128, show_default=True)
-@click.option("--epoch-seconds", type=float, help="Of training on all samples once: gives times, not only shares.")
-@click.option("--validation-seconds", type=float, default=0.0, show_default=True, help="Of validation, each epoch.")
+@click.option("--batch-size", type=int, default=128, show_default=True, help="Images in one step.")
+@click.option("--epoch-seconds", type=float, help="Seconds of training on all samples once: gives times, not only shares.")
+@click.option("--validation-seconds", type=float, default=0.0, show_default=True, help="Seconds of validation in each epoch.")
 @click.option("--below-mean", type=float, default=0.75, show_default=True, help="infobatch: share of samples with a loss below the mean.")
 @json_option
 def plan_training(as_json: bool, **options: Any) -> None:

@@ -4,8 +4,11 @@ from pathlib import Path
 
 import click
 
+from .hints import check_bundle
+from .sections import Command
 
-@click.command(short_help="Draw a bundle as an HTML page.")
+
+@click.command(cls=Command, short_help="Draw a bundle as an HTML page.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--output", type=click.Path(path_type=Path), help="HTML file to write (default: BUNDLE.html).")
 @click.option("--bench", type=click.Path(path_type=Path), help="Output of `fineprune bench --json`, to show latencies too.")
@@ -17,6 +20,7 @@ def report(bundle: Path, output: Path | None, bench: Path | None) -> None:
     from ..report import write_report
     from .render import say
 
+    check_bundle(bundle, "report")
     output = output or Path(f"{bundle}.html")
     if output.is_dir() or (output.exists() and output.suffix != ".html"):
         raise UsageError(f"{output} exists and is not named as an HTML file; give another name with --output")

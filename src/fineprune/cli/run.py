@@ -5,9 +5,10 @@ from pathlib import Path
 import click
 
 from .options import device_option, json_option, trust_option
+from .sections import Command
 
 
-@click.command(short_help="Run a recipe: the whole pipeline, resumable.")
+@click.command(cls=Command, short_help="Run a recipe: the whole pipeline, resumable.")
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option("--output", type=click.Path(path_type=Path), help="Run folder (default: the recipe's `output`).")
 @click.option("--force", is_flag=True, help="Run every stage again, also those whose inputs are unchanged.")

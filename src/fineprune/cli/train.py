@@ -6,30 +6,25 @@ from typing import Any
 import click
 
 from ..common.errors import UsageError
-from .options import (
-    check_named,
-    data_options,
-    device_option,
-    json_option,
-    model_options,
-    model_spec,
-    open_data,
-    training_options,
-    training_settings,
-)
+from .options import check_named, data_options, device_option, json_option, model_options, model_spec, open_data
+from .sections import RESULT, Command, stack
+from .training_options import training_options, training_settings
 
 
-@click.command(short_help="Train a network.")
+@click.command(cls=Command, short_help="Train a network.")
 @model_options
 @data_options
 @training_options(
     **{"epochs": "20", "batch-size": "128", "optimizer": "sgd", "lr": "0.1", "momentum": "0.9", "weight-decay": "0.0001"},
     **{"schedule": "cosine", "precision": "auto"},
 )
-@click.option("--suspects", type=int, metavar="N", help="Report N training samples that look wrong: suspects.csv and pictures.")
 @device_option
-@json_option
-@click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder for model.safetensors and training.json.")
+@stack(
+    click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder for model.safetensors and training.json."),
+    click.option("--suspects", type=int, metavar="N", help="Report N training samples that look wrong: suspects.csv and pictures."),
+    json_option,
+    section=RESULT,
+)
 def train(as_json: bool, output: Path, device: str, suspects: int | None, **options: Any) -> None:
     """Train --model on --data from scratch (or from --checkpoint). Run it again to resume."""
     from ..common.progress import Bars

@@ -1,0 +1,105 @@
+"""The options of what is pruned and how it is chosen, and the settings that they become."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..common.errors import UsageError
+from .sections import CALIBRATION, PRUNING, RESEARCH, stack
+
+if TYPE_CHECKING:
+    from ..compressor.config import PruneConfig
+
+
+class _Ratio(click.ParamType):
+    """A number in [0,1), which the settings check; what is written in per cent is translated."""
+
+    name = "ratio"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            return float(value)
+        except ValueError:
+            pass
+        try:
+            self.fail(f"{value} is written {float(str(value).rstrip(' %')) / 100:g}.", param, ctx)
+        except ValueError:
+            self.fail(f"{value!r} is no fraction such as 0.3.", param, ctx)
+
+
+_usual = stack(
+    click.option("--prune", "ratio", type=_Ratio(), metavar="RATIO", help="Fraction of the multiply-adds to prune, e.g. 0.7."),
+    click.option("--ffp", "ffp_ratio", type=_Ratio(), metavar="RATIO", help="Or one by one: fraction of feature-map blocks, in [0,1)."),
+    click.option("--fwp", "fwp_ratio", type=_Ratio(), metavar="RATIO", help="And fraction of weights (of what is left), in [0,1)."),
+    click.option("--include", multiple=True, metavar="GLOB", help="Prune only the layers of these names (repeatable)."),
+    click.option("--exclude", multiple=True, metavar="GLOB", help="Leave the layers of these names dense (repeatable)."),
+    click.option(
+        "--preset", default="taylor", show_default=True, help="How to choose: taylor (costs least) or thesis (the source's own ranking)."
+    ),
+    section=PRUNING,
+)
+_research = stack(
+    click.option("--ffp-layer", multiple=True, metavar="GLOB=RATIO", help="Another FFP ratio for these layers (repeatable)."),
+    click.option("--fwp-layer", multiple=True, metavar="GLOB=RATIO", help="Another FWP ratio for these layers (repeatable)."),
+    click.option("--ffp-criterion", help="What a block is ranked by: taylor, l2, l1 or apoz."),
+    click.option("--ffp-scope", help="Blocks that are ranked together: global, channel, layer or position."),
+    click.option("--ffp-propagate", help="What deeper layers see while blocks are calibrated: masked or dense."),
+    click.option("--fwp-criterion", help="What a weight is ranked by: taylor, wis, wis-signed or magnitude."),
+    click.option("--fwp-scope", help="Weights that are ranked together: global, kernel, group, channel, filter or layer."),
+    click.option("--fwp-share", help="With scope layer or global: drop a tap for one filter, a group or all of a channel."),
+    click.option("--lanes", type=int, help="Filters in a group (scope or share `group`)."),
+    click.option("--pointwise", help="1x1 kernels: rank over the channels of a filter (filter) or leave them (exempt)."),
+    section=RESEARCH,
+)
+prune_options = stack(_usual, _research)
+calibration_options = stack(
+    click.option("--samples", type=int, help="Calibrate on so many training samples, chosen by --seed (default: all)."),
+    click.option("--calibration-batch-size", type=int, default=128, show_default=True, help="Images at a time in calibration."),
+    section=CALIBRATION,
+)
+
+
+def prune_settings(options: dict[str, Any]) -> "PruneConfig":
+    """The settings of both masks from the options given."""
+    from ..compressor.config import prune_config
+
+    if all(options[name] is None for name in ("ratio", "ffp_ratio", "fwp_ratio")) and not options["ffp_layer"] and not options["fwp_layer"]:
+        raise UsageError("nothing to prune; give --prune, or --ffp and --fwp (fractions such as 0.3), or --ffp-layer and --fwp-layer")
+    layers = {"include": tuple(options["include"]) or None, "exclude": tuple(options["exclude"]) or None}
+    return prune_config(
+        options["preset"],
+        ratio=options["ratio"],
+        ffp={
+            "ratio": options["ffp_ratio"],
+            "per_layer": layer_ratios("--ffp-layer", options["ffp_layer"]) or None,
+            "criterion": options["ffp_criterion"],
+            "scope": options["ffp_scope"],
+            "propagate": options["ffp_propagate"],
+            **layers,
+        },
+        fwp={
+            "ratio": options["fwp_ratio"],
+            "per_layer": layer_ratios("--fwp-layer", options["fwp_layer"]) or None,
+            "criterion": options["fwp_criterion"],
+            "scope": options["fwp_scope"],
+            "share": options["fwp_share"],
+            "lanes": options["lanes"],
+            "pointwise": options["pointwise"],
+            **layers,
+        },
+    )
+
+
+def layer_ratios(option: str, pairs: Iterable[str]) -> dict[str, float]:
+    """["layer3.*=0.2"] -> {"layer3.*": 0.2}."""
+    ratios = {}
+    for pair in pairs:
+        pattern, _, value = pair.rpartition("=")
+        try:
+            ratios[pattern] = float(value)
+        except ValueError:
+            pattern = ""
+        if not pattern:
+            raise UsageError(f"{option} is GLOB=RATIO such as layer3.*=0.2, got {pair!r}")
+    return ratios

@@ -1,0 +1,129 @@
+"""The options of a training, and the settings that they become."""
+
+import contextlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import click
+
+from ..common.errors import UsageError
+from .sections import RESEARCH, TRAINING, stack
+
+policy_options = stack(
+    click.option("--policy", metavar="NAME", help="Which samples an epoch visits: none (all), fine-pruning, infobatch or random."),
+    click.option(
+        "--policy-arg",
+        "policy_args",
+        metavar="KEY=VALUE",
+        multiple=True,
+        help="A setting of the policy, e.g. fraction=0.25 or order=easiest (repeatable).",
+    ),
+    section=RESEARCH,
+)
+
+
+def training_options(**defaults: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The options of a training; `defaults` are those shown in the help, for they differ between training and fine-tuning."""
+
+    def option(name: str, kind: type, text: str, **settings: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        shown = f"{text}  [default: {defaults[name]}]" if name in defaults else text
+        return click.option(f"--{name}", type=kind, help=shown, **settings)
+
+    usual = stack(
+        option("epochs", int, "Passes over the training images."),
+        option("batch-size", int, "Images in one step."),
+        option("lr", float, "Peak learning rate."),
+        option("optimizer", str, "Optimizer: sgd, adam or adamw."),
+        option("momentum", float, "Momentum (sgd only)."),
+        option("weight-decay", float, "L2 penalty of the weights."),
+        option("schedule", str, "How the rate falls: cosine, multistep, plateau, constant, or auto (when the validation loss stays)."),
+        click.option("--no-augment", is_flag=True, help="Train on the images as they are, neither shifted nor mirrored."),
+        option("precision", str, "Numbers to train with: auto, float32, bfloat16 or float16."),
+        option("workers", int, "Threads that decode images which do not fit in memory; with a parameter server, its workers."),
+        click.option("--seed", type=int, default=0, show_default=True, help="Seed of weights, order, augmentation, calibration samples."),
+        section=TRAINING,
+    )
+    research = stack(
+        option("milestones", str, "Epochs after which the rate drops (multistep only).", metavar="E1,E2"),
+        option("gamma", float, "Factor of each drop of the rate (multistep and plateau)."),
+        click.option(
+            "--auto-arg",
+            "auto_args",
+            metavar="KEY=VALUE",
+            multiple=True,
+            help="A setting of the schedule auto: rule, interval, threshold, ... (repeatable).",
+        ),
+        option("warmup-epochs", float, "Epochs in which the rate rises to its peak at the start."),
+        option("label-smoothing", float, "Share of the label that is spread over all classes."),
+        option("max-grad-norm", float, "Clip the gradient to this L2 norm."),
+        policy_options,
+        click.option("--trainer", help="How steps are made: plain, or by a parameter server: ssgd, asgd, dc-asgd or lc-asgd."),
+        click.option(
+            "--trainer-arg",
+            "trainer_args",
+            metavar="KEY=VALUE",
+            multiple=True,
+            help="A setting of the parameter server: lam, mode, shards, engine=ray, address, ... (repeatable).",
+        ),
+        section=RESEARCH,
+    )
+    return stack(usual, research)
+
+
+_TRAINING = (
+    *("epochs", "batch_size", "optimizer", "lr", "momentum", "weight_decay", "schedule", "gamma", "warmup_epochs"),
+    *("label_smoothing", "max_grad_norm", "precision", "workers", "seed"),
+)
+
+
+def training_settings(options: dict[str, Any]) -> dict[str, Any]:
+    """Fields of TrainConfig from the options given."""
+    from ..models.training.distributed.config import with_defaults
+
+    settings = {key: options[key] for key in _TRAINING if options.get(key) is not None}
+    if options.get("trainer") not in (None, "plain"):
+        servers = {"workers": settings.pop("workers")} if "workers" in settings else {}
+        servers |= typed_pairs("--trainer-arg", options["trainer_args"])
+        settings = with_defaults({**settings, "asynchronous": {"algorithm": options["trainer"], **servers}})
+    elif options.get("trainer_args"):
+        raise UsageError("--trainer-arg belongs to a --trainer with a parameter server; name it, too")
+    if options.get("no_augment"):
+        settings["augment"] = False
+    if options.get("auto_args"):
+        settings["auto_lr"] = typed_pairs("--auto-arg", options["auto_args"])
+    policy = policy_settings(options)
+    if policy is not None:
+        settings["policy"] = policy
+    if options.get("milestones"):
+        try:
+            settings["milestones"] = tuple(int(text) for text in options["milestones"].split(","))
+        except ValueError:
+            raise UsageError(f"--milestones are epochs such as 10,15, got {options['milestones']!r}") from None
+    return settings
+
+
+def policy_settings(options: dict[str, Any]) -> dict[str, Any] | None:
+    """A policy's name and parameters, or None where none is given."""
+    if options.get("policy") is None:
+        if options.get("policy_args"):
+            raise UsageError("--policy-arg belongs to --policy; name the policy, too")
+        return None
+    parameters = typed_pairs("--policy-arg", options["policy_args"])
+    if "name" in parameters:
+        raise UsageError("--policy-arg gives parameters; the name belongs to --policy")
+    return {"name": options["policy"], **parameters}
+
+
+def typed_pairs(option: str, pairs: Iterable[str]) -> dict[str, Any]:
+    """["fraction=0.25", "rescale=true", "max_drops=none"] -> {"fraction": 0.25, "rescale": True, "max_drops": None}."""
+    words = {"true": True, "false": False, "none": None}
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not key or not equals:
+            raise UsageError(f"{option} is KEY=VALUE such as fraction=0.25, got {pair!r}")
+        values[key] = words.get(text.lower(), text)
+        for convert in (float, int):  # a whole number is one
+            with contextlib.suppress(ValueError):
+                values[key] = convert(text)
+    return values
