@@ -1,13 +1,14 @@
 """Loading weights of any origin into a model, without running anything that a file contains."""
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ...common.errors import RunError
+from ...common.errors import RunError, UsageError
 from .fitting import fitting_arguments
 from .registry import ModelSpec
 from .state_dicts import State, checked, fitted, part, unwrapped, versions
@@ -22,12 +23,14 @@ def load_checkpoint(model: nn.Module, path: Path | str, spec: ModelSpec | None =
     of weights) put before names is dropped, weights that torch.nn.utils.prune split are multiplied with their masks, and counters may be
     missing or too many. Nothing is unpickled but tensors and plain containers. spec: the name and arguments of `model`, for advice.
 
-    Raises UsageError where there is no such file; RunError where it is something else than a checkpoint (named), truncated, holds other
-    objects or no floating-point numbers, NaN or infinite weights, or does not fit the model, which is then left as it was.
+    Raises UsageError where there is no such file, or for a model whose weights cannot be changed; RunError where it is something else
+    than a checkpoint (named), truncated, holds other objects or no floating-point numbers, NaN or infinite weights, or does not fit the
+    model, which is then left as it was.
     """
     path = Path(path)
     notes: list[str] = []
     own = model.state_dict()
+    _check_network(own)
     state = fitted(unwrapped(read_content(path), path, notes), own, path, notes)
     masks = [name for name in state if name.endswith((".ffp_mask", ".fwp_mask")) and name not in own]
     if masks:
@@ -43,7 +46,7 @@ def load_checkpoint(model: nn.Module, path: Path | str, spec: ModelSpec | None =
     for name, value in fitting.items():
         if name in own:
             checked(name, value, own[name], path)
-    before = {name: value.clone() for name, value in own.items() if not is_lazy(value)}
+    before = {name: value.clone() for name, value in own.items() if isinstance(value, Tensor) and not is_lazy(value)}
     try:
         # The rest is compared by torch itself, since some modules translate the names of older releases while loading.
         result = model.load_state_dict(fitting, strict=False)
@@ -57,6 +60,19 @@ def load_checkpoint(model: nn.Module, path: Path | str, spec: ModelSpec | None =
         parts = (part("missing", missing), part("unexpected", result.unexpected_keys), part("wrongly shaped", shapes))
         raise RunError(f"{path} does not fit this network: {'; '.join(p for p in parts if p)}; {_remedy(spec, state)}")
     return tuple(notes)
+
+
+def _check_network(own: Mapping[str, object]) -> None:
+    """UsageError for a network that no weights can be copied into."""
+    for name, value in own.items():
+        if is_lazy(value):
+            continue
+        if not isinstance(value, Tensor) and not name.endswith("_extra_state"):
+            raise UsageError(f"{name} of the network is no tensor (it is quantized); load the weights into the float network")
+        if isinstance(value, Tensor) and value.is_meta:
+            raise UsageError(f"{name} of the network has no values (it is on the device meta); build the network on the CPU")
+        if isinstance(value, Tensor) and value.is_inference():
+            raise UsageError(f"{name} of the network was made under torch.inference_mode() and cannot be changed; build it outside of it")
 
 
 def _same_shape(value: Tensor, own: Tensor) -> bool:

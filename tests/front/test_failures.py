@@ -142,7 +142,15 @@ def test_checkpoints_of_another_network(named: list[object], data: str, checkpoi
     colour = tmp_path / "colour.npz"
     np.savez(colour, images=np.zeros((30, 16, 16, 3), np.uint8), labels=np.arange(30) % 3)
     grey = ["--model", "lenet", "--model-arg", "in_channels=1", "--data", f"npz:{colour}"]
-    assert_fails(2, "first convolution takes images with 1 channel, not with 3; give --model-arg in_channels=3", "compress", *grey, *COMPRESS, "--output", output)
+    assert_fails(
+        2,
+        "first convolution takes images with 1 channel, not with 3; give --model-arg in_channels=3",
+        "compress",
+        *grey,
+        *COMPRESS,
+        "--output",
+        output,
+    )
 
 
 def test_weights_that_are_not_finite(named: list[object], checkpoint: Path, tmp_path: Path, output: Path) -> None:

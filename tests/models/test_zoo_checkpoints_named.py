@@ -184,6 +184,39 @@ def test_a_network_that_wraps_the_saved_one(tmp_path: Path) -> None:
     assert torch.equal(wrapped.get_parameter("backbone.0.weight"), small().state_dict()["0.weight"])
 
 
+def inferring() -> nn.Module:
+    with torch.inference_mode():
+        return small()
+
+
+def quantized() -> nn.Module:
+    return torch.ao.quantization.quantize_dynamic(small(), {nn.Linear})
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (inferring, "0.weight of the network was made under torch.inference_mode"),
+        (lambda: small().to("meta"), "0.weight of the network has no values .*meta.*; build the network on the CPU"),
+        (quantized, "of the network is no tensor .it is quantized"),
+    ],
+)
+def test_networks_whose_weights_cannot_be_changed(make: Callable[[], nn.Module], message: str, tmp_path: Path) -> None:
+    torch.save(small().state_dict(), tmp_path / "w.pt")
+    with pytest.raises(UsageError, match=message):
+        load_checkpoint(make(), tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("kind", ["half", "bfloat16", "double", "lazy"])
+def test_networks_of_other_numbers_take_weights(kind: str, tmp_path: Path) -> None:
+    lazy = nn.Sequential(nn.LazyConv2d(3, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(5))
+    model = lazy if kind == "lazy" else getattr(small(), kind)()
+    torch.save(small().state_dict(), tmp_path / "w.pt")
+    load_checkpoint(model, tmp_path / "w.pt")
+    torch.testing.assert_close(model[0].weight.float(), small()[0].weight, rtol=0.01, atol=0.01)
+
+
 class Versioned(nn.Linear):
     """Loads by the version of its state dict, as torchvision's MNASNet does."""
 
