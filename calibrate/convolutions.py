@@ -83,8 +83,7 @@ def find_convolutions(model: nn.Module, input_shape: Sequence[int]) -> tuple[lis
             skipped.append(Skipped(name=name, reason=reason))
         else:
             sites.append(_site(name, conv, calls[0][1]))
-    scripted = [name for name, module in model.named_modules() if getattr(module, "original_name", "").startswith("Conv")]
-    return sites, [*skipped, *(Skipped(name=name, reason="it is scripted (torch.jit), which fixes its code") for name in scripted)]
+    return sites, skipped
 
 
 def probe(model: nn.Module, input_shape: Sequence[int]) -> torch.Tensor:
@@ -150,8 +149,8 @@ def _site(name: str, conv: nn.Module, output_shape: tuple[int, ...]) -> ConvSite
         raise TypeError(f"{name} is not an nn.Conv2d")
     return ConvSite(
         name=name,
-        in_channels=conv.in_channels,
-        out_channels=conv.out_channels,
+        in_channels=conv.weight.shape[1] * conv.groups,  # a lazy layer that was loaded and never called says 0 itself
+        out_channels=conv.weight.shape[0],
         kernel=(conv.kernel_size[0], conv.kernel_size[1]),
         groups=conv.groups,
         output_size=(output_shape[2], output_shape[3]),

@@ -99,6 +99,7 @@ class Bundle:
         model = without_wrappers(model)
         try:
             masked = bake(model, ffp_masks=self.ffp_masks, fwp_masks=self.fwp_masks, input_shape=self.facts.get("input_shape"))
+            masked.to(next((value.dtype for value in self.weights.values() if value.is_floating_point()), None))
             state: OrderedDict[str, Any] = OrderedDict({**self.weights, **self.values})
             metadata = getattr(model.state_dict(), "_metadata", {}) if self.metadata is None else self.metadata
             state._metadata = {name: dict(entry) for name, entry in metadata.items()}  # type: ignore[attr-defined]

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from ..calibrate.convolutions import own_forward
 from ..calibrate.mask_facts import MASKS
@@ -72,9 +73,11 @@ def mask(conv: nn.Conv2d, *, ffp_mask: Tensor | None = None, fwp_mask: Tensor | 
 
     UsageError where a mask has the wrong shape or dtype, or where the layer computes something of its own.
     """
+    if isinstance(conv, LazyModuleMixin):
+        raise UsageError("it is lazy and was never called; call the network once on a sample before")
     if reason := own_forward(conv):
         raise UsageError(f"it cannot carry masks: {reason}")
-    _check_mask(ffp_mask, "FFP", (conv.in_channels, None, None))
+    _check_mask(ffp_mask, "FFP", (conv.weight.shape[1] * conv.groups, None, None))
     _check_mask(fwp_mask, "FWP", tuple(conv.weight.shape))
     conv.__class__ = _with_masks(type(conv))
     conv.register_buffer("ffp_mask", _to(ffp_mask, conv.weight), persistent=False)
@@ -92,7 +95,7 @@ def unmask(layer: MaskedConv2d) -> None:
 def _with_masks(kind: type[nn.Conv2d]) -> type[MaskedConv2d]:
     if issubclass(kind, MaskedConv2d):
         return kind
-    return MaskedConv2d if kind is nn.Conv2d else _of_your_own(kind)
+    return MaskedConv2d if kind is nn.Conv2d else _of_your_own(kind)  # type: ignore[arg-type]
 
 
 @cache

@@ -205,7 +205,8 @@ class _Tally:
         handles = []
         for name, module in self.model.named_modules():
             handles.append(module.register_forward_pre_hook(self._enter(name), with_kwargs=True))
-            handles.append(module.register_forward_hook(self._leave(name), with_kwargs=True))
+            # Prepended: a hook of the network's own may change the output, of which the layer computed the first form.
+            handles.append(module.register_forward_hook(self._leave(name), prepend=True, with_kwargs=True))
         try:
             yield
         finally:

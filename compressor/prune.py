@@ -11,6 +11,7 @@ from ..calibrate.convolutions import ConvSite, Skipped, find_convolutions
 from ..calibrate.statistics import Statistics, fingerprint
 from ..common.errors import UsageError
 from ..common.progress import Progress, Silent
+from .agreement import check_agreement
 from .bake import bake, masked_layers
 from .config import FFPConfig, FWPConfig, PruneConfig
 from .outputs import output_layers
@@ -72,9 +73,12 @@ class CalibrationRun:
         )
 
 
-def prunable(model: nn.Module, config: PruneConfig, input_shape: tuple[int, ...]) -> tuple[list[ConvSite], list[Skipped]]:
-    """`find_convolutions` of a network that `config` fits: UsageError where it doesn't, before any pass over the samples."""
-    sites, skipped = find_convolutions(model, input_shape)
+def prunable(model: nn.Module, config: PruneConfig, run: CalibrationRun) -> tuple[list[ConvSite], list[Skipped]]:
+    """`find_convolutions` of a network that `config` fits: UsageError where it doesn't, before any pass over the samples.
+
+    RunError where masks or measuring change the network's outputs, tried on the first two samples (`check_agreement`).
+    """
+    sites, skipped = find_convolutions(model, run.input_shape)
     if not sites:
         reasons = "".join(f"; {s.name}: {s.reason}" for s in skipped)
         raise UsageError(f"the network has no convolution that can carry masks{reasons}; give one with nn.Conv2d layers")
@@ -82,17 +86,29 @@ def prunable(model: nn.Module, config: PruneConfig, input_shape: tuple[int, ...]
         raise UsageError("the network carries masks already; prune the dense network it came from")
     for part in (config.ffp, config.fwp):
         chosen_sites(sites, part)
+    if len(run.source):
+        few = next(iter(run.source.batches(2, indices=torch.arange(min(2, len(run.source)))))).images
+        if tuple(few.shape[1:]) != tuple(run.input_shape):
+            raise UsageError(f"the calibration samples are of shape {list(few.shape[1:])}, not {list(run.input_shape)}; give their shape")
+        check_agreement(model.to(run.device), sites, config, few.to(run.device), run.progress)
     return sites, skipped
 
 
 def prune(
-    model: nn.Module, config: PruneConfig, run: CalibrationRun, *, blocks: Statistics | None = None, weights: Statistics | None = None
+    model: nn.Module,
+    config: PruneConfig,
+    run: CalibrationRun,
+    *,
+    found: tuple[list[ConvSite], list[Skipped]] | None = None,
+    blocks: Statistics | None = None,
+    weights: Statistics | None = None,
 ) -> Pruned:
     """Mask `model` by `config`; statistics already at hand (`blocks`, `weights`) are used instead of a pass over the samples.
 
-    The model given is left as it is. UsageError when statistics belong to another network, or when it has nothing to mask.
+    found: what `prunable` gave, where it was asked before. The model given is left as it is. UsageError when statistics belong to
+    another network, or when it has nothing to mask.
     """
-    sites, skipped = prunable(model, config, run.input_shape)
+    sites, skipped = found or prunable(model, config, run)
     ffp_masks: dict[str, Tensor] = {}
     unreached: set[str] = set()
     if config.ffp.prunes:

@@ -20,6 +20,7 @@ from .arguments import check_arguments, check_named, check_progress
 from .calibrate.collect import CalibrationConfig, sample_order
 from .calibrate.statistics import Statistics, fingerprint
 from .claims import beforehand, chance_level, few_samples, saved, shortfall, zero_weights
+from .common.copies import copied, working_copy
 from .common.errors import RunError, UsageError
 from .common.files import check_writable
 from .common.progress import Lines, Progress
@@ -164,7 +165,7 @@ def compress_network(
         check_target(output)
         check_writable(output)
     check_network(unwrapped(model))
-    model = without_wrappers(model, progress)
+    model = working_copy(without_wrappers(model, progress), progress)
     broken = first_nonfinite(model)
     if broken is not None:
         raise RunError(f"{broken} of the network is NaN or infinite; load a checkpoint of a training that did not diverge")
@@ -199,15 +200,15 @@ class _Run:
     def bundle(self, spec: ModelSpec | None, statistics: Mapping[str, Statistics]) -> Bundle:
         """All steps in order."""
         report = count_macs(self.model, self.data.input_shape)
-        sites, _ = prunable(self.model, self.job.config, self.data.input_shape)
+        where = self.folder and self.folder / "statistics"
+        calibration = calibration_run(self.data, self.job.calibration, self.device, where, self.progress)
+        found = prunable(self.model, self.job.config, calibration)
         check_before(self.model, self.fresh(spec), self.image())
-        self.say(beforehand(report, sites))
+        self.say(beforehand(report, found[0]))
         accuracy = {"dense": self.accuracy(self.model, "dense")}
         self.say(chance_level(accuracy["dense"], getattr(self.data, self.held_out).labels))
         self.say(few_samples(self.calibration_labels(), len(self.data.classes)))
-        where = self.folder and self.folder / "statistics"
-        calibration = calibration_run(self.data, self.job.calibration, self.device, where, self.progress)
-        pruned = prune_network(self.model, self.job.config, calibration, **statistics)
+        pruned = prune_network(self.model, self.job.config, calibration, found=found, **statistics)
         for skipped in pruned.skipped:
             self.progress.log(f"left dense: {skipped.name}: {skipped.reason}")
         masked_report = count_macs(pruned.model, self.data.input_shape)
@@ -221,7 +222,7 @@ class _Run:
             history["finetune"] = self.finetune(pruned.model, "finetune")
             accuracy["finetuned"] = self.accuracy(pruned.model, "fine-tuned")
             if self.job.compare_dense:
-                dense = deepcopy(self.model)
+                dense = copied(self.model)
                 history["dense_finetune"] = self.finetune(dense, "dense-finetune")
                 accuracy["dense_finetuned"] = self.accuracy(dense, "dense, fine-tuned alike")
         facts = {

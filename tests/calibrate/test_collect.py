@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fineprune.calibrate import collect
 from fineprune.calibrate.collect import CalibrationConfig, Source, collect_block_statistics, collect_weight_statistics
@@ -314,12 +315,15 @@ def test_the_model_is_left_as_it_was(collect_from, error: type[BaseException] | 
     assert not source.images.requires_grad
 
 
-def test_batches_that_the_source_keeps_stay_as_they_are() -> None:
-    class Kept(FakeSplit):
-        def batches(self, *args: object, **options: object) -> Iterator[FakeBatch]:
-            yield FakeBatch(self.images, self.labels, torch.arange(len(self)))
+class WithoutCopies(FakeSplit):
+    """Hands out the tensors that it keeps."""
 
-    source = Kept(data().images, data().labels)
+    def batches(self, *args: object, **options: object) -> Iterator[FakeBatch]:
+        yield FakeBatch(self.images, self.labels, torch.arange(len(self)))
+
+
+def test_batches_that_the_source_keeps_stay_as_they_are() -> None:
+    source = WithoutCopies(data().images, data().labels)
     blocks(source)
     assert not source.images.requires_grad
     assert source.images.grad is None
@@ -346,20 +350,116 @@ def test_a_network_without_convolutions_is_refused() -> None:
         blocks(data(), model=nn.Sequential(nn.Flatten(), nn.Linear(105, 3)).double())
 
 
+class Reaching(nn.Module):
+    """A stem, a body and a head beside them; gradients reach what `kind` lets them reach."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.stem, self.body, self.aside = (nn.Conv2d(3, 3, 3, dtype=torch.float64, padding=1) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.kind != "frozen stem"):
+            x = self.stem(x)
+        x = F.relu(x.detach() if self.kind == "detached" else x, inplace=True)
+        y = self.aside(x)
+        body = F.relu(self.body(x), inplace=True).mean((2, 3))
+        if self.kind == "nothing":
+            return body.detach()
+        return body if self.kind != "gate" else body + (y.argmax(1).sum((1, 2)) % 2)[:, None]
+
+
 @pytest.mark.parametrize("pass_", [collect_block_statistics, collect_weight_statistics])
-def test_layers_without_gradients_are_refused_by_name(pass_) -> None:
-    class Frozen(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.stem, self.body = (nn.Conv2d(3, 3, 3, dtype=torch.float64, padding=1) for _ in range(2))
+@pytest.mark.parametrize(
+    ("kind", "reached"),
+    [("auxiliary head", "stem body"), ("gate", "stem body"), ("frozen stem", "body"), ("detached", "body")],
+)
+def test_layers_that_no_gradient_reaches_have_no_taylor_scores(pass_, kind: str, reached: str, tmp_path: Path) -> None:
+    got = pass_(Reaching(kind), data(), input_shape=SHAPE, config=SMALL, checkpoint=tmp_path / "c")
+    assert [name for name, fields in got.layers.items() if "taylor" in fields] == reached.split()
+    again = pass_(Reaching(kind), data(), input_shape=SHAPE, config=SMALL, checkpoint=tmp_path / "c")
+    assert {name: fields.keys() for name, fields in again.layers.items()} == {name: fields.keys() for name, fields in got.layers.items()}
+    twice = got + got
+    assert torch.equal(twice.layers["body"]["taylor"], 2 * got.layers["body"]["taylor"])
 
-        def forward(self, x: Tensor) -> Tensor:
-            with torch.no_grad():
-                x = self.stem(x)
-            return self.body(x).mean((2, 3))
 
-    with pytest.raises(UsageError, match=r"no gradient reaches the output of stem, .*; use --preset thesis"):
-        pass_(Frozen(), data(), input_shape=SHAPE, config=SMALL)
+def test_the_layers_after_a_frozen_stem_are_scored_as_without_it() -> None:
+    frozen, free = (
+        collect_block_statistics(Reaching(k), data(), input_shape=SHAPE, config=SMALL) for k in ("frozen stem", "auxiliary head")
+    )
+    torch.testing.assert_close(frozen.layers["body"]["taylor"], free.layers["body"]["taylor"], **TOLERANCE)
+
+
+@pytest.mark.parametrize("pass_", [collect_block_statistics, collect_weight_statistics])
+def test_a_network_without_gradients_is_refused(pass_) -> None:
+    with pytest.raises(UsageError, match="no gradient reaches any convolution, which Taylor scores need; use --preset thesis"):
+        pass_(Reaching("nothing"), data(), input_shape=SHAPE, config=SMALL)
+
+
+# What the network meets while it is measured
+
+
+class Curious(nn.Module):
+    """A forward that looks at its convolution in every way, and writes to its input where `writes`."""
+
+    def __init__(self, writes: bool = False) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.conv = nn.Conv2d(3, 3, 3, dtype=torch.float64)
+        self.writes, self.seen = writes, set()
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv = self.conv
+        if self.writes:
+            x -= 0.5
+            x[:, 0] = 0
+        x = x.to(conv.weight.dtype) / conv.kernel_size[0] * conv.stride[0]
+        self.seen.add((type(conv), tuple(self.state_dict()), tuple(name for name, _ in self.named_parameters()), id(conv), repr(self)))
+        return conv(x).mean((2, 3)) if isinstance(conv, nn.Conv2d) and conv.bias is not None else x.mean((2, 3))
+
+
+@every_pass
+def test_the_network_meets_its_own_convolutions(collect_from) -> None:
+    model = Curious()
+    collect_from(data(), model=model, **({"keep": {"conv": 4}} if collect_from in (PASSES["l2"], PASSES["apoz"]) else {}))
+    names = ("conv.weight", "conv.bias")
+    assert model.seen == {(nn.Conv2d, names, names, id(model.conv), repr(Curious()))}
+
+
+@every_pass
+def test_hooks_act_around_what_is_measured(collect_from) -> None:
+    def scaled(source: FakeSplit, model: nn.Module, by: float) -> Statistics:
+        options = {"keep": {"conv": 4}} if collect_from in (PASSES["l2"], PASSES["apoz"]) else {}
+        return collect_from(FakeSplit(source.images * by, source.labels), model=model, **options)
+
+    hooked, plain = Curious(), Curious()
+    calls: list[Tensor] = []
+    hooked.conv.register_forward_pre_hook(lambda layer, inputs: (inputs[0] * 2,))
+    hooked.conv.register_forward_hook(lambda layer, inputs, output: calls.append(output))
+    got, expected = scaled(data(), hooked, 1), scaled(data(), plain, 2)
+    for key, value in expected.layers["conv"].items():
+        assert torch.equal(got.layers["conv"][key], value), key
+    assert len(calls) == 3, "one call to find the layer, two batches"
+
+
+@every_pass
+def test_a_network_may_write_to_its_input(collect_from) -> None:
+    source = data()
+    before = source.images.clone()
+    options = {"keep": {"conv": 4}} if collect_from in (PASSES["l2"], PASSES["apoz"]) else {}
+    got = collect_from(WithoutCopies(source.images, source.labels), model=Curious(writes=True), **options)
+    assert torch.equal(source.images, before)
+    shifted = source.images - 0.5
+    shifted[:, 0] = 0
+    expected = collect_from(FakeSplit(shifted, source.labels), model=Curious(), config=CalibrationConfig(batch_size=5), **options)
+    for key, value in expected.layers["conv"].items():
+        assert torch.equal(got.layers["conv"][key], value), key
+
+
+# What is refused, further
 
 
 def test_outputs_that_are_no_scores_of_the_classes_are_refused() -> None:

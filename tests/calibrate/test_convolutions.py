@@ -61,6 +61,22 @@ def test_convolutions_that_stay_dense_are_named_with_the_reason() -> None:
     }
 
 
+@pytest.mark.parametrize("name", ["forward", "_conv_forward"])
+def test_a_convolution_changed_on_the_module_itself_stays_dense(name: str) -> None:
+    model = varied()
+    own = {"forward": lambda x: 2 * nn.Conv2d.forward(model.down, x), "_conv_forward": lambda x, weight, bias: torch.conv2d(x, weight)}
+    setattr(model.down, name, own[name])
+    sites, skipped = find_convolutions(model, SHAPE)
+    assert [site.name for site in sites] == CONVOLUTIONS[:-1]
+    assert [(s.name, s.reason) for s in skipped] == [("down", f"its {name} is replaced on the module itself")]
+
+
+def test_hooks_do_not_change_the_shapes_of_a_site() -> None:
+    plain, model = varied(), varied()
+    model.down.register_forward_hook(lambda layer, inputs, output: output[..., :1, :1])
+    assert find_convolutions(model, SHAPE) == find_convolutions(plain, SHAPE)
+
+
 def test_sites_have_the_shapes_of_the_layers_in_order_of_execution() -> None:
     sites, skipped = find_convolutions(varied(), SHAPE)
     assert skipped == []

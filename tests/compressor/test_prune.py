@@ -10,7 +10,7 @@ from torch import nn
 from fineprune.calibrate.collect import CalibrationConfig, collect_block_statistics
 from fineprune.calibrate.convolutions import find_convolutions
 from fineprune.calibrate.statistics import Statistics
-from fineprune.common.errors import UsageError
+from fineprune.common.errors import RunError, UsageError
 from fineprune.compressor.config import prune_config
 from fineprune.compressor.macs import count_macs
 from fineprune.compressor.prune import CalibrationRun, prune
@@ -111,9 +111,9 @@ def test_finished_passes_are_used_again(tmp_path: Path) -> None:
     config = prune_config(ffp={"ratio": 0.3}, fwp={"ratio": 0.3})
     source = samples(6, dtype=torch.float64)
     first = prune(varied(), config, calibration(source=source, folder=tmp_path / "statistics"))
-    assert len(source.seen) == 4
+    assert len(source.seen) == 1 + 4, "two samples to try the masks on, then two passes"
     again = prune(varied(), config, calibration(source=source, folder=tmp_path / "statistics"))
-    assert len(source.seen) == 4
+    assert len(source.seen) == 1 + 4 + 1
     for one, other in ((first.ffp_masks, again.ffp_masks), (first.fwp_masks, again.fwp_masks)):
         assert all(torch.equal(one[name], other[name]) for name in one)
 
@@ -124,12 +124,15 @@ def test_statistics_at_hand_replace_a_pass_and_must_fit() -> None:
     source.seen.clear()
     config = prune_config(ffp={"ratio": 0.3})
     assert prune(model, config, calibration(source=source), blocks=statistics).ffp_masks
-    assert source.seen == []
+    assert [places.tolist() for places in source.seen] == [[0, 1]], "no more than the two samples that masks are tried on"
     with pytest.raises(UsageError, match="the blocks statistics were collected on another network; calibrate again with the same options"):
         prune(varied(seed=1), config, calibration(), blocks=statistics)
+    larger = FakeSplit(torch.ones(2, 3, 9, 9, dtype=torch.float64), torch.zeros(2, dtype=torch.int64))
     message = r"the blocks statistics were collected on inputs of \[3, 7, 5\], not \[3, 9, 9\]; calibrate again"
     with pytest.raises(UsageError, match=message):
-        prune(model, config, calibration(input_shape=(3, 9, 9)), blocks=statistics)
+        prune(model, config, calibration(input_shape=(3, 9, 9), source=larger), blocks=statistics)
+    with pytest.raises(UsageError, match=r"the calibration samples are of shape \[3, 9, 9\], not \[3, 7, 5\]; give their shape"):
+        prune(model, config, calibration(source=larger))
     message = "the statistics hold block scores of 'taylor', not of 'l2'; calibrate with that criterion"
     with pytest.raises(UsageError, match=message):
         prune(model, prune_config("thesis", ffp={"ratio": 0.3}), calibration(), blocks=statistics)
@@ -159,6 +162,49 @@ def test_networks_with_nothing_to_mask_are_refused_with_the_reasons() -> None:
     message = "the network has no convolution that can carry masks; 0: ConvTranspose2d is not a 2-D convolution"
     with pytest.raises(UsageError, match=message):
         prune(model, prune_config(ffp={"ratio": 0.3}), calibration())
+
+
+class Aside(nn.Module):
+    """A head that takes no part in the answer, after the one that does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.stem, self.body, self.head = (nn.Conv2d(3, 3, 3, dtype=torch.float64, padding=1) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x).relu_()
+        self.kept = self.head(x)
+        return self.body(x).mean((2, 3))
+
+
+@pytest.mark.parametrize("half", ["ffp", "fwp"])
+def test_a_layer_that_no_gradient_reaches_is_left_dense_and_named(half: str, tmp_path: Path) -> None:
+    run = calibration(folder=tmp_path)
+    pruned = prune(Aside(), prune_config(**{half: {"ratio": 0.3}}), run)
+    assert set(pruned.ffp_masks) | set(pruned.fwp_masks) == {"stem", "body"}
+    reason = "no gradient reaches it, by which its worth is measured; the preset thesis needs none"
+    assert [(s.name, s.reason) for s in pruned.skipped] == [("head", reason)]
+    again = prune(Aside(), prune_config(**{half: {"ratio": 0.3, "exclude": ("head",)}}), run)
+    assert again.skipped == [], "what was asked to stay dense needs no reason"
+    assert set(again.ffp_masks) | set(again.fwp_masks) == {"stem", "body"}
+    thesis = prune(Aside(), prune_config("thesis", **{half: {"ratio": 0.3}}), calibration())
+    assert set(thesis.ffp_masks) | set(thesis.fwp_masks) == {"stem", "body", "head"} and thesis.skipped == []
+
+
+class Asks(Aside):
+    """A forward that asks for the exact type of its convolution."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * (1 if type(self.body) is nn.Conv2d else 2)
+
+
+def test_what_masks_would_change_stops_before_any_pass() -> None:
+    progress = Recorder()
+    with pytest.raises(RunError, match=r"masks that drop nothing change the network's outputs .* in body: .*--exclude body"):
+        prune(Asks(), prune_config(fwp={"ratio": 0.3}), calibration(progress=progress))
+    assert progress.loops == []
 
 
 def test_a_masked_network_is_not_masked_again() -> None:

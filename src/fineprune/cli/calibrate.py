@@ -24,6 +24,7 @@ def calibrate(output: Path, device: str, **options: Any) -> None:
     """Collect the statistics that `fineprune compress --statistics` selects masks by. Run it again to resume."""
     from ..calibrate.collect import CalibrationConfig
     from ..calibrate.statistics import check_target
+    from ..common.copies import working_copy
     from ..common.files import check_writable
     from ..common.progress import Bars
     from ..compression import calibration_run
@@ -42,7 +43,7 @@ def calibrate(output: Path, device: str, **options: Any) -> None:
     data = open_data(options)
     network = open_network(options, data)
     progress = Bars()
-    pruned = prune(network.model, config, calibration_run(data, calibration, where, output, progress))
+    pruned = prune(working_copy(network.model, progress), config, calibration_run(data, calibration, where, output, progress))
     for skipped in pruned.skipped:
         progress.log(f"left dense: {skipped.name}: {skipped.reason}")
     samples = min(options["samples"] or len(data.train), len(data.train))
