@@ -16,7 +16,7 @@ from ..calibrate.layers import BlockFrequency, BlockTaylor, Collector, WeightSco
 from ..calibrate.steadiness import answers, difference, unsteadiness
 from ..common.errors import RunError
 from ..common.progress import Progress
-from .bake import bake, dense_twin
+from .bake import bake, dense_twin, masked_layers
 from .config import PruneConfig
 from .selection import chosen_sites
 
@@ -55,7 +55,10 @@ def _check_masks(model: nn.Module, blocks: Sequence[ConvSite], taps: Sequence[Co
     half = {name: (torch.arange(mask.numel()) % 2 == 0).view(mask.shape) for name, mask in fwp.items()}
 
     def changed(names: Iterable[str]) -> float:
-        return difference(expected, answers(bake(model, ffp_masks=_of(ffp, names), fwp_masks=_of(fwp, names)), images))
+        masked = bake(model, ffp_masks=_of(ffp, names), fwp_masks=_of(fwp, names))
+        for _, layer in masked_layers(masked):  # the order in memory is not what is tried here: some networks read it (x.view)
+            layer.register_forward_hook(lambda layer, inputs, output: output.contiguous(), prepend=True)
+        return difference(expected, answers(masked, images))
 
     def unseen(names: Iterable[str]) -> float:
         masked = bake(model, fwp_masks=_of(half, names))

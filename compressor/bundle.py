@@ -99,7 +99,10 @@ class Bundle:
         model = without_wrappers(model)
         try:
             masked = bake(model, ffp_masks=self.ffp_masks, fwp_masks=self.fwp_masks, input_shape=self.facts.get("input_shape"))
-            masked.to(next((value.dtype for value in self.weights.values() if value.is_floating_point()), None))
+            for name, parameter in masked.named_parameters():
+                if name in self.weights and parameter.dtype != self.weights[name].dtype:
+                    masked.to(self.weights[name].dtype)  # a half network comes back in float32, in which it was compressed
+                    break
             state: OrderedDict[str, Any] = OrderedDict({**self.weights, **self.values})
             metadata = getattr(model.state_dict(), "_metadata", {}) if self.metadata is None else self.metadata
             state._metadata = {name: dict(entry) for name, entry in metadata.items()}  # type: ignore[attr-defined]

@@ -80,6 +80,15 @@ def test_networks_that_compute_something_else_are_refused_with_the_layer_and_a_r
     assert check(Asking(kind), "thesis" if "thesis" in message else "taylor", exclude=("first",) if "exclude" in message else ()) == []
 
 
+def test_networks_that_read_the_order_in_memory_pass() -> None:
+    class Viewing(Asking):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x)
+            return self.second(y.view(len(y), -1).view_as(y)).mean((2, 3))
+
+    assert check(Viewing("")) == check(Viewing(""), "thesis") == []
+
+
 def test_batch_statistics_get_a_warning() -> None:
     (line,) = check(Asking("batch statistics"), "thesis")
     assert line.startswith("warning: a sample's output depends on the others in its batch, since norm (BatchNorm2d) mixes them; scores, ")

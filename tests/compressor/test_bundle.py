@@ -64,6 +64,15 @@ def test_masks_are_packed_eight_to_a_byte_and_dropped_weights_are_zero(tmp_path:
     assert (weights[mask] != 0).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_network_in_another_precision_comes_back_in_the_one_of_the_bundle(dtype: torch.dtype) -> None:
+    of_double = bundle()
+    restored = of_double.restore(varied().to(dtype))
+    assert {value.dtype for value in restored.state_dict().values() if value.is_floating_point()} == {torch.float64}
+    images = samples(2, dtype=torch.float64).images
+    assert torch.equal(restored(images), of_double.restore(varied())(images))
+
+
 def test_layers_that_share_weights_keep_what_any_of_them_keeps() -> None:
     dense = nn.Sequential(nn.Conv2d(2, 2, 3), nn.Conv2d(2, 2, 3), nn.Conv2d(2, 2, 3))
     dense[1].weight = dense[0].weight
