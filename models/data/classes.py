@@ -47,13 +47,15 @@ def class_list(given: Sequence[str] | int | str | Path | None) -> ClassList | No
         return None
     if isinstance(given, (str, Path)) and str(given).isdecimal():
         given = int(str(given)) if len(str(given)) < 10 else MOST_CLASSES + 1
-    if isinstance(given, int):
+    if isinstance(given, int) and not isinstance(given, bool):
         if not 1 <= given <= MOST_CLASSES:
             raise UsageError(f"classes is at least 1 and at most {MOST_CLASSES:,}, got {given}")
         names = tuple(map(str, range(given)))
         return ClassList(names, {name: i for i, name in enumerate(names)}, counted=True)
     if isinstance(given, (str, Path)):
         return _with_spellings(_read(Path(given)), str(given))
+    if not isinstance(given, Iterable) or not all(isinstance(name, (str, int)) for name in given):
+        raise UsageError(f"classes is a list of names, a file of them, or their number, got {given!r:.80}")
     return _with_spellings([[str(name)] for name in given], "classes")
 
 

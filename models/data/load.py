@@ -3,8 +3,9 @@
 import difflib
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,8 @@ def load_data(
     Images are decoded when a split is first used; progress reports on that, and says in a line what was understood of odd data.
     Raises UsageError for an unknown spec, a missing folder or file, or a value out of range; RunError for broken content.
     """
-    _check(validation=validation, image_size=image_size, crop=crop, channels=channels, white=white)
+    _check(validation=validation, seed=seed, image_size=image_size, crop=crop, channels=channels, white=white)
+    mean, std = _numbers("mean", mean), _numbers("std", std)
     reading = Reading(
         image_size=image_size,
         crop=crop,
@@ -130,7 +132,8 @@ def data_from_arrays(
         parts["validation"] = validation
     else:
         fraction = validation
-    _check(validation=fraction, white=white)
+    _check(validation=fraction, seed=seed, white=white)
+    mean, std = _numbers("mean", mean), _numbers("std", std)
     reading = Reading(units=_units(white, mean, std), classes=class_list(classes))
     raw = raw_from_arrays(name, parts, reading, None, where=name)
     data = assemble(raw, name, Choices(validation=fraction, seed=seed, mean=mean, std=std), reading)
@@ -186,24 +189,32 @@ def assemble(raw: RawData, spec: str, choices: Choices, reading: Reading) -> Ima
     )
 
 
-def _check(
-    *,
-    validation: float,
-    image_size: int | None = None,
-    crop: float | None = None,
-    channels: int | None = None,
-    white: float | None = None,
-) -> None:
-    if not 0 <= validation < 1:
-        raise UsageError(f"validation is a fraction in [0,1), got {validation}")
-    if image_size is not None and not 1 <= image_size <= LARGEST_SIDE:
-        raise UsageError(f"image_size is {f'at most {LARGEST_SIDE}' if image_size > 1 else 'at least 1 pixel'}, got {image_size}")
-    if crop is not None and not 0 < crop <= 1:
-        raise UsageError(f"crop is the part of the shorter side that is kept, in (0,1], got {crop}")
-    if channels not in (None, 1, 3):
-        raise UsageError(f"channels is 1 (grey) or 3 (colour), got {channels}")
-    if white is not None and not 0 < white < math.inf:
-        raise UsageError(f"white is a number above 0, got {white}")
+def _check(**given: Any) -> None:
+    """UsageError for an argument of `load_data` (None where it is not given) of another type or out of its range."""
+    for name, value in given.items():
+        if value is None:
+            continue
+        kind, what, holds = _RANGES[name]
+        if not isinstance(value, kind) or isinstance(value, bool) or not holds(value):
+            raise UsageError(f"{name} is {what}, got {value!r:.80}")
+
+
+_RANGES: Mapping[str, tuple[type, str, Callable[[Any], bool]]] = {
+    "validation": (Real, "a fraction in [0,1)", lambda value: 0 <= value < 1),
+    "seed": (Integral, "a whole number of at least 0", lambda value: value >= 0),
+    "image_size": (Integral, f"at least 1 pixel and at most {LARGEST_SIDE}", lambda value: 1 <= value <= LARGEST_SIDE),
+    "crop": (Real, "the part of the shorter side that is kept, in (0,1]", lambda value: 0 < value <= 1),
+    "channels": (Integral, "1 (grey) or 3 (colour)", lambda value: value in (1, 3)),
+    "white": (Real, "a number above 0", lambda value: 0 < value < math.inf),
+}
+"""Type, range in words, and range of the arguments of `load_data`."""
+
+
+def _numbers(name: str, values: Iterable[float] | None) -> tuple[float, ...] | None:
+    try:
+        return None if values is None else tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        raise UsageError(f"{name} is one number per channel, got {values!r:.80}") from None
 
 
 def _units(white: float | None, mean: Sequence[float] | None, std: Sequence[float] | None) -> Units:

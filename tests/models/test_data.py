@@ -104,7 +104,7 @@ def test_bad_requests(data: ImageData) -> None:
         data.test.batches(0)
     with pytest.raises(UsageError, match=r"validation is a fraction in \[0,1\), got 1"):
         load_data("digits", validation=1)
-    with pytest.raises(UsageError, match="image_size is at least 1 pixel, got 0"):
+    with pytest.raises(UsageError, match="image_size is at least 1 pixel and at most 8192, got 0"):
         load_data("digits", image_size=0)
 
 

@@ -237,13 +237,28 @@ def test_files_of_labels_that_cannot_serve(tmp_path: Path, text: str, message: s
         load_data(f"imagefolder:{tmp_path}", labels=tmp_path / "labels.csv")
 
 
-def test_arguments_that_do_not_belong_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="crop and labels cannot be set for digits; leave them out"):
-        load_data("digits", crop=1.0, labels="x")
-    with pytest.raises(UsageError, match=r"crop is the part of the shorter side that is kept, in \(0,1\], got 2"):
-        load_data("digits", crop=2)
-    with pytest.raises(UsageError, match=r"channels is 1 \(grey\) or 3"):
-        load_data("digits", channels=4)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"crop": 1.0, "labels": "x"}, "crop and labels cannot be set for digits; leave them out"),
+        ({"crop": 2}, r"crop is the part of the shorter side that is kept, in \(0,1\], got 2"),
+        ({"crop": "all"}, "crop is the part of the shorter side that is kept, .* got 'all'"),
+        ({"channels": 4}, r"channels is 1 \(grey\) or 3"),
+        ({"white": float("inf")}, "white is a number above 0, got inf"),
+        ({"seed": -1}, "seed is a whole number of at least 0, got -1"),
+        ({"validation": "most"}, r"validation is a fraction in \[0,1\), got 'most'"),
+        ({"image_size": 9999}, "image_size is at least 1 pixel and at most 8192, got 9999"),
+        ({"image_size": 32.5}, "image_size is at least 1 pixel and at most 8192, got 32.5"),
+        ({"mean": 0.5}, "mean is one number per channel, got 0.5"),
+        ({"std": ["x"]}, r"std is one number per channel, got \['x'\]"),
+        ({"classes": 3.5}, "classes is a list of names, a file of them, or their number, got 3.5"),
+        ({"classes": True}, "classes is a list of names, .* got True"),
+        ({"classes": [None]}, r"classes is a list of names, .* got \[None\]"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        load_data("digits", **arguments)
 
 
 def test_grey_and_colour_by_choice(tmp_path: Path) -> None:
