@@ -39,7 +39,7 @@ def find_parts(root: Path) -> Layout:
     for part, names in found.items():
         if len(names) > 1:
             raise RunError(f"{root} has {' and '.join(names)}, which both name the {part} part; keep one, or move the other elsewhere")
-    if "train" not in found:
+    if "train" not in found or (others and _is_class(root / found["train"][0])):
         if found and not others:
             raise RunError(f"{root} has {listed(folders)} but no train folder; give the folder of all parts, or add train")
         _refuse_nested(root, folders)
@@ -80,6 +80,11 @@ def images_below(folder: Path, others: dict[str, int]) -> list[str]:
 def is_image(file: str) -> bool:
     """By its ending."""
     return file.lower().endswith(SUFFIXES) and not file.startswith(".")
+
+
+def _is_class(folder: Path) -> bool:
+    """Whether images lie in it and no folders: the vehicle `train` beside bus and car."""
+    return not subfolders(folder) and bool(images_in(folder))
 
 
 def _refuse_nested(root: Path, folders: list[str]) -> None:

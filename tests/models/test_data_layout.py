@@ -70,6 +70,11 @@ def test_one_folder_inside_every_class_is_read(tmp_path: Path) -> None:
     assert load_data(f"imagefolder:{tmp_path}").classes == ("cat", "dog")
 
 
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    write_images(tmp_path, {"bus": 5, "train": 5})
+    assert load_data(f"imagefolder:{tmp_path}").classes == ("bus", "train")
+
+
 def test_what_is_left_out_is_said(tmp_path: Path) -> None:
     for part in ("train", "test"):
         write_images(tmp_path / part, {"1": 5, "10": 5, "2": 5})
