@@ -1,7 +1,9 @@
 """Pixels of unusual types and ranges: scaled rightly with a line that says so, or refused by name."""
 
 import io
+import struct
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +101,26 @@ def test_colour_of_16_bits_is_scaled_by_pillow(tmp_path: Path) -> None:
     content = b"P6 2 1 65535\n" + np.array([0, 32896, 65535, 0, 257, 514], ">u2").tobytes()
     (tmp_path / "a.ppm").write_bytes(content)
     assert np.asarray(open_file(tmp_path / "a.ppm")).tolist() == [[[0, 128, 255], [0, 1, 2]]]
+
+
+def png(channels: int, samples: list[int]) -> bytes:
+    """One row of 16-bit samples as PNG: grey and alpha (2), colour (3), colour and alpha (4)."""
+    row = zlib.compress(b"\0" + np.array(samples, ">u2").tobytes())
+    header = struct.pack(">IIBBBBB", len(samples) // channels, 1, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", row), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in chunks)
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_16_bit_pngs_of_several_channels_are_scaled(tmp_path: Path, channels: int) -> None:
+    (tmp_path / "a.png").write_bytes(png(channels, [0, 65535, 32896, 65535, 257, 65535, 65535, 65535, 514, 65535, 0, 65535]))
+    found = np.asarray(open_file(tmp_path / "a.png"))[0]
+    expected = {
+        2: [[v] * 3 for v in (0, 128, 1, 255, 2, 0)],
+        3: [[0, 255, 128], [255, 1, 255], [255, 255, 2], [255, 0, 255]],
+        4: [[0, 255, 128], [1, 255, 255], [2, 255, 0]],
+    }
+    assert found.tolist() == expected[channels]
 
 
 def test_frames_and_orientation_are_said(tmp_path: Path) -> None:
@@ -210,10 +232,12 @@ def test_odd_data_are_said_on_stderr_by_themselves(capsys: pytest.CaptureFixture
 
 
 def test_a_huge_image_is_named_before_memory_is_taken(tmp_path: Path) -> None:
-    for size, mode, match in (((20000, 12000), "1", r"huge.png \(Image size"), ((14000, 10000), "1", "14000x10000 pixels, too many")):
-        Image.new(mode, size).save(tmp_path / "huge.png")
+    Image.new("L", (8, 6)).save(tmp_path / "huge.bmp")
+    content = (tmp_path / "huge.bmp").read_bytes()
+    for size, match in (((20000, 12000), r"huge.bmp \(Image size"), ((14000, 10000), "14000x10000 pixels, too many")):
+        (tmp_path / "huge.bmp").write_bytes(content.replace(struct.pack("<ii", 8, 6), struct.pack("<ii", *size)))
         with pytest.raises(RunError, match=match):
-            open_file(tmp_path / "huge.png")
+            open_file(tmp_path / "huge.bmp")
 
 
 def test_pillows_warnings_stay_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
