@@ -24,6 +24,9 @@ def load_arrays(path: Path, wanted: Collection[str]) -> dict[str, NDArray]:
     Raises RunError for a file that is damaged, holds Python objects under a wanted name, or would take more memory than its size explains.
     """
     try:
+        with path.open("rb") as stream:
+            if stream.read(len(npy.MAGIC_PREFIX)) == npy.MAGIC_PREFIX:
+                raise ValueError("it is a single array; save images and labels together with numpy.savez")
         with zipfile.ZipFile(path) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             taken = sum(_checked_size(archive, info, path) for name, info in members.items() if name in wanted)
@@ -33,7 +36,8 @@ def load_arrays(path: Path, wanted: Collection[str]) -> dict[str, NDArray]:
     except RunError:
         raise
     except Exception as error:  # damaged files fail in many ways in zipfile, the decompressors and the parser of headers
-        raise RunError(f"{path} is truncated or not an npz file ({_reason(path, error)}); write it again") from error
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise RunError(f"{path} is truncated or not an npz file ({reason}); write it again") from error
 
 
 def _checked_size(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> int:
@@ -65,10 +69,3 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
 def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArray:
     with archive.open(info) as stream:
         return npy.read_array(stream, allow_pickle=False)
-
-
-def _reason(path: Path, error: Exception) -> str:
-    with path.open("rb") as stream:
-        if stream.read(len(npy.MAGIC_PREFIX)) == npy.MAGIC_PREFIX:
-            return "it is a single array; save images and labels together with numpy.savez"
-    return " ".join(str(error).split())[:120] or type(error).__name__
