@@ -11,6 +11,7 @@ and the same command goes on from it. The exit code is 1 where there is a fault.
 import argparse
 import json
 import multiprocessing
+import re
 import resource
 import shutil
 import sys
@@ -133,8 +134,9 @@ def _wanted_memory(error: BaseException | None) -> bool:
 
 def _place(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
+    message = re.sub(r"\d+", "N", str(error))[:80]
     ours = [frame for frame in frames if "/fineprune/" in frame.filename] or frames
-    return f"{type(error).__name__} at {'/'.join(Path(ours[-1].filename).parts[-2:])}:{ours[-1].lineno} {str(error)[:80]!r}"
+    return f"{type(error).__name__} at {'/'.join(Path(ours[-1].filename).parts[-2:])}:{ours[-1].lineno} {message!r}"
 
 
 def _chunk(kind: str, numbers: range, seed: int) -> list[tuple[int, str, str]]:

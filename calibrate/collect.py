@@ -22,7 +22,7 @@ from .convolutions import ConvSite, evaluating, find_convolutions
 from .frequency import NORMS, TieBreaker
 from .importance import group_filters
 from .layers import BlockFrequency, BlockTaylor, Collector, WeightScores, measuring
-from .statistics import FACTS, Statistics, fingerprint
+from .statistics import FACTS, Statistics, check_fields, fingerprint
 from .strides import answering_as_nchw, wants_nchw
 
 Criterion = Literal["l2", "l1", "apoz", "taylor"]
@@ -264,8 +264,9 @@ def _resume(checkpoint: Path | None, kind: str, settings: dict[str, Any], collec
     if checkpoint is None or not (checkpoint / FACTS).is_file():
         return 0
     saved = Statistics.load(checkpoint)
-    if saved.kind != kind or saved.settings != settings:
+    if saved.kind != kind or saved.settings != settings or not collectors.keys() <= saved.layers.keys():
         return 0
+    check_fields(saved, (collector.site for collector in collectors.values()))
     for name, collector in collectors.items():
         collector.restore(saved.layers[name])
     return saved.samples

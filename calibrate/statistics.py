@@ -1,10 +1,11 @@
 """What a calibration pass leaves: additive sums per layer, on disk as safetensors beside JSON."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,9 @@ from ..common.files import sha256 as file_digest
 from ..common.form import Maybe, Within, require
 from ..common.tensors import read_tensors
 from .mask_facts import is_mask
+
+if TYPE_CHECKING:
+    from .convolutions import ConvSite
 
 SCHEMA = 2
 TENSORS, FACTS = "statistics.safetensors", "statistics.json"
@@ -90,6 +94,30 @@ class Statistics:
 def _sum(one: dict[str, Tensor], other: dict[str, Tensor]) -> dict[str, Tensor]:
     """A part that no gradient reached has no Taylor scores, which is a sum of zeros."""
     return {**other, **one, **{key: one[key] + other[key] for key in one.keys() & other.keys() if key != "groups"}}
+
+
+def check_fields(statistics: Statistics, sites: Iterable["ConvSite"]) -> None:
+    """UsageError names the first sum that is not of its layer's shape: then the file was altered, or the network has changed."""
+    for site in sites:
+        per_group = site.in_channels // site.groups
+        taps = (per_group, *site.kernel)
+        shapes: dict[str, tuple[int | None, ...]] = {
+            **dict.fromkeys(("absolute", "signed", "taylor_channel"), (site.in_channels, *site.kernel)),
+            **{"taylor": (site.out_channels, *taps), "taylor_group": (None, *taps), "groups": (site.out_channels,)},
+        }
+        if statistics.kind == "blocks":
+            shapes = dict.fromkeys(("frequency", "norm", "taylor"), (site.in_channels, *site.output_size))
+        fields = statistics.layers.get(site.name, {})
+        for key, shape in shapes.items():
+            value = fields.get(key)
+            if value is None:
+                continue
+            rows = len(fields["taylor_group"]) if key == "groups" and "taylor_group" in fields else site.out_channels
+            fits = len(shape) == value.ndim and all(a in (None, b) for a, b in zip(shape, value.shape, strict=True))
+            if not fits or (key == "groups" and (value.dtype != torch.int64 or value.min() < 0 or value.max() >= rows)):
+                raise UsageError(
+                    f"the statistics of {site.name} hold {key!r} of shape {tuple(value.shape)}, not this network's; calibrate again"
+                )
 
 
 def check_target(folder: Path | str) -> None:

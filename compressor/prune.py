@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..calibrate.collect import CalibrationConfig, Source, collect_block_statistics, collect_weight_statistics
 from ..calibrate.convolutions import ConvSite, Skipped, find_convolutions
-from ..calibrate.statistics import Statistics, fingerprint
+from ..calibrate.statistics import Statistics, check_fields, fingerprint
 from ..common.errors import UsageError
 from ..common.progress import Progress, Silent
 from .agreement import check_agreement
@@ -112,7 +112,7 @@ def prune(
     ffp_masks: dict[str, Tensor] = {}
     unreached: set[str] = set()
     if config.ffp.prunes:
-        blocks = _checked(blocks, model, {}, run) or run.block_statistics(model, sites, config)
+        blocks = _checked(blocks, model, {}, sites, run) or run.block_statistics(model, sites, config)
         _check_counts(blocks, sites, config)
         ffp_masks = select_blocks(blocks, sites, config.ffp)
         unreached |= _unreached(blocks, sites, config.ffp)
@@ -120,7 +120,7 @@ def prune(
     fwp_masks: dict[str, Tensor] = {}
     groups: dict[str, Tensor] = {}
     if config.fwp.prunes:
-        weights = _checked(weights, masked, ffp_masks, run) or run.weight_statistics(masked, config)
+        weights = _checked(weights, masked, ffp_masks, sites, run) or run.weight_statistics(masked, config)
         parameters = {site.name: _weight(masked, site) for site in sites}
         outputs = output_layers(model, run.input_shape, list(parameters))
         fwp_masks = select_taps(weights, parameters, ffp_masks, sites, config.fwp, outputs)
@@ -159,7 +159,9 @@ def _check_counts(blocks: Statistics, sites: list[ConvSite], config: PruneConfig
             )
 
 
-def _checked(statistics: Statistics | None, model: nn.Module, masks: dict[str, Tensor], run: CalibrationRun) -> Statistics | None:
+def _checked(
+    statistics: Statistics | None, model: nn.Module, masks: dict[str, Tensor], sites: list[ConvSite], run: CalibrationRun
+) -> Statistics | None:
     if statistics is None:
         return None
     if statistics.settings.get("network") != fingerprint(model, masks):
@@ -170,4 +172,5 @@ def _checked(statistics: Statistics | None, model: nn.Module, masks: dict[str, T
         raise UsageError(
             f"the {statistics.kind} statistics were collected on inputs of {size}, not {list(run.input_shape)}; calibrate again"
         )
+    check_fields(statistics, sites)
     return statistics

@@ -1,0 +1,23 @@
+"""A seeded sample of benchmarks/mutated_files.py: damaged files are read or refused in one clear line."""
+
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+from mutated_files import FAULTS, read_one
+from mutated_kinds import KINDS
+
+INPUTS = {"statistics": 25, "bundles": 25, "recipes": 80}
+
+
+@pytest.mark.parametrize("kind", INPUTS)
+def test_damaged_files_are_read_or_refused(kind: str) -> None:
+    sound = KINDS[kind].sound()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = [(number, *read_one(kind, number, 1, sound)) for number in range(INPUTS[kind])]
+    assert {outcome for _, outcome, _ in found} == {"accepted", "refused"}, [f for f in found if f[1] in FAULTS]
