@@ -15,6 +15,7 @@ from mutations import Mutation
 
 import fineprune
 from fineprune.calibrate.collect import CalibrationConfig
+from fineprune.common.progress import Silent
 from fineprune.compressor.config import prune_config
 from fineprune.compressor.prune import CalibrationRun, prune
 from fineprune.models.data import ImageData, load_data
@@ -186,7 +187,8 @@ def _npz() -> list[Files]:
     return files
 
 
-def _use(data: ImageData) -> None:
+def _use(spec: str) -> None:
+    data = load_data(spec, progress=Silent())
     for split in (data.train, data.validation, data.test):
         if len(split):
             next(iter(split.batches(4)))
@@ -217,7 +219,7 @@ def _images() -> list[Files]:
 
     generator = np.random.default_rng(0)
     files: Files = {}
-    for number, suffix in enumerate(("png", "jpg", "tif", "gif", "bmp", "webp", "png", "ppm")):
+    for number, suffix in enumerate(("png", "jpg", "tif", "png", "bmp", "webp", "png", "ppm")):
         stream = io.BytesIO()
         pixels = generator.integers(0, 256, (20, 24, 3), np.uint8)
         image = Image.fromarray(pixels if number % 2 else pixels[..., 0])
@@ -286,15 +288,13 @@ KINDS = {
     "statistics": Kind(sound=_statistics, mutations={".json": _TEXT, ".safetensors": (mutations.safetensors,)}, read=_read_statistics),
     "bundles": Kind(sound=_bundles, mutations={".json": _TEXT, ".safetensors": (mutations.safetensors,)}, read=_read_bundle),
     "recipes": Kind(sound=lambda: [{"r.toml": RECIPE}], mutations={".toml": _TEXT}, read=_read_recipe),
-    "npz": Kind(sound=_npz, mutations={".npz": (mutations.archive,)}, read=lambda folder: _use(load_data(f"npz:{folder / 'd.npz'}"))),
+    "npz": Kind(sound=_npz, mutations={".npz": (mutations.archive,)}, read=lambda folder: _use(f"npz:{folder / 'd.npz'}")),
     "checkpoints": Kind(
         sound=_checkpoints,
         mutations={".safetensors": (mutations.safetensors,), ".pt": (mutations.archive, lambda content, _: content)},
         read=lambda folder: load_checkpoint(build(NETWORK), next(folder.glob("w.*"))),
     ),
-    "images": Kind(
-        sound=_images, mutations={".png": (mutations.png_size,)}, read=lambda folder: _use(load_data(f"imagefolder:{folder / 'i'}"))
-    ),
+    "images": Kind(sound=_images, mutations={".png": (mutations.png_size,)}, read=lambda folder: _use(f"imagefolder:{folder / 'i'}")),
     "onnx": Kind(sound=_onnx, mutations={".onnx": (graph,)}, read=_run_onnx),
 }
 

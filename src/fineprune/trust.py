@@ -63,7 +63,7 @@ def require_data(arguments: Mapping[str, Any], trust: Collection[str], where: Pa
     if names := missing(data_names(arguments), trust):
         raise UsageError(
             f"{where} names the data {' with '.join(names)}, which are not read by themselves; "
-            f"give --data {shlex.quote(arguments['spec'])}, or {options(names)} (in Python: samples, or trust={names!r})"
+            f"give {_data_options(arguments)}, or {options(names)} (in Python: samples, or trust={names!r})"
         )
 
 
@@ -76,15 +76,20 @@ def require_recipe(settings: Mapping[str, Any], trust: Collection[str], where: P
         )
 
 
-def named_again(spec: ModelSpec | None, data: str) -> str:
-    """The options that a command on the bundle of this network and these data needs, each after a space."""
+def named_again(spec: ModelSpec | None, data: Mapping[str, Any]) -> str:
+    """The options that a command on the bundle of this network and these arguments of `load_data` needs, each after a space."""
     model = f" {_model_options(spec)}" if spec is not None and network_names(spec) else ""
-    return f"{model} --data {shlex.quote(data)}" if _has_place(data) else model
+    return f"{model} {_data_options(data)}" if data_names(data) else model
 
 
 def _model_options(spec: ModelSpec) -> str:
     name, *texts = network_names(spec)
     return f"--model {shlex.quote(name)}" + "".join(f" --model-arg {shlex.quote(text)}" for text in texts)
+
+
+def _data_options(arguments: Mapping[str, Any]) -> str:
+    texts = [name for name in data_names(arguments) if name != arguments["spec"]]
+    return f"--data {shlex.quote(arguments['spec'])}" + "".join(f" --data-arg {shlex.quote(text)}" for text in texts)
 
 
 def options(names: Iterable[str]) -> str:

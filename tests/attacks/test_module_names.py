@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
 import fineprune
+from fineprune.cli.options import open_data_like
 from fineprune.common.errors import UsageError
 from fineprune.common.progress import Silent
 from fineprune.deployment import _calibration_samples
-from fineprune.networks import network_of, open_bundle
+from fineprune.models.zoo import ModelSpec
+from fineprune.networks import Network, network_of, open_bundle
+from fineprune.trust import data_names, named_again, require_data
 from support.command import Result
 from support.command import fineprune as run
 
@@ -184,3 +188,24 @@ def test_data_named_again_are_split_and_resized_alike(sound: Path, bundle: Bundl
         ["--trust", f"npz:{tmp_path}/d.npz"], ["--data", f"npz:{tmp_path}/d.npz"],
     )]  # fmt: skip
     assert named[0] == named[1] and named[0]["samples"] == 14
+
+
+def test_a_path_among_the_arguments_of_data_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Naming the data again does not name the file of labels that a manifest adds to them."""
+    arguments = {"spec": "imagefolder:photos", "labels": "/private", "seed": 3}
+    assert data_names(arguments) == ["imagefolder:photos", "labels=/private"]
+    asked = r"names the data labels=/private, .* give --data imagefolder:photos --data-arg labels=/private, or --trust labels=/private "
+    with pytest.raises(UsageError, match=asked):
+        require_data(arguments, ["imagefolder:photos"], "b/manifest.json")
+    require_data(arguments, data_names(arguments), "b/manifest.json")
+    assert named_again(None, arguments) == " --data imagefolder:photos --data-arg labels=/private"
+    assert named_again(ModelSpec(name="resnet20"), {"spec": "cifar10"}) == ""
+    opened: list[object] = []
+    monkeypatch.setattr("fineprune.models.data.load_data", lambda **given: opened.append(given))
+    monkeypatch.setattr("fineprune.networks.load_arguments", lambda facts: arguments)
+    network = Network(model=nn.Identity(), spec=None, input_shape=(1, 1, 1), data={})
+    options = {"data": "imagefolder:photos", "data_args": (), "trust": ()}
+    with pytest.raises(UsageError, match="names the data labels=/private"):
+        open_data_like(options, network)
+    open_data_like({**options, "trust": ["labels=/private"]}, network)
+    assert opened == [arguments]

@@ -41,6 +41,7 @@ def compress(as_json: bool, output: Path, device: str, **options: Any) -> None:
     from ..common.progress import Bars
     from ..compression import Job, compress_network, finetune_config
     from ..compressor.bundle import check_target
+    from ..networks import load_arguments
     from ..trust import named_again
     from .render import print_compression, print_json, say
 
@@ -63,4 +64,5 @@ def compress(as_json: bool, output: Path, device: str, **options: Any) -> None:
         print_json(bundle.facts)
     else:
         print_compression(bundle.facts)
-        say(f"wrote {output}; next: fineprune export {output}{named_again(network.spec, data.spec)} --output {output}.onnx")
+        again = named_again(network.spec, load_arguments(data.to_json()))
+        say(f"wrote {output}; next: fineprune export {output}{again} --output {output}.onnx")

@@ -102,7 +102,8 @@ def open_data_like(options: dict[str, Any], network: "Network") -> "ImageData | 
     """
     from ..models.data import load_data
     from ..models.user_code import is_user_spec
-    from ..networks import load_arguments
+    from ..networks import load_arguments, manifest_of
+    from ..trust import data_names, require_data
 
     if options["data"] is None or network.data is None:
         return open_optional_data(options)
@@ -111,7 +112,9 @@ def open_data_like(options: dict[str, Any], network: "Network") -> "ImageData | 
         if is_user_spec(options["data"]):
             return open_optional_data(options)
         own = {key: own[key] for key in ("mean", "std")}
-    return load_data(**{**own, **data_arguments(options["data_args"]), "spec": options["data"]})
+    given = {**data_arguments(options["data_args"]), "spec": options["data"]}
+    require_data({**own, **given}, [*options["trust"], *data_names(given)], manifest_of(network.bundle))
+    return load_data(**{**own, **given})
 
 
 def data_arguments(pairs: Iterable[str]) -> dict[str, Any]:
