@@ -4,23 +4,36 @@ All candidates are loaded, warmed up, then measured in rounds: every round gives
 then timed calls for a fixed time; a turn counts as its median call), in an order drawn anew: what disturbs the machine for a while,
 or what a candidate leaves to the next one (threads that spin, caches), thus hits all candidates alike. Speed-ups are paired: the
 baseline's turn over the candidate's turn of the same round. Medians and quartiles are over rounds.
+
+Where other programs take the processor away, figures are those of the scheduler. Two signs: a call gets less processor time than it
+lasts, and turns of the same work differ widely. Such rows are not `reliable`, and the report says so.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common.errors import RunError, UsageError
+from ..common.errors import RunError, UsageError, said_by
 from ..common.progress import Progress, Silent
 from .machine import machine_facts
 from .runtimes import Runtime
 
+T = TypeVar("T")
+
 _PAUSE_S = 0.01
 """Between turns: a runtime's idle threads spin for some milliseconds before they sleep, on the cores the next one needs."""
+
+LEAST_SHARE = 0.9
+"""Of a call's time that the process was on a processor (more than 1 with several threads): below it, others had the processor."""
+
+LARGEST_SPREAD = 0.5
+"""Difference of the quartiles over the median. Quiet machines are below 0.1, servers shared with others reach 0.25."""
+
+_CPU_CLOCK_IS_FINE = time.get_clock_info("process_time").resolution < 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +61,10 @@ class BenchmarkConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """One runtime at one batch size and thread count: milliseconds a batch over `rounds` turns, speed-up over the baseline."""
+    """One runtime at one batch size and thread count: milliseconds a batch over `rounds` turns, speed-up over the baseline.
+
+    cpu_share: processor time of the process over the time of a call (median over turns; None where the system's clock is too coarse).
+    """
 
     runtime: str
     batch_size: int
@@ -62,6 +78,13 @@ class Latency:
     speedup: float
     speedup_p25: float
     speedup_p75: float
+    cpu_share: float | None
+
+    @property
+    def reliable(self) -> bool:
+        """Whether the machine was quiet enough for the figures to say something about the runtime."""
+        starved = self.cpu_share is not None and self.cpu_share < LEAST_SHARE
+        return not starved and self.p75_ms - self.p25_ms <= LARGEST_SPREAD * self.median_ms
 
     @property
     def ms_per_image(self) -> float:
@@ -81,7 +104,22 @@ class BenchmarkReport:
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
-        return {**asdict(self), "rows": [{**asdict(row), "ms_per_image": row.ms_per_image} for row in self.rows]}
+        rows = [{**asdict(row), "ms_per_image": row.ms_per_image, "reliable": row.reliable} for row in self.rows]
+        return {**asdict(self), "rows": rows, "warning": self.warning}
+
+    @property
+    def warning(self) -> str:
+        """What to tell the user where rows are not reliable, else an empty text."""
+        bad = [row for row in self.rows if not row.reliable]
+        if not bad:
+            return ""
+        shares = [row.cpu_share for row in bad if row.cpu_share is not None]
+        spread = max((row.p75_ms - row.p25_ms) / row.median_ms for row in bad)
+        got = f"calls had {min(shares):.0%} of a processor, " if shares else ""
+        return (
+            f"warning: the machine was busy ({got}quartiles are up to {spread:.0%} apart), so {len(bad)} of {len(self.rows)} rows are "
+            "worthless: they time the scheduler, not the runtimes; measure again while nothing else runs"
+        )
 
     def latency_ms(self, *, batch_size: int, threads: int) -> dict[str, float]:
         """Median milliseconds a batch by runtime."""
@@ -94,9 +132,11 @@ class BenchmarkReport:
         lines = [
             f"{row.runtime:<{width}}  {row.batch_size:5d}  {row.threads:7d}  {row.median_ms:9.3f}  {row.p25_ms:7.3f}-{row.p75_ms:<7.3f} "
             f"{row.min_ms:7.3f} {row.max_ms:7.3f}   x{row.speedup:.2f} ({row.speedup_p25:.2f}-{row.speedup_p75:.2f})"
+            f"{'' if row.reliable else '  worthless'}"
             for row in self.rows
         ]
-        return "\n".join([f"speed-up over {self.baseline}; {self.machine['cpu']}, {self.machine['usable_cores']} cores", head, *lines])
+        about = f"speed-up over {self.baseline}; {self.machine['cpu']}, {self.machine['usable_cores']} cores"
+        return "\n".join([about, head, *lines, *filter(None, [self.warning])])
 
 
 def benchmark(
@@ -109,7 +149,8 @@ def benchmark(
 ) -> BenchmarkReport:
     """Measure `runtimes` on normally distributed input x[batch, *input_shape]; speed-ups refer to `baseline` (default: the first).
 
-    Raises UsageError for no runtimes, equal names or an unknown baseline, RunError where outputs differ in shape.
+    A runtime that fails, or whose outputs have another shape than the baseline's, is left out with a line of the log.
+    Raises UsageError for no runtimes, equal names or an unknown baseline, RunError where the baseline fails.
     """
     config, progress = config or BenchmarkConfig(), progress or Silent()
     names = [runtime.name for runtime in runtimes]
@@ -120,55 +161,104 @@ def benchmark(
         raise UsageError(f"baseline {baseline!r} is not among the runtimes; choose one of {', '.join(names)}")
     rows: list[Latency] = []
     for threads in config.threads:
-        loaded: list[Runtime] = []
+        field = _Field(baseline, progress)
         try:
             for runtime in runtimes:
-                loaded.append(runtime)
-                runtime.load(threads)
+                field.enter(runtime, threads)
             for batch_size in config.batch_sizes:
                 x = _input(batch_size, input_shape, config.seed)
-                turns = _rounds(runtimes, x, config, progress, f"batch {batch_size}, threads {threads}")
-                rows += [_summary(name, turns, baseline, batch_size, threads) for name in names]
+                turns = _rounds(field, x, config, progress, f"batch {batch_size}, threads {threads}")
+                rows += [_summary(name, turns, baseline, batch_size, threads) for name in names if name in turns]
         finally:
-            for runtime in reversed(loaded):
-                runtime.close()
-    return BenchmarkReport(rows=tuple(rows), baseline=baseline, input_shape=input_shape, config=config, machine=machine_facts())
+            field.close()
+    report = BenchmarkReport(rows=tuple(rows), baseline=baseline, input_shape=input_shape, config=config, machine=machine_facts())
+    if report.warning:
+        progress.log(report.warning)
+    return report
 
 
-def _rounds(
-    runtimes: Sequence[Runtime], x: NDArray[np.float32], config: BenchmarkConfig, progress: Progress, description: str
-) -> dict[str, NDArray[np.float64]]:
-    """Seconds of every turn, by runtime, in the order of the rounds."""
-    shapes = {runtime.name: runtime.run(x).shape for runtime in runtimes}
-    if len(set(shapes.values())) > 1:
-        raise RunError(f"the runtimes give outputs of different shapes ({shapes}), so they do not run the same network")
-    for runtime in runtimes:
-        _turn(runtime, x, config.warmup_s)
-    turns: dict[str, list[float]] = {runtime.name: [] for runtime in runtimes}
+class _Turn(NamedTuple):
+    """Seconds of the median call of a turn, and seconds of processor time of one."""
+
+    seconds: float
+    cpu_seconds: float
+
+
+class _Field:
+    """The runtimes that still run; one that fails is closed and named, unless it is the baseline: then all is over."""
+
+    def __init__(self, baseline: str, progress: Progress) -> None:
+        self.runtimes: list[Runtime] = []
+        self.baseline, self._progress = baseline, progress
+
+    def enter(self, runtime: Runtime, threads: int) -> None:
+        self.runtimes.append(runtime)
+        self.attempt(runtime, lambda one: one.load(threads))
+
+    def attempt(self, runtime: Runtime, step: Callable[[Runtime], T]) -> T | None:
+        """What `step` gives; None where it fails and the runtime is out."""
+        try:
+            return step(runtime)
+        except Exception as error:  # runtimes are foreign code
+            self.leave(runtime, said_by(error), error)
+            return None
+
+    def leave(self, runtime: Runtime, reason: str, error: Exception | None = None) -> None:
+        if runtime.name == self.baseline:
+            raise RunError(f"the baseline {runtime.name} cannot be measured: {reason}") from error
+        self._progress.log(f"{runtime.name} is left out: {reason}")
+        self.runtimes.remove(runtime)
+        runtime.close()
+
+    def close(self) -> None:
+        for runtime in reversed(self.runtimes):
+            runtime.close()
+
+
+def _rounds(field: _Field, x: NDArray[np.float32], config: BenchmarkConfig, progress: Progress, description: str) -> dict[str, list[_Turn]]:
+    """Every turn, by runtime, in the order of the rounds."""
+    _drop_other_networks(field, x)
+    for runtime in list(field.runtimes):
+        field.attempt(runtime, lambda one: _turn(one, x, config.warmup_s))
+    turns: dict[str, list[_Turn]] = {runtime.name: [] for runtime in field.runtimes}
     order = np.random.default_rng(config.seed)
     for _ in progress(range(config.rounds), total=config.rounds, description=description):
+        runtimes = list(field.runtimes)
         for number in order.permutation(len(runtimes)):
             time.sleep(_PAUSE_S)
-            turns[runtimes[number].name].append(_turn(runtimes[number], x, config.turn_s))
-    return {name: np.array(values) for name, values in turns.items()}
+            if turn := field.attempt(runtimes[number], lambda one: _turn(one, x, config.turn_s)):
+                turns[runtimes[number].name].append(turn)
+    return {name: values for name, values in turns.items() if len(values) == config.rounds}
 
 
-def _turn(runtime: Runtime, x: NDArray[np.float32], seconds: float) -> float:
-    """Median seconds of calls over about `seconds`, after one that brings weights and threads back."""
+def _drop_other_networks(field: _Field, x: NDArray[np.float32]) -> None:
+    """Run each runtime once; those whose outputs are not shaped as the baseline's do not run the same network."""
+    shapes = {runtime.name: field.attempt(runtime, lambda one: one.run(x).shape) for runtime in list(field.runtimes)}
+    right = shapes[field.baseline]
+    for runtime in list(field.runtimes):
+        if (shape := shapes[runtime.name]) != right:
+            field.leave(runtime, f"its outputs have shape {shape}, those of {field.baseline} {right}, so it does not run the same network")
+
+
+def _turn(runtime: Runtime, x: NDArray[np.float32], seconds: float) -> _Turn:
+    """Calls over about `seconds`, after one that brings weights and threads back."""
     runtime.run(x)
     calls: list[float] = []
+    cpu: list[float] = []
     spent = 0.0
     while not calls or spent < seconds:
-        start = time.perf_counter()
+        cpu_start, start = time.process_time(), time.perf_counter()
         runtime.run(x)
         calls.append(time.perf_counter() - start)
+        cpu.append(time.process_time() - cpu_start)
         spent += calls[-1]
-    return float(np.median(calls))
+    return _Turn(float(np.median(calls)), float(np.median(cpu)))
 
 
-def _summary(name: str, turns: dict[str, NDArray[np.float64]], baseline: str, batch_size: int, threads: int) -> Latency:
-    milliseconds = turns[name] * 1e3
-    ratios = turns[baseline] / turns[name]
+def _summary(name: str, turns: dict[str, list[_Turn]], baseline: str, batch_size: int, threads: int) -> Latency:
+    seconds, cpu_seconds = np.array(turns[name]).T
+    milliseconds = seconds * 1e3
+    ratios = np.array(turns[baseline])[:, 0] / seconds
     p25, median, p75 = (float(q) for q in np.percentile(milliseconds, (25, 50, 75)))
     speedup_p25, speedup, speedup_p75 = (float(q) for q in np.percentile(ratios, (25, 50, 75)))
     return Latency(
@@ -184,6 +274,7 @@ def _summary(name: str, turns: dict[str, NDArray[np.float64]], baseline: str, ba
         speedup=speedup,
         speedup_p25=speedup_p25,
         speedup_p75=speedup_p75,
+        cpu_share=float(np.median(cpu_seconds / seconds)) if _CPU_CLOCK_IS_FINE else None,
     )
 
 

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import RunError, UsageError
-from ..common.files import write_bytes
+from ..common.files import atomic_path
 from .functions import OPSETS
 from .graph import Refusal
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from .trace import Traced
     from .transform import LayerFacts
 
 SCHEMA = 1
@@ -26,7 +27,7 @@ OPSET = 18
 
 @dataclass(frozen=True, kw_only=True)
 class ExportReport:
-    """What `export_onnx` wrote: file, size, convolutions, nodes by type, and what the rules left alone and why."""
+    """What `export_onnx` wrote: file, size, convolutions, nodes by type, what the rules left alone and why, and what users should know."""
 
     path: str
     bytes: int
@@ -35,6 +36,7 @@ class ExportReport:
     layers: tuple["LayerFacts", ...]
     nodes: dict[str, int]
     refusals: tuple[Refusal, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def masked_layers(self) -> tuple[str, ...]:
@@ -62,7 +64,8 @@ def export_onnx(
     `fineprune.<key>` in the file's metadata_props. A model without masks becomes an ordinary ONNX graph either way.
 
     Raises UsageError for a model in training mode, an input shape or opset that does not fit; RunError for weights that are
-    not finite, a model that torch cannot export, a file that cannot be written.
+    not finite, a model that torch cannot export, whose outputs are random or whose graph is fixed to one batch size, a file that ONNX
+    Runtime cannot run or that cannot be written.
     """
     from .trace import trace
     from .transform import inline, layer_facts, pack, simplify
@@ -70,7 +73,7 @@ def export_onnx(
     if opset not in OPSETS:
         raise UsageError(f"opset {opset} is not supported; choose one of {OPSETS.start} to {OPSETS.stop - 1}")
     properties = _properties(metadata or {})
-    graph = trace(model, input_shape, opset=opset)
+    graph, traced = trace(model, input_shape, opset=opset)
     refusals = simplify(graph)
     layers = tuple(layer_facts(graph))
     if plain:
@@ -78,17 +81,27 @@ def export_onnx(
     else:
         refusals += pack(graph, opset=opset)
     properties["fineprune.layers"] = json.dumps([asdict(layer) for layer in layers])
-    content = _serialize(graph, properties)
-    write_bytes(path, content)
     nodes = Counter(f"{node.domain}::{node.op_type}" if node.domain else node.op_type for node in graph.graph)
+    content = _serialize(graph, properties)
+    del graph  # it holds the weights, which the checks load once more
+    size = len(content)
+    with atomic_path(path) as unchecked:
+        unchecked.write_bytes(content)
+        del content
+        try:
+            _check_valid(unchecked)
+            _check_runs(unchecked, input_shape, traced)
+        except RunError as error:  # of a file that is gone after it: name the one that was asked for
+            raise RunError(str(error).replace(str(unchecked), str(path))) from error
     return ExportReport(
         path=str(path),
-        bytes=len(content),
+        bytes=size,
         opset=opset,
         plain=plain,
         layers=layers,
         nodes=dict(sorted(nodes.items())),
         refusals=tuple(refusals),
+        notes=traced.notes,
     )
 
 
@@ -106,8 +119,7 @@ def _properties(metadata: dict[str, Any]) -> dict[str, str]:
 
 
 def _serialize(graph: Any, properties: dict[str, str]) -> bytes:
-    """The file's bytes, after onnx.checker with full shape inference has passed them."""
-    import onnx
+    """The file's bytes."""
     from onnxscript import ir
 
     graph.producer_name, graph.producer_version = "fineprune", properties["fineprune.version"]
@@ -116,13 +128,58 @@ def _serialize(graph: Any, properties: dict[str, str]) -> bytes:
     _strip(graph)
     try:
         proto = ir.serde.serialize_model(graph)
-        onnx.checker.check_model(proto, full_check=True)
+        _drop_types_of_initializers(proto.graph)
         return bytes(proto.SerializeToString())
+    except ValueError as error:  # protobuf's own limit
+        raise RunError(f"the network does not fit one ONNX file of 2 GiB: {error}; export a smaller network") from error
+
+
+def _check_valid(path: Path) -> None:
+    """onnx.checker with full shape inference; by file, since it copies a model in memory twice more."""
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         first = str(error).strip().splitlines()[0]
         raise RunError(f"the exported graph is not valid ONNX: {first}; export with plain=True and report the network") from error
-    except ValueError as error:  # protobuf's own limit
-        raise RunError(f"the network does not fit one ONNX file of 2 GiB: {error}; export a smaller network") from error
+
+
+def _check_runs(path: Path, input_shape: tuple[int, int, int], traced: "Traced") -> None:
+    """A graph whose input takes any batch may still hold the batch size of the trace as a number (in a Reshape, in a tensor added)."""
+    import numpy as np
+
+    from .runtimes import OnnxRuntime
+    from .trace import TRACED_BATCH, fixed_batch
+
+    def shape_for(batch: int) -> tuple[int, ...]:
+        return runtime.run(np.zeros((batch, *input_shape), np.float32)).shape
+
+    runtime = OnnxRuntime("onnxruntime", path)
+    runtime.load(1)
+    try:
+        for batch, expected in traced.output_shapes.items():
+            try:
+                shape = shape_for(batch)
+            except RunError as error:
+                shape_for(TRACED_BATCH)  # if not even that runs, this is its error
+                raise fixed_batch(traced.network, str(error)) from error
+            if shape != expected:
+                raise fixed_batch(traced.network, f"a batch of {batch} gives outputs of shape {shape}, in PyTorch {expected}")
+    finally:
+        runtime.close()
+
+
+def _drop_types_of_initializers(graph: Any) -> None:
+    """An initializer says its own type and shape; tools that give it others (quantisers) trip over a value_info that says the old ones."""
+    initializers = {tensor.name for tensor in graph.initializer}
+    kept = [info for info in graph.value_info if info.name not in initializers]
+    del graph.value_info[:]
+    graph.value_info.extend(kept)
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                _drop_types_of_initializers(inner)
 
 
 def _strip(graph: Any) -> None:

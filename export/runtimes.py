@@ -3,6 +3,7 @@
 A further runtime is a class with a `name`, `load(threads)`, `run(x)` and `close()`; nothing else needs to know it.
 """
 
+import gc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common.errors import RunError, UsageError
+from ..common.errors import RunError, UsageError, said_by
 
 if TYPE_CHECKING:
     from torch import nn
@@ -60,14 +61,14 @@ class OnnxRuntime:
         try:
             self._session = onnxruntime.InferenceSession(str(self._path), options, providers=self._providers)
         except Exception as error:  # its exceptions share no base class of their own
-            raise RunError(f"ONNX Runtime cannot load {self._path}: {str(error).splitlines()[0]}; export it again") from error
+            raise RunError(f"ONNX Runtime cannot load {self._path}: {said_by(error)}; export it again") from error
         self._input = self._session.get_inputs()[0].name
 
     def run(self, x: NDArray[np.float32]) -> NDArray:
         try:
             return np.asarray(self._session.run(None, {self._input: x})[0])
         except Exception as error:
-            raise RunError(f"ONNX Runtime cannot run {self._path} on {x.shape}: {str(error).splitlines()[0]}") from error
+            raise RunError(f"ONNX Runtime cannot run {self._path} on {x.shape}: {said_by(error)}") from error
 
     def close(self) -> None:
         self._session = None
@@ -89,13 +90,17 @@ class OnnxReference:
         try:
             self._evaluator = ReferenceEvaluator(str(self._path))
         except Exception as error:
-            raise RunError(f"onnx.reference cannot load {self._path}: {str(error).splitlines()[0]}; export it again") from error
+            raise RunError(f"onnx.reference cannot load {self._path}: {said_by(error)}") from error
 
     def run(self, x: NDArray[np.float32]) -> NDArray:
-        return np.asarray(self._evaluator.run(None, {self._evaluator.input_names[0]: x})[0])
+        try:
+            return np.asarray(self._evaluator.run(None, {self._evaluator.input_names[0]: x})[0])
+        except Exception as error:  # its operators raise anything
+            raise RunError(f"onnx.reference cannot run {self._path}: {said_by(error)}") from error
 
     def close(self) -> None:
         self._evaluator = None
+        gc.collect()  # its nodes refer to each other and to the weights
 
 
 class TorchRuntime:
@@ -120,8 +125,12 @@ class TorchRuntime:
     def run(self, x: NDArray[np.float32]) -> NDArray:
         import torch
 
-        with torch.inference_mode():
-            return self._model(torch.from_numpy(x)).numpy()
+        try:
+            with torch.inference_mode():
+                # Copies: a network may change its input in place, and answer with a tensor that it keeps and fills again.
+                return np.array(self._model(torch.from_numpy(x.copy())).numpy())
+        except Exception as error:  # the network's own code may raise anything
+            raise RunError(f"PyTorch cannot run the network on {x.shape}: {said_by(error)}") from error
 
     def close(self) -> None:
         import torch

@@ -1,35 +1,54 @@
 """torch -> ONNX: `torch.onnx.export` with a translation of the masked convolution, quietly."""
 
-import copy
+import inspect
 import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..common.copies import copied
 from ..common.errors import FinepruneError, RunError, UsageError
 from ..compressor.layers import MaskedConv2d
 from .functions import DEPTHWISE, DOMAIN, MASKED, VERSION
+from .steady import answer, batch_cause, random_cause
+from .untraceable import cause, first_line
 
 INPUT, OUTPUT, BATCH = "input", "logits", "batch"
+TRACED_BATCH = 2
+"""Samples of the trace: the tracer takes a batch of one for a constant."""
 
 
-def trace(model: nn.Module, input_shape: tuple[int, int, int], *, opset: int) -> Any:
+@dataclass(frozen=True, kw_only=True)
+class Traced:
+    """What tracing found out about a network: its class, shapes of its outputs by batch size, and what users should know."""
+
+    network: str
+    output_shapes: dict[int, tuple[int, ...]]
+    notes: tuple[str, ...]
+
+
+def trace(model: nn.Module, input_shape: tuple[int, int, int], *, opset: int) -> tuple[Any, Traced]:
     """The ONNX graph (`onnxscript.ir.Model`) of `model` in eval mode, batch dimension symbolic, no function bodies yet.
 
     Weights come out with their FWP mask applied. Raises UsageError for a model in training mode or one that does not accept
-    `input_shape`, RunError for weights that are not finite or a model that torch cannot export.
+    `input_shape`, RunError for weights that are not finite, outputs that are random, or a model that torch cannot export for any batch.
     """
     _check_ready(model)
-    model = _copy(model)
+    network, notes = type(model).__name__, _converted_types(model)
+    model = in_float32(model)
     _prepare_masked_layers(model)
-    # Two samples, because the tracer takes a batch of one for a constant.
-    sample = torch.zeros(2, *input_shape)
-    _check_accepts(model, sample)
+    x = torch.randn(TRACED_BATCH + 1, *input_shape, generator=torch.Generator().manual_seed(0))
+    shapes = _check_accepts(model, x)
+    _check_steady(model, x)
+    if batches := batch_cause(model, x):
+        notes.append(f"{batches}: the file does the same, and its outputs depend on how samples are put into batches")
+    sample = torch.zeros(TRACED_BATCH, *input_shape)
     try:
         with quiet():
             program = torch.onnx.export(
@@ -40,17 +59,30 @@ def trace(model: nn.Module, input_shape: tuple[int, int, int], *, opset: int) ->
                 opset_version=opset,
                 input_names=[INPUT],
                 output_names=[OUTPUT],
-                dynamic_shapes=({0: torch.export.Dim(BATCH, min=1)},),
+                dynamic_shapes=_dynamic_batch(model),
                 custom_translation_table={torch.ops.fineprune.masked_conv2d.default: _translate},
             )
     except Exception as error:  # the exporter wraps whatever went wrong anywhere in torch
-        raise RunError(
-            f"torch cannot export {type(model).__name__} with a dynamic batch dimension: {_first_line(error)}; "
-            "its forward must be traceable by torch.export and treat the batch size as a variable"
-        ) from error
+        raise RunError(f"torch cannot export {network}: {cause(error, model, x)}") from error
     if program is None:
-        raise RunError(f"torch.onnx.export gave no graph for {type(model).__name__}")
-    return program.model
+        raise RunError(f"torch.onnx.export gave no graph for {network}")
+    batch = program.model.graph.inputs[0].shape[0]
+    if isinstance(batch, int):
+        raise fixed_batch(network, "its forward takes the batch size for a constant")
+    return program.model, Traced(network=network, output_shapes=shapes, notes=tuple(notes))
+
+
+def fixed_batch(network: str, why: str) -> RunError:
+    """The error for a network whose graph holds the batch size of the trace."""
+    return RunError(
+        f"the graph of {network} is fixed to a batch of {TRACED_BATCH}: {why}; in its forward write x.size(0) or -1 where the batch size "
+        "is meant, without int() or len(), and no loop or split over the samples"
+    )
+
+
+def _dynamic_batch(model: nn.Module) -> dict[str, Any]:
+    """The batch dimension of the only argument that is given, whatever it is called (also where forward takes *args)."""
+    return dict(inspect.signature(model.forward).bind({0: torch.export.Dim(BATCH, min=1)}).arguments)
 
 
 def _translate(x: Any, weight: Any, mask: Any, stride: Any, padding: Any, dilation: Any, groups: int, weight_mask: Any = None) -> Any:
@@ -95,12 +127,14 @@ def _operator(name: str) -> Any:
     return Op(Opset(DOMAIN, VERSION), name, schema)
 
 
-def _copy(model: nn.Module) -> nn.Module:
-    """A float32 copy on the CPU: applying the masks must not touch the caller's weights."""
-    try:
-        return copy.deepcopy(model).cpu().float()
-    except RuntimeError as error:  # torch.nn.utils.weight_norm and its like keep tensors that know their history
-        raise RunError(f"cannot copy {type(model).__name__}: {_first_line(error)}; remove its weight hooks before exporting") from error
+def in_float32(model: nn.Module) -> nn.Module:
+    """A float32 copy on the CPU: the caller's weights stay as they are."""
+    return copied(model).cpu().float()
+
+
+def _converted_types(model: nn.Module) -> list[str]:
+    others = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point() and p.dtype != torch.float32}
+    return [f"weights of {' and '.join(sorted(others))} are written as float32"] if others else []
 
 
 def _check_ready(model: nn.Module) -> None:
@@ -129,40 +163,50 @@ def _contiguous(layer: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Te
     return output.contiguous()
 
 
-def _check_accepts(model: nn.Module, sample: torch.Tensor) -> None:
-    shape = "x".join(map(str, sample.shape[1:]))
+def _check_accepts(model: nn.Module, x: torch.Tensor) -> dict[int, tuple[int, ...]]:
+    """The shapes of the outputs for one sample and for all of `x`."""
+    shape = "x".join(map(str, x.shape[1:]))
     try:
-        with torch.no_grad():
-            output = model(sample)
+        inspect.signature(model.forward).bind(x)
+    except TypeError as error:
+        raise UsageError(
+            f"the model does not accept input {shape} as its one argument: {error}; wrap it so that it takes the images alone"
+        ) from error
+    try:
+        outputs = answer(model, x[:TRACED_BATCH])
     except FinepruneError as error:
         raise UsageError(f"the model does not accept input {shape}: {error}") from error
     except Exception as error:  # the network's own code may raise anything
-        raise UsageError(f"the model does not accept input {shape}: {_first_line(error)}; give the input shape it was made for") from error
-    if not isinstance(output, torch.Tensor):
         raise UsageError(
-            f"the model returns {type(output).__name__}, not one tensor of logits; wrap it so that it returns the tensor to export"
+            f"the model does not accept input {shape}: {first_line(error)}; "
+            "give the input shape it was made for, and let it take any batch size"
+        ) from error
+    if not isinstance(outputs, torch.Tensor):
+        raise UsageError(
+            f"the model returns {type(outputs).__name__}, not one tensor of logits; wrap it so that it returns the tensor to export"
         )
+    shapes = {}
+    for batch in (1, len(x)):
+        try:
+            shapes[batch] = tuple(answer(model, x[:batch]).shape)
+        except Exception as error:
+            raise fixed_batch(type(model).__name__, f"a batch of {batch} ends in: {first_line(error)}") from error
+    return shapes
 
 
-def _first_line(error: BaseException) -> str:
-    root = error
-    while root.__cause__ is not None:
-        root = root.__cause__
-    lines = [line for line in str(root).splitlines() if line.strip()]
-    return lines[0].strip() if lines else type(root).__name__
+def _check_steady(model: nn.Module, x: torch.Tensor) -> None:
+    if random := random_cause(model, x):
+        raise RunError(f"{random}, so no file can compute the same; make that depend on self.training")
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """The exporter prints, logs and warns about its own internals (also where nothing is wrong)."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
+    """The exporter prints, logs and warns about its own internals (also where nothing is wrong), whole graphs where something is."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(disabled)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common.errors import RunError
+from ...common.errors import said_by
 
 if TYPE_CHECKING:
     from ..runtimes import Runtime
@@ -83,8 +83,8 @@ def usable_peers(path: Path, samples: NDArray[np.float32], names: Sequence[str] 
             runtime.load(1)
             runtime.run(samples[:1])
             usable.append(runtime)
-        except RunError as error:
-            lines.append(f"{runtime.name} is left out: {error}")
+        except Exception as error:  # foreign code may raise anything
+            lines.append(f"{runtime.name} is left out: {said_by(error)}")
         finally:
             runtime.close()
     return usable, lines

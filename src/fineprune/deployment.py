@@ -53,7 +53,8 @@ def to_onnx(
 ) -> Exported:
     """Write a bundle as ONNX, compare it with PyTorch in ONNX Runtime, onnx.reference and the engine, and store that as PATH.parity.json.
 
-    samples[N,C,H,W] are compared; by default 256 of the test split that the manifest names. RunError when the file computes something else.
+    samples[N,C,H,W] are compared; by default 256 of the test split that the manifest names. RunError when the file computes something else
+    in ONNX Runtime; where the others cannot run it or differ, a line of the log says so.
     trust: names of your own code and data that the bundle in a folder may use.
     """
     check_arguments(bundle=bundle, path=path, compared=samples, architecture=model)
@@ -84,12 +85,14 @@ def export_network(
                 parity.require()
         except RunError as error:  # of a file that is gone after it: name the one that was asked for
             raise RunError(str(error).replace(str(unchecked), str(path))) from error
+        for note in report.notes:
+            progress.log(note)
         if parity is None:
             progress.log("parity was not checked: there are no samples to compare on")
         else:
             parity = replace(parity, path=str(path))
     if parity is not None:
-        if warning := parity.engine_warning():
+        for warning in filter(None, (parity.reference_warning(), parity.engine_warning())):
             progress.log(warning)
         write_json(f"{path}.parity.json", parity.to_json())
     return Exported(report=replace(report, path=str(path)), parity=parity)
@@ -147,13 +150,14 @@ def bench(
     and in ONNX Runtime.
 
     The compressed network is exported afresh, unless `onnx` names a file of it. peers: names of `fineprune.export.peers.PEERS`, all by
-    default; a line of the log names those that are not installed or cannot run the network. samples[N,C,H,W] calibrate int8; by default
-    they come from the data that the manifest names, or are noise where that needs your word. model: the dense architecture, where the
-    manifest names none. trust: names of your own code and data that the bundle in a folder may use.
+    default. samples[N,C,H,W] calibrate int8; by default they come from the data that the manifest names, or are noise where that needs
+    your word. model: the dense architecture, where the manifest names none. trust: names of your own code and data that the bundle in a
+    folder may use. Lines of the log name what is not installed or cannot run the network, and figures that say nothing because the
+    machine was busy.
     """
     from .export.benchmark import BenchmarkConfig, benchmark
     from .export.engine.runtime import EngineRuntime
-    from .export.parity import check_parity
+    from .export.parity import ENGINE, check_parity
     from .export.peers import usable_peers
     from .export.runtimes import OnnxRuntime, Runtime, TorchRuntime
 
@@ -175,11 +179,11 @@ def bench(
         runtimes: list[Runtime] = [OnnxRuntime("onnxruntime dense", dense), TorchRuntime("torch dense", dense_twin(masked)), *others]
         name, file = ("compressed", compressed) if compressed is not None else ("dense", dense)
         with working(progress, "checking the outputs"):
-            parity = check_parity(masked, file, calibration, reference_samples=0, engine=True)
+            parity = check_parity(masked, file, calibration, reference_samples=0, engine=True, progress=progress)
         parity.require()  # what computes something else has no latency worth a table
         if warning := parity.engine_warning():
             progress.log(f"engine {name} is left out; {warning}")
-        else:
+        elif parity.compares(ENGINE):  # otherwise a line of the log has said why not
             runtimes.append(EngineRuntime(f"engine {name}", file))
         if compressed is not None:
             runtimes.append(OnnxRuntime("onnxruntime compressed", compressed))

@@ -46,9 +46,9 @@ def write_report(bundle: Bundle | Path | str, path: Path | str, *, bench: dict[s
     if facts.get("training", {}).get("finetune"):
         sections.append(_section("Fine-tuning", training_figure(facts["training"]), "validation accuracy after each epoch"))
     if bench:
-        sections.append(
-            _section("Latency", latency_figure(bench), f"median and quartiles over {bench['config']['rounds']} rounds, {_machine(bench)}")
-        )
+        caption = f"median and quartiles over {bench['config']['rounds']} rounds, {_machine(bench)}"
+        warning = f"; {bench['warning']}" if bench.get("warning") else ""
+        sections.append(_section("Latency", latency_figure(bench), caption + warning))
     page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(name)}, compressed</title><style>{_STYLE}</style>'
     write_bytes(path, (page + "\n".join(sections) + "</html>\n").encode())
 

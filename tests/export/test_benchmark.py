@@ -16,6 +16,7 @@ from fineprune.common.errors import RunError, UsageError
 from fineprune.export.benchmark import BenchmarkConfig, benchmark
 from fineprune.export.machine import machine_facts
 from fineprune.export.runtimes import OnnxRuntime, TorchRuntime
+from support.fakes import Recorder
 
 FAST = {"rounds": 3, "turn_s": 0.0, "warmup_s": 0.0}
 
@@ -25,12 +26,18 @@ class Clock:
     """Time that passes only when somebody lets it."""
 
     now: float = 0.0
+    cpu: float = 0.0
+    share: float = 1.0
 
     def perf_counter(self) -> float:
         return self.now
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
+        self.cpu += seconds * self.share
+
+    def process_time(self) -> float:
+        return self.cpu
 
 
 @pytest.fixture
@@ -111,11 +118,72 @@ def test_every_combination_has_a_row() -> None:
     assert report.rows[1].ms_per_image == report.rows[1].median_ms / 3
 
 
-def test_all_are_closed_when_one_fails() -> None:
+class Broken(Sleeper):
+    """Fails in `load`, or in the call of that number."""
+
+    def __init__(self, name: str, log: list[tuple[str, str]], when: str | int) -> None:
+        super().__init__(name, log)
+        self.when, self.calls = when, 0
+
+    def load(self, threads: int) -> None:
+        super().load(threads)
+        if self.when == "load":
+            raise ValueError("no kernel for Mish\nin node 17")
+
+    def run(self, x: NDArray) -> NDArray:
+        self.calls += 1
+        if self.calls == self.when:
+            raise RuntimeError("arena is full")
+        return super().run(x)
+
+
+@pytest.mark.parametrize("when", ["load", 1, 2, 6])
+def test_a_runtime_that_fails_is_left_out_and_the_rest_measured(when: str | int) -> None:
     log: list[tuple[str, str]] = []
-    with pytest.raises(RunError, match="outputs of different shapes"):
-        benchmark([Sleeper("a", log), Sleeper("b", log, classes=7)], (3, 5, 7), BenchmarkConfig(**FAST))
+    progress = Recorder()
+    runtimes = [Sleeper("a", log), Broken("b", log, when), Sleeper("c", log)]
+    report = benchmark(runtimes, (3, 5, 7), BenchmarkConfig(**FAST), progress=progress)
+    assert [row.runtime for row in report.rows] == ["a", "c"]
+    assert f"b is left out: {'no kernel for Mish' if when == 'load' else 'arena is full'}" in progress.lines
+    assert sorted(name for event, name in log if event == "close") == ["a", "b", "c"]
+
+
+def test_a_runtime_of_another_network_is_left_out() -> None:
+    progress = Recorder()
+    report = benchmark([Sleeper("a", []), Sleeper("b", [], classes=7)], (3, 5, 7), BenchmarkConfig(**FAST), progress=progress)
+    assert [row.runtime for row in report.rows] == ["a"]
+    assert "b is left out: its outputs have shape (1, 7), those of a (1, 5), so it does not run the same network" in progress.lines
+
+
+@pytest.mark.parametrize("when", ["load", 1, 6])
+def test_all_are_closed_when_the_baseline_fails(when: str | int) -> None:
+    log: list[tuple[str, str]] = []
+    with pytest.raises(RunError, match=r"the baseline b cannot be measured: (no kernel for Mish$|arena is full)"):
+        benchmark([Sleeper("a", log), Broken("b", log, when)], (3, 5, 7), BenchmarkConfig(**FAST), baseline="b")
     assert log[-2:] == [("close", "b"), ("close", "a")]
+
+
+@pytest.mark.parametrize(("share", "reliable"), [(1.0, True), (3.6, True), (0.95, True), (0.6, False)])
+def test_figures_of_a_busy_machine_are_called_worthless(clock: Clock, share: float, reliable: bool) -> None:
+    """Others have the processor: a call gets less processor time than it lasts (several threads get more)."""
+    clock.share, progress = share, Recorder()
+    report = benchmark([Sleeper("a", [], clock, [0.5])], (3, 5, 7), BenchmarkConfig(**FAST), progress=progress)
+    assert report.rows[0].cpu_share == pytest.approx(share) and report.rows[0].reliable is reliable
+    assert report.to_json()["rows"][0]["reliable"] is reliable
+    assert progress.lines == ([] if reliable else [report.warning]) and report.to_json()["warning"] == report.warning
+    if not reliable:
+        assert (
+            "the machine was busy (calls had 60% of a processor, quartiles are up to 0% apart), so 1 of 1 rows are worthless"
+            in report.warning
+        )
+        assert report.table().splitlines()[2].endswith("worthless") and report.table().endswith(report.warning)
+
+
+def test_turns_that_differ_widely_are_called_worthless(clock: Clock) -> None:
+    steady, unsteady = Sleeper("a", [], clock, [1]), Sleeper("b", [], clock, [1, 1, 1, 1, 1, 1, 2, 1, 4])
+    report = benchmark([steady, unsteady], (3, 5, 7), BenchmarkConfig(**FAST))
+    assert [row.reliable for row in report.rows] == [True, False]
+    assert "quartiles are up to 75% apart), so 1 of 2 rows are worthless" in report.warning
 
 
 @pytest.mark.parametrize(
@@ -152,7 +220,7 @@ def test_real_runtimes_side_by_side(packed: Any, dense: Any) -> None:
     assert {"median_ms", "p25_ms", "p75_ms", "speedup", "ms_per_image"} <= set(content["rows"][0])
     assert content["machine"]["packages"]["torch"] == version("torch")
     table = report.table().splitlines()
-    assert len(table) == 2 + 6 and table[2].startswith("onnxruntime dense ")
+    assert len(table) == 2 + 6 + bool(report.warning) and table[2].startswith("onnxruntime dense ")
 
 
 def test_machine_facts_name_the_processor() -> None:

@@ -243,7 +243,7 @@ def test_a_model_with_several_outputs_is_refused(tmp_path: Path) -> None:
         def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
             return x + y
 
-    with pytest.raises(UsageError, match=r"does not accept input 3x11x7: .*missing 1 required positional argument"):
+    with pytest.raises(UsageError, match=r"does not accept input 3x11x7 as its one argument: missing a required argument: 'y\'"):
         export_onnx(TwoInputs().eval(), INPUT_SHAPE, tmp_path / "network.onnx")
 
 
@@ -252,7 +252,7 @@ def test_a_forward_that_depends_on_values_is_refused(tmp_path: Path) -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x if x.sum() > 0 else -x
 
-    with pytest.raises(RunError, match="torch cannot export Branch with a dynamic batch dimension"):
+    with pytest.raises(RunError, match="torch cannot export Branch: its forward depends on values of a tensor"):
         export_onnx(Branch().eval(), INPUT_SHAPE, tmp_path / "network.onnx")
 
 

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from fineprune.common.errors import RunError, UsageError
-from fineprune.export.parity import TOLERANCE, check_parity
+from fineprune.export.parity import TOLERANCE, _compare, check_parity
 from fineprune.export.runtimes import OnnxRuntime
+from support.fakes import Recorder
 
 SAMPLES = np.random.default_rng(0).standard_normal((40, 3, 11, 7), dtype=np.float32)
 
@@ -47,6 +48,45 @@ def test_the_engine_is_compared_and_only_warned_of(tiny: Callable, packed: Any, 
     engine_alone.require()
     assert not engine_alone.passed and "run the file in ONNX Runtime" in engine_alone.engine_warning()
     assert replace(report, runtimes=report.runtimes[:1]).engine_warning() == ""
+
+
+def test_a_reference_that_fails_is_said_and_stops_nothing(packed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any) -> Any:
+        raise TypeError("'int' object is not subscriptable\nin GridSample")
+
+    monkeypatch.setattr("onnx.reference.ReferenceEvaluator.run", fail)
+    progress = Recorder()
+    report = check_parity(packed.model, packed.path, SAMPLES, progress=progress)
+    assert report.passed and [r.runtime for r in report.runtimes] == ["onnxruntime"]
+    (line,) = progress.lines
+    assert line.startswith("onnx.reference is not compared: onnx.reference cannot run ") and line.endswith(
+        "'int' object is not subscriptable"
+    )
+
+
+def test_a_reference_that_differs_alone_is_only_warned_of(packed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch and ONNX Runtime agree: two against one, and ONNX Runtime is what runs files."""
+    monkeypatch.setattr("fineprune.export.runtimes.OnnxReference.run", lambda runtime, x: np.ones((len(x), 5)))
+    report = check_parity(packed.model, packed.path, SAMPLES)
+    report.require()
+    assert not report.passed and "differs from the model in onnx.reference by" in report.reference_warning()
+    assert "though ONNX Runtime agrees" in report.reference_warning()
+
+
+def test_the_batches_of_large_images_are_small(monkeypatch: pytest.MonkeyPatch, packed: Any) -> None:
+    sizes: list[int] = []
+    run = OnnxRuntime.run
+    monkeypatch.setattr(OnnxRuntime, "run", lambda runtime, x: [sizes.append(len(x)), run(runtime, x)][1])
+    monkeypatch.setattr("fineprune.export.parity.BATCH_VALUES", 7 * SAMPLES[0].size + 1)
+    assert check_parity(packed.model, packed.path, SAMPLES, reference_samples=0).passed
+    assert sizes == [7, 7, 7, 7, 7, 5]
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 1), (4, 3, 2, 2)])
+def test_any_shape_of_outputs_is_compared(shape: tuple[int, ...]) -> None:
+    values = np.random.default_rng(0).standard_normal(shape)
+    assert _compare("a", values, values).argmax_agreement == 1
+    assert _compare("a", -values, values).argmax_agreement < 1
 
 
 def _largest_logit(model: nn.Module) -> float:

@@ -115,7 +115,7 @@ def print_bench(report: dict[str, Any]) -> None:
             str(row["threads"]),
             f"{row['median_ms']:.3f}",
             f"{row['p25_ms']:.3f} - {row['p75_ms']:.3f}",
-            f"x{row['speedup']:.2f}",
+            f"x{row['speedup']:.2f}" if row.get("reliable", True) else f"(x{row['speedup']:.2f}, worthless)",
         ]
         for row in report["rows"]
     ]

@@ -20,3 +20,9 @@ class RunError(FinepruneError, RuntimeError):
     """The request was sound and its execution failed: broken file content, NaN, a full disk, mismatched weights."""
 
     exit_code = 1
+
+
+def said_by(error: BaseException) -> str:
+    """The first line of an error of foreign code, its type where it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
