@@ -25,7 +25,9 @@ def wants_nchw(model: nn.Module, layers: Iterable[nn.Module], input_shape: Seque
     if not layers:
         return False
     plain, nhwc = (_outputs(model, layers, input_shape, order) for order in (torch.contiguous_format, torch.channels_last))
-    return plain is not None and (nhwc is None or bool((nhwc - plain).abs().max() > _SAME * plain.abs().max()))
+    if plain is None or nhwc is None or nhwc.shape != plain.shape:
+        return plain is not None
+    return bool((nhwc - plain).abs().max() > _SAME * plain.abs().max())
 
 
 def answer_as_nchw(layers: Iterable[nn.Module]) -> list[Any]:

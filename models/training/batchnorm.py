@@ -47,7 +47,7 @@ def recalibrate_batchnorm(
             for batch in batches:
                 if batch.images.shape[0] > 1:
                     seen += batch.images.shape[0]
-                    forward(model, batch.images.to(where))
+                    forward(model, batch.images.to(where, copy=True))
             if not seen:
                 raise RunError("BatchNorm recalibration got no batch of two images or more; give it some training images")
             if not all(average.is_finite() for average in averages):

@@ -60,7 +60,7 @@ def evaluate(
     with eval_mode(model), torch.inference_mode():
         batches = split.batches(batch_size, workers=workers)
         for batch in progress(batches, total=split.number_of_batches(batch_size), description=description):
-            logits = forward(model, batch.images.to(where))
+            logits = forward(model, batch.images.to(where, copy=True))  # a network may write to its input
             check_logits(logits, batch.labels)
             logits, labels = logits.float(), batch.labels.to(where)
             classes = logits.shape[1]

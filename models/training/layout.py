@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...common.progress import Progress
 from .device import seed_generators
-from .evaluate import eval_mode
+from .frozen import frozen_modules, start_training
 from .interfaces import DataLike
 
 _SAME = 1e-2
@@ -37,48 +37,62 @@ def suits_nhwc(model: nn.Module, images: Tensor) -> bool:
     """
     if images.dim() != 4:
         return True
-    plain, fast = (_outputs(model, images, nhwc) for nhwc in (False, True))
-    if plain is None:
-        return True
-    if fast is None or (fast - plain).abs().max() > _SAME * plain.abs().max():
-        return False
-    return _trains(model, images, True) or not _trains(model, images, False)
+    frozen = frozen_modules(model)
+    with _left_as_it_is(model):
+        plain, fast = (_outputs(model, images, nhwc) for nhwc in (False, True))
+        if plain is None:
+            return True
+        if fast is None or fast.shape != plain.shape or (fast - plain).abs().max() > _SAME * plain.abs().max():
+            return False
+        return _trains(model, images, frozen, True) or not _trains(model, images, frozen, False)
 
 
 def _outputs(model: nn.Module, images: Tensor, nhwc: bool) -> Tensor | None:
     """In eval mode; None where the network fails or gives no tensor."""
-    with memory_format(model, images.device, nhwc) as wanted, eval_mode(model), torch.no_grad():
+    with memory_format(model, images.device, nhwc) as wanted, torch.no_grad():
         seed_generators(images.device, 0)
+        model.eval()
         try:
-            outputs = model(images.contiguous(memory_format=wanted))
+            outputs = model(images.contiguous(memory_format=wanted).clone())
         except Exception:  # the network's own code may raise anything
             return None
     return outputs.float() if isinstance(outputs, Tensor) else None
 
 
-def _trains(model: nn.Module, images: Tensor, nhwc: bool) -> bool:
-    """Whether a training step's forward and backward pass go through; BatchNorm's statistics and gradients come back."""
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+def _trains(model: nn.Module, images: Tensor, frozen: list[nn.Module], nhwc: bool) -> bool:
+    """Whether the forward and the backward pass of a training step go through."""
+    with memory_format(model, images.device, nhwc) as wanted:
+        seed_generators(images.device, 0)
+        start_training(model, frozen)
+        try:
+            model(images.contiguous(memory_format=wanted).clone()).float().square().mean().backward()
+        except Exception:  # as above
+            return False
+    return True
+
+
+@contextmanager
+def _left_as_it_is(model: nn.Module) -> Iterator[None]:
+    """Buffers (BatchNorm's statistics), gradients and training flags come back after the block."""
+    buffers = [(module, name, buffer, buffer.clone()) for module in model.modules() for name, buffer in _buffers(module)]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     flags = [(module, module.training) for module in model.modules()]
+    for parameter, _ in gradients:
+        parameter.grad = None
     try:
-        with memory_format(model, images.device, nhwc) as wanted:
-            for parameter, _ in gradients:
-                parameter.grad = None
-            seed_generators(images.device, 0)
-            model.train()
-            model(images.contiguous(memory_format=wanted)).float().square().mean().backward()
-    except Exception:  # as above
-        return False
+        yield
     finally:
         for parameter, gradient in gradients:
             parameter.grad = gradient
         for module, training in flags:
             module.training = training
         with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
-    return True
+            for module, name, buffer, value in buffers:
+                module._buffers[name] = buffer.copy_(value)  # a module may have put another tensor there
+
+
+def _buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
+    return [(name, buffer) for name, buffer in module._buffers.items() if buffer is not None]
 
 
 @contextmanager

@@ -43,6 +43,7 @@ class Stepper:
         """
         x = images.to(self.device, non_blocking=True)
         x = x.contiguous(memory_format=self.memory_format) if x.dim() == 4 else x
+        x = x.clone()  # a network may write to its input
         target = labels.to(self.device, non_blocking=True)
         self.optimizer.zero_grad(set_to_none=True)
         with autocast(self.device, self.dtype):

@@ -42,7 +42,7 @@ def test_a_network_in_eval_mode_trains_and_a_module_in_eval_mode_does_not(whole:
     model[6].eval()
     model[6].register_forward_hook(lambda module, inputs, output: seen.append(torch.equal(inputs[0], output)))
     log = Recorder()
-    train(model, fake_data(validation=0), TrainConfig(**SETTINGS, channels_last=False), device="cpu", progress=log)
+    train(model, fake_data(validation=0), TrainConfig(**SETTINGS), device="cpu", progress=log)
     assert all(seen) == (not whole) and LINE not in log.lines
     assert model[1].num_batches_tracked == 4
 

@@ -1,6 +1,6 @@
 """Channels-last memory steps aside for networks whose forward reads memory in its own order."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fineprune.models.training import TrainConfig, evaluate, train
+from fineprune.models.training import TrainConfig, evaluate, recalibrate_batchnorm, train
 from fineprune.models.training.layout import suits_nhwc
-from support.fakes import Recorder, fake_data
+from support.fakes import FakeBatch, FakeSplit, Recorder, fake_data
 
 
 class _ViewsGradient(torch.autograd.Function):
@@ -67,13 +67,28 @@ def test_any_way_to_flatten_trains_as_it_does_in_nchw(how: str) -> None:
     assert len(said) == (0 if same else 1)
 
 
-def test_trying_leaves_the_network_as_it_was() -> None:
-    model = Net("view").train()
+class _Counts(nn.Module):
+    """Puts another tensor in its buffer's place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls = self.calls + 1
+        return x
+
+
+@pytest.mark.parametrize("how", ["view", "flatten"])
+def test_trying_leaves_the_network_as_it_was(how: str) -> None:
+    model = Net(how).train()
+    model.counts = _Counts()
+    model.register_forward_pre_hook(lambda module, inputs: module.counts(inputs[0]))
     model.norm.eval()
     model.head.weight.grad = torch.ones_like(model.head.weight)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
-    assert not suits_nhwc(model, torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0)))
+    assert suits_nhwc(model, torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))) == (how == "flatten")
     torch.set_rng_state(state)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert model.training and not model.norm.training and model.conv.training and model.conv.weight.is_contiguous()
@@ -83,3 +98,28 @@ def test_trying_leaves_the_network_as_it_was() -> None:
 def test_a_network_that_fails_in_either_order_is_left_to_the_first_step() -> None:
     assert suits_nhwc(nn.Sequential(nn.Conv2d(4, 2, 1)), torch.zeros(2, 3, 6, 6))
     assert suits_nhwc(nn.Sequential(nn.Flatten(), nn.Linear(9, 2)), torch.zeros(2, 9))
+
+
+class _Views(FakeSplit):
+    """Whose batches are parts of its own tensor, not copies."""
+
+    def batches(self, batch_size: int, **options: object) -> Iterator[FakeBatch]:  # type: ignore[override]
+        for start in range(0, len(self), batch_size):
+            part = slice(start, start + batch_size)
+            yield FakeBatch(self.images[part], self.labels[part], torch.arange(len(self))[part])
+
+
+class _Overwrites(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sub_(0.5).flatten(1)
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_a_network_that_writes_to_its_input_finds_the_same_images_again(channels_last: bool) -> None:
+    data = fake_data()
+    data.train = _Views(data.train.images, data.train.labels)
+    before, model = data.train.images.clone(), nn.Sequential(nn.Identity(), _Overwrites(), nn.BatchNorm1d(108), nn.Linear(108, 3))
+    train(model, data, TrainConfig(epochs=1, batch_size=16, lr=0.1, channels_last=channels_last), device="cpu")
+    evaluate(model, data.train, device="cpu")
+    recalibrate_batchnorm(model, data.train.batches(20), device="cpu")
+    assert torch.equal(data.train.images, before)

@@ -52,6 +52,7 @@ class Worker:
         seed_generators(self.device, derive_seed(config.seed, "layers", ticket.epoch, ticket.batch, *shard))
         x = batch.images.to(self.device, non_blocking=True)
         x = x.contiguous(memory_format=self.layout) if x.dim() == 4 else x
+        x = x.clone()  # a network may write to its input
         target = batch.labels.to(self.device, non_blocking=True)
         momenta = [norm.momentum for norm in self.norms]
         try:
