@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +63,7 @@ def load_checkpoint(model: nn.Module, path: Path | str, spec: ModelSpec | None =
     return tuple(notes)
 
 
-def _check_network(own: Mapping[str, object]) -> None:
+def _check_network(own: Mapping[str, Any]) -> None:
     """UsageError for a network that no weights can be copied into."""
     for name, value in own.items():
         if is_lazy(value):
