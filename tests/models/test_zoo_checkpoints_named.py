@@ -184,6 +184,11 @@ def test_a_network_that_wraps_the_saved_one(tmp_path: Path) -> None:
     assert torch.equal(wrapped.get_parameter("backbone.0.weight"), small().state_dict()["0.weight"])
 
 
+def test_the_weights_of_a_masked_network(tmp_path: Path) -> None:
+    torch.save({**small().state_dict(), "0.ffp_mask": torch.ones(2, 6, 6, dtype=torch.bool)}, tmp_path / "w.pt")
+    refused(tmp_path / "w.pt", r"is of a network with masks \(0.ffp_mask\).*; name the bundle instead")
+
+
 def inferring() -> nn.Module:
     with torch.inference_mode():
         return small()
