@@ -79,6 +79,8 @@ def test_block_masked_layers_answer_in_the_order_that_the_forward_needs(silent: 
     masked = bake(model, ffp_masks={"conv": torch.ones(3, 7, 5, dtype=torch.bool)}, input_shape=(3, 7, 5))
     torch.testing.assert_close(masked(x), model(x))
     torch.testing.assert_close(deepcopy(masked)(x), model(x))
+
+
 class Mine(nn.Conv2d):
     """A user's own class: the forward of Conv2d, a method and an attribute of the class beside it."""
 
