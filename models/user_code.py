@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import sys
 import sysconfig
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,10 +71,10 @@ def describe(error: BaseException) -> str:
     """`Type: message` on one line, with the innermost file and line where there is a traceback."""
     message = " ".join(str(error).split())
     text = f"{type(error).__name__}: {message}" if message else type(error).__name__
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return text if trace is None else f"{text} ({trace.tb_frame.f_code.co_filename}, line {trace.tb_lineno})"
+    if isinstance(error, SyntaxError):  # says itself where it is
+        return text
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__, limit=-8) if not frame.filename.startswith("<frozen")]
+    return f"{text} ({frames[-1].filename}, line {frames[-1].lineno})" if frames else text
 
 
 def _load_file(path: Path) -> ModuleType:
@@ -99,7 +100,8 @@ def _import(name: str) -> ModuleType:
         except ModuleNotFoundError as error:
             # Only the asked module or one of its parents: a missing import *inside* it is that module's own failure.
             if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
-                raise UsageError(f"no Python module named {name!r} in {Path.cwd()} or among the installed packages") from error
+                remedy = "; a notebook is not imported: save its cells as a Python file" if name.endswith(".ipynb") else ""
+                raise UsageError(f"no Python module named {name!r} in {Path.cwd()} or among the installed packages{remedy}") from error
             raise
 
 

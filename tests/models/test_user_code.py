@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fineprune.common.errors import RunError
+from fineprune.common.errors import RunError, UsageError
 from fineprune.models.user_code import call_factory, load_factory
 from fineprune.models.vision import prepare_torchvision
 
@@ -73,6 +73,27 @@ def test_what_failed_once_fails_alike_and_works_when_mended(
     assert not [name for name in set(sys.modules) - before if name.startswith("own.")]
     (tmp_path / mended).write_text(files[mended].replace(FAILS, "") if FAILS in files[mended] else NET + "other = 1\n")
     assert call_factory(spec, load_factory(spec)) == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def net(:\n", r"own.py cannot be imported: SyntaxError: invalid syntax \(own.py, line 1\)$"),
+        ("if True:\n\tx = 1\n        y = 2\n", r"TabError: .* \(own.py, line 3\)$"),
+        ("# -*- coding: nope -*-\n", r"SyntaxError: unknown encoding: nope \(own.py, line 0\)$"),
+        ("import own_helper\n", r"ZeroDivisionError: division by zero \(.*own_helper.py, line 2\)$"),
+    ],
+)
+def test_where_your_code_fails_is_said_once(text: str, message: str, tmp_path: Path, clean_modules: None) -> None:
+    (tmp_path / "own.py").write_text(text)
+    (tmp_path / "own_helper.py").write_text("import importlib\n1 / 0\n")
+    with pytest.raises(RunError, match=message):
+        load_factory(f"{tmp_path}/own.py:net")
+
+
+def test_a_notebook_is_no_module() -> None:
+    with pytest.raises(UsageError, match=r"no Python module named 'own.ipynb' .*; a notebook is not imported: save its cells"):
+        load_factory("own.ipynb:net")
 
 
 def test_modules_of_libraries_stay_when_your_code_fails(tmp_path: Path, clean_modules: None) -> None:
