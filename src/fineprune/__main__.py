@@ -1,6 +1,7 @@
 """The command `fineprune`: one clear line for every expected failure, exit code 2 for usage and 1 for failure."""
 
 import os
+import re
 import signal
 import sys
 from types import FrameType
@@ -11,6 +12,9 @@ from .cli import command
 from .common.errors import FinepruneError
 from .common.text import printable
 
+_OUT_OF_MEMORY = "out of memory; use a smaller --batch-size, --samples or image size"
+_MEMORY = re.compile("can't allocate memory|not enough memory|out of memory", re.IGNORECASE)
+"""How torch says that there is none left: in a RuntimeError."""
 _RESUMABLE = ("train", "calibrate", "compress", "run")
 
 
@@ -41,11 +45,14 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - the reader left: nothing may be flushed to it at exit
         return 1
     except MemoryError:
-        return _raise_or_fail(debug, "out of memory; use a smaller --batch-size or --samples", 1)
+        return _raise_or_fail(debug, _OUT_OF_MEMORY, 1)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _raise_or_fail(debug, f"{where}{error.strerror or error}; check the path, its permissions and free space", 1)
-    except Exception as error:  # a bug of ours: still one line, and how to see more
+    except Exception as error:
+        if isinstance(error, RuntimeError) and _MEMORY.search(str(error)):
+            return _raise_or_fail(debug, _OUT_OF_MEMORY, 1)
+        # A bug of ours: still one line, and how to see more.
         line = " ".join(str(error).split())[:300]
         return _raise_or_fail(debug, f"unexpected {type(error).__name__}: {line}; run again with --debug and report it", 1)
     finally:

@@ -377,3 +377,11 @@ def test_failures_of_your_own_code(data: str, tmp_path: Path, output: Path) -> N
     assert_fails(1, r"mine.py:net failed: ZeroDivisionError: .*mine.py, line 2", "compress", "--model", f"{tmp_path}/mine.py:net", *options)
     assert_fails(2, r"mine.py:text", "compress", "--model", f"{tmp_path}/mine.py:text", *options)
     assert_fails(2, "has no callable named 'nett'; it defines net, text", "compress", "--model", f"{tmp_path}/mine.py:nett", *options)
+
+
+def test_memory_that_torch_does_not_get(monkeypatch: pytest.MonkeyPatch) -> None:
+    def allocate(*_arguments: object) -> NoReturn:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 4798848069120 bytes.")
+
+    monkeypatch.setattr("fineprune.cli.options.model_spec", allocate)
+    assert fineprune("macs", "--model", "lenet").err == "fineprune: out of memory; use a smaller --batch-size, --samples or image size\n"

@@ -96,6 +96,14 @@ CASES = [
     ("compress --model my.py:converts --data npz:gray.npz --prune 0.5 --output o", "takes images with 3 channels, not with 1"),
     ("compress --model lenet --data digits --prune 50% --output o", "Invalid value for '--prune': 50% is written 0.5."),
     ("compress --model lenet --data digits --fwp half --output o", "Invalid value for '--fwp': 'half' is no fraction such as 0.3."),
+    ("train --model lenet --data digits --epochs 1 --output ''", "An argument is empty; perhaps a variable of the shell is not set."),
+    ("macs ''", "An argument is empty"),
+    (
+        "train --model lenet --data digits --seed 99999999999999999999 --output o",
+        "Invalid value for '--seed': 99999999999999999999 is not in",
+    ),
+    ("calibrate --model lenet --data digits --prune 0.3 --seed -1 --output o", "Invalid value for '--seed': -1 is not in"),
+    ("macs --model lenet --input 3x999999999x999999999", "--input is CxHxW with numbers up to 65536"),
     ("comprss x", "No such command 'comprss'. Did you mean 'compress'?"),
     ("compress --modle x", "Did you mean"),
 ]

@@ -7,7 +7,7 @@ import click
 
 from .options import check_named, data_options, device_option, model_options, open_data, open_network, warn_random
 from .pruning_options import calibration_options, prune_options, prune_settings
-from .sections import CALIBRATION, RESULT, Command, stack
+from .sections import CALIBRATION, RESULT, SEED, Command, stack
 
 
 @click.command(cls=Command, short_help="Collect the statistics that masks are chosen by.")
@@ -17,7 +17,7 @@ from .sections import CALIBRATION, RESULT, Command, stack
 @calibration_options
 @device_option
 @stack(
-    click.option("--seed", type=int, default=0, show_default=True, help="Seed of the choice of samples and of ties."), section=CALIBRATION
+    click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the choice of samples and of ties."), section=CALIBRATION
 )
 @stack(click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder for the statistics."), section=RESULT)
 def calibrate(output: Path, device: str, **options: Any) -> None:

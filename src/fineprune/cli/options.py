@@ -54,6 +54,9 @@ device_option = click.option("--device", default="auto", show_default=True, help
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 
 
+_LARGEST = 1 << 16
+
+
 def parse_shape(text: str | None) -> tuple[int, int, int] | None:
     """'3x32x32' -> (3, 32, 32)."""
     if text is None:
@@ -61,6 +64,8 @@ def parse_shape(text: str | None) -> tuple[int, int, int] | None:
     parts = text.lower().split("x")
     if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
         raise UsageError(f"--input is CxHxW such as 3x32x32, got {text!r}")
+    if any(int(part) > _LARGEST for part in parts):
+        raise UsageError(f"--input is CxHxW with numbers up to {_LARGEST}, got {text!r}")
     return int(parts[0]), int(parts[1]), int(parts[2])
 
 

@@ -16,6 +16,7 @@ NETWORK, PRUNING, CALIBRATION, TRAINING, RESULT, RESEARCH = (
     "Result",
     "For research",
 )
+SEED = click.IntRange(0, 1 << 48)
 Function = TypeVar("Function", bound=Callable[..., Any])
 _ORDER = (NETWORK, PRUNING, CALIBRATION, TRAINING, RESULT, "Options", RESEARCH)
 
@@ -34,6 +35,8 @@ class Command(click.Command):
                 formatter.write_dl(rows[section])
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if "" in args:  # would be taken for the current folder
+            ctx.fail("An argument is empty; perhaps a variable of the shell is not set.")
         rest = self.make_parser(ctx).parse_args(list(args))[1]
         if rest and not ctx.resilient_parsing and not set(ctx.help_option_names) & set(args):
             takes_bundle = any(param.name == "bundle" for param in self.params)

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ..common.errors import UsageError
-from .sections import RESEARCH, TRAINING, stack
+from .sections import RESEARCH, SEED, TRAINING, stack
 
 policy_options = stack(
     click.option("--policy", metavar="NAME", help="Which samples an epoch visits: none (all), fine-pruning, infobatch or random."),
@@ -40,7 +40,7 @@ def training_options(**defaults: str) -> Callable[[Callable[..., Any]], Callable
         click.option("--no-augment", is_flag=True, help="Train on the images as they are, neither shifted nor mirrored."),
         option("precision", str, "Numbers to train with: auto, float32, bfloat16 or float16."),
         option("workers", int, "Threads that decode images which do not fit in memory; with a parameter server, its workers."),
-        click.option("--seed", type=int, default=0, show_default=True, help="Seed of weights, order, augmentation, calibration samples."),
+        click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of weights, order, augmentation, calibration samples."),
         section=TRAINING,
     )
     research = stack(
