@@ -10,8 +10,10 @@ MANIFEST = "manifest.json"
 
 def meant_as_model(name: str) -> str:
     """Advice for `name`, which is no network; empty where nothing is known."""
-    path = Path(name)
     place, _, attribute = name.rpartition(":")
+    path = Path(name)
+    if not _could_exist(path):
+        return ""
     if path.suffix == ".py":
         return _file(path, "the network")
     if place.endswith(".py") and not attribute.isidentifier():
@@ -32,6 +34,8 @@ def meant_as_model(name: str) -> str:
 def meant_as_data(spec: str) -> str:
     """Advice for `spec`, which is no data set; empty where nothing is known."""
     path = Path(spec)
+    if not _could_exist(path):
+        return ""
     if path.is_dir():
         return f"for a folder with one folder of images for each class give imagefolder:{spec}"
     if path.suffix == ".npz":
@@ -41,6 +45,14 @@ def meant_as_data(spec: str) -> str:
     if path.is_file():
         return "a single file is read only as npz:FILE (arrays of images and labels); a function of yours reads others: file.py:factory"
     return ""
+
+
+def _could_exist(path: Path) -> bool:
+    """Whether the system can be asked for `path`: a name may be too long, or its folder closed."""
+    with contextlib.suppress(OSError, ValueError):
+        path.exists()
+        return True
+    return False
 
 
 def _file(path: Path, result: str) -> str:
