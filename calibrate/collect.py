@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from ..common.errors import RunError, UsageError
 from ..common.progress import Progress, Silent
+from ..common.seeds import check_seed
 from .convolutions import ConvSite, evaluating, find_convolutions
 from .frequency import NORMS, TieBreaker
 from .importance import group_filters
@@ -64,6 +65,7 @@ class CalibrationConfig:
             raise UsageError(f"samples must be at least 1, got {self.samples}")
         if self.batch_size < 1:
             raise UsageError(f"batch_size must be at least 1, got {self.batch_size}")
+        check_seed(self.seed)
 
 
 def collect_block_statistics(

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ..common.errors import RunError, UsageError, said_by
 from ..common.progress import Progress, Silent
+from ..common.seeds import check_seed
 from .machine import machine_facts
 from .runtimes import Runtime
 
@@ -54,6 +55,7 @@ class BenchmarkConfig:
                 raise UsageError(f"{name} must be one or more positive integers, got {values}")
         if self.rounds < 1:
             raise UsageError(f"rounds must be at least 1, got {self.rounds}")
+        check_seed(self.seed)
         for name in ("turn_s", "warmup_s"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} must not be negative, got {getattr(self, name)}")

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from ...common.errors import UsageError
+from ...common.seeds import check_seed
 from .auto_lr import AutoRateConfig
 from .distributed.config import AsyncConfig
 from .sampling.config import PolicyConfig
@@ -71,10 +72,11 @@ class TrainConfig:
         for name, choices in (("optimizer", OptimizerName), ("schedule", ScheduleName), ("precision", PrecisionName)):
             if getattr(self, name) not in get_args(choices):
                 raise UsageError(f"{name} is one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}")
-        for name, least in (("epochs", 1), ("batch_size", 1), ("patience_epochs", 0), ("workers", 0), ("seed", 0)):
+        for name, least in (("epochs", 1), ("batch_size", 1), ("patience_epochs", 0), ("workers", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise UsageError(f"{name} is a whole number of at least {least}, got {value!r}")
+        check_seed(self.seed)
         for name in ("nesterov", "augment", "channels_last", "record_losses"):
             if not isinstance(getattr(self, name), bool):
                 raise UsageError(f"{name} is true or false, got {getattr(self, name)!r}")

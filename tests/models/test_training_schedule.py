@@ -50,7 +50,7 @@ def test_plateau_waits_drops_and_stops_at_the_least_rate() -> None:
     [
         ({"epochs": 0}, "epochs is a whole number of at least 1, got 0"),
         ({"batch_size": 2.5}, "batch_size is a whole number of at least 1, got 2.5"),
-        ({"seed": -1}, "seed is a whole number of at least 0, got -1"),
+        ({"seed": -1}, "seed is a whole number of at least 0 and at most .*, got -1"),
         ({"optimizer": "lion"}, "optimizer is one of sgd, adam, adamw, got 'lion'"),
         ({"schedule": "steps"}, "schedule is one of constant, multistep, cosine, plateau, auto"),
         ({"precision": "int8"}, "precision is one of auto, float32, bfloat16, float16"),

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import click
 
+from ..common.seeds import LARGEST_SEED
 from . import hints
 
 NETWORK, PRUNING, CALIBRATION, TRAINING, RESULT, RESEARCH = (
@@ -16,7 +17,7 @@ NETWORK, PRUNING, CALIBRATION, TRAINING, RESULT, RESEARCH = (
     "Result",
     "For research",
 )
-SEED = click.IntRange(0, 1 << 48)
+SEED = click.IntRange(0, LARGEST_SEED)
 Function = TypeVar("Function", bound=Callable[..., Any])
 _ORDER = (NETWORK, PRUNING, CALIBRATION, TRAINING, RESULT, "Options", RESEARCH)
 
