@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .common.errors import UsageError
-from .common.files import check_plain, read_text
+from .common.files import check_plain, parsing_fault, read_text
 
 if TYPE_CHECKING:
     from .compression import Job
@@ -63,7 +63,7 @@ def read_recipe(path: Path | str) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"cannot read the recipe {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:  # also of numbers with thousands of digits
-        raise UsageError(f"{path} is not valid TOML: {error}") from error
+        raise UsageError(f"{path} is not valid TOML: {parsing_fault(error)}") from error
     for name, value in settings.items():
         _check_entry(path, name, value)
     for name, entry in (("model", "name"), ("data", "spec")):

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fineprune.common.files import atomic_path, check_writable, remove_leftovers, write_bytes
+from fineprune.common.errors import RunError
+from fineprune.common.files import atomic_path, check_writable, read_json, remove_leftovers, write_bytes
 
 WRITER = """
 import os, sys
@@ -101,3 +102,24 @@ def test_a_writer_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
         temporary.write_bytes(b"half")
         raise KeyError
     assert (tmp_path / "b").read_bytes() == b"old" and not hidden(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("[" * 100_000, "it nests without end"),
+        ("[" * 60 + "]" * 60, "it nests more than 50 levels"),
+        (f'{{"a": [1{"0" * 5000}]}}', r"Exceeds the limit \(4300 digits\) for integer string conversion: value has 5001 digits"),
+        (f'{{"a": 1{"0" * 400}}}', "it holds a whole number of more than 64 bits"),
+        ("[1e999]", "it holds the number inf"),
+        ('{"a": NaN}', "it holds the number nan"),
+        ('{"a": 1', "Expecting ',' delimiter: line 1 column 8 .*"),
+        (" " * (17 << 20), "it is longer than 16 MiB"),
+    ],
+)
+def test_json_unlike_any_that_is_written_here(text: str, fault: str, tmp_path: Path) -> None:
+    (tmp_path / "f.json").write_text(text)
+    with pytest.raises(RunError, match=rf"f\.json is not valid JSON \({fault}\); it was truncated or edited, write it again$"):
+        read_json(tmp_path / "f.json")
+    (tmp_path / "f.json").write_text(f'{{"seed": {2**64 - 1}, "x": [-1.5, null]}}')
+    assert read_json(tmp_path / "f.json") == {"seed": 2**64 - 1, "x": [-1.5, None]}

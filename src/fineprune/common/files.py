@@ -120,8 +120,13 @@ def read_json(source: Path | str) -> Any:
     except OSError as error:
         raise RunError(f"cannot read {source}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
-        raise RunError(f"{source} is not valid JSON ({error}); it was truncated or edited, write it again") from error
+        raise RunError(f"{source} is not valid JSON ({parsing_fault(error)}); it was truncated or edited, write it again") from error
     return value
+
+
+def parsing_fault(error: Exception) -> str:
+    """What was wrong with a text, without Python's advice to programmers."""
+    return "it nests without end" if isinstance(error, RecursionError) else str(error).partition("; use sys.")[0]
 
 
 def read_text(source: Path | str) -> str:
