@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .common.files import write_bytes
+from .common.text import printable
 from .models.data import ImageData
 from .models.training.auto_lr import AutoRateConfig, replay
 from .models.training.results import EpochRecord
@@ -112,7 +113,7 @@ def suspects_csv(chosen: dict[str, Tensor], facts: SampleFacts, losses: Tensor, 
                 int(facts.visits[index]),
             ]
             values = ["" if math.isnan(v) else f"{v:.4f}" for v in losses[:, index].tolist()]
-            writer.writerow([view, rank, index, label, data.classes[label], *figures, *values])
+            writer.writerow([view, rank, index, label, printable(data.classes[label]), *figures, *values])
     return stream.getvalue()
 
 

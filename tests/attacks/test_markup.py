@@ -1,19 +1,24 @@
 """Names from files reach the terminal, the page and figures as the text that they are."""
 
 import io
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import save_file
-from torch import zeros
 
 from fineprune.cli.render import print_table, say
 from fineprune.common.progress import Bars
 from fineprune.common.text import printable
+from fineprune.models.data.load import data_from_arrays
+from fineprune.models.training.sampling.loss_log import SampleFacts
+from fineprune.pictures import write_picture
 from fineprune.report import write_report
+from fineprune.training_report import contact_sheet, suspects_csv
 from support.command import fineprune as run
 
 ESCAPE = "\x1b[31mred\x1b]0;title\x07\x9b2J\r\n\u202e"
@@ -55,7 +60,7 @@ def test_bars_and_logs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_errors_name_what_is_in_a_file(tmp_path: Path, bundle: Callable[..., Path]) -> None:
-    save_file({f"{MARKUP[:-2]}{ESCAPE}": zeros(1)}, tmp_path / "w.safetensors")
+    save_file({f"{MARKUP[:-2]}{ESCAPE}": torch.zeros(1)}, tmp_path / "w.safetensors")
     failures = [
         run("eval", "--model", "lenet", "--data", "digits", "--checkpoint", tmp_path / "w.safetensors"),
         run("macs", bundle(lambda manifest: manifest.update(model={"name": f"{ESCAPE}:f", "args": {}}))),
@@ -89,14 +94,13 @@ def test_the_page(bundle: Callable[..., Path], tmp_path: Path) -> None:
 
 
 def test_folders_of_classes(tmp_path: Path) -> None:
-    """A class is a folder's name; the contact sheet draws it."""
-    import torch
-
-    from fineprune.models.data.load import data_from_arrays
-    from fineprune.training_report import write_suspects
-
+    """A class is a folder's name, which may hold bytes that are no text; the table and the contact sheet of suspects show it."""
     images = (torch.zeros(12, 8, 8, dtype=torch.uint8), torch.arange(12) % 2)
-    data = data_from_arrays("mine", images, classes=[MARKUP[:-2], ESCAPE])
+    data = data_from_arrays("mine", images, classes=[MARKUP, os.fsdecode(b"\xff") + ESCAPE])
     losses = torch.rand(3, len(data.train), generator=torch.Generator().manual_seed(0))
-    written = write_suspects(tmp_path, losses, data, 4)
-    assert all(path.stat().st_size for path in written)
+    chosen, facts = torch.arange(4), SampleFacts.of(losses)
+    write_picture(contact_sheet(chosen, facts, losses, data, "title"), tmp_path / "sheet.svg")
+    table = suspects_csv({"high-loss": chosen}, facts, losses, data)
+    for text in (table, (tmp_path / "sheet.svg").read_text()):
+        assert_plain(text)
+        assert SPELLED in text and r"\udcff" in text

@@ -16,7 +16,8 @@ from fineprune.common.progress import Silent
 from fineprune.deployment import _calibration_samples
 from fineprune.models.zoo import ModelSpec
 from fineprune.networks import Network, network_of, open_bundle
-from fineprune.trust import data_names, named_again, require_data
+from fineprune.recipe import read_recipe
+from fineprune.trust import data_names, named_again, recipe_names, require_data
 from support.command import Result
 from support.command import fineprune as run
 
@@ -209,3 +210,15 @@ def test_a_path_among_the_arguments_of_data_is_asked_for(monkeypatch: pytest.Mon
         open_data_like(options, network)
     open_data_like({**options, "trust": ["labels=/private"]}, network)
     assert opened == [arguments]
+
+
+@pytest.mark.parametrize("args", [{"width": 40_000}, {"width": 2**40}, {"width": 4, "num_classes": 2**62}])
+def test_a_network_larger_than_the_weights_is_not_built(args: dict[str, Any], bundle: Bundle) -> None:
+    result = run("macs", bundle(naming(model={"name": "resnet110", "args": args})))
+    assert_refused(result, "needs the network resnet110: ")
+    assert "weights, and the bundle holds" in result.err or "are too large" in result.err
+
+
+def test_our_own_recipes_need_no_word() -> None:
+    for path in (Path(__file__).parents[2] / "recipes").glob("*.toml"):
+        assert recipe_names(read_recipe(path), output_given=False) == []
