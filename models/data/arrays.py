@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...common.errors import RunError, UsageError
-from .classes import class_names
+from .classes import class_names, listed
 from .npz import load_arrays
 from .pixels import BYTE, Range, Scale, joined, range_of, scale_of
 from .raw import RawData, Reading, array_source, as_array, defaults_for
@@ -40,10 +40,8 @@ def read_npz(file: str | None, reading: Reading) -> RawData:
         if keys is not None:
             parts[part] = (content[keys[0]], content[keys[1]])
     if "train" not in parts:
-        held = ", ".join(content) or "nothing"
-        raise RunError(
-            f"{file} holds {held:.200}; expected train_images and train_labels (and test_images, test_labels), or images and labels"
-        )
+        held = listed(content, 8) or "nothing"
+        raise RunError(f"{file} holds {held}; expected train_images and train_labels (and test_images, test_labels), or images and labels")
     names = next((_names(content[key], file) for key in _CLASS_KEYS if key in content), None)
     return raw_from_arrays(Path(file).stem, parts, reading, names, where=file)
 

@@ -110,9 +110,9 @@ def class_names(names: Sequence[str] | None, labels: list[Tensor], where: str, w
 
 
 def listed(names: Iterable[str], shown: int = 3) -> str:
-    """The first few of `names` for a message."""
+    """The first few of `names` for a message of one line."""
     every = list(names)
-    return ", ".join(f"{name:.60}" for name in every[:shown]) + (f", ... ({len(every)})" if len(every) > shown else "")
+    return ", ".join(f"{' '.join(name.split()):.60}" for name in every[:shown]) + (f", ... ({len(every)})" if len(every) > shown else "")
 
 
 def _relabelled(source: Source | None, table: Tensor) -> Source | None:

@@ -88,6 +88,12 @@ def test_archives_that_numpy_never_writes(tmp_path: Path) -> None:
             load_data(f"npz:{path}")
 
 
+def test_odd_names_of_arrays_stay_in_one_line(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", **{"ima\n\nges": IMAGES, "labels": LABELS, "x" * 500: LABELS})
+    with pytest.raises(RunError, match="d.npz holds ima ges, labels, x{60}; expected train_images"):
+        load_data(f"npz:{tmp_path}/d.npz")
+
+
 @pytest.mark.parametrize("names", [np.arange(2), np.array([["a", "b"]]), np.array(7)])
 def test_class_names_that_are_no_list_of_text(tmp_path: Path, names: np.ndarray) -> None:
     np.savez(tmp_path / "d.npz", images=IMAGES, labels=LABELS, class_names=names)
