@@ -90,7 +90,7 @@ def test_archives_that_numpy_never_writes(tmp_path: Path) -> None:
 
 def test_odd_names_of_arrays_stay_in_one_line(tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", **{"ima\n\nges": IMAGES, "labels": LABELS, "x" * 500: LABELS})
-    with pytest.raises(RunError, match="d.npz holds ima ges, labels, x{60}; expected train_images"):
+    with pytest.raises(RunError, match=r"d.npz holds ima ges, labels, x{60}; expected train_images"):
         load_data(f"npz:{tmp_path}/d.npz")
 
 
