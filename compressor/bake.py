@@ -35,9 +35,9 @@ def bake(
             mask(conv, ffp_mask=ffp_masks.get(name), fwp_mask=fwp_masks.get(name))
         except UsageError as error:
             raise UsageError(f"{name}: {error}") from error
-    convs = [masked.get_submodule(name) for name in ffp_masks]
-    if input_shape is not None and wants_nchw(masked, convs, input_shape):
-        answer_as_nchw(convs)
+    blocked = [masked.get_submodule(name) for name in ffp_masks]
+    if input_shape is not None and wants_nchw(masked, blocked, input_shape):
+        answer_as_nchw(blocked)
     return masked
 
 
