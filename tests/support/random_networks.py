@@ -1,5 +1,6 @@
 """Random small ONNX networks out of everything that the engine has a handler for, and now and then something that it has none for."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,9 +28,13 @@ class RandomNetwork:
         self._flat: dict[str, int] = {}
         self._nodes: list[Any] = []
         self._constants: list[Any] = []
-        often = [self._conv] * 6 + [self._unary] * 3 + [self._binary] * 3 + [self._parts] * 2
         while len(self._nodes) < nodes:
-            self._pick(*often, self._pool, self._mean, self._shuffle, self._head)()
+            self._pick(*self._kinds())()
+
+    def _kinds(self) -> list[Callable[[], None]]:
+        """What adds nodes, as often as it is to be picked."""
+        often = [self._conv] * 6 + [self._unary] * 3 + [self._binary] * 3 + [self._parts] * 2
+        return [*often, self._pool, self._mean, self._shuffle, self._head]
 
     def serialized(self) -> bytes:
         """The file."""
@@ -80,8 +85,8 @@ class RandomNetwork:
         if min(oh, ow) < 1:
             return
         weights = self._normal(filters, C // groups, *kernel) / np.float32(np.sqrt(C // groups * kernel[0] * kernel[1]))
-        weights *= self._random.random(weights.shape) < self._pick(1.0, 1.0, 0.5, 0.1)
-        weights *= self._random.random((1, *weights.shape[1:])) < self._pick(1.0, 1.0, 0.5)
+        weights[self._random.random(weights.shape) >= self._pick(1.0, 1.0, 0.5, 0.1)] = 0
+        weights[:, self._random.random(weights.shape[1:]) >= self._pick(1.0, 1.0, 0.5)] = 0
         attributes: dict[str, Any] = {"kernel_shape": kernel, "strides": strides, "pads": pads, "dilations": dilations, "group": groups}
         inputs, bias = [name, self._constant(weights)], self._constant(self._normal(filters))
         if self._random.random() < 0.5:

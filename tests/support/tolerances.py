@@ -10,3 +10,6 @@ FLOAT64 = (1e-10, 1e-12)
 
 ONNX_LOGITS = (1e-3, 1e-4)
 """Logits of a whole float32 network in another runtime."""
+
+RANDOM_GRAPHS = (5e-4, 1e-6)
+"""A random graph in another runtime: a number, relative to the largest of its sample; what is added to the largest."""
