@@ -22,7 +22,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 CHUNK = 250
 """Graphs that one process tries."""
-PATIENCE_S = 60.0
+PATIENCE_S, FIRST_PATIENCE_S = 60.0, 900.0
+"""For a graph, and for the first of a process, which may have to compile the engine."""
 SAVED = "random-graphs"
 
 
@@ -123,7 +124,7 @@ def _read(process: subprocess.Popen) -> list[dict[str, Any]]:
     """Results as they come; the process is ended where nothing comes for long."""
     results = []
     while True:
-        guard = threading.Timer(PATIENCE_S, process.kill)
+        guard = threading.Timer(PATIENCE_S if results else FIRST_PATIENCE_S, process.kill)
         guard.start()
         line = process.stdout.readline() if process.stdout else ""
         guard.cancel()

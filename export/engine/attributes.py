@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from ...common.errors import RunError
-from .protobuf import check_names
+from .protobuf import ContradictionError, check_names
 
 LARGEST = 1 << 16
 """Of a height, width, stride, pad, dilation or kernel side: larger ones are damage."""
@@ -20,21 +19,23 @@ class Node:
         import onnx
 
         check_names((proto.name, proto.domain, proto.op_type, *proto.input, *proto.output), where)
-        self.proto, self.domain, self.op_type = proto, proto.domain, proto.op_type
+        self.proto, self.op_type = proto, proto.op_type
+        self.domain = "" if proto.domain == "ai.onnx" else proto.domain
         self.inputs, self.outputs = list(proto.input), list(proto.output)
-        self.label = f"{where}: {proto.op_type} {proto.name or (self.outputs or ['?'])[0]!r}"
+        kind = proto.op_type if proto.op_type.isidentifier() else repr(proto.op_type)
+        self.label = f"{where}: {kind} {proto.name or (self.outputs or ['?'])[0]!r}"
         self.name = proto.name or (self.outputs or [""])[0]
         try:
             self.attributes = {a.name: onnx.helper.get_attribute_value(a) for a in proto.attribute}
         except ValueError as error:
             raise self.broken(f"has a damaged attribute ({error})") from error
 
-    def broken(self, what: str) -> RunError:
+    def broken(self, what: str) -> ContradictionError:
         """The error for a file that contradicts itself."""
-        return RunError(f"{self.label} {what}; the file is damaged, export it again")
+        return ContradictionError(f"{self.label} {what}; the file is damaged, export it again")
 
     def require(self, condition: bool, what: str) -> None:
-        """RunError "<node> <what>" unless `condition`."""
+        """ContradictionError "<node> <what>" unless `condition`."""
         if not condition:
             raise self.broken(what)
 
@@ -44,7 +45,7 @@ class Node:
             raise UnsupportedError(why_not)
 
     def arity(self, low: int, high: int, outputs: int = 1) -> None:
-        """RunError unless there are so many inputs, and outputs in use."""
+        """ContradictionError unless there are so many inputs; UnsupportedError where more outputs are in use."""
         self.require(low <= len(self.inputs) <= high and len(self.outputs) >= 1, f"has {len(self.inputs)} inputs")
         self.support(sum(map(bool, self.outputs)) <= outputs, "further outputs")
 
@@ -57,6 +58,12 @@ class Node:
         value = self.attributes.get(name, default)
         self.require(type(value) is int, f"has {name}={value!r}, not a whole number")
         return int(value)
+
+    def axis(self, name: str, default: int, rank: int) -> int:
+        """An axis of a tensor of `rank` dimensions, counted from the first."""
+        axis = self.integer(name, default)
+        self.require(-rank <= axis < rank, f"has {name}={axis}, but {rank} dimensions")
+        return axis % rank
 
     def number(self, name: str, default: float) -> float:
         """A finite float attribute."""

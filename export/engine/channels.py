@@ -24,7 +24,7 @@ def slice_(node: Node, reader: "Reader") -> list[Layer]:
     for axis, first, end, stride in zip((axis % 4 for axis in axes), starts, ends, steps, strict=True):
         node.support(axis > 0 and stride > 0, "a slice of the batch, or backwards")
         kept = range(*slice(first, end, stride).indices(x[axis - 1]))
-        node.require(len(kept) > 0, f"keeps nothing of axis {axis}")
+        node.support(len(kept) > 0, f"nothing is kept of axis {axis}")
         start[axis - 1], step[axis - 1], size[axis - 1] = kept.start, stride if len(kept) > 1 else 1, len(kept)
     piece = Piece(source=0, size=(size[0], size[1], size[2]), start=(start[0], start[1], start[2]), step=(step[0], step[1], step[2]))
     output = reader.define(node, piece.size)
@@ -51,7 +51,7 @@ def split(node: Node, reader: "Reader") -> list[Layer]:
     """Split of channels."""
     node.arity(1, 2, outputs=1 << 12)
     x = reader.image(node, 0)
-    node.support(node.integer("axis", 0) % 4 == 1, "another axis")
+    node.support(node.axis("axis", 0, 4) == 1, "another axis")
     if node.input(1):
         sizes = reader.integers(node, 1)
     else:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from ...common.errors import RunError
 from .graph import Graph
 from .partition import Segment
+from .protobuf import ContradictionError, one_line
 
 _LOG = logging.getLogger(__name__)
 
@@ -20,51 +21,56 @@ class Fallback:
     def __init__(self, graph: Graph, segment: Segment, threads: int) -> None:
         import onnxruntime
 
-        self._outputs = list(segment.outputs)
-        reasons = Counter(f"{step.nodes[0].op_type} ({step.reason})" for step in segment.steps)
-        listed = ", ".join(f"{count} {what}" if count > 1 else what for what, count in reasons.most_common(8))
-        first, last = segment.steps[0].nodes[0], segment.steps[-1].nodes[-1]
-        _LOG.info(
-            "%s: %d nodes from %r to %r run in ONNX Runtime: %s",
-            graph.where,
-            sum(len(step.nodes) for step in segment.steps),
-            first.name,
-            last.name,
-            listed,
-        )
+        self._outputs, self._doubt = list(segment.outputs), graph.whole
+        self._where = graph.where if graph.whole else _announced(graph, segment)
+        if graph.whole:
+            _LOG.info("%s runs in ONNX Runtime alone; the engine cannot read it: %s", graph.where, graph.whole)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
-        self._where = f"{graph.where}: the part from {first.name!r} to {last.name!r}"
         try:
-            content = _extract(graph, segment).SerializeToString()
+            content = (graph.model if graph.whole else _extract(graph, segment)).SerializeToString()
             self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions share no base class of their own
-            raise RunError(f"{self._where} cannot be loaded by ONNX Runtime: {_first_line(error)}; export it again") from error
+            raise ContradictionError(f"{self._where} cannot be loaded by ONNX Runtime: {one_line(error)}; export it again") from error
 
     def run(self, feeds: dict[str, NDArray]) -> Sequence[NDArray]:
         """The outputs of the segment."""
         try:
             outputs: Sequence[NDArray] = self._session.run(self._outputs, feeds)
         except Exception as error:
-            raise RunError(f"{self._where} fails in ONNX Runtime: {_first_line(error)}") from error
+            raise RunError(self._doubt or f"{self._where} fails in ONNX Runtime: {one_line(error)}") from error
         return outputs
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _announced(graph: Graph, segment: Segment) -> str:
+    """What to call a segment in messages; it is logged."""
+    reasons = Counter(f"{step.nodes[0].op_type} ({step.reason})" for step in segment.steps)
+    listed = ", ".join(f"{count} {what}" if count > 1 else what for what, count in reasons.most_common(8))
+    first, last = segment.steps[0].nodes[0], segment.steps[-1].nodes[-1]
+    _LOG.info(
+        "%s: %d nodes from %r to %r run in ONNX Runtime: %s",
+        graph.where,
+        sum(len(step.nodes) for step in segment.steps),
+        first.name,
+        last.name,
+        listed,
+    )
+    return f"{graph.where}: the part from {first.name!r} to {last.name!r}"
 
 
 def _extract(graph: Graph, segment: Segment) -> Any:
     """A ModelProto of the segment: its nodes, the constants that they read, the functions that they may call."""
     import onnx
 
-    model = graph.model
+    model, known = graph.model, graph.constants
+    if known is None:
+        raise ValueError("a graph without constants is run whole")
     inputs = [_described(graph, name) for name in segment.inputs]
     outputs = [_described(graph, name, output=True) for name in segment.outputs]
-    read = sorted({name for step in segment.steps for name in step.reads if name in graph.constants})
-    constants = [onnx.numpy_helper.from_array(graph.constants.require(name), name) for name in read]
+    read = sorted({name for step in segment.steps for name in step.reads if name in known})
+    constants = [known.tensor(name) for name in read]
     nodes = [node.proto for step in segment.steps for node in step.nodes]
     cut = onnx.helper.make_graph(nodes, "segment", inputs, outputs, constants)
     result = onnx.helper.make_model(cut, opset_imports=model.opset_import, functions=model.functions)

@@ -13,11 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...common.errors import RunError
-from ..functions import DOMAIN, VERSION
+from ..functions import DOMAIN, VERSION, functions
 from . import channels, operators
 from .attributes import LARGEST, Node, UnsupportedError
+from .inference import infer_types
 from .network import Box, Layer
-from .protobuf import Constants, check_names, element_count, read_model
+from .ports import Port, input_ports, port
+from .protobuf import Constants, ContradictionError, check_names, element_count, one_line, read_model
 
 OPSETS = range(18, 24)
 """Versions of the standard operators whose meaning the handlers know."""
@@ -28,16 +30,6 @@ _HANDLERS = {
     ("", "Pad"): channels.pad,
     ("", "Split"): channels.split,
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Port:
-    """An input or output of the network: `dims` without the batch dimension; None where a size is not fixed."""
-
-    name: str
-    type: str
-    batch: int | str
-    dims: tuple[int | None, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +62,10 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """A file as the engine sees it; `boxes` are the sizes of the tensors that `values` name."""
+    """A file as the engine sees it; `boxes` are the sizes of the tensors that `values` name.
+
+    whole: why ONNX Runtime runs the file as it is, where the engine can make no sense of it; then there are no steps.
+    """
 
     model: Any
     where: str
@@ -80,8 +75,9 @@ class Graph:
     steps: tuple[Step, ...]
     values: dict[str, Value]
     boxes: dict[str, Box]
-    constants: Constants
+    constants: Constants | None
     types: dict[str, Any]
+    whole: str = ""
     """TypeProtos of names that layers do not know, where onnx does."""
 
 
@@ -89,6 +85,24 @@ def read_graph(source: Any) -> Graph:
     """The graph of a path or of bytes; UsageError where there is no file, RunError where it cannot be trusted."""
     model, where = read_model(source)
     return Reader(model, where).read()
+
+
+def whole_graph(source: Any, reason: ContradictionError) -> Graph:
+    """A file in which the engine found a contradiction, to be run by ONNX Runtime as it is; RunError where that would be too large."""
+    model, where = read_model(source)
+    return Graph(
+        model=model,
+        where=where,
+        inputs=input_ports(model, where),
+        outputs=tuple(port(value, where) for value in model.graph.output),
+        batch=None,
+        steps=(),
+        values={},
+        boxes={},
+        constants=None,
+        types=infer_types(model, None, where),
+        whole=one_line(reason),
+    )
 
 
 def _reads(proto: Any) -> set[str]:
@@ -111,28 +125,31 @@ class Reader:
         self.boxes: dict[str, Box] = {}
         self.batch: int | None = None
         self._constants = Constants(model, where)
-        self._known = {"", *(tensor.name for tensor in model.graph.initializer)}
+        self._known = {"", *self._constants}
         self._types: dict[str, Any] | None = None
         self._batch_name = ""
 
     def read(self) -> Graph:
         """Everything."""
         graph = self.model.graph
-        known = any(entry.domain in ("", "ai.onnx") and entry.version in OPSETS for entry in self.model.opset_import)
-        ours = all(entry.version == VERSION for entry in self.model.opset_import if entry.domain == DOMAIN)
-        if not ours:
+        standard = [entry.version for entry in self.model.opset_import if entry.domain in ("", "ai.onnx")]
+        known = len(standard) == 1 and standard[0] in OPSETS
+        self._foreign_functions = _foreign_functions(self.model, standard)
+        if any(entry.version != VERSION for entry in self.model.opset_import if entry.domain == DOMAIN):
             raise RunError(f"{self.where} uses a newer version of the {DOMAIN} functions; use a newer fineprune or export it again")
-        constant = {tensor.name for tensor in graph.initializer}
-        inputs = tuple(_port(value, self.where) for value in graph.input if value.name not in constant)
-        if not inputs:
-            raise RunError(f"{self.where} has no input; export it again")
-        self.batch = inputs[0].batch if isinstance(inputs[0].batch, int) else None
-        self._batch_name = str(inputs[0].batch)
+        inputs = input_ports(self.model, self.where)
+        ours = [entry for entry in inputs if entry.is_image_or_vector]
+        batch = ours[0].shape[0] if ours and ours[0].shape else None
+        if batch == 0:
+            raise ContradictionError(f"{self.where}: {ours[0].name!r} has a batch size of 0; export it again")
+        self.batch, self._batch_name = batch if isinstance(batch, int) else None, str(batch)
         self._known.update(value.name for value in graph.input)
-        for port in inputs:
-            self._define_port(port, inputs[0].batch)
+        for entry in ours:
+            if entry.shape and entry.shape[0] == batch:
+                sizes = tuple(size for size in entry.shape[1:] if isinstance(size, int))
+                self._add(entry.name, entry.name, _box(sizes), sizes, f"{self.where}: input {entry.name!r}")
         steps = self._steps(known)
-        outputs = tuple(self._output(value, inputs[0].batch) for value in graph.output)
+        outputs = tuple(self._output(value, batch) for value in graph.output)
         return Graph(
             model=self.model,
             where=self.where,
@@ -146,19 +163,14 @@ class Reader:
             types=self._types if self._types is not None else {},
         )
 
-    def _define_port(self, port: Port, batch: int | str) -> None:
-        fixed = [size for size in port.dims if size is not None]
-        if port.type == "tensor(float)" and port.batch == batch and len(fixed) == len(port.dims) in (1, 3):
-            self._add(port.name, port.name, _box(tuple(fixed)), tuple(fixed), f"{self.where}: input {port.name!r}")
-
-    def _output(self, value: Any, batch: int | str) -> Port:
+    def _output(self, value: Any, batch: int | str | None) -> Port:
         """An output as the file describes it, or where it leaves out the shape, as it is."""
         check_names((value.name,), self.where)
-        if value.name not in self._known:
-            raise RunError(f"{self.where}: no node makes the output {value.name!r}; export it again")
+        if value.name not in self._known or not value.name:
+            raise ContradictionError(f"{self.where}: no node makes the output {value.name!r}; export it again")
         if value.name in self.values and not value.type.tensor_type.HasField("shape"):
-            return Port(name=value.name, type="tensor(float)", batch=batch, dims=self.values[value.name].dims)
-        return _port(value, self.where)
+            return Port(name=value.name, type="tensor(float)", shape=(batch, *self.values[value.name].dims))
+        return port(value, self.where)
 
     def _steps(self, known_opset: bool) -> list[Step]:
         nodes = [Node(proto, self.where) for proto in self.model.graph.node]
@@ -191,9 +203,9 @@ class Reader:
         node = nodes[0]
         if self._fold(node):
             return None
-        before = set(self.values)
+        values, boxes = dict(self.values), dict(self.boxes)
         try:
-            handler = _HANDLERS.get((node.domain, node.op_type))
+            handler = None if (node.domain, node.op_type) in self._foreign_functions else _HANDLERS.get((node.domain, node.op_type))
             if not known_opset:
                 raise UnsupportedError(f"operator set, not one of {OPSETS.start} to {OPSETS.stop - 1}")
             if len(nodes) == 3:
@@ -202,13 +214,14 @@ class Reader:
                 raise UnsupportedError("operator")
             return Step(nodes=nodes, layers=tuple(handler(node, self)))
         except UnsupportedError as reason:
-            for name in set(self.values) - before:
-                del self.values[name]
+            self.values, self.boxes = values, boxes
             for made in nodes:
                 self._define_foreign(made)
             return Step(nodes=nodes, layers=None, reason=str(reason))
 
     def _fold(self, node: Node) -> bool:
+        if (node.domain, node.op_type) in self._foreign_functions:
+            return False
         if node.domain == DOMAIN and node.op_type in operators.UNPACKING:
             node.require(len(node.outputs) == 1, "has several outputs")
             self._constants.unpack(node.proto, node.attributes.get("shape"))
@@ -220,7 +233,7 @@ class Reader:
     def _define_foreign(self, node: Node) -> None:
         """Outputs of a node that ONNX Runtime runs can be read by layers where onnx knows their shapes."""
         if self._types is None:
-            self._types = _infer_types(self.model)
+            self._types = infer_types(self.model, self._constants, self.where)
         for name in node.outputs:
             dims = _dims(self._types.get(name))
             sizes = tuple(size for size in dims[1:] if isinstance(size, int) and 0 < size <= LARGEST)
@@ -272,7 +285,7 @@ class Reader:
         """A constant input of finite float32."""
         content = self.constant(node, index)
         node.support(content.dtype == np.float32, f"{content.dtype} weights")
-        node.require(bool(np.isfinite(content).all()), f"has {node.input(index)!r} with values that are not finite")
+        node.support(bool(np.isfinite(content).all()), f"values in {node.input(index)!r} that are not finite")
         return content
 
     def define(self, node: Node, box: Box, dims: tuple[int, ...] | None = None, *, output: int = 0) -> str:
@@ -290,6 +303,26 @@ class Reader:
 MOST_CHANNELS = 1 << 20
 
 
+def _foreign_functions(model: Any, opsets: list[int]) -> set[tuple[str, str]]:
+    """(domain, name) of functions in the file that are not those that fineprune writes: only ONNX Runtime knows what they compute."""
+    names = {function.name for function in model.functions if function.domain == DOMAIN}
+    own = {function.name: _essence(function) for function in functions(names, opsets[0])} if names and opsets else {}
+    return {
+        (function.domain, function.name)
+        for function in model.functions
+        if function.domain != DOMAIN or own.get(function.name) != _essence(function)
+    }
+
+
+def _essence(function: Any) -> Any:
+    """What a function computes: all but comments and what tools note beside it."""
+    nodes = [
+        (node.domain, node.op_type, *node.input, "", *node.output, *sorted(a.SerializeToString(deterministic=True) for a in node.attribute))
+        for node in function.node
+    ]
+    return [*function.input], [*function.output], sorted(function.attribute), nodes
+
+
 def _is_shuffle(nodes: list[Node], readers: Counter, outputs: set[str]) -> bool:
     if [node.op_type for node in nodes] != ["Reshape", "Transpose", "Reshape"] or any(node.domain for node in nodes):
         return False
@@ -304,36 +337,6 @@ def _is_shuffle(nodes: list[Node], readers: Counter, outputs: set[str]) -> bool:
 
 def _box(dims: tuple[int, ...]) -> Box:
     return (dims[0], dims[1], dims[2]) if len(dims) == 3 else (dims[0], 1, 1)
-
-
-_TYPES = {1: "tensor(float)", 6: "tensor(int32)", 7: "tensor(int64)", 9: "tensor(bool)", 10: "tensor(float16)", 11: "tensor(double)"}
-
-
-def _port(value: Any, where: str) -> Port:
-    tensor = value.type.tensor_type
-    check_names((value.name, *(dim.dim_param for dim in tensor.shape.dim)), where)
-    if not value.type.HasField("tensor_type") or not tensor.HasField("shape") or not tensor.shape.dim:
-        raise RunError(f"{where}: {value.name!r} has no shape with a batch dimension; export the network with a batch dimension")
-    sizes: list[int | str | None] = []
-    for dim in tensor.shape.dim:
-        if dim.HasField("dim_value"):
-            if not 0 < dim.dim_value <= MOST_CHANNELS:
-                raise RunError(f"{where}: {value.name!r} has a size of {dim.dim_value}; the file is damaged, export it again")
-            sizes.append(int(dim.dim_value))
-        else:
-            sizes.append(dim.dim_param or None)
-    dims = tuple(size if isinstance(size, int) else None for size in sizes[1:])
-    return Port(name=value.name, type=_TYPES.get(tensor.elem_type, f"tensor({tensor.elem_type})"), batch=sizes[0] or "batch", dims=dims)
-
-
-def _infer_types(model: Any) -> dict[str, Any]:
-    import onnx
-
-    try:
-        graph = onnx.shape_inference.infer_shapes(model).graph
-    except Exception:  # then layers behind it run in ONNX Runtime, which says what is wrong
-        graph = model.graph
-    return {value.name: value.type for value in (*graph.input, *graph.value_info, *graph.output)}
 
 
 def _dims(kind: Any) -> tuple[int | str, ...]:

@@ -81,10 +81,14 @@ def gemm(node: Node, reader: "Reader") -> list[Layer]:
     bias = np.zeros(len(rows), np.float32)
     if node.input(2):
         given = reader.weights(node, 2)
-        node.support(given.size in (1, len(rows)) and given.shape[-1:] in ((), (1,), (len(rows),)), "a bias that varies with the sample")
+        alike = given.size == 1 or (given.size == len(rows) and given.shape[-1] == len(rows))
+        node.support(given.ndim <= 2 and alike, "a bias that varies with the sample")
         bias = np.broadcast_to(given.reshape(-1), bias.shape)
     alpha, beta = np.float32(node.number("alpha", 1)), np.float32(node.number("beta", 1))
-    return _linear(node, reader, rows if alpha == 1 else rows * alpha, bias if beta == 1 else bias * beta)
+    with np.errstate(over="ignore"):
+        rows, bias = rows if alpha == 1 else rows * alpha, bias if beta == 1 else bias * beta
+    node.support(bool(np.isfinite(rows).all() and np.isfinite(bias).all()), "weights that are not finite")
+    return _linear(node, reader, rows, bias)
 
 
 def matmul(node: Node, reader: "Reader") -> list[Layer]:
@@ -154,7 +158,7 @@ def mean(node: Node, reader: "Reader") -> list[Layer]:
         node.arity(1, 2)
         node.support(bool(node.input(1)), "no axes")
         axes = reader.integers(node, 1)
-        node.support(sorted(axis % 4 for axis in axes) == [2, 3], f"axes {axes}")
+        node.support(sorted(axes) in ([2, 3], [-2, -1], [-2, 3], [-1, 2]), f"axes {axes}")
         keep = bool(node.integer("keepdims", 1))
     else:
         node.arity(1, 1)
@@ -164,12 +168,12 @@ def mean(node: Node, reader: "Reader") -> list[Layer]:
 
 
 def clip(node: Node, reader: "Reader") -> list[Layer]:
-    """Relu, and Clip with constant bounds."""
+    """Relu, and Clip with constant bounds: min(max(x, low), high), whichever of them is larger."""
     low, high = 0.0, np.inf
     if node.op_type == "Clip":
         node.arity(1, 3)
-        low, high = (_scalar(node, reader, index, default) for index, default in ((1, -np.inf), (2, np.inf)))
-        node.require(low <= high, f"has bounds {low} and {high}")
+        largest = float(np.finfo(np.float32).max)  # what ONNX has where a bound is left out: infinite numbers become finite
+        low, high = (_scalar(node, reader, index, default) for index, default in ((1, -largest), (2, largest)))
     return _unary(node, reader, function="identity", low=low, high=high)
 
 
@@ -177,7 +181,8 @@ def _scalar(node: Node, reader: "Reader", index: int, default: float) -> float:
     if not node.input(index):
         return default
     value = reader.constant(node, index)
-    node.require(value.size == 1 and value.dtype == np.float32 and not np.isnan(value).any(), f"has a bound {value.dtype} {value.shape}")
+    node.require(value.size == 1 and value.dtype == np.float32, f"has a bound {value.dtype} {value.shape}")
+    node.support(not np.isnan(value).any(), "a bound that is no number")
     return float(value.reshape(()))
 
 
@@ -203,10 +208,12 @@ def batchnorm(node: Node, reader: "Reader") -> list[Layer]:
     gamma, beta, running_mean, variance = (reader.weights(node, index).astype(np.float64) for index in range(1, 5))
     node.require(all(v.shape == (C,) for v in (gamma, beta, running_mean, variance)), f"has parameters that do not fit {C} channels")
     spread = variance + node.number("epsilon", 1e-5)
-    node.require(bool((spread > 0).all()), "has a variance that is not positive")
-    scale = gamma / np.sqrt(spread)
-    shift = beta - running_mean * scale
-    return _unary(node, reader, function="affine", scale=scale.astype(np.float32), shift=shift.astype(np.float32))
+    node.support(bool((spread > 0).all()), "a variance that is not positive")
+    with np.errstate(over="ignore"):
+        scale = (gamma / np.sqrt(spread)).astype(np.float32)
+        shift = (beta - running_mean * (gamma / np.sqrt(spread))).astype(np.float32)
+    node.support(bool(np.isfinite(scale).all() and np.isfinite(shift).all()), "scales that are not finite")
+    return _unary(node, reader, function="affine", scale=scale, shift=shift)
 
 
 def binary(node: Node, reader: "Reader") -> list[Layer]:
@@ -241,7 +248,7 @@ def reshape(node: Node, reader: "Reader") -> list[Layer]:
     value = reader.value(node, 0)
     size = math.prod(value.dims)
     if node.op_type == "Flatten":
-        node.support(node.integer("axis", 1) == 1, "another axis")
+        node.support(node.integer("axis", 1) in (1, -len(value.dims)), "another axis")
         dims: tuple[int, ...] = (size,)
     elif node.op_type == "Reshape":
         node.arity(2, 2)
@@ -275,7 +282,8 @@ def _reshaped(node: Node, reader: "Reader", dims: tuple[int, ...]) -> tuple[int,
 
 
 def _squeezed(node: Node, reader: "Reader", dims: tuple[int, ...]) -> tuple[int, ...]:
-    node.arity(2, 2)
+    node.arity(1, 2)
+    node.support(bool(node.input(1)), "no axes")
     axes = reader.integers(node, 1)
     rank = 1 + len(dims) + (len(axes) if node.op_type == "Unsqueeze" else 0)
     node.require(all(-rank <= axis < rank for axis in axes), f"has axes {axes}")
@@ -297,7 +305,7 @@ def concat(node: Node, reader: "Reader") -> list[Layer]:
     values = [reader.value(node, index) for index in range(len(node.inputs))]
     rank = len(values[0].dims)
     node.require(all(len(value.dims) == rank for value in values), "joins tensors of different ranks")
-    node.support(rank in (1, 3) and node.integer("axis", 1) % (rank + 1) == 1, "another axis")
+    node.support(rank in (1, 3) and node.axis("axis", 1, rank + 1) == 1, "another axis")
     boxes = [reader.boxes[value.tensor] for value in values]
     node.require(len({value.dims[1:] for value in values}) == 1, f"joins {[value.dims for value in values]}")
     node.support(len({box[1:] for box in boxes}) == 1, "flattened images of different sizes")

@@ -24,6 +24,9 @@ class Segment:
 
 def segments(graph: Graph) -> list[Segment]:
     """In the order in which they run; none for a graph without layers."""
+    if graph.whole or graph.constants is None:
+        names = [tuple(port.name for port in ports) for ports in (graph.inputs, graph.outputs)]
+        return [Segment(native=False, steps=(), inputs=names[0], outputs=names[1])]
     parts = _parts(_without_islands(graph.steps))
     wanted = {graph.values[port.name].tensor if port.name in graph.values else port.name for port in graph.outputs}
     result: list[Segment] = []

@@ -1,4 +1,4 @@
-"""An ONNX file as it is read: refused where it is damaged or points elsewhere; its constants, unpacked and checked.
+"""An ONNX file as it is read: refused where it is damaged or points out of its folder; its constants, unpacked and checked.
 
 Nothing here trusts the file: sizes are compared in Python integers before anything is allocated.
 """
@@ -15,6 +15,12 @@ from ...common.errors import RunError, UsageError
 
 MOST_ELEMENTS = 1 << 28
 """Of one tensor: 1 GiB of float32."""
+MOST_UNPACKED = 1 << 26
+"""Of a tensor whose elements the file does not hold: what a few bytes may become."""
+
+
+class ContradictionError(RunError):
+    """The file says what the engine can make no sense of. It is damaged if ONNX Runtime makes no sense of it either."""
 
 
 def read_model(source: Any) -> tuple[Any, str]:
@@ -36,7 +42,7 @@ def read_model(source: Any) -> tuple[Any, str]:
     try:
         model.ParseFromString(content)
     except (DecodeError, ValueError) as error:
-        raise RunError(f"{where} is not an ONNX file or is damaged ({error}); export it again") from error
+        raise RunError(f"{where} is not an ONNX file or is damaged ({one_line(error)}); export it again") from error
     if not model.graph.node or not model.graph.output:
         raise RunError(f"{where} holds no network (no nodes or no outputs); it is truncated or not an ONNX file, export it again")
     for tensor in _tensors(model):
@@ -84,13 +90,33 @@ class Constants:
         self._arrays: dict[str, NDArray] = {}
         self._tensors: dict[str, Any] = {}
         for tensor in model.graph.initializer:
-            check_names((tensor.name,), where)
-            if tensor.name in self._tensors:
-                raise RunError(f"{where}: two initializers are called {tensor.name!r}; export it again")
+            self._declare(tensor.name)
             self._tensors[tensor.name] = tensor
+        for sparse in model.graph.sparse_initializer:
+            self._declare(sparse.values.name)
+            self._arrays[sparse.values.name] = self._dense(sparse)
 
     def __contains__(self, name: str) -> bool:
         return name in self._tensors or name in self._arrays
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**self._tensors, **self._arrays})
+
+    def _declare(self, name: str) -> None:
+        check_names((name,), self._where)
+        if name in self:
+            raise ContradictionError(f"{self._where}: two initializers are called {name!r}; export it again")
+
+    def tensor(self, name: str, *, most: int | None = None) -> Any:
+        """The constant as a protobuf; where it has more than `most` elements, its type and shape alone."""
+        from onnx import TensorProto, numpy_helper
+
+        found = self._tensors.get(name)
+        if found is None:
+            found = numpy_helper.from_array(self.require(name), name)
+        if most is None or math.prod(found.dims) <= most:
+            return found
+        return TensorProto(name=name, data_type=found.data_type, dims=found.dims)
 
     def get(self, name: str) -> NDArray | None:
         """The content of `name`, None where it is not constant; RunError where the content does not fit its own description."""
@@ -102,7 +128,7 @@ class Constants:
         """The content of a name that is constant."""
         content = self.get(name)
         if content is None:
-            raise RunError(f"{self._where}: {name!r} is not constant; export it again")
+            raise ContradictionError(f"{self._where}: {name!r} is not constant; export it again")
         return content
 
     def constant_node(self, node: Any, attributes: dict[str, Any]) -> bool:
@@ -114,8 +140,11 @@ class Constants:
             if key == "value" and isinstance(value, onnx.TensorProto):
                 self._arrays[node.output[0]] = self._array(value)
                 return True
+            if key == "sparse_value" and isinstance(value, onnx.SparseTensorProto):
+                self._arrays[node.output[0]] = self._dense(value)
+                return True
             if key in kinds:
-                self._arrays[node.output[0]] = np.asarray(value, kinds[key])
+                self._arrays[node.output[0]] = self._listed(value, kinds[key], f"{self._where}: Constant {node.output[0]!r}")
                 return True
         return False
 
@@ -124,23 +153,25 @@ class Constants:
         label = f"{self._where}: {node.op_type} {node.output[0]!r}"
         masks = node.op_type == "UnpackMask"
         if len(node.input) != (1 if masks else 2):
-            raise RunError(f"{label} has {len(node.input)} inputs; export it again")
+            raise ContradictionError(f"{label} has {len(node.input)} inputs; export it again")
         parts = [self.get(name) for name in node.input]
         if any(part is None for part in parts):
-            raise RunError(f"{label} unpacks what is no constant; export it again")
+            raise ContradictionError(f"{label} unpacks what is no constant; export it again")
         size = element_count(shape, label)
         bits = parts[-1]
         assert bits is not None  # for the type checker
         if bits.dtype != np.uint8 or bits.shape != ((size + 7) // 8,):
-            raise RunError(
+            raise ContradictionError(
                 f"{label} needs {(size + 7) // 8} bytes for shape {tuple(shape)}, found {bits.dtype} {bits.shape}; export it again"
             )
-        content = np.unpackbits(bits, count=size, bitorder="little").astype(bool).reshape(shape)
+        content = np.unpackbits(bits, count=size, bitorder="little").astype(bool).reshape(tuple(shape))
         if not masks:
             values = parts[0]
             assert values is not None
             if values.dtype != np.float32 or values.shape != (np.count_nonzero(content),):
-                raise RunError(f"{label}: {np.count_nonzero(content)} bits are set, but there are {values.dtype} {values.shape} values")
+                raise ContradictionError(
+                    f"{label}: {np.count_nonzero(content)} bits are set, but there are {values.dtype} {values.shape} values"
+                )
             weights = np.zeros(shape, np.float32)
             weights[content] = values
             content = weights
@@ -154,7 +185,28 @@ class Constants:
         try:
             return np.asarray(numpy_helper.to_array(tensor))
         except Exception as error:  # whatever numpy and protobuf make of damaged content
-            raise RunError(f"{label} of shape {list(tensor.dims)} is damaged ({error}); export it again") from error
+            raise ContradictionError(f"{label} of shape {list(tensor.dims)} is damaged ({one_line(error)}); export it again") from error
+
+    @staticmethod
+    def _listed(value: Any, kind: Any, label: str) -> NDArray:
+        try:
+            return np.asarray(value, kind)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise ContradictionError(f"{label} holds {str(value)[:60]!r}; export it again") from error
+
+    def _dense(self, sparse: Any) -> NDArray:
+        """values[k] at indices[k], a position among all elements or one along each axis; zeros elsewhere."""
+        label, shape = f"{self._where}: sparse tensor {sparse.values.name!r}", tuple(sparse.dims)
+        size = element_count(shape, label, MOST_UNPACKED)
+        values, places = self._array(sparse.values), self._array(sparse.indices)
+        along = places.ndim == 2 and places.shape == (values.size, len(shape))
+        if values.ndim != 1 or values.dtype.kind not in "fiub" or places.dtype != np.int64 or not (along or places.shape == values.shape):
+            raise ContradictionError(f"{label} has {values.dtype} {values.shape} values at {places.dtype} {places.shape}; export it again")
+        if (places < 0).any() or (places >= (np.array(shape, np.int64) if along else size)).any():
+            raise ContradictionError(f"{label} of shape {list(shape)} has values outside of itself; export it again")
+        content = np.zeros(shape, values.dtype)
+        content.reshape(-1)[np.ravel_multi_index(tuple(places.T), shape) if along else places] = values
+        return content
 
 
 def check_names(names: Iterable[Any], where: str) -> None:
@@ -164,12 +216,19 @@ def check_names(names: Iterable[Any], where: str) -> None:
             raise RunError(f"{where}: {name!r} is no text; the file is damaged, export it again")
 
 
-def element_count(shape: Iterable[Any] | None, label: str) -> int:
-    """Product of `shape`; RunError where it is no shape that the engine would allocate."""
-    sizes = [] if shape is None else list(shape)
-    good = shape is not None and all(isinstance(size, int) and size >= 0 for size in sizes)
-    if not good or math.prod(sizes) > MOST_ELEMENTS:
-        raise RunError(
-            f"{label} has shape {sizes}: none, negative, or more than {MOST_ELEMENTS} elements; the file is damaged or too large"
-        )
+def element_count(shape: Iterable[Any] | None, label: str, most: int = MOST_ELEMENTS) -> int:
+    """Product of `shape`; RunError where it has more than `most` elements, and where it is no shape."""
+    if isinstance(shape, str | bytes) or not isinstance(shape, Iterable):
+        raise ContradictionError(f"{label} has shape {shape!r}, which is none; the file is damaged, export it again")
+    sizes = list(shape)
+    if not all(isinstance(size, int) and size >= 0 for size in sizes):
+        raise ContradictionError(f"{label} has shape {sizes}: none, or negative; the file is damaged, export it again")
+    if math.prod(sizes) > most:
+        raise RunError(f"{label} has shape {sizes}, more than {most} elements; the file is damaged or too large")
     return math.prod(sizes)
+
+
+def one_line(text: object) -> str:
+    """The first line of a message, without what a terminal would obey."""
+    lines = str(text).strip().splitlines() or [type(text).__name__]
+    return "".join(character if character.isprintable() else "?" for character in lines[0])

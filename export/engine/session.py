@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 
 from ...common.errors import RunError, UsageError
 from .fallback import Fallback
-from .graph import Port, read_graph
+from .graph import Graph, read_graph, whole_graph
 from .partition import Segment, segments
+from .ports import Port
+from .protobuf import ContradictionError
 
 if TYPE_CHECKING:
     from .profile import Record
@@ -56,20 +58,13 @@ class Session:
         if type(threads) is not int or not 1 <= threads <= MOST_THREADS:
             raise UsageError(f"threads is a whole number from 1 to {MOST_THREADS}, got {threads!r}")
         started = time.perf_counter()
-        self._graph = read_graph(source)
-        self._usual, self._fed = _usual(self._graph.inputs), {port.name for port in self._graph.inputs}
-        self._threads = threads
-        self._parts: list[tuple[Segment, Program | None]] = []
-        foreign = next((step for step in self._graph.steps if step.layers is None), None)
-        if foreign and not fallback:
-            raise RunError(f"{foreign.nodes[0].label} is not computed by the engine ({foreign.reason}); allow fallback=True")
-        for segment in segments(self._graph):
-            self._parts.append((segment, self._build(segment, tune) if segment.native else None))
-        self._closed = False
-        self._teams: dict[int, Team] = {}
-        self._fallbacks: dict[int, Fallback] = {}
-        self._finalizers: list[Any] = []
-        self._start()
+        self._source, self._threads, self._closed = source, threads, False
+        try:
+            self._open(read_graph(source), tune, fallback)
+        except ContradictionError as error:
+            if not fallback:
+                raise
+            self._open_whole(error)
         seconds = time.perf_counter() - started
         if seconds > _SLOW_LOAD_S:
             _LOG.info("%s: loaded in %.1f s; compiled code is kept for the next time", self._graph.where, seconds)
@@ -90,7 +85,12 @@ class Session:
             self._start()
         with self._lock:
             self._refuse_if_closed()
-            tensors = self._run(batch, feeds)
+            try:
+                tensors = self._run(batch, feeds)
+            except ContradictionError as error:
+                self._stop()
+                self._open_whole(error)
+                tensors = self._run(batch, feeds)
         return [self._output(tensors, name, batch) for name in wanted]
 
     def profile(self, x: NDArray | Mapping[str, NDArray], *, repeats: int = 30) -> list["Record"]:
@@ -113,9 +113,7 @@ class Session:
         """Stop the threads; closing twice does no harm."""
         with self._lock:
             self._closed = True
-            for finalizer in self._finalizers:
-                finalizer()
-            self._teams, self._fallbacks = {}, {}
+            self._stop()
 
     def __enter__(self) -> "Session":
         return self
@@ -125,6 +123,24 @@ class Session:
 
     def __reduce__(self) -> Any:
         raise TypeError("a Session holds threads and compiled code and cannot be pickled; send the path and make one in the other process")
+
+    def _open(self, graph: Graph, tune: bool = False, fallback: bool = True) -> None:
+        """Make everything that runs a graph."""
+        foreign = next((step for step in graph.steps if step.layers is None), None)
+        if foreign and not fallback:
+            raise RunError(f"{foreign.nodes[0].label} is not computed by the engine ({foreign.reason}); allow fallback=True")
+        self._graph, self._usual, self._fed = graph, _usual(graph), {port.name for port in graph.inputs}
+        self._parts: list[tuple[Segment, Program | None]] = []
+        for segment in segments(graph):
+            self._parts.append((segment, self._build(segment, tune) if segment.native else None))
+        self._start()
+
+    def _open_whole(self, error: ContradictionError) -> None:
+        """Leave a file that the engine makes no sense of to ONNX Runtime; where that refuses it as well, `error` says why."""
+        try:
+            self._open(whole_graph(self._source, error))
+        except ContradictionError as refusal:
+            raise error from refusal
 
     def _build(self, segment: Segment, tune: bool) -> "Program":
         from .program import build
@@ -140,7 +156,9 @@ class Session:
         from . import threads
 
         self._pid, self._lock = os.getpid(), threading.Lock()
-        self._finalizers = []
+        self._teams: dict[int, Team] = {}
+        self._fallbacks: dict[int, Fallback] = {}
+        self._finalizers: list[Any] = []
         for number, (segment, program) in enumerate(self._parts):
             if program is None:
                 self._fallbacks[number] = Fallback(self._graph, segment, self._threads)
@@ -148,6 +166,11 @@ class Session:
                 team = threads.Team(program, self._threads)
                 self._teams[number] = team
                 self._finalizers.append(weakref.finalize(self, team.close))
+
+    def _stop(self) -> None:
+        for finalizer in self._finalizers:
+            finalizer()
+        self._teams, self._fallbacks = {}, {}
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
@@ -180,21 +203,18 @@ class Session:
         batch: int | None = None
         for port in self._graph.inputs:
             array = feeds[port.name]
-            if not isinstance(array, np.ndarray) or not array.dtype.isnative or port.type != _TYPE_NAMES.get(array.dtype.str[1:]):
+            if not port.takes(array):
                 found = f"{array.dtype} array" if isinstance(array, np.ndarray) else type(array).__name__
                 raise UsageError(f"input {port.name!r} is an array of {port.type}, got {found}; convert it")
-            fits = array.ndim == len(port.dims) + 1 and all(
-                want in (None, size) for want, size in zip(port.dims, array.shape[1:], strict=True)
-            )
-            if not fits or (isinstance(port.batch, int) and port.batch != array.shape[0]):
+            if not port.fits(array.shape):
                 raise UsageError(f"input {port.name!r} has shape {_info(port).shape}, got {list(array.shape)}")
-            if port.batch == self._graph.inputs[0].batch:
+            if port.name in self._graph.values:
                 if batch not in (None, array.shape[0]):
                     raise UsageError(f"the inputs have different batch sizes: {batch} and, of {port.name!r}, {array.shape[0]}")
                 batch = array.shape[0]
-        if not batch:
+        if batch == 0:
             raise UsageError("the batch is empty; feed at least one sample")
-        return batch
+        return 1 if batch is None else batch
 
     def _run(self, batch: int, feeds: Mapping[str, NDArray]) -> dict[str, NDArray]:
         tensors: dict[str, NDArray] = dict(feeds)
@@ -217,37 +237,31 @@ class Session:
         return tensors[name] if value is None else tensors[value.tensor].reshape(batch, *value.dims)
 
     def _output(self, tensors: Mapping[str, NDArray], name: str, batch: int) -> NDArray:
-        value = self._graph.values.get(name)
+        """An output as an array of its own."""
+        value, constants = self._graph.values.get(name), self._graph.constants
         if value is None:
-            return self._graph.constants.require(name).copy() if name in self._graph.constants else tensors[name]
+            if constants is not None and name in constants:
+                return constants.require(name).copy()
+            return tensors[name].copy() if name in self._fed else tensors[name]
         array = tensors[value.tensor].reshape(batch, *value.dims)
-        return array.copy() if value.tensor in self._fed else array
+        return array.copy() if value.tensor in self._fed or value.tensor != name else array
 
     def _verify(self, name: str, array: NDArray, batch: int) -> None:
         """What ONNX Runtime made has the size that layers behind it were planned for."""
         value = self._graph.values.get(name)
         if value is not None and (array.shape != (batch, *value.dims) or array.dtype != np.float32):
-            raise RunError(
+            raise ContradictionError(
                 f"{self._graph.where}: {name!r} is {array.dtype} {array.shape} in a run, not {(batch, *value.dims)}; export it again"
             )
 
 
-_TYPE_NAMES = {
-    "f4": "tensor(float)",
-    "i4": "tensor(int32)",
-    "i8": "tensor(int64)",
-    "b1": "tensor(bool)",
-    "f2": "tensor(float16)",
-    "f8": "tensor(double)",
-}
-
-
-def _usual(inputs: Sequence[Port]) -> tuple[str, tuple[int | None, ...]] | None:
-    """Name and shape of a sample of the only input, where that is float32, and of any batch size."""
-    if len(inputs) > 1 or inputs[0].type != "tensor(float)" or isinstance(inputs[0].batch, int):
+def _usual(graph: Graph) -> tuple[str, tuple[int | str | None, ...]] | None:
+    """Name and shape of a sample of the only input, where the engine holds that in memory and any batch size will do."""
+    [port, *others] = graph.inputs or (None,)
+    if port is None or others or port.name not in graph.values or not port.shape or isinstance(port.shape[0], int):
         return None
-    return inputs[0].name, inputs[0].dims
+    return port.name, port.shape[1:]
 
 
 def _info(port: Port) -> TensorInfo:
-    return TensorInfo(name=port.name, shape=[port.batch, *port.dims], type=port.type)
+    return TensorInfo(name=port.name, shape=list(port.shape or ()), type=port.type)

@@ -31,8 +31,9 @@ from ...common.simd import LANES, VECTOR, Emitter, Tile, transposed
 
 _LOG2E = 1.4426950408889634
 _LN2_HIGH, _LN2_LOW = 0.693359375, -2.1219444005469057e-4  # the first has few digits: its multiples are exact
-_LEAST, _MOST = -87.0, 87.0
-"""exp and 1 / (1 + exp) of these are normal numbers: subnormal ones take a hundred times as long."""
+_LEAST, _MOST = -87.0, 89.0
+"""exp of the first is a normal number: subnormal ones take a hundred times as long. exp of the second is infinite here, so that sigmoid
+of what is very negative is zero, and -inf * sigmoid(-inf) no number."""
 _ROUNDS = 1.5 * 2.0**23
 """Added and subtracted, it rounds to whole numbers; after the addition the last bits are the whole number."""
 _TAYLOR = (1 / 720, 1 / 120, 1 / 24, 1 / 6, 0.5, 1.0, 1.0)
@@ -260,7 +261,7 @@ def _numpy_sigmoid(tile: NDArray) -> NDArray:
     p = np.full_like(x, _TAYLOR[0])
     for factor in _TAYLOR[1:]:
         p = p * r + np.float32(factor)
-    with np.errstate(invalid="ignore"):  # the whole number of NaN
+    with np.errstate(invalid="ignore", over="ignore"):  # the whole number of NaN; what is infinite on purpose
         power = np.ldexp(np.float32(1), k.astype(np.int32))
     return np.float32(1) / (np.float32(1) + p * power)
 

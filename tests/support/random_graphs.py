@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from fineprune.export.functions import DOMAIN, functions
-from support.random_networks import Box, RandomNetwork
+from support.random_networks import RandomNetwork
 
 ODD = np.array([np.nan, np.inf, -np.inf, 1e-40, -1e-42, -0.0, 0.0, 1e30, -1e18], np.float32)
 _TYPES = {"uint8": 2, "int8": 3, "int32": 6, "int64": 7, "bool": 9, "float16": 10, "float64": 11}

@@ -67,10 +67,8 @@ def test_the_sound_file_runs() -> None:
         ({"wbits": np.zeros(14, np.int8)}, "found int8"),
         ({"mbits": np.zeros(99, np.uint8)}, "needs 15 bytes"),
         ({"values": np.ones(53, np.float32)}, "54 bits are set, but there are float32 \\(53,\\) values"),
-        ({"values": np.full(54, np.nan, np.float32)}, "has 'w' with values that are not finite"),
-        ({"b": np.full(3, np.inf, np.float32)}, "has 'b' with values that are not finite"),
         ({"b": np.ones(4, np.float32)}, r"has a bias of shape \(4,\) for 3 filters"),
-        ({"wshape": [3, -4, 3, 3]}, "none, negative"),
+        ({"wshape": [3, -4, 3, 3]}, "none, or negative"),
         ({"wshape": [1 << 40, 4, 3, 3]}, "more than"),
         ({"wshape": [3, 3, 4, 3]}, "of group 1 has"),
         ({"mshape": [4, 5, 6]}, r"its blocks are \(4, 6, 5\)"),
@@ -101,27 +99,32 @@ W = np.ones((2, 4, 3, 3), np.float32)
     ("proto", "message"),
     [
         (model([conv(), conv()], {"w": W}), "makes 'y', which is there already"),
-        (model([helper.make_node("Relu", ["y"], ["z"]), conv()], {"w": W}), "reads 'y', which nothing before it makes"),
         (model([helper.make_node("Add", ["x", "y"], ["y"])], {}), "reads 'y', which nothing before it makes"),
         (model([conv()], {"w": W}, output="z"), "no node makes the output 'z'"),
-        (model([conv()], {"w": W}, shape=("n", 4, 6, 0)), "has a size of 0"),
-        (model([conv()], {"w": W}, shape=("n", 4, 6, 1 << 40)), "has a size of"),
+        (model([conv()], {"w": W}, shape=("n", 4, 6, 1 << 40)), "too large"),
         (model([conv()], {"w": W}, shape=("n", 4, 60000, 60000)), "the file is damaged or too large"),
         (model([conv(pads=[60000] * 4)], {"w": W}), "too large"),
-        (model([conv()], {"w": W}, shape=()), "has no shape with a batch dimension"),
-        (model([conv()], {"x": W, "w": W}), "has no input"),
+        (model([conv()], {"w": W}, shape=()), "cannot be loaded by ONNX Runtime"),
         (model([helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=[9, 9])], {}), "has a window"),
         (model([helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=[2, 2], pads=[2, 0, 0, 0])], {}), "not below its window"),
-        (model([helper.make_node("Clip", ["x", "l", "h"], ["y"])], {"l": np.float32(2), "h": np.float32(1)}), "has bounds 2.0 and 1.0"),
-        (model([helper.make_node("Clip", ["x", "l"], ["y"])], {"l": np.float32(np.nan)}), "has a bound"),
+        (model([helper.make_node("Clip", ["x", "l"], ["y"])], {"l": np.array([1, 2], np.float32)}), "has a bound"),
+        (model([helper.make_node("DepthToSpace", ["x"], ["y"], blocksize=1 << 40)], {}), "has blocksize="),
+        (model([helper.make_node("ConvTranspose", ["x", "w"], ["y"], group=0)], {"w": W}), "has group=0"),
+        (model([helper.make_node("Tile", ["x", "r"], ["y"])], {"r": np.array([1, 1 << 20, 1 << 20, 1])}), "more than 268435456 elements"),
+        (model([helper.make_node("ConstantOfShape", ["s"], ["c"]), conv()], {"w": W, "s": np.array([1 << 14] * 2)}), "more than 67108864"),
+        (
+            model([helper.make_node("Pad", ["x", "p"], ["y"])], {"p": np.array([0, 0, 10**9, 0, 0, 0, 0, 0])}),
+            "more than 268435456 elements",
+        ),
         (model([helper.make_node("Slice", ["x", "s", "e"], ["y"])], {"s": np.array([9]), "e": np.array([3, 4])}), "different lengths"),
         (model([helper.make_node("Split", ["x", "s"], ["y", "z"], axis=1)], {"s": np.array([3, 3])}), "makes \\[3, 3\\] of 4 channels"),
         (model([helper.make_node("Concat", ["x", "x"], [], axis=1), conv()], {"w": W}), "has 2 inputs"),
     ],
 )
 def test_broken_graphs_are_named(proto: Any, message: str) -> None:
-    with pytest.raises(RunError, match=message):
-        Session(proto.SerializeToString())
+    """When it is loaded, or where ONNX Runtime finds it late, when it runs."""
+    with pytest.raises(RunError, match=message), Session(proto.SerializeToString()) as session:
+        session.run(None, {"x": X})
 
 
 X = np.random.default_rng(0).standard_normal((2, 4, 6, 5), np.float32)
@@ -195,9 +198,9 @@ def load(content: bytes) -> None:
         if part.native:
             build(part.layers, graph.boxes, part.inputs, part.outputs)
     small = sum(math.prod(box) for box in graph.boxes.values()) < 1 << 16
-    if small and all(part.native for part in parts) and graph.batch in (None, 1):
+    if small and all(part.native for part in parts) and graph.batch in (None, 1) and all(p.is_image_or_vector for p in graph.inputs):
         with Session(content) as session:
-            feeds = {port.name: np.ones((1, *(size or 1 for size in port.dims)), np.float32) for port in graph.inputs}
+            feeds = {port.name: np.ones((1, *(port.shape or (1,))[1:]), np.float32) for port in graph.inputs}
             for port, y in zip(session.get_outputs(), session.run(None, feeds), strict=True):
                 assert y.ndim == len(port.shape) or None in port.shape
 

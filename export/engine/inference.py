@@ -1,0 +1,80 @@
+"""What onnx knows of a file before it runs: types and shapes of its tensors. What would be too large is refused before ONNX Runtime
+sees it: it takes the memory first."""
+
+import math
+from typing import Any
+
+from ...common.errors import RunError
+from .protobuf import MOST_ELEMENTS, MOST_UNPACKED, Constants
+
+_MOST_KNOWN = 1 << 12
+"""Elements of constants that may be shapes or axes."""
+_LEAST = {"group": 1, "blocksize": 1}
+"""Attributes with which ONNX Runtime ends the process where they are less, or so large that their square overflows."""
+_MOST_OF_A_SIDE = 1 << 20
+
+
+def infer_types(model: Any, constants: Constants | None, where: str) -> dict[str, Any]:
+    """The types of tensors by name, as far as they follow from inputs and constants; what the file says of others is not believed.
+
+    RunError where a tensor has more elements than may be, or an attribute would end the process.
+    """
+    import onnx
+
+    _check_attributes(model.graph.node, where)
+    for function in model.functions:
+        _check_attributes(function.node, where)
+    slim = _without_large_constants(model, constants)
+    try:
+        graph = onnx.shape_inference.infer_shapes(slim, data_prop=True).graph
+    except Exception:  # then layers behind it run in ONNX Runtime, which says what is wrong
+        graph = slim.graph
+    types = {value.name: value.type for value in (*graph.input, *graph.value_info, *graph.output)}
+    computed = _computed_from_constants(slim.graph)
+    for name, kind in types.items():
+        most = MOST_UNPACKED if name in computed else MOST_ELEMENTS
+        sizes = [max(1, dim.dim_value) for dim in kind.tensor_type.shape.dim if dim.HasField("dim_value")]
+        if math.prod(sizes) > most:
+            raise RunError(f"{where}: {name!r} would have the sizes {sizes}, more than {most} elements; the file is damaged or too large")
+    return types
+
+
+def _without_large_constants(model: Any, constants: Constants | None) -> Any:
+    """The model without what it claims of its tensors and, where `constants` are known, without the nodes that make them."""
+    import onnx
+
+    slim = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    known = set(constants or ())
+    slim.graph.name = "slim"
+    slim.graph.node.extend(node for node in model.graph.node if not (len(node.output) == 1 and node.output[0] in known))
+    slim.graph.input.extend(model.graph.input)
+    for value in model.graph.output:
+        kind = onnx.TypeProto()
+        kind.CopyFrom(value.type)
+        kind.tensor_type.ClearField("shape")
+        slim.graph.output.append(onnx.ValueInfoProto(name=value.name, type=kind))
+    if constants is not None:
+        slim.graph.initializer.extend(constants.tensor(name, most=_MOST_KNOWN) for name in constants)
+    else:
+        slim.graph.initializer.extend(tensor for tensor in model.graph.initializer if math.prod(tensor.dims) <= _MOST_KNOWN)
+    return slim
+
+
+def _computed_from_constants(graph: Any) -> set[str]:
+    """Names of what ONNX Runtime computes when it loads the file."""
+    known = {"", *(tensor.name for tensor in graph.initializer)}
+    for node in graph.node:
+        if all(name in known for name in node.input) and not any(a.HasField("g") or a.graphs for a in node.attribute):
+            known.update(node.output)
+    return known - {tensor.name for tensor in graph.initializer}
+
+
+def _check_attributes(nodes: Any, where: str) -> None:
+    for node in nodes:
+        for attribute in node.attribute:
+            least = _LEAST.get(attribute.name) if attribute.HasField("i") else None
+            if least is not None and not least <= attribute.i <= _MOST_OF_A_SIDE:
+                label = f"{where}: {node.op_type!r} {node.name or ''!r}"
+                raise RunError(f"{label} has {attribute.name}={attribute.i}; the file is damaged, export it again")
+            for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                _check_attributes(graph.node, where)
