@@ -167,7 +167,9 @@ def split(preset: Preset, ratio: float) -> tuple[float, float]:
 
 def _check_ratio(kind: str, name: str, value: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-        raise UsageError(f"{kind} {name} must be a pruned fraction in [0, 1), got {value!r}")
+        percent = isinstance(value, int | float) and not isinstance(value, bool) and 1 < value < 100
+        hint = f"; for {value:g} % give {value / 100:g}" if percent else ""
+        raise UsageError(f"{kind} {name} must be a pruned fraction in [0, 1), got {value!r}{hint}")
 
 
 def _check_choice(name: str, value: str, choices: Any) -> None:

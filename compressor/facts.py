@@ -34,7 +34,7 @@ def facts_of(model: nn.Module, facts: Mapping[str, Any], digest: str) -> dict[st
         if others or "macs" not in facts:
             facts |= _counted(model, facts)
         facts = {"model": None, "data": None, "training": {}, "left_dense": [], "machine": {}, **facts}
-        accuracy = {"split": "test", "samples": 0, **accuracy}
+        accuracy |= {key: value for key, value in {"split": "test", "samples": 0}.items() if key not in accuracy}
     return {**facts, "accuracy": accuracy, "measured_on": measured_on(digest, accuracy)} if accuracy else facts
 
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from .arguments import check_arguments, check_named, check_progress
 from .calibrate.collect import CalibrationConfig, sample_order
-from .calibrate.statistics import Statistics, fingerprint
+from .calibrate.statistics import FACTS, Statistics, fingerprint
 from .claims import beforehand, chance_level, few_samples, saved, shortfall, zero_weights
 from .common.copies import copied, working_copy
 from .common.errors import RunError, UsageError
@@ -317,5 +317,6 @@ def read_statistics(folder: Path | str | None) -> dict[str, Statistics]:
         return {}
     found = {kind: Statistics.load(Path(folder) / kind) for kind in ("blocks", "weights") if (Path(folder) / kind).is_dir()}
     if not found:
-        raise UsageError(f"{folder} holds no statistics; name the output folder of `fineprune calibrate`")
+        above = f" ({Path(folder).parent})" if (Path(folder) / FACTS).is_file() else ""  # blocks or weights of one were named
+        raise UsageError(f"{folder} holds no statistics; name the output folder of `fineprune calibrate`{above}")
     return found

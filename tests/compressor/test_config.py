@@ -112,3 +112,8 @@ def test_settings_go_into_json() -> None:
     assert json.loads(json.dumps(facts)) == facts
     assert facts["ffp"]["exclude"] == ["stem"]
     assert facts["ffp"]["per_layer"] == {"conv1": 0.1}
+
+
+def test_a_percentage_is_told_as_a_fraction() -> None:
+    with pytest.raises(UsageError, match=r"prune ratio must be a pruned fraction in \[0, 1\), got 72; for 72 % give 0.72"):
+        prune_config("taylor", ratio=72)

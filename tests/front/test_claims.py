@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import fineprune
 from fineprune.calibrate.convolutions import find_convolutions
 from fineprune.claims import beforehand, chance_level, few_samples
+from fineprune.common.errors import UsageError
 from fineprune.compressor.macs import count_macs
 from fineprune.models.data import load_data
 from fineprune.report import write_report
@@ -138,3 +139,20 @@ def test_what_was_not_measured_with_these_weights_is_said(data: str, tmp_path: P
     page = (tmp_path / "r.html").read_text()
     assert "the compressed network was not measured with these weights" in page
     assert f"{bundle.facts['accuracy']['masked']:.2%}</td></tr>" not in page
+
+
+def test_whole_taps_are_named_as_the_cause_of_a_shortfall(data: str) -> None:
+    progress = Recorder()
+    fineprune.compress(plain(), data, preset="thesis", fwp=0.5, epochs=0, samples=40, progress=progress)
+    [line] = [line for line in progress.lines if "are pruned, not" in line]
+    assert line.endswith(
+        "44.4% of the convolution multiply-adds are pruned, not 50.0%: each channel or kernel drops whole blocks or taps and keeps at least one"
+    )
+
+
+def test_the_folder_above_is_named_where_half_of_the_statistics_were(data: str, tmp_path: Path) -> None:
+    succeed("calibrate", "--model", "lenet", "--data", data, "--samples", 20, "--ffp", 0.3, "--output", tmp_path / "s")
+    with pytest.raises(
+        UsageError, match=rf"s/blocks holds no statistics; name the output folder of `fineprune calibrate` \({tmp_path}/s\)"
+    ):
+        fineprune.compress("lenet", data, ffp=0.3, epochs=0, statistics=tmp_path / "s" / "blocks")
