@@ -95,9 +95,8 @@ def shortfall(config: PruneConfig, pruned: Pruned, report: MacReport) -> str:
     dense = sum(layer.macs for layer in report.layers if layer.name in names) / report.conv_macs_dense
     causes = [f"{dense:.1%} are in layers left dense"] if dense else []
     if missing - asked * dense >= _CLEARLY:
-        whole = (config.ffp.prunes and config.ffp.scope == "channel") or (
-            config.fwp.prunes and config.fwp.scope in ("kernel", "group", "channel")
-        )
+        by_channel = config.ffp.prunes and config.ffp.scope == "channel"
+        whole = by_channel or (config.fwp.prunes and config.fwp.scope in ("kernel", "group", "channel"))
         one_by_one = "each channel or kernel drops whole blocks or taps and keeps at least one"
         causes.append(one_by_one if whole else "of every layer some stays, so that none is cut off")
     return f"{asked - missing:.1%} of the convolution multiply-adds are pruned, not {asked:.1%}: {'; '.join(causes)}"

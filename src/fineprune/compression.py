@@ -94,11 +94,13 @@ def compress(
 ) -> Bundle:
     """Compress a trained network and return its bundle (also written to `output`, where given).
 
-    model: a module, or a name with `model_args` and `checkpoint`. data: a data set or its spec string. prune: the fraction of multiply-adds
-    to drop, which the preset splits between blocks and weights; or ffp, fwp: the fraction of blocks and of weights, each also as a mapping
-    with any field of FFPConfig and FWPConfig. epochs: of fine-tuning (0: none); `finetune` gives all its settings. samples: calibrate on
-    so many training samples. statistics: a folder of `fineprune calibrate`. progress: `Lines()` (the default: a line on stderr now and
-    then), `Bars()` or `Silent()` of fineprune.common.progress. Raises UsageError for arguments of other types and values, before any work.
+    model: a module, or a name with `model_args` and `checkpoint`. data: a data set or its spec string. prune: the fraction of the
+    convolutions' multiply-adds to drop, which the preset splits between blocks and weights; or ffp, fwp: the fraction of blocks and of
+    weights, each also as a mapping with any field of FFPConfig and FWPConfig. epochs: of fine-tuning (0: none); `finetune` gives all its
+    settings. samples: calibrate on so many training samples. statistics: a folder of `fineprune calibrate`. progress: `Lines()` (the
+    default: a line on stderr now and then), `Bars()` or `Silent()` of fineprune.common.progress.
+
+    UsageError for arguments of other types and values, and for a network that a bundle would not give back (also RunError): before any work.
     """
     check_arguments(model=model, data=data, checkpoint=checkpoint, model_args=model_args, finetune=finetune, samples=samples)
     check_arguments(statistics=statistics, output=output)

@@ -16,8 +16,10 @@ import torch
 from torch import nn
 
 from fineprune.common.errors import RunError
+from fineprune.compressor.bake import bake
 from fineprune.models.training import TrainConfig, TrainResult, train
 from fineprune.models.training import trainer as trainer_module
+from fineprune.models.training.state import run_identity
 from support.fakes import FakeData, Recorder, fake_data, small_network
 
 CONFIG = TrainConfig(epochs=3, batch_size=16, lr=0.1, seed=5, warmup_epochs=0.5, checkpoint_every_s=0)
@@ -286,3 +288,12 @@ def test_kill_minus_nine_at_random_moments(tmp_path: Path) -> None:
     straight, killed = (torch.load(path, weights_only=True) for path in (tmp_path / "straight.pt", final))
     assert kills == 4
     assert all(torch.equal(straight[name], killed[name]) for name in straight)
+
+
+def test_masks_in_a_networks_state_leave_its_identity_as_it_was() -> None:
+    """Runs that an earlier version began, which kept no masks in the state dict, go on."""
+    mask = torch.ones(5, 3, 3, 3, dtype=torch.bool)
+    mask[0] = False
+    masked = bake(small_network(), fwp_masks={"0": mask})
+    dense, own = (run_identity(model, fake_data(), TrainConfig(epochs=1), None) for model in (small_network(), masked))
+    assert own.keys() - dense.keys() == {"mask 0.fwp_mask"}
