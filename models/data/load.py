@@ -2,7 +2,6 @@
 
 import difflib
 import math
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -12,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ...common.errors import UsageError
-from ...common.progress import Progress, Silent
+from ...common.progress import Lines, Progress
 from ..naming import meant_as_data
 from ..user_code import is_user_spec
 from .arrays import Arrays, raw_from_arrays, read_npz
@@ -54,13 +53,6 @@ TABLE: Mapping[str, Kind] = {
 """Name -> reader and description."""
 
 
-class _Notes(Silent):
-    """Reports finished lines alone, on stderr: odd data are never read in silence."""
-
-    def log(self, message: str) -> None:
-        print("".join(c if c.isprintable() else "?" for c in message), file=sys.stderr)
-
-
 def load_data(
     spec: str,
     *,
@@ -74,7 +66,7 @@ def load_data(
     white: float | None = None,
     classes: Sequence[str] | int | str | Path | None = None,
     labels: Path | str | None = None,
-    progress: Progress = _Notes(),  # noqa: B008 - stateless
+    progress: Progress = Lines(),  # noqa: B008 - stateless
 ) -> ImageData:
     """The data set that `spec` names: a row of `TABLE`, `module.path:factory` or `file.py:factory`.
 
@@ -117,7 +109,7 @@ def data_from_arrays(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     white: float | None = None,
-    progress: Progress = _Notes(),  # noqa: B008 - stateless
+    progress: Progress = Lines(),  # noqa: B008 - stateless
 ) -> ImageData:
     """A data set of (images, labels) pairs in memory; arguments and errors as in `load_data`.
 
