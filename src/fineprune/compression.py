@@ -100,7 +100,7 @@ def compress(
     settings. samples: calibrate on so many training samples. statistics: a folder of `fineprune calibrate`. progress: `Lines()` (the
     default: a line on stderr now and then), `Bars()` or `Silent()` of fineprune.common.progress.
 
-    UsageError for arguments of other types and values, and for a network that a bundle would not give back (also RunError): before any work.
+    UsageError for other arguments, and (also RunError) for a network that a bundle would not give back: before any work.
     """
     check_arguments(model=model, data=data, checkpoint=checkpoint, model_args=model_args, finetune=finetune, samples=samples)
     check_arguments(statistics=statistics, output=output)
