@@ -185,13 +185,10 @@ def checked(name: str, value: Tensor, own: Tensor, path: Path) -> None:
     if odd or value.is_meta or value.is_nested:
         what = f"is a {odd} tensor" if odd else "has no values (it was saved from the meta device)"
         raise RunError(f"{path}: {name} {what}; save the state_dict() of the float network with dense tensors")
-    if own.is_floating_point() and value.dtype not in _FLOATS:
-        kind = str(value.dtype).removeprefix("torch.")
-        raise RunError(
-            f"{path}: {name} holds {kind} numbers and no weights in floating point; use the checkpoint from before they were quantized"
-        )
-    if not own.is_complex() and value.is_complex():
-        raise RunError(f"{path}: {name} holds complex numbers where the network has {str(own.dtype).removeprefix('torch.')}")
+    if value.is_complex() != own.is_complex() or (own.is_floating_point() and value.dtype not in _FLOATS):
+        kinds = [str(tensor.dtype).removeprefix("torch.") for tensor in (value, own)]
+        remedy = "save real weights" if value.is_complex() else "use the checkpoint from before the network was quantized"
+        raise RunError(f"{path}: {name} holds {kinds[0]} numbers where the network has {kinds[1]}; {remedy}")
     if own.is_floating_point():
         wrong = int((~value.to(own.dtype).isfinite()).sum())
         if wrong:

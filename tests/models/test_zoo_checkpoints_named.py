@@ -111,7 +111,10 @@ CONTENTS: dict[str, tuple[Callable[[], Any], str]] = {
     "bool": (lambda: with_first(lambda w: w > 0), "0.weight holds bool numbers"),
     "quantized": (lambda: with_first(lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8)), "0.weight is a quantized tensor"),
     "sparse": (lambda: with_first(lambda w: w.to_sparse()), "0.weight is a sparse tensor; save .* dense"),
-    "complex": (lambda: with_first(lambda w: w.to(torch.complex64)), "0.weight holds complex64 numbers"),
+    "complex": (
+        lambda: with_first(lambda w: w.to(torch.complex64)),
+        "0.weight holds complex64 numbers where the network has float32; save real weights",
+    ),
     "meta": (lambda: with_first(lambda w: w.to("meta")), "0.weight has no values .*meta device"),
     "too large for a float": (lambda: with_first(lambda w: w.double() * 1e300), "0.weight holds .* NaN or infinite"),
     "expanded beyond memory": (lambda: with_first(lambda w: torch.ones(1).expand(2**40)), r"0.weight \(1099511627776,\) instead of"),
