@@ -6,7 +6,8 @@ numbers and text only and is read with weights_only=True.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,16 @@ def load_state(output: Path, identity: Mapping[str, str]) -> dict[str, Any] | No
             "resume with the same settings, give another output folder, or delete the file to train from the start"
         )
     return state
+
+
+@contextmanager
+def restoring(output: Path) -> Iterator[None]:
+    """RunError where the body, which goes to the state in folder `output`, finds something else in it than was written."""
+    try:
+        yield
+    except Exception as error:  # whatever a part of the training says to values that are not its own
+        what = f"{type(error).__name__}: {_first_line(error)}"
+        raise RunError(f"{output / STATE_FILE} is not a whole training state ({what}); delete it to train from the start") from error
 
 
 def _digest(mask: Tensor) -> str:

@@ -38,7 +38,7 @@ from .sampling.loss_log import LossLog
 from .sampling.policies import Policy, Selection, make_policy
 from .sampling.time_model import saving_of_run, trained_batches
 from .schedule import LearningRate
-from .state import STATE_FILE, load_state, run_identity, save_state
+from .state import STATE_FILE, load_state, restoring, run_identity, save_state
 from .step import EpochSums, Stepper, first_nonfinite, make_optimizer
 
 _SAVING_SHARE = 20
@@ -160,18 +160,19 @@ class _Run:
             self._save()
             return
         stepper = self.stepper
-        stepper.model.load_state_dict(state["model"])
-        stepper.optimizer.load_state_dict(state["optimizer"])
-        stepper.scaler.load_state_dict(state["scaler"])
-        self.policy.load_state_dict(state["policy"])
-        self.rate = LearningRate.from_json(self.config, state["rate"])
-        self.selection = Selection(*state["selection"])
-        if self.log is not None:
-            self.log.rows = state["losses"]
-        self.epoch, self.batch, self.clock = state["epoch"], state["batch"], Clock(**state["clock"])
-        self.sums = EpochSums(**state["sums"])
-        self.history = [EpochRecord(**record) for record in state["history"]]
-        self.best = state["best"]
+        with restoring(self.output):
+            stepper.model.load_state_dict(state["model"])
+            stepper.optimizer.load_state_dict(state["optimizer"])
+            stepper.scaler.load_state_dict(state["scaler"])
+            self.policy.load_state_dict(state["policy"])
+            self.rate = LearningRate.from_json(self.config, state["rate"])
+            self.selection = Selection(*state["selection"])
+            if self.log is not None:
+                self.log.rows = state["losses"]
+            self.epoch, self.batch, self.clock = state["epoch"], state["batch"], Clock(**state["clock"])
+            self.sums = EpochSums(**state["sums"])
+            self.history = [EpochRecord(**record) for record in state["history"]]
+            self.best = state["best"]
         self._saved_at = time.monotonic()
         if not self.finished:
             self.progress.log(f"resuming at epoch {self.epoch + 1}, batch {self.batch + 1} from {self.output / STATE_FILE}")

@@ -65,10 +65,7 @@ def network_of(bundle: Bundle, *, model: nn.Module | None = None, trust: Collect
         if spec is None:
             raise UsageError(f"{where} was made from a network without a name; give its dense architecture: load(folder, model)")
         require_network(spec, trust, manifest_of(bundle))
-        try:
-            model = build(spec)
-        except UsageError as error:
-            raise UsageError(f"{where} needs the network {spec.name}: {error}; file names are relative to the current folder") from error
+        model = _built(spec, bundle, where)
     check_facts(bundle, where)
     channels, height, width = bundle.facts["input_shape"]
     return Network(
@@ -79,6 +76,32 @@ def network_of(bundle: Bundle, *, model: nn.Module | None = None, trust: Collect
         data=bundle.facts.get("data"),
         trust=tuple(trust),
     )
+
+
+def _built(spec: ModelSpec, bundle: Bundle, where: str) -> nn.Module:
+    """The network of `spec`, of which the bundle has the weights; one that is much larger is not even built."""
+    try:
+        held, wanted = sum(value.numel() for value in bundle.weights.values()), _parameters(spec)
+        if wanted is not None and wanted > 2 * held + 2**20:
+            raise UsageError(f"that has {wanted:,} weights, and the bundle holds {held:,}")
+        return build(spec)
+    except UsageError as error:
+        raise UsageError(f"{where} needs the network {spec.name}: {error}; file names are relative to the current folder") from error
+
+
+def _parameters(spec: ModelSpec) -> int | None:
+    """How many parameters `spec` has, counted without their memory; None where that cannot be told (the user's own code is not run)."""
+    if network_names(spec):
+        return None
+    try:
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in build(spec).parameters())
+    except UsageError:
+        raise
+    except Exception as error:  # a few networks compute with numbers while they are built, and no memory holds the others
+        if "overflow" in str(error).lower():
+            raise UsageError(f"its arguments {spec.args} are too large") from error
+        return None
 
 
 def spec_of(bundle: Bundle) -> ModelSpec | None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -297,3 +298,12 @@ def test_masks_in_a_networks_state_leave_its_identity_as_it_was() -> None:
     masked = bake(small_network(), fwp_masks={"0": mask})
     dense, own = (run_identity(model, fake_data(), TrainConfig(epochs=1), None) for model in (small_network(), masked))
     assert own.keys() - dense.keys() == {"mask 0.fwp_mask"}
+
+
+@pytest.mark.parametrize("change", [{"model": {}}, {"epoch": None, "history": [{"nothing": 1}]}, {"clock": 3}, {"optimizer": {"state": 1}}])
+def test_a_state_with_other_things_in_it_is_named(change: dict[str, Any], tmp_path: Path) -> None:
+    train(small_network(), fake_data(), TrainConfig(epochs=1, batch_size=16), output=tmp_path)
+    state = torch.load(tmp_path / "training.pt", weights_only=True)
+    torch.save({**state, **change}, tmp_path / "training.pt")
+    with pytest.raises(RunError, match=r"training\.pt is not a whole training state \(\w+"):
+        train(small_network(), fake_data(), TrainConfig(epochs=1, batch_size=16), output=tmp_path)

@@ -27,7 +27,7 @@ from ..interfaces import DataLike
 from ..interrupt import Interrupts, deferred_interrupts
 from ..layout import choose_nhwc, memory_format
 from ..results import EpochRecord, TrainResult, epoch_line
-from ..state import load_state, run_identity, save_state
+from ..state import load_state, restoring, run_identity, save_state
 from .config import AsyncConfig, BatchNormPolicy
 from .feed import make_feed
 from .flat import FlatModel
@@ -139,10 +139,11 @@ class SimulatedRun:
         if state is None:
             self._save()
             return
-        self.server.load_state_dict(state["server"])
-        self.simulator.load_state_dict(state["simulator"])
-        self.epoch, self.epoch_seconds, self.clocks, self.best = state["epoch"], state["epoch_seconds"], state["clocks"], state["best"]
-        self.history = [EpochRecord(**record) for record in state["history"]]
+        with restoring(self.output):
+            self.server.load_state_dict(state["server"])
+            self.simulator.load_state_dict(state["simulator"])
+            self.epoch, self.epoch_seconds, self.clocks, self.best = state["epoch"], state["epoch_seconds"], state["clocks"], state["best"]
+            self.history = [EpochRecord(**record) for record in state["history"]]
         self._saved_at = time.monotonic()
         if self.epoch < self.server.config.epochs:
             self.progress.log(f"resuming at epoch {self.epoch + 1}, gradient {self.server.ledger.done + 1}")
