@@ -101,7 +101,15 @@ def _with_masks(kind: type[nn.Conv2d]) -> type[MaskedConv2d]:
 @cache
 def _of_your_own(kind: type[nn.Conv2d]) -> type[MaskedConv2d]:
     """MaskedConv2d for layers of a user's own class: they keep its methods and what isinstance says of them."""
-    return type(f"Masked{kind.__name__}", (MaskedConv2d, kind), {"__module__": kind.__module__})
+
+    def reduce(layer: MaskedConv2d) -> tuple[Any, ...]:
+        return _blank, (kind,), vars(layer)  # pickle looks classes up by name, and this one has none in its module
+
+    return type(f"Masked{kind.__name__}", (MaskedConv2d, kind), {"__module__": kind.__module__, "__reduce__": reduce})
+
+
+def _blank(kind: type[nn.Conv2d]) -> MaskedConv2d:
+    return kind.__new__(_with_masks(kind))
 
 
 def _check_mask(mask: Tensor | None, kind: str, shape: tuple[int | None, ...]) -> None:

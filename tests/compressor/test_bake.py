@@ -1,5 +1,6 @@
 """Masks become part of a copy of the network."""
 
+import pickle
 from collections.abc import Callable
 from copy import deepcopy
 
@@ -142,6 +143,13 @@ def test_what_was_changed_on_a_layer_and_what_refers_to_it_stay(change: Callable
         assert type(twin.conv) is Mine and twin.conv is twin.plain[0]
         assert torch.equal(twin(images), masked)
         assert list(twin.state_dict()) == list(model.state_dict()) and not twin.conv.weight.any()
+
+
+def test_a_masked_layer_of_a_users_class_is_copied_and_pickled() -> None:
+    layer, images = MaskedConv2d.wrap(Mine(3, 4, 3), fwp_mask=(torch.arange(108) % 2 == 0).view(4, 3, 3, 3)), samples(2).images
+    for copy in (pickle.loads(pickle.dumps(layer)), deepcopy(layer)):
+        assert type(copy) is type(layer) and copy.weight is not layer.weight
+        assert torch.equal(copy.gained(images), layer.gained(images))
 
 
 def test_a_layer_with_a_forward_of_its_own_is_refused() -> None:
