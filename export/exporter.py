@@ -1,5 +1,6 @@
 """A trained network as an ONNX file: traced, simplified, packed, checked, written whole."""
 
+import gc
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -83,7 +84,8 @@ def export_onnx(
     properties["fineprune.layers"] = json.dumps([asdict(layer) for layer in layers])
     nodes = Counter(f"{node.domain}::{node.op_type}" if node.domain else node.op_type for node in graph.graph)
     content = _serialize(graph, properties)
-    del graph  # it holds the weights, which the checks load once more
+    del graph
+    gc.collect()  # its nodes refer to each other and hold the weights, which the checks load once more
     size = len(content)
     with atomic_path(path) as unchecked:
         unchecked.write_bytes(content)

@@ -139,8 +139,10 @@ def _converted_types(model: nn.Module) -> list[str]:
 
 def _check_ready(model: nn.Module) -> None:
     for name, module in model.named_modules():
+        where = f"module {name}" if name else "the model"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UsageError(f"{where} is TorchScript, whose code torch.export cannot read; give the torch.nn.Module that it was made from")
         if module.training:
-            where = f"module {name}" if name else "the model"
             raise UsageError(f"{where} is in training mode, so BatchNorm and Dropout would be exported wrongly; call model.eval() first")
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():

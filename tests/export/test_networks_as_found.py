@@ -228,9 +228,18 @@ def _used(network: Net) -> Net:
         (Net(lambda net, x: {"logits": net.body(x)}), "returns dict, not one tensor of logits"),
     ],
 )
-def test_other_signatures_are_refused(model: nn.Module, text: str, tmp_path: Path) -> None:
+def test_other_kinds_of_networks_are_refused(model: nn.Module, text: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=text):
         file_of(model, tmp_path)
+
+
+def test_torchscript_is_named(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        scripted = torch.jit.trace(nn.Conv2d(3, 4, 3), torch.zeros(1, *SHAPE))
+    for network, where in ((scripted, "the model"), (nn.Sequential(scripted), "module 0")):
+        with pytest.raises(UsageError, match=f"{where} is TorchScript, whose code torch.export cannot read"):
+            file_of(network.eval(), tmp_path)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
