@@ -115,6 +115,7 @@ def _properties(metadata: dict[str, Any]) -> dict[str, str]:
             raise UsageError(f"metadata key {key!r} is written by the exporter itself; choose another name")
         try:
             properties[name] = value if isinstance(value, str) else json.dumps(value, allow_nan=False)
+            f"{name}{properties[name]}".encode()  # file names that are no UTF-8 come as lone surrogates
         except (TypeError, ValueError) as error:
             raise UsageError(f"metadata {key!r} cannot be stored as JSON: {error}") from error
     return properties

@@ -276,3 +276,6 @@ def test_metadata_of_any_characters_comes_back(tmp_path: Path) -> None:
     export_onnx(Net(), SHAPE, tmp_path / "n.onnx", metadata=metadata)
     properties = {entry.key: entry.value for entry in onnx.load(tmp_path / "n.onnx").metadata_props}
     assert __import__("json").loads(properties["fineprune.klasse"]) == metadata["klasse"] and properties["fineprune.leer "] == ""
+    for broken in ({"path": "a\udcff.npz"}, {"a\udcff": 1}):
+        with pytest.raises(UsageError, match=r"metadata '.*udcff.*' cannot be stored|metadata 'path' cannot be stored"):
+            export_onnx(Net(), SHAPE, tmp_path / "n.onnx", metadata=broken)
