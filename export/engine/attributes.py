@@ -18,13 +18,14 @@ class Node:
     def __init__(self, proto: Any, where: str) -> None:
         import onnx
 
-        check_names((proto.name, proto.domain, proto.op_type, *proto.input, *proto.output), where)
+        check_names((proto.domain, proto.op_type, *proto.input, *proto.output), where)
         self.proto, self.op_type = proto, proto.op_type
         self.domain = "" if proto.domain == "ai.onnx" else proto.domain
         self.inputs, self.outputs = list(proto.input), list(proto.output)
+        given = proto.name if isinstance(proto.name, str) else ""
         kind = proto.op_type if proto.op_type.isidentifier() else repr(proto.op_type)
-        self.label = f"{where}: {kind} {proto.name or (self.outputs or ['?'])[0]!r}"
-        self.name = proto.name or (self.outputs or [""])[0]
+        self.label = f"{where}: {kind} {given or (self.outputs or ['?'])[0]!r}"
+        self.name = given or (self.outputs or [""])[0]
         try:
             self.attributes = {a.name: onnx.helper.get_attribute_value(a) for a in proto.attribute}
         except ValueError as error:

@@ -136,7 +136,9 @@ class Reader:
         known = len(standard) == 1 and standard[0] in OPSETS
         self._foreign_functions = _foreign_functions(self.model, standard)
         if any(entry.version != VERSION for entry in self.model.opset_import if entry.domain == DOMAIN):
-            raise RunError(f"{self.where} uses a newer version of the {DOMAIN} functions; use a newer fineprune or export it again")
+            raise ContradictionError(
+                f"{self.where} uses another version of the {DOMAIN} functions; use a newer fineprune or export it again"
+            )
         inputs = input_ports(self.model, self.where)
         ours = [entry for entry in inputs if entry.is_image_or_vector]
         batch = ours[0].shape[0] if ours and ours[0].shape else None

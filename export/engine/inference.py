@@ -48,11 +48,10 @@ def _without_large_constants(model: Any, constants: Constants | None) -> Any:
     slim.graph.name = "slim"
     slim.graph.node.extend(node for node in model.graph.node if not (len(node.output) == 1 and node.output[0] in known))
     slim.graph.input.extend(model.graph.input)
-    for value in model.graph.output:
-        kind = onnx.TypeProto()
-        kind.CopyFrom(value.type)
-        kind.tensor_type.ClearField("shape")
-        slim.graph.output.append(onnx.ValueInfoProto(name=value.name, type=kind))
+    slim.graph.output.extend(model.graph.output)
+    for value in slim.graph.output:
+        if value.type.HasField("tensor_type"):
+            value.type.tensor_type.ClearField("shape")
     if constants is not None:
         slim.graph.initializer.extend(constants.tensor(name, most=_MOST_KNOWN) for name in constants)
     else:

@@ -43,8 +43,8 @@ def read_model(source: Any) -> tuple[Any, str]:
         model.ParseFromString(content)
     except (DecodeError, ValueError) as error:
         raise RunError(f"{where} is not an ONNX file or is damaged ({one_line(error)}); export it again") from error
-    if not model.graph.node or not model.graph.output:
-        raise RunError(f"{where} holds no network (no nodes or no outputs); it is truncated or not an ONNX file, export it again")
+    if not model.graph.output:
+        raise RunError(f"{where} holds no network (no outputs); it is truncated or not an ONNX file, export it again")
     for tensor in _tensors(model):
         if tensor.external_data or tensor.data_location == onnx.TensorProto.EXTERNAL:
             raise RunError(f"{where}: tensor {tensor.name!r} lies in another file, which the engine does not open; save it as one file")
@@ -210,10 +210,10 @@ class Constants:
 
 
 def check_names(names: Iterable[Any], where: str) -> None:
-    """RunError for names that are no text: protobuf gives them as bytes."""
+    """ContradictionError for names that are no text: protobuf gives them as bytes."""
     for name in names:
         if not isinstance(name, str):
-            raise RunError(f"{where}: {name!r} is no text; the file is damaged, export it again")
+            raise ContradictionError(f"{where}: {name!r} is no text; the file is damaged, export it again")
 
 
 def element_count(shape: Iterable[Any] | None, label: str, most: int = MOST_ELEMENTS) -> int:

@@ -95,7 +95,8 @@ def _refusal(error: FinepruneError, reference: Any) -> Outcome:
         return Outcome("raw exception", f"several lines: {text}")
     if reference is None:
         return Outcome("both refuse", text)
-    return Outcome("wrongly called damaged" if "damaged" in text or "export it again" in text else "refused", text)
+    called_damaged = ("damaged" in text or "export it again" in text) and "too large" not in text
+    return Outcome("wrongly called damaged" if called_damaged else "refused", text)
 
 
 def _one_run(content: bytes, reference: Any, sessions: Sequence[Session], feed: Feeds) -> Outcome:

@@ -297,7 +297,7 @@ class RandomGraph(RandomNetwork):
         read = {name for node in self._nodes for name in node.input}
         made = [name for node in self._nodes for name in node.output if name in sizes]
         names = [name for name in made if name not in read or self._random.random() < 0.25]
-        names += [name for name in ("x", *self._sources) if name in sizes and self._random.random() < 0.03]
+        names += [name for name in ("x", *self._sources) if name in sizes and (self._random.random() < 0.03 or not names)]
         info = helper.make_tensor_value_info
         inputs = [info("x", TensorProto.FLOAT, [self.batch, *self.box])]
         inputs += [info(name, _TYPES.get(kind, 1), [self.batch, *dims]) for name, (kind, dims) in self._sources.items()]

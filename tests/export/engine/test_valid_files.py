@@ -197,6 +197,16 @@ def test_edited_functions_are_run_as_they_are() -> None:
     same(proto)
 
 
+def test_names_that_are_no_text() -> None:
+    """Of a node: any will do. Of a tensor: the file is damaged."""
+    content = model(helper.make_node("Relu", ["x"], ["y"], name="nodename")).SerializeToString()
+    x = {"x": X}
+    with Session(content.replace(b"nodename", b"node\xdeame")) as session:
+        np.testing.assert_array_equal(session.run(None, x)[0], np.maximum(X, 0))
+    with pytest.raises(RunError, match="is no text; the file is damaged"):
+        Session(content.replace(b"\n\x01y", b"\n\x01\xde").replace(b"\x12\x01y", b"\x12\x01\xde"))
+
+
 def test_what_neither_can_run_is_damaged() -> None:
     with pytest.raises(RunError, match=r"'y' reads 'z', which nothing before it makes .*the file is damaged"):
         Session(model(node("Relu", "z")).SerializeToString())
