@@ -25,8 +25,8 @@ def check_restored(bundle: Bundle, model: nn.Module, fresh: nn.Module, images: T
         restored = bundle.restore(fresh)
     except RunError as error:
         raise RunError(f"a bundle of this network could not be read again: {error}") from error
-    held, again = bundle.weights, Bundle.of(restored, {}).weights
-    different = next((name for name in held if name not in again or not same_bits(held[name], again[name])), None)
+    held, again = bundle.weights, restored.state_dict()
+    different = next((name for name in held if name not in again or not same_bits(held[name], again[name].cpu())), None)
     if different is not None:
         raise RunError(
             f"a bundle of this network would change {different}: loading the state dict does not give it back as it was; "

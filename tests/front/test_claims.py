@@ -119,6 +119,17 @@ def test_zeros_that_were_there_before_are_no_saving(data: str, tmp_path: Path) -
     assert "with weights that were zero before" in (tmp_path / "r.html").read_text()
 
 
+def test_macs_name_zeros_apart_and_what_cannot_be_counted(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "import torch\n\n\nclass Net(torch.nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.conv = torch.nn.Conv2d(1, 4, 3)\n        torch.nn.init.zeros_(self.conv.weight[:1])\n\n"
+        "    def forward(self, x):\n        return torch.fft.rfft2(self.conv(x)).abs()\n"
+    )
+    out = succeed("macs", "--model", f"{tmp_path / 'net.py'}:Net", "--input", "1x12x12").out
+    assert "of the kept ones 0.001 M are with weights that are zero though no mask drops them" in out
+    assert "not counted: (functional): _fft_r2c (its products cannot be seen)" in out
+
+
 def test_the_share_of_all_multiply_adds_comes_first(bundle: Path, trained: list[object], tmp_path: Path) -> None:
     facts = fineprune.Bundle.load(bundle).facts
     kept = facts["macs"]["macs"] / facts["macs"]["macs_dense"]
