@@ -164,7 +164,7 @@ ODD = {
     "hooks": renaming,
     "kinds": lambda: with_buffers(
         scalar=torch.tensor(3), flag=torch.tensor(True), flags=torch.tensor([True, False]), empty=torch.zeros(0, 3),
-        turned=torch.arange(6.0).reshape(2, 3).T, masked=torch.tensor([0.0, -torch.inf]), phases=torch.ones(2, dtype=torch.complex64),
+        turned=torch.arange(6.0).reshape(2, 3).T, masked=torch.tensor([0.0, -torch.inf]),
     ),
     "half": lambda: nn.Sequential(nn.Conv2d(3, 2, 3)).to(torch.bfloat16),
     "names": lambda: nn.ModuleDict({"0": nn.Conv2d(3, 2, 3), "a/ffp": nn.Conv2d(2, 2, 1), "groups": nn.PReLU(), "ö" * 99: nn.PReLU()}),

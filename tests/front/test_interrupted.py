@@ -60,7 +60,7 @@ def test_an_interrupted_compression_goes_on(
     assert_same(bundle, output)
     assert not Path(f"{output}.work").exists()
     if part >= 0.6:
-        assert log.stat().st_size - stopped_after < 0.8 * forwards
+        assert log.stat().st_size - stopped_after < 0.9 * forwards  # the trials before any work are made again
 
 
 def test_other_settings_start_anew(

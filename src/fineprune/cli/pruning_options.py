@@ -29,9 +29,7 @@ class _Ratio(click.ParamType):
 
 
 _usual = stack(
-    click.option(
-        "--prune", "ratio", type=_Ratio(), metavar="RATIO", help="Fraction of the convolutions' multiply-adds, e.g. 0.7."
-    ),
+    click.option("--prune", "ratio", type=_Ratio(), metavar="RATIO", help="Fraction of the convolutions' multiply-adds, e.g. 0.7."),
     click.option("--ffp", "ffp_ratio", type=_Ratio(), metavar="RATIO", help="Or one by one: fraction of feature-map blocks, in [0,1)."),
     click.option("--fwp", "fwp_ratio", type=_Ratio(), metavar="RATIO", help="And fraction of weights (of what is left), in [0,1)."),
     click.option("--include", multiple=True, metavar="GLOB", help="Prune only the layers of these names (repeatable)."),
