@@ -31,9 +31,10 @@ from ...common.simd import LANES, VECTOR, Emitter, Tile, transposed
 
 _LOG2E = 1.4426950408889634
 _LN2_HIGH, _LN2_LOW = 0.693359375, -2.1219444005469057e-4  # the first has few digits: its multiples are exact
-_LEAST, _MOST = -87.0, 89.0
-"""exp of the first is a normal number: subnormal ones take a hundred times as long. exp of the second is infinite here, so that sigmoid
-of what is very negative is zero, and -inf * sigmoid(-inf) no number."""
+_LEAST, _MOST = -87.0, 87.0
+"""exp and 1 / (1 + exp) of these are normal numbers: subnormal ones take a hundred times as long."""
+_ENDLESS = 89.0
+"""What stands for all above _MOST: its exp is infinite here, so that sigmoid is zero there, and -inf * sigmoid(-inf) no number."""
 _ROUNDS = 1.5 * 2.0**23
 """Added and subtracted, it rounds to whole numbers; after the addition the last bits are the whole number."""
 _TAYLOR = (1 / 720, 1 / 120, 1 / 24, 1 / 6, 0.5, 1.0, 1.0)
@@ -163,7 +164,9 @@ def _within(e: Emitter, value: Any, low: Any, high: Any) -> Any:
 
 def _emit_sigmoid(e: Emitter, x: Any) -> Any:
     b, integers = e.builder, ir.VectorType(ir.IntType(32), LANES)
-    x = _within(e, b.fsub(_constant(-0.0), x), _constant(_LEAST), _constant(_MOST))
+    x = b.fsub(_constant(-0.0), x)
+    x = b.select(b.fcmp_ordered("<", x, _constant(_LEAST)), _constant(_LEAST), x)
+    x = b.select(b.fcmp_ordered(">", x, _constant(_MOST)), _constant(_ENDLESS), x)
     shifted = e.multiply_add(x, _constant(_LOG2E), _constant(_ROUNDS))
     k = b.fsub(shifted, _constant(_ROUNDS))
     r = e.multiply_add(k, _constant(-_LN2_LOW), e.multiply_add(k, _constant(-_LN2_HIGH), x))
@@ -255,7 +258,8 @@ def _numpy_clipped(tile: NDArray, low: Any, high: Any) -> NDArray:
 
 
 def _numpy_sigmoid(tile: NDArray) -> NDArray:
-    x = np.clip(-tile, np.float32(_LEAST), np.float32(_MOST))
+    x = np.maximum(-tile, np.float32(_LEAST))
+    x = np.where(x > _MOST, np.float32(_ENDLESS), x)
     k = np.rint(x * np.float32(_LOG2E))
     r = (x - k * np.float32(_LN2_HIGH)) - k * np.float32(_LN2_LOW)
     p = np.full_like(x, _TAYLOR[0])
