@@ -1,5 +1,6 @@
 """What a file that is given as a checkpoint holds, without running anything that it contains."""
 
+import io
 import pickle
 import re
 import warnings
@@ -111,7 +112,9 @@ def _check_archive(path: Path) -> None:
 def _read_torch(path: Path, plain_pickle: bool) -> Any:
     broken = RunError(f"{path} is truncated or not a checkpoint; copy or download it again")
     try:
-        with path.open("rb") as stream, warnings.catch_warnings():
+        # The unpickler reads as many bytes as a damaged length says: of a file it takes the memory first, of bytes at most what is there.
+        opened = path.open("rb") if zipfile.is_zipfile(path) else io.BytesIO(path.read_bytes())
+        with opened as stream, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the pickle's protocol and of deprecated storages: nothing that a user can change
             return torch.load(stream, map_location="cpu", weights_only=True)
     except MemoryError as error:
