@@ -24,6 +24,8 @@ classifiers were within 2e-6; a wrong fold, pad or layer mask is off by 1e-2 or 
 """
 
 BATCH = 32
+_FEW = 4
+"""Samples on which the cause of a difference is looked for: all that modules compute for them is kept."""
 BATCH_VALUES = 2**20
 """Values of a batch's images: of 224x224 ones 6 are compared at a time, since the activations of 32 would take a gigabyte and more."""
 
@@ -165,12 +167,10 @@ def _cause(model: "nn.Module", x: NDArray[np.float32]) -> str:
     """What in the model makes it differ even from itself, if anything does."""
     import torch
 
-    from .steady import batch_cause, random_cause
+    from ..calibrate.steadiness import unsteadiness
 
-    samples = torch.from_numpy(x[:BATCH])
-    if random := random_cause(model, samples):
-        return f"{random}, so no file can compute the same"
-    return batch_cause(model, samples)
+    varies = unsteadiness(model, torch.from_numpy(x[:_FEW]), TOLERANCE)
+    return "" if varies is None else varies.cause
 
 
 def _logits(runtime: Runtime, x: NDArray[np.float32], threads: int, progress: Progress) -> NDArray:

@@ -12,16 +12,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..calibrate.steadiness import unsteadiness
 from ..common.copies import copied
 from ..common.errors import FinepruneError, RunError, UsageError
 from ..compressor.layers import MaskedConv2d
 from .functions import DEPTHWISE, DOMAIN, MASKED, VERSION
-from .steady import answer, batch_cause, random_cause
 from .untraceable import cause, first_line
 
 INPUT, OUTPUT, BATCH = "input", "logits", "batch"
 TRACED_BATCH = 2
 """Samples of the trace: the tracer takes a batch of one for a constant."""
+_ROUNDING = 1e-4
+"""Largest difference of two equal calls, of the largest output."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +47,10 @@ def trace(model: nn.Module, input_shape: tuple[int, int, int], *, opset: int) ->
     _prepare_masked_layers(model)
     x = torch.randn(TRACED_BATCH + 1, *input_shape, generator=torch.Generator().manual_seed(0))
     shapes = _check_accepts(model, x)
-    _check_steady(model, x)
-    if batches := batch_cause(model, x):
-        notes.append(f"{batches}: the file does the same, and its outputs depend on how samples are put into batches")
+    if (varies := unsteadiness(model, x, _ROUNDING)) is not None:
+        if not varies.with_batch:
+            raise RunError(f"{varies.cause}, so no file can compute the same; make that depend on self.training")
+        notes.append(f"{varies.cause}: the file does the same, and its outputs depend on how samples are put into batches")
     sample = torch.zeros(TRACED_BATCH, *input_shape)
     try:
         with quiet():
@@ -175,7 +178,7 @@ def _check_accepts(model: nn.Module, x: torch.Tensor) -> dict[int, tuple[int, ..
             f"the model does not accept input {shape} as its one argument: {error}; wrap it so that it takes the images alone"
         ) from error
     try:
-        outputs = answer(model, x[:TRACED_BATCH])
+        outputs = _outputs(model, x[:TRACED_BATCH])
     except FinepruneError as error:
         raise UsageError(f"the model does not accept input {shape}: {error}") from error
     except Exception as error:  # the network's own code may raise anything
@@ -190,15 +193,16 @@ def _check_accepts(model: nn.Module, x: torch.Tensor) -> dict[int, tuple[int, ..
     shapes = {}
     for batch in (1, len(x)):
         try:
-            shapes[batch] = tuple(answer(model, x[:batch]).shape)
+            shapes[batch] = tuple(_outputs(model, x[:batch]).shape)
         except Exception as error:
             raise fixed_batch(type(model).__name__, f"a batch of {batch} ends in: {first_line(error)}") from error
     return shapes
 
 
-def _check_steady(model: nn.Module, x: torch.Tensor) -> None:
-    if random := random_cause(model, x):
-        raise RunError(f"{random}, so no file can compute the same; make that depend on self.training")
+def _outputs(model: nn.Module, x: torch.Tensor) -> Any:
+    """Whatever `model` answers to a copy of `x`, which it may change in place."""
+    with torch.no_grad():
+        return model(x.clone())
 
 
 @contextmanager
