@@ -289,7 +289,8 @@ def test_weights_of_many_tiles_are_fetched_evenly(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(filters_plan, "CACHED_WEIGHTS", 0)
     p = problem(ConvShape(channels=40, filters=64, height=2, width=2 * TILES[WIDEST][0], kernel=(1, 1)))
     op = check(p, form=Form(WIDEST, TILES[WIDEST][0]))
-    assert op.index[op.meta[ITEMS] + PACE] == LANES // (4 // len(op.costs))
+    blocks = len(op.costs) // (64 // (WIDEST * LANES))  # an item is a panel of filters and a block of positions
+    assert op.index[op.meta[ITEMS] + PACE] == LANES // (4 // blocks)
 
 
 @pytest.mark.parametrize("groups", [1, 2])
