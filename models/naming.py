@@ -12,7 +12,7 @@ def meant_as_model(name: str) -> str:
     """Advice for `name`, which is no network; empty where nothing is known."""
     place, _, attribute = name.rpartition(":")
     path = Path(name)
-    if not _could_exist(path):
+    if not name or not _could_exist(path):
         return ""
     if path.suffix == ".py":
         return _file(path, "the network")
@@ -34,7 +34,7 @@ def meant_as_model(name: str) -> str:
 def meant_as_data(spec: str) -> str:
     """Advice for `spec`, which is no data set; empty where nothing is known."""
     path = Path(spec)
-    if not _could_exist(path):
+    if not spec or not _could_exist(path):
         return ""
     if path.is_dir():
         return f"for a folder with one folder of images for each class give imagefolder:{spec}"

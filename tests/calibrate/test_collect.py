@@ -442,7 +442,8 @@ def test_hooks_act_around_what_is_measured(collect_from) -> None:
     got, expected = scaled(data(), hooked, 1), scaled(data(), plain, 2)
     for key, value in expected.layers["conv"].items():
         assert torch.equal(got.layers["conv"][key], value), key
-    assert len(calls) == 3, "one call to find the layer, two batches"
+    trials = 2 if collect_from in (PASSES["l2"], PASSES["apoz"]) else 0
+    assert len(calls) == 3 + trials, "one call to find the layer, two that try the order in memory where blocks are masked, two batches"
 
 
 @every_pass
