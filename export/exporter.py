@@ -167,7 +167,8 @@ def _check_runs(path: Path, input_shape: tuple[int, int, int], traced: "Traced")
             except RunError as error:
                 shape_for(TRACED_BATCH)  # if not even that runs, this is its error
                 raise fixed_batch(traced.network, str(error)) from error
-            if shape != expected:
+            # squeeze() takes the batch axis away from a single sample in PyTorch; the file keeps it.
+            if [n for n in shape if n != 1] != [n for n in expected if n != 1]:
                 raise fixed_batch(traced.network, f"a batch of {batch} gives outputs of shape {shape}, in PyTorch {expected}")
     finally:
         runtime.close()

@@ -128,9 +128,11 @@ class TorchRuntime:
         try:
             with torch.inference_mode():
                 # Copies: a network may change its input in place, and answer with a tensor that it keeps and fills again.
-                return np.array(self._model(torch.from_numpy(x.copy())).numpy())
+                y = np.array(self._model(torch.from_numpy(x.copy())).numpy())
         except Exception as error:  # the network's own code may raise anything
             raise RunError(f"PyTorch cannot run the network on {x.shape}: {said_by(error)}") from error
+        # A network that ends in squeeze() takes the batch axis away from a single sample.
+        return y[None] if len(x) == 1 and y.shape[:1] != (1,) else y
 
     def close(self) -> None:
         import torch

@@ -201,9 +201,10 @@ def test_what_cannot_be_traced_is_told_in_one_line(forward: Callable, text: str,
         lambda: torch.optim.swa_utils.AveragedModel(Net()).eval(),
         lambda: torch.compile(Net(), backend="eager"),
         lambda: Net(in_place),
+        lambda: Net(lambda net, x: net.fc(nn.functional.adaptive_avg_pool2d(net.conv(x), 1).squeeze())),
         lambda: _used(Net(keeping)),
     ],
-    ids=["star", "optional", "DataParallel", "AveragedModel", "compile", "in place", "kept"],
+    ids=["star", "optional", "DataParallel", "AveragedModel", "compile", "in place", "squeeze", "kept"],
 )
 def test_these_are_exported(make: Callable[[], nn.Module], tmp_path: Path) -> None:
     model, samples = make(), SAMPLES.copy()
@@ -213,6 +214,7 @@ def test_these_are_exported(make: Callable[[], nn.Module], tmp_path: Path) -> No
     report = check_parity(model, path, samples)
     report.require()
     assert report.passed and (samples == SAMPLES).all()
+    assert check_parity(model, path, samples[:1], engine=True).passed
 
 
 def _used(network: Net) -> Net:
