@@ -65,6 +65,7 @@ class Uncounted(TorchDispatchMode):
         namespace, _, name = func._schema.name.partition("::")
         foreign = namespace not in ("aten", "prim", "prims", "inductor", "profiler")
         product = any(part in name for part in _PRODUCTS) and not any(part in name for part in _NO_PRODUCTS)
-        if (foreign or product) and func._overloadpacket not in self.counted and (where := self.where()) is not None:
+        known = func._overloadpacket in self.counted or namespace == "fineprune"  # whose masked convolution is a layer's, counted there
+        if (foreign or product) and not known and (where := self.where()) is not None:
             self.seen[where, f"{namespace}.{name}" if foreign else name] = None
         return func(*args, **(kwargs or {}))

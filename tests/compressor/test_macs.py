@@ -163,6 +163,7 @@ def test_masked_convolutions_are_exact(
     (row,) = report.layers
     dense = conv.out_channels * size[0] * size[1] * per_channels * kernel[0] * kernel[1]
     assert row.macs == loop_macs(conv, size, *kept)
+    assert report.uncounted == ()
     assert row.macs_dense == dense
     assert row.thesis_ops == row.macs + conv.out_channels * size[0] * size[1]
     assert row.thesis_ops_dense == dense + conv.out_channels * size[0] * size[1]
