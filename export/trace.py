@@ -17,7 +17,7 @@ from ..common.copies import copied
 from ..common.errors import FinepruneError, RunError, UsageError
 from ..compressor.layers import MaskedConv2d
 from .functions import DEPTHWISE, DOMAIN, MASKED, VERSION
-from .untraceable import cause, first_line
+from .untraceable import cause, first_line, written_weight
 
 INPUT, OUTPUT, BATCH = "input", "logits", "batch"
 TRACED_BATCH = 2
@@ -47,6 +47,8 @@ def trace(model: nn.Module, input_shape: tuple[int, int, int], *, opset: int) ->
     _prepare_masked_layers(model)
     x = torch.randn(TRACED_BATCH + 1, *input_shape, generator=torch.Generator().manual_seed(0))
     shapes = _check_accepts(model, x)
+    if written := written_weight(model, x):
+        raise RunError(f"the forward of {network} writes to {written}.data, which torch cannot export; change the weights once, before")
     if (varies := unsteadiness(model, x, _ROUNDING)) is not None:
         if not varies.with_batch:
             raise RunError(f"{varies.cause}, so no file can compute the same; make that depend on self.training")

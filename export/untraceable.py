@@ -69,3 +69,22 @@ def _line_that_calls(operator: str, model: nn.Module, x: torch.Tensor) -> str:
     with torch.no_grad(), Watch():
         model(x.clone())
     return found[0] if found else ""
+
+
+def written_weight(model: nn.Module, x: torch.Tensor) -> str:
+    """The name of a parameter that the forward writes to behind torch's back (`weight.data.clamp_()`), at which the exporter crashes."""
+    names = {parameter.untyped_storage().data_ptr(): name for name, parameter in model.named_parameters() if parameter.numel()}
+    written = ""
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal written
+            for argument, value in zip(func._schema.arguments, args, strict=False):
+                changed = argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, torch.Tensor)
+                if changed and not isinstance(value, nn.Parameter):  # as itself, under no_grad, it is exported
+                    written = written or names.get(value.untyped_storage().data_ptr(), "")
+            return func(*args, **(kwargs or {}))
+
+    with Watch(), torch.no_grad():
+        model(x.clone())
+    return written

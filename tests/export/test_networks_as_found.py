@@ -217,6 +217,14 @@ def test_these_are_exported(make: Callable[[], nn.Module], tmp_path: Path) -> No
     assert check_parity(model, path, samples[:1], engine=True).passed
 
 
+def test_a_forward_that_writes_to_its_weights_is_refused(tmp_path: Path) -> None:
+    """torch's exporter crashes on it, and the process with it."""
+    network = Net()
+    network.conv.register_forward_pre_hook(lambda layer, inputs: (layer.weight.data.clamp_(-0.1, 0.1), None)[1])
+    with pytest.raises(RunError, match=r"^the forward of Net writes to conv\.weight\.data, which torch cannot export"):
+        file_of(network, tmp_path)
+
+
 def _used(network: Net) -> Net:
     network(torch.from_numpy(SAMPLES.copy()))  # with gradients: what it keeps has a history
     return network

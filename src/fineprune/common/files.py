@@ -5,13 +5,13 @@ is removed by the next that writes the same target.
 """
 
 import contextlib
-import fcntl
 import glob
 import hashlib
 import json
 import math
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from .errors import RunError
+
+if sys.platform != "win32":
+    import fcntl
 
 _ASIDE = "replaced"
 _LONGEST_TEXT = 16 << 20
@@ -50,6 +53,8 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
 def remove_leftovers(target: Path | str) -> None:
     """Remove what killed writers of `target` left beside it; a folder that one of them was just replacing is put in its place."""
     target = Path(target)
+    if sys.platform == "win32":  # folders have no locks there: whose they are cannot be told
+        return
     for scratch in target.parent.glob(f".{glob.escape(target.name)}.*"):
         with contextlib.suppress(OSError):  # a live writer's lock, or one that is just going
             _remove_leftover(scratch, target)
@@ -71,6 +76,10 @@ def _remove_leftover(scratch: Path, target: Path) -> None:
 @contextmanager
 def _scratch(name: str, folder: Path) -> Iterator[Path]:
     """A folder of one's own in `folder`, removed on leaving. Its lock ends with the process, however that ends."""
+    if sys.platform == "win32":
+        with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=folder, ignore_cleanup_errors=True) as own:
+            yield Path(own)
+        return
     while True:
         scratch = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=folder))
         try:
