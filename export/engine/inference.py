@@ -12,6 +12,9 @@ _MOST_KNOWN = 1 << 12
 _LEAST = {"group": 1, "blocksize": 1}
 """Attributes with which ONNX Runtime ends the process where they are less, or so large that their square overflows."""
 _MOST_OF_A_SIDE = 1 << 20
+_AXES = {"Squeeze": 1, "Unsqueeze": 1, "Slice": 3, "Pad": 3}
+"""Which input says axes; of reductions it is the second, too."""
+_MOST_AXES = 64
 
 
 def infer_types(model: Any, constants: Constants | None, where: str) -> dict[str, Any]:
@@ -25,6 +28,9 @@ def infer_types(model: Any, constants: Constants | None, where: str) -> dict[str
     for function in model.functions:
         _check_attributes(function.node, where)
     slim = _without_large_constants(model, constants)
+    _check_axes(slim.graph.node, slim.graph.initializer, where)
+    for function in model.functions:
+        _check_axes(function.node, (), where)
     try:
         graph = onnx.shape_inference.infer_shapes(slim, data_prop=True).graph
     except Exception:  # then layers behind it run in ONNX Runtime, which says what is wrong
@@ -66,6 +72,32 @@ def _computed_from_constants(graph: Any) -> set[str]:
         if all(name in known for name in node.input) and not any(a.HasField("g") or a.graphs for a in node.attribute):
             known.update(node.output)
     return known - {tensor.name for tensor in graph.initializer}
+
+
+def _check_axes(nodes: Any, initializers: Any, where: str) -> None:
+    """onnx itself makes as many axes as the largest number says, until the memory is full."""
+    known = {tensor.name: _integers(tensor) for tensor in initializers}
+    for node in nodes:
+        if node.op_type == "Constant" and len(node.output) == 1:
+            known[node.output[0]] = [n for a in node.attribute for n in (*a.ints, a.i, *(_integers(a.t) if a.HasField("t") else ()))]
+    for node in nodes:
+        place = 1 if node.op_type.startswith("Reduce") else _AXES.get(node.op_type)
+        axes = [n for a in node.attribute if a.name == "axes" for n in a.ints]
+        axes += known.get(node.input[place], ()) if place is not None and place < len(node.input) else ()
+        if any(abs(axis) > _MOST_AXES for axis in axes):
+            raise RunError(f"{where}: {node.op_type!r} {node.name or ''!r} has the axes {axes[:4]}; the file is damaged, export it again")
+
+
+def _integers(tensor: Any) -> list[int]:
+    """Of a small tensor of int64, else none."""
+    import onnx
+
+    if tensor.data_type != onnx.TensorProto.INT64 or math.prod(tensor.dims) > _MOST_AXES:
+        return []
+    try:
+        return [int(n) for n in onnx.numpy_helper.to_array(tensor).reshape(-1)]
+    except Exception:  # a damaged one, which whoever computes with it names
+        return []
 
 
 def _check_attributes(nodes: Any, where: str) -> None:

@@ -116,6 +116,7 @@ W = np.ones((2, 4, 3, 3), np.float32)
             model([helper.make_node("Pad", ["x", "p"], ["y"])], {"p": np.array([0, 0, 10**9, 0, 0, 0, 0, 0])}),
             "more than 268435456 elements",
         ),
+        (model([helper.make_node("Unsqueeze", ["x", "a"], ["y"])], {"a": np.array([1 << 62])}), "has the axes"),
         (model([helper.make_node("Slice", ["x", "s", "e"], ["y"])], {"s": np.array([9]), "e": np.array([3, 4])}), "different lengths"),
         (model([helper.make_node("Split", ["x", "s"], ["y", "z"], axis=1)], {"s": np.array([3, 3])}), "makes \\[3, 3\\] of 4 channels"),
         (model([helper.make_node("Concat", ["x", "x"], [], axis=1), conv()], {"w": W}), "has 2 inputs"),
