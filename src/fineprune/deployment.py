@@ -81,7 +81,9 @@ def export_network(
             with working(progress, "exporting"):
                 report = export_onnx(model, network.input_shape, unchecked, plain=plain, metadata=_metadata(network))
             if samples is not None:
-                parity = check_parity(model, unchecked, samples.numpy(), engine=True, threads=torch.get_num_threads(), progress=progress)
+                with working(progress, "checking the outputs"):  # the first time on a machine the engine compiles for it
+                    threads = torch.get_num_threads()
+                    parity = check_parity(model, unchecked, samples.numpy(), engine=True, threads=threads, progress=progress)
                 parity.require()
         except RunError as error:  # of a file that is gone after it: name the one that was asked for
             raise RunError(str(error).replace(str(unchecked), str(path))) from error
