@@ -156,7 +156,7 @@ def _explained(content: bytes, reference: Any, feed: Feeds, results: Sequence[An
     if plain is not None and next(differences(results, plain), None) is None:
         return Outcome("explained", "ONNX Runtime's optimisations")
     model = onnx.load_from_string(content)
-    odd = any(not np.isfinite(array).all() for array in (*feed.values(), *expected) if array.dtype.kind == "f")
+    odd = any(not np.isfinite(array).all() for array in (*feed.values(), *expected, *results) if array.dtype.kind == "f")
     if odd and any(node.op_type in _MAXIMA for node in model.graph.node):
         return Outcome("explained", "maximum of NaN")
     if odd and _spreads_otherwise(model):
