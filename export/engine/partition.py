@@ -40,8 +40,9 @@ def segments(graph: Graph) -> list[Segment]:
             needed = list(dict.fromkeys(name for step in steps for name in sorted(step.reads) if name not in graph.constants))
         inputs = tuple(name for name in needed if name not in set(made))
         outputs = tuple(name for name in made if name in wanted)
-        if made:
-            result.append(Segment(native=native, steps=tuple(steps), inputs=inputs, outputs=outputs))
+        if not outputs:  # nobody reads what these steps make
+            continue
+        result.append(Segment(native=native, steps=tuple(steps), inputs=inputs, outputs=outputs))
         wanted |= set(inputs) if native else {graph.values[name].tensor if name in graph.values else name for name in inputs}
     return result[::-1]
 
