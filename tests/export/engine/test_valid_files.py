@@ -79,8 +79,7 @@ GAP = node("GlobalAveragePool", "x", "p")
         model(node("Relu", "x", "r"), node("Clip", "r l h", "c"), node("Clip", "c h l"), l=np.float32(0.5), h=np.float32(0.25)),
         model(node("Relu", "r"), node("Neg", "x", "r")),
         model(node("Relu", "x"), outputs="y y"),
-        model(node("Relu", "x"), node("Celu", "x", "unread"), node("Relu", "unread", "z")),
-        model(node("Relu", "x"), node("Celu", "y", "c"), node("Relu", "c", "unread"), node("Celu", "unread", "z")),
+        model(node("GlobalAveragePool", "x"), node("Resize", "x _ s", "r"), node("Flatten", "r", "unread"), s=np.float32([1, 1, 2, 2])),
     ],
 )
 def test_other_forms(proto: Any) -> None:
