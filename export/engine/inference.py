@@ -81,11 +81,12 @@ def _check_axes(nodes: Any, initializers: Any, where: str) -> None:
         if node.op_type == "Constant" and len(node.output) == 1:
             known[node.output[0]] = [n for a in node.attribute for n in (*a.ints, a.i, *(_integers(a.t) if a.HasField("t") else ()))]
     for node in nodes:
-        place = 1 if node.op_type.startswith("Reduce") else _AXES.get(node.op_type)
+        kind = str(node.op_type)  # bytes where the file has something else than text
+        place = 1 if kind.startswith("Reduce") else _AXES.get(kind)
         axes = [n for a in node.attribute if a.name == "axes" for n in a.ints]
         axes += known.get(node.input[place], ()) if place is not None and place < len(node.input) else ()
         if any(abs(axis) > _MOST_AXES for axis in axes):
-            raise RunError(f"{where}: {node.op_type!r} {node.name or ''!r} has the axes {axes[:4]}; the file is damaged, export it again")
+            raise RunError(f"{where}: {kind!r} {node.name or ''!r} has the axes {axes[:4]}; the file is damaged, export it again")
 
 
 def _integers(tensor: Any) -> list[int]:

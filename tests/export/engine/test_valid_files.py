@@ -206,6 +206,8 @@ def test_names_that_are_no_text() -> None:
         np.testing.assert_array_equal(session.run(None, x)[0], np.maximum(X, 0))
     with pytest.raises(RunError, match="is no text; the file is damaged"):
         Session(content.replace(b"\n\x01y", b"\n\x01\xde").replace(b"\x12\x01y", b"\x12\x01\xde"))
+    with pytest.raises(RunError, match="is no text; the file is damaged"):
+        Session(content.replace(b"Relu", b"Rel\xde"))
 
 
 def test_what_neither_can_run_is_damaged() -> None:
