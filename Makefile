@@ -33,7 +33,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 # A strict editable install links each file, so it is made again when the list of modules changes.
 $(VENV)/.linked: $(VENV)/.installed FORCE
-	@find src models calibrate compressor export -name '*.py' | sort > $(VENV)/.modules.new
+	@find src common ops models calibrate compressor export -name '*.py' | sort > $(VENV)/.modules.new
 	@cmp -s $(VENV)/.modules.new $(VENV)/.modules && test -e $@ || { \
 	  $(BIN)/pip install --quiet --no-deps --no-build-isolation --editable . --config-settings editable_mode=strict \
 	  && mv $(VENV)/.modules.new $(VENV)/.modules && touch $@; }

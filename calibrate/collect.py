@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..common.errors import RunError, UsageError
-from ..common.progress import Progress, Silent
-from ..common.seeds import check_seed
+from fineprune.common.errors import RunError, UsageError
+from fineprune.common.progress import Progress, Silent
+from fineprune.common.seeds import check_seed
+
 from .convolutions import ConvSite, evaluating, find_convolutions
 from .frequency import NORMS, TieBreaker
 from .importance import group_filters

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
-from ..common.errors import UsageError
+from fineprune.common.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)

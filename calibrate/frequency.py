@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fineprune.ops.geometry import Conv
+
 from . import kernels
-from .geometry import Conv
 
 Norm = Literal["l2", "l1", "apoz"]
 NORMS: tuple[str, ...] = get_args(Norm)

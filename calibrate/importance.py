@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .geometry import output_size
+from fineprune.ops.geometry import output_size
 
 
 def tap_sums(

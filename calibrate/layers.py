@@ -6,11 +6,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from fineprune.ops.geometry import Conv
+from fineprune.ops.masked_conv import explicit_padding, masked_conv2d
+
 from .convolutions import ConvSite
 from .frequency import Norm, TieBreaker, choose_blocks
-from .geometry import Conv
 from .importance import tap_sums
-from .masked_conv import explicit_padding, masked_conv2d
 from .taylor import Geometry, block_taylor, tap_taylor
 
 

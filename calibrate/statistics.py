@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
-from ..common.errors import RunError, UsageError
-from ..common.files import atomic_path, own_file, read_json, write_json
-from ..common.files import sha256 as file_digest
-from ..common.form import Maybe, Within, require
-from ..common.tensors import read_tensors
-from .mask_facts import is_mask
+from fineprune.common.errors import RunError, UsageError
+from fineprune.common.files import atomic_path, own_file, read_json, write_json
+from fineprune.common.files import sha256 as file_digest
+from fineprune.common.form import Maybe, Within, require
+from fineprune.common.tensors import read_tensors
+from fineprune.ops.mask_facts import is_mask
 
 if TYPE_CHECKING:
     from .convolutions import ConvSite

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..common.errors import FinepruneError, RunError
+from fineprune.common.errors import FinepruneError, RunError
+
 from .convolutions import evaluating
 
 BATCH_TOLERANCE = 1e-3

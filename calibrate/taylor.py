@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .masked_conv_torch import masked_patches, weight_matrix
+from fineprune.ops.masked_conv_torch import masked_patches, weight_matrix
 
 Geometry = tuple[Sequence[int], Sequence[int], Sequence[int]]
 """(stride, padding, dilation), each (vertical, horizontal)."""

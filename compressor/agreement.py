@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..calibrate.collect import outputs
-from ..calibrate.convolutions import ConvSite, evaluating
-from ..calibrate.frequency import TieBreaker
-from ..calibrate.layers import BlockFrequency, BlockTaylor, Collector, WeightScores, measuring
-from ..calibrate.steadiness import answers, difference, unsteadiness
-from ..common.errors import RunError
-from ..common.progress import Progress
+from fineprune.calibrate.collect import outputs
+from fineprune.calibrate.convolutions import ConvSite, evaluating
+from fineprune.calibrate.frequency import TieBreaker
+from fineprune.calibrate.layers import BlockFrequency, BlockTaylor, Collector, WeightScores, measuring
+from fineprune.calibrate.steadiness import answers, difference, unsteadiness
+from fineprune.common.errors import RunError
+from fineprune.common.progress import Progress
+
 from .bake import bake, dense_twin, masked_layers
 from .config import PruneConfig
 from .selection import chosen_sites

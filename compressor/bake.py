@@ -4,9 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
-from ..calibrate.strides import answer_as_nchw, wants_nchw
-from ..common.copies import copied
-from ..common.errors import UsageError
+from fineprune.calibrate.strides import answer_as_nchw, wants_nchw
+from fineprune.common.copies import copied
+from fineprune.common.errors import UsageError
+
 from .layers import MaskedConv2d, mask, unmask
 
 

@@ -19,12 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..calibrate.mask_facts import is_mask
-from ..common.errors import RunError, UsageError
-from ..common.files import atomic_path, own_file, read_json, sha256, write_json
-from ..common.form import Maybe, Within, require
-from ..common.tensors import read_tensors
-from ..common.wrappers import unwrapped, without_wrappers
+from fineprune.common.errors import RunError, UsageError
+from fineprune.common.files import atomic_path, own_file, read_json, sha256, write_json
+from fineprune.common.form import Maybe, Within, require
+from fineprune.common.tensors import read_tensors
+from fineprune.common.wrappers import unwrapped, without_wrappers
+from fineprune.ops.mask_facts import is_mask
+
 from .bake import bake, masks_of
 from .facts import digest_of, facts_of, measured_on
 from .layers import MaskedConv2d

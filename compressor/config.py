@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, fields
 from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
-from ..common.errors import UsageError
+from fineprune.common.errors import UsageError
 
 BlockCriterion = Literal["l2", "l1", "apoz", "taylor"]
 BlockScope = Literal["channel", "layer", "position", "global"]

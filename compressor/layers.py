@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from ..calibrate.convolutions import own_forward
-from ..calibrate.mask_facts import MASKS
-from ..calibrate.masked_conv import explicit_padding, masked_conv2d
-from ..common.errors import UsageError
+from fineprune.calibrate.convolutions import own_forward
+from fineprune.common.errors import UsageError
+from fineprune.ops.mask_facts import MASKS
+from fineprune.ops.masked_conv import explicit_padding, masked_conv2d
 
 
 class MaskedConv2d(nn.Conv2d):

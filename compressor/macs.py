@@ -23,8 +23,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..calibrate.convolutions import evaluating
-from ..common.errors import FinepruneError, UsageError
+from fineprune.calibrate.convolutions import evaluating
+from fineprune.common.errors import FinepruneError, UsageError
+
 from .products import FORMULAS, Uncounted
 
 FUNCTIONAL = "(functional)"

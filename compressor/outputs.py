@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..calibrate.convolutions import evaluating
+from fineprune.calibrate.convolutions import evaluating
 
 _WEIGHTED = re.compile(r"^(?!Upsample).*(conv|mm|mv|dot|linear|dist|attention|rnn|lstm|gru)", re.IGNORECASE)
 """Names of products in a graph of derivatives."""

@@ -6,11 +6,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..calibrate.collect import CalibrationConfig, Source, collect_block_statistics, collect_weight_statistics
-from ..calibrate.convolutions import ConvSite, Skipped, find_convolutions
-from ..calibrate.statistics import Statistics, check_fields, fingerprint
-from ..common.errors import UsageError
-from ..common.progress import Progress, Silent
+from fineprune.calibrate.collect import CalibrationConfig, Source, collect_block_statistics, collect_weight_statistics
+from fineprune.calibrate.convolutions import ConvSite, Skipped, find_convolutions
+from fineprune.calibrate.statistics import Statistics, check_fields, fingerprint
+from fineprune.common.errors import UsageError
+from fineprune.common.progress import Progress, Silent
+
 from .agreement import check_agreement
 from .bake import bake, masked_layers
 from .config import FFPConfig, FWPConfig, PruneConfig

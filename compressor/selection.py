@@ -9,9 +9,10 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..calibrate.convolutions import ConvSite, select_sites
-from ..calibrate.statistics import Statistics
-from ..common.errors import UsageError
+from fineprune.calibrate.convolutions import ConvSite, select_sites
+from fineprune.calibrate.statistics import Statistics
+from fineprune.common.errors import UsageError
+
 from .config import FFPConfig, FWPConfig
 from .ranking import global_threshold, keep_count, rows_reserved, top_k
 

@@ -17,9 +17,10 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common.errors import RunError, UsageError, said_by
-from ..common.progress import Progress, Silent
-from ..common.seeds import check_seed
+from fineprune.common.errors import RunError, UsageError, said_by
+from fineprune.common.progress import Progress, Silent
+from fineprune.common.seeds import check_seed
+
 from .machine import machine_facts
 from .runtimes import Runtime
 

@@ -8,8 +8,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..common.errors import RunError, UsageError
-from ..common.files import atomic_path
+from fineprune.common.errors import RunError, UsageError
+from fineprune.common.files import atomic_path
+
 from .functions import OPSETS
 from .graph import Refusal
 

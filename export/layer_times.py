@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common.errors import RunError
-from ..common.form import require
-from ..common.progress import Progress, Silent
+from fineprune.common.errors import RunError
+from fineprune.common.form import require
+from fineprune.common.progress import Progress, Silent
+
 from .engine.protobuf import read_model
 
 if TYPE_CHECKING:

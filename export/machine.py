@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..common.cores import usable_cores
+from fineprune.common.cores import usable_cores
 
 _PACKAGES = ("fineprune", "torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "numpy", "numba")
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..common.errors import FinepruneError, RunError, UsageError
-from ..common.progress import Progress, Silent
+from fineprune.common.errors import FinepruneError, RunError, UsageError
+from fineprune.common.progress import Progress, Silent
+
 from .runtimes import OnnxReference, OnnxRuntime, Runtime, TorchRuntime
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ def _cause(model: "nn.Module", x: NDArray[np.float32]) -> str:
     """What in the model makes it differ even from itself, if anything does."""
     import torch
 
-    from ..calibrate.steadiness import unsteadiness
+    from fineprune.calibrate.steadiness import unsteadiness
 
     varies = unsteadiness(model, torch.from_numpy(x[:_FEW]), TOLERANCE)
     return "" if varies is None else varies.cause

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common.errors import RunError, UsageError, said_by
+from fineprune.common.errors import RunError, UsageError, said_by
 
 if TYPE_CHECKING:
     from torch import nn

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..calibrate.steadiness import unsteadiness
-from ..common.copies import copied
-from ..common.errors import FinepruneError, RunError, UsageError
-from ..compressor.layers import MaskedConv2d
+from fineprune.calibrate.steadiness import unsteadiness
+from fineprune.common.copies import copied
+from fineprune.common.errors import FinepruneError, RunError, UsageError
+from fineprune.compressor.layers import MaskedConv2d
+
 from .functions import DEPTHWISE, DOMAIN, MASKED, VERSION
 from .untraceable import cause, first_line, written_weight
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..common.errors import RunError
+from fineprune.common.errors import RunError
+
 from .fold_batchnorm import fold_batchnorm, fold_bias
 from .functions import DOMAIN, MASKED, POINTWISE, VERSION, functions
 from .graph import Refusal, add_initializer, constant, is_conv, is_masked_conv, masked_convs, remove_unused

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..common.errors import said_by
+from fineprune.common.errors import said_by
 
 _NOT_THE_NETWORK = tuple(
     str(folder) for folder in (Path(torch.__file__).parent, Path(__file__).parent, Path(__file__).parents[1] / "compressor")

@@ -12,7 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ..common.errors import FinepruneError, RunError, UsageError
+from fineprune.common.errors import FinepruneError, RunError, UsageError
+
 from .vision import prepare_torchvision
 
 

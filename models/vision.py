@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from ..common.errors import RunError
+from fineprune.common.errors import RunError
 
 _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 _DECLARABLE = ("nms", "qnms")

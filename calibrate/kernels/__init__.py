@@ -1,43 +1,20 @@
-"""The masked convolution of float32 on the CPU, and the ranking of blocks that calibration masks each sample by: Numba kernels (README.md).
-
-Numba is imported by the first convolution that needs it.
-"""
+"""Ranking the blocks of each sample with Numba's help (ranking.py): tensors in, tensors out. Numba is imported by the first call."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ..geometry import Conv
+from fineprune.ops import kernels
+from fineprune.ops.geometry import Conv
 
-SMALLEST_BATCH = 24
-"""The kernels of a shared mask work on 64 or 128 samples at a time; below this, most of the lanes would idle."""
 LARGEST_FIELD = 1 << 24
 """Whole numbers below this are exact in float32."""
 
 
-def cover(x: Tensor, weight: Sequence[int], mask: Tensor, conv: Conv) -> bool:
-    """Whether the kernels take this convolution and its gradients, by a tensor of its batch and the shape [F,C/groups,kh,kw]
-    of its weight."""
-    return _suit(x) and mask.dim() == 3 and _dense_taps(weight, conv) and x.shape[0] >= SMALLEST_BATCH
-
-
-def cover_forward(x: Tensor, weight: Sequence[int], mask: Tensor, conv: Conv) -> bool:
-    """Whether the kernels take this convolution, of which no gradient may be wanted."""
-    return cover(x, weight, mask, conv) or (_suit(x) and mask.dim() == 4 and _dense_taps(weight, conv))
-
-
 def cover_rank(x: Tensor, field: Tensor) -> bool:
     """Whether `rank` takes this input and this field of whole numbers."""
-    return _suit(x) and len(field) <= LARGEST_FIELD
-
-
-def _suit(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype == torch.float32
-
-
-def _dense_taps(weight: Sequence[int], conv: Conv) -> bool:
-    return conv.groups == 1 and weight[1] > 1 and tuple(weight[2:]) != (1, 1)
+    return kernels.suit(x) and len(field) <= LARGEST_FIELD
 
 
 def rank(
@@ -45,26 +22,30 @@ def rank(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """mask[N,C,oh,ow] (bool) of the `keep` best blocks of each channel of each sample of x[N,C,H,W]; over the samples the sum of the mask
     (int64) and that of the scores (float32). Ties go to the larger field[offsets[n] + c*oh*ow + p]."""
-    from .calibration import rank
+    from fineprune.ops.kernels.backend import flat
+    from fineprune.ops.kernels.layout import Map
+    from fineprune.ops.kernels.per_sample_backend import share_samples
+    from fineprune.ops.kernels.threads import scratch, threads_for
+    from fineprune.ops.simd import LANES
 
-    return rank(x, kernel, conv, norm, keep, field, offsets)
+    from .ranking import NORMS, rank_blocks
 
+    samples, channels = x.shape[:2]
+    oh, ow = conv.output(x.shape[2:], kernel)
+    mask = torch.empty(samples, oh, ow, channels, dtype=torch.bool)
+    count = threads_for(samples)
+    sums = torch.zeros(2, count, oh, ow, channels)
+    sizes = Map(x.shape[2], x.shape[3], channels), Map(oh, ow, channels)
+    geometry = (kernel[0], kernel[1]), *conv[:3]
+    padded = (x.shape[2] + 2 * conv.padding[0]) * (x.shape[3] + 2 * conv.padding[1])
+    room = padded * LANES, *(2 * [-(-oh * ow // 4) * 4 * LANES])
+    source, marks = flat(x), mask.view(torch.uint8).view(-1).numpy()
+    ties = field.to(torch.float32).numpy(), offsets.numpy()
 
-def forward(x: Tensor, weight: Tensor, mask: Tensor, weight_mask: Tensor | None, conv: Conv) -> Tensor:
-    """y[N,F,oh,ow], channels last, of x[N,C,H,W] and weight[F,C,kh,kw] under mask[C,oh,ow] or [N,C,oh,ow]."""
-    if mask.dim() == 4:
-        from . import calibration
+    def share(first: int, last: int, part: int) -> None:
+        totals = sums[0, part].view(-1).numpy(), sums[1, part].view(-1).numpy()
+        rank_blocks(source, *sizes, *geometry, NORMS[norm], keep, *ties, first, last, marks, *totals, *scratch(*room))
 
-        return calibration.forward(x, weight, mask, conv)
-    from .backend import forward
-
-    return forward(x, weight, mask, weight_mask, conv)
-
-
-def backward(
-    grad: Tensor, x: Tensor, weight: Tensor, mask: Tensor, weight_mask: Tensor | None, conv: Conv, wanted: Sequence[bool]
-) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients in x[N,C,H,W], channels last, and in weight[F,C,kh,kw], zero where weight_mask is False; None where not wanted."""
-    from .backend import backward
-
-    return backward(grad, x, weight, mask, weight_mask, conv, wanted)
+    share_samples(samples, share)
+    frequency, total = sums.sum(1).permute(0, 3, 1, 2)
+    return mask.permute(0, 3, 1, 2), frequency.to(torch.int64), total

@@ -6,15 +6,19 @@ without branches, where sorting takes hundreds of cycles. Where more scores equa
 between them, found in the same way.
 """
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common.simd import LANES, tile_load, tile_store, tile_zeros, transpose
-from .jit import jit
-from .layout import Map
-from .simd import halve, tile_add, tile_count, tile_row_sums, tile_store_bytes, tile_where
+from fineprune.ops.jit import Compiler
+from fineprune.ops.kernels import jit as kernels
+from fineprune.ops.kernels.layout import Map
+from fineprune.ops.kernels.simd import halve, tile_add, tile_count, tile_row_sums, tile_store_bytes, tile_where
+from fineprune.ops.simd import LANES, tile_load, tile_store, tile_zeros, transpose
+
+jit = Compiler("ranking", Path(__file__).parent, Path(kernels.__file__).parent).jit_cached
 
 L2, L1, APOZ = 0, 1, 2
 NORMS = {"l2": L2, "l1": L1, "apoz": APOZ}

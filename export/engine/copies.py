@@ -8,7 +8,8 @@ Where one side has the channels together and the other the columns, squares of L
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common.simd import LANES, transpose
+from fineprune.ops.simd import LANES, transpose
+
 from .conv import HEADER, Op, View
 from .jit import jit
 from .network import Box

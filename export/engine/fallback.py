@@ -7,7 +7,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from ...common.errors import RunError
+from fineprune.common.errors import RunError
+
 from .graph import Graph
 from .partition import Segment
 from .protobuf import ContradictionError, one_line

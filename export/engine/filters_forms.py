@@ -6,7 +6,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common.simd import LANES
+from fineprune.ops.simd import LANES
+
 from .conv import ConvShape
 from .filters_costs import (
     LISTED,

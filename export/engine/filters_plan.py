@@ -6,7 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common.simd import LANES
+from fineprune.ops.simd import LANES
+
 from .conv import ConvShape, Epilogue, Op, View
 from .filters_forms import CACHED_WEIGHTS, PASS_WEIGHTS, bounds, pace, panel_form, pass_cycles, taps_of, useful
 from .filters_run import (

@@ -19,7 +19,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from ...common.simd import LANES
+from fineprune.ops.simd import LANES
+
 from .conv import CONSTANTS, HEADER, INDEX
 from .filters_simd import (
     REGISTERS,

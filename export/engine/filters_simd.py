@@ -16,7 +16,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from ...common.simd import LANES, VECTOR, Emitter, Tile
+from fineprune.ops.simd import LANES, VECTOR, Emitter, Tile
 
 _FEATURES = binding.get_host_cpu_features().flatten() if config.CPU_FEATURES is None else config.CPU_FEATURES
 REGISTERS = 32 if "+avx512f" in _FEATURES else 8

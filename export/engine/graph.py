@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common.errors import RunError
+from fineprune.common.errors import RunError
+
 from ..functions import DOMAIN, VERSION, functions
 from . import channels, operators
 from .attributes import LARGEST, Node, UnsupportedError

@@ -4,7 +4,8 @@ sees it: it takes the memory first."""
 import math
 from typing import Any
 
-from ...common.errors import RunError
+from fineprune.common.errors import RunError
+
 from .protobuf import MOST_ELEMENTS, MOST_UNPACKED, Constants
 
 _MOST_KNOWN = 1 << 12

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ...common.jit import Compiler
+from fineprune.ops.jit import Compiler
 
 COMPILER = Compiler("engine", Path(__file__).parent)
 

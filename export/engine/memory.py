@@ -9,8 +9,9 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from ...common.errors import RunError
-from ...common.simd import LANES
+from fineprune.common.errors import RunError
+from fineprune.ops.simd import LANES
+
 from .conv import View
 from .network import Box
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common.simd import LANES
+from fineprune.ops.simd import LANES
+
 from .conv import ConvShape
 from .positions_kernel import ROWS_OF
 from .positions_twins import OFFSET_UNIT

@@ -1,4 +1,4 @@
-"""Vector operations of the kernel "positions", on the tiles of common/simd.py: a row of a tile belongs to a filter, its lanes to positions.
+"""Vector operations of the kernel "positions", on the tiles of ops/simd.py: a row of a tile belongs to a filter, its lanes to positions.
 
 With NUMBA_DISABLE_JIT=1 the same names stand for numpy twins. Their arguments are no arrays but pointers, since a call that passes
 arrays counts references to each, which takes longer than to pack some vectors: to float32, but for `index` (int32), whose halves,
@@ -14,7 +14,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from ...common.simd import LANES, UNDEFINED, VECTOR, Emitter, Tile
+from fineprune.ops.simd import LANES, UNDEFINED, VECTOR, Emitter, Tile
+
 from . import positions_twins as twins
 from .positions_twins import OFFSET_UNIT
 

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common.errors import RunError
-from ...common.simd import LANES
+from fineprune.common.errors import RunError
+from fineprune.ops.simd import LANES
+
 from . import copies, maps, memory, permute, pools
 from .conv import CONSTANTS, INDEX, Epilogue, Op, View
 from .fuse import fuse

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common.errors import RunError, UsageError
+from fineprune.common.errors import RunError, UsageError
 
 MOST_ELEMENTS = 1 << 28
 """Of one tensor: 1 GiB of float32."""

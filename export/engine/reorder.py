@@ -24,7 +24,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common.simd import LANES
+from fineprune.ops.simd import LANES
+
 from . import filters, linear, permute
 from .network import Assemble, Box, Conv, Layer, Map, Mean, Permute, Piece, Pool
 

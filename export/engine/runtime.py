@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common.errors import UsageError
+from fineprune.common.errors import UsageError
 
 
 class EngineRuntime:

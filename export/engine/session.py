@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common.errors import RunError, UsageError
+from fineprune.common.errors import RunError, UsageError
+
 from .fallback import Fallback
 from .graph import Graph, read_graph, whole_graph
 from .partition import Segment, segments

@@ -9,8 +9,9 @@ from dataclasses import replace
 import llvmlite.binding as llvm
 import numpy as np
 
-from ...common.errors import RunError
-from ...common.files import write_json
+from fineprune.common.errors import RunError
+from fineprune.common.files import write_json
+
 from .jit import COMPILER
 from .layouts import Candidate
 from .network import Conv, Layer

@@ -27,7 +27,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from ...common.simd import LANES, VECTOR, Emitter, Tile, transposed
+from fineprune.ops.simd import LANES, VECTOR, Emitter, Tile, transposed
 
 _LOG2E = 1.4426950408889634
 _LN2_HIGH, _LN2_LOW = 0.693359375, -2.1219444005469057e-4  # the first has few digits: its multiples are exact

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common.errors import said_by
+from fineprune.common.errors import said_by
 
 if TYPE_CHECKING:
     from ..runtimes import Runtime

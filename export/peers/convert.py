@@ -4,7 +4,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...common.errors import RunError
+from fineprune.common.errors import RunError
 
 TIMEOUT_S = 600
 

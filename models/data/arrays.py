@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common.errors import RunError, UsageError
+from fineprune.common.errors import RunError, UsageError
+
 from .classes import class_names, listed
 from .npz import load_arrays
 from .pixels import BYTE, Range, Scale, joined, range_of, scale_of

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common.errors import RunError
+from fineprune.common.errors import RunError
+
 from ..vision import import_torchvision
 from .augment import Augmentation
 from .raw import RawData, Reading, array_source

@@ -6,7 +6,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ...common.errors import UsageError
+from fineprune.common.errors import UsageError
+
 from .augment import Augmentation
 from .raw import RawData
 from .sources import Job, Source

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...common.cores import usable_cores
-from ...common.errors import RunError, UsageError
-from ...common.progress import Progress
+from fineprune.common.cores import usable_cores
+from fineprune.common.errors import RunError, UsageError
+from fineprune.common.progress import Progress
+
 from .augment import EVALUATION_CROP, Augmentation, central_crop, random_crop
 from .files import Header, pixels_of
 from .pixels import Scale, joined, scale_of

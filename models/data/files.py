@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...common.errors import RunError
+from fineprune.common.errors import RunError
+
 from .pixels import BYTE, Range, check_range, range_of
 
 if TYPE_CHECKING:

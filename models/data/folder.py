@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...common.errors import RunError, UsageError
+from fineprune.common.errors import RunError, UsageError
+
 from .classes import class_names, listed
 from .decode import choose_plan
 from .files import open_file, read_header

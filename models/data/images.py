@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...common.errors import UsageError
+from fineprune.common.errors import UsageError
+
 from .augment import Augmentation
 from .sources import Job, Source
 

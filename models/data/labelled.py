@@ -9,7 +9,8 @@ from pathlib import Path, PurePosixPath
 import torch
 from torch import Tensor
 
-from ...common.errors import RunError, UsageError
+from fineprune.common.errors import RunError, UsageError
+
 from .layout import images_below
 
 _FILE_BYTES = 256 << 20

@@ -10,8 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ...common.errors import UsageError
-from ...common.progress import Lines, Progress
+from fineprune.common.errors import UsageError
+from fineprune.common.progress import Lines, Progress
+
 from ..naming import meant_as_data
 from ..user_code import is_user_spec
 from .arrays import Arrays, raw_from_arrays, read_npz

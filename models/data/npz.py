@@ -10,7 +10,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from ...common.errors import RunError
+from fineprune.common.errors import RunError
 
 _FREE_BYTES = 256 << 20
 _USUAL_EXPANSION = 100

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common.errors import RunError
+from fineprune.common.errors import RunError
 
 BYTE = 255
 _BITS = (8, 10, 12, 14, 16)

@@ -8,8 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...common.errors import RunError
-from ...common.progress import Progress, Silent
+from fineprune.common.errors import RunError
+from fineprune.common.progress import Progress, Silent
+
 from .augment import Augmentation
 from .pixels import BYTE, Units
 from .sources import ArraySource, Source

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...common.errors import RunError
+from fineprune.common.errors import RunError
+
 from .augment import Augmentation, augment_batch
 
 MEMORY_LIMIT_BYTES = 2 << 30

@@ -8,7 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...common.errors import RunError, UsageError
+from fineprune.common.errors import RunError, UsageError
+
 from ..user_code import call_factory, describe, load_factory
 from .arrays import raw_from_arrays
 from .augment import Augmentation

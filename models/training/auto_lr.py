@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, NamedTuple, get_args
 
-from ...common.errors import UsageError
+from fineprune.common.errors import UsageError
 
 Rule = Literal["default", "literal", "bottom"]
 

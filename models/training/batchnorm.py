@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from ...common.errors import RunError
-from ...common.progress import Progress, Silent
+from fineprune.common.errors import RunError
+from fineprune.common.progress import Progress, Silent
+
 from .device import resolve_device
 from .evaluate import eval_mode
 from .frozen import frozen_line, running_norms

@@ -6,9 +6,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
-from ...common.errors import RunError, UsageError
-from ...common.progress import Progress, Silent
-from ...common.wrappers import check_network, unwrapped
+from fineprune.common.errors import RunError, UsageError
+from fineprune.common.progress import Progress, Silent
+from fineprune.common.wrappers import check_network, unwrapped
+
 from .config import TrainConfig
 from .interfaces import DataLike, SplitLike
 from .sampling.policies import make_policy

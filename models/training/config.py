@@ -4,8 +4,9 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
-from ...common.errors import UsageError
-from ...common.seeds import check_seed
+from fineprune.common.errors import UsageError
+from fineprune.common.seeds import check_seed
+
 from .auto_lr import AutoRateConfig
 from .distributed.config import AsyncConfig
 from .sampling.config import PolicyConfig

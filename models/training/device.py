@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import torch
 
-from ...common.errors import UsageError
+from fineprune.common.errors import UsageError
+
 from .config import PrecisionName
 
 

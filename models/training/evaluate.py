@@ -10,8 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ...common.errors import RunError
-from ...common.progress import Progress, Silent
+from fineprune.common.errors import RunError
+from fineprune.common.progress import Progress, Silent
+
 from .device import resolve_device
 from .interfaces import SplitLike
 from .step import check_logits, forward

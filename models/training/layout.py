@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...common.progress import Progress
+from fineprune.common.progress import Progress
+
 from .device import seed_generators
 from .frozen import frozen_modules, start_training
 from .interfaces import DataLike

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...common.errors import RunError
-from ...common.files import atomic_path, own_file, remove_leftovers
+from fineprune.common.errors import RunError
+from fineprune.common.files import atomic_path, own_file, remove_leftovers
+
 from .config import TrainConfig
 from .interfaces import DataLike
 

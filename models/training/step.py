@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...common.errors import FinepruneError, RunError
+from fineprune.common.errors import FinepruneError, RunError
+
 from .config import TrainConfig
 from .device import autocast
 

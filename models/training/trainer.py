@@ -21,8 +21,9 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from ...common.errors import RunError
-from ...common.progress import Progress, Silent
+from fineprune.common.errors import RunError
+from fineprune.common.progress import Progress, Silent
+
 from ..state_dict import as_state_of
 from .checks import check_request, trainable
 from .clock import Clock

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ...common.errors import RunError, UsageError
+from fineprune.common.errors import RunError, UsageError
+
 from .fitting import fitting_arguments
 from .registry import ModelSpec
 from .state_dicts import State, checked, fitted, part, unwrapped, versions

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...common.errors import UsageError
+from fineprune.common.errors import UsageError
 
 
 class LeNet(nn.Module):

@@ -11,8 +11,9 @@ from typing import Any, Literal, get_args, get_origin
 import torch
 from torch import nn
 
-from ...common.errors import FinepruneError, UsageError
-from ...common.wrappers import without_wrappers
+from fineprune.common.errors import FinepruneError, UsageError
+from fineprune.common.wrappers import without_wrappers
+
 from ..naming import meant_as_model
 from ..user_code import accepted_arguments, call_factory, is_user_spec, load_factory
 from . import torchvision_models

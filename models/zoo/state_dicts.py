@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...common.errors import RunError
+from fineprune.common.errors import RunError
 
 State = dict[str, Tensor]
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from ...common.errors import RunError, UsageError
+from fineprune.common.errors import RunError, UsageError
+
 from ..user_code import describe
 from ..vision import import_torchvision
 

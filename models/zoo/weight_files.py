@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from ...common.errors import RunError, UsageError
+from fineprune.common.errors import RunError, UsageError
+
 from ..naming import MANIFEST, WEIGHTS
 
 _TORCH_LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from fineprune.compressor.bundle import Bundle
+
     from .compression import compress
-    from .compressor.bundle import Bundle
     from .deployment import bench, to_onnx
     from .networks import load
     from .pipeline import run

@@ -8,9 +8,10 @@ from types import FrameType
 
 import click
 
+from fineprune.common.errors import FinepruneError
+from fineprune.common.text import printable
+
 from .cli import command
-from .common.errors import FinepruneError
-from .common.text import printable
 
 _OUT_OF_MEMORY = "out of memory; use a smaller --batch-size, --samples or image size"
 _MEMORY = re.compile("can't allocate memory|not enough memory|out of memory", re.IGNORECASE)

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from .common.errors import UsageError
-from .compressor.bundle import Bundle
-from .models.data import ImageData
-from .models.training.config import TrainConfig
-from .models.zoo import ModelSpec
+from fineprune.common.errors import UsageError
+from fineprune.compressor.bundle import Bundle
+from fineprune.models.data import ImageData
+from fineprune.models.training.config import TrainConfig
+from fineprune.models.zoo import ModelSpec
+
 from .networks import Network
 
 _PATH = (str, os.PathLike)

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from .calibrate.convolutions import ConvSite
-from .compressor.config import PruneConfig
-from .compressor.macs import MacReport
-from .compressor.prune import Pruned
+from fineprune.calibrate.convolutions import ConvSite
+from fineprune.compressor.config import PruneConfig
+from fineprune.compressor.macs import MacReport
+from fineprune.compressor.prune import Pruned
 
 
 def beforehand(report: MacReport, sites: Sequence[ConvSite]) -> str:

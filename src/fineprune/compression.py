@@ -16,30 +16,31 @@ from typing import Any
 import torch
 from torch import nn
 
+from fineprune.calibrate.collect import CalibrationConfig, sample_order
+from fineprune.calibrate.statistics import FACTS, Statistics, fingerprint
+from fineprune.common.copies import copied, working_copy
+from fineprune.common.errors import RunError, UsageError
+from fineprune.common.files import check_writable
+from fineprune.common.progress import Lines, Progress
+from fineprune.common.wrappers import check_network, unwrapped, without_wrappers
+from fineprune.compressor.bundle import Bundle, check_target
+from fineprune.compressor.config import PruneConfig, prune_config
+from fineprune.compressor.macs import count_macs
+from fineprune.compressor.prune import CalibrationRun, prunable
+from fineprune.compressor.prune import prune as prune_network
+from fineprune.export.machine import machine_facts, package_versions
+from fineprune.models.data import ImageData, load_data
+from fineprune.models.training.batchnorm import recalibrate_batchnorm
+from fineprune.models.training.checks import check_engine, check_settings
+from fineprune.models.training.config import TrainConfig
+from fineprune.models.training.device import resolve_device
+from fineprune.models.training.evaluate import evaluate
+from fineprune.models.training.step import first_nonfinite, trainable_parameters
+from fineprune.models.training.trainer import train
+from fineprune.models.zoo import ModelSpec, build
+
 from .arguments import check_arguments, check_named, check_progress
-from .calibrate.collect import CalibrationConfig, sample_order
-from .calibrate.statistics import FACTS, Statistics, fingerprint
 from .claims import beforehand, chance_level, few_samples, saved, shortfall, zero_weights
-from .common.copies import copied, working_copy
-from .common.errors import RunError, UsageError
-from .common.files import check_writable
-from .common.progress import Lines, Progress
-from .common.wrappers import check_network, unwrapped, without_wrappers
-from .compressor.bundle import Bundle, check_target
-from .compressor.config import PruneConfig, prune_config
-from .compressor.macs import count_macs
-from .compressor.prune import CalibrationRun, prunable
-from .compressor.prune import prune as prune_network
-from .export.machine import machine_facts, package_versions
-from .models.data import ImageData, load_data
-from .models.training.batchnorm import recalibrate_batchnorm
-from .models.training.checks import check_engine, check_settings
-from .models.training.config import TrainConfig
-from .models.training.device import resolve_device
-from .models.training.evaluate import evaluate
-from .models.training.step import first_nonfinite, trainable_parameters
-from .models.training.trainer import train
-from .models.zoo import ModelSpec, build
 from .networks import check_channels, completed, open_model
 from .round_trip import check_before, check_restored
 from .work_folder import work_folder

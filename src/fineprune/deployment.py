@@ -9,21 +9,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from fineprune.common.errors import RunError, UsageError
+from fineprune.common.files import atomic_path, check_writable, write_json
+from fineprune.common.progress import Lines, Progress, Silent, working
+from fineprune.compressor.bake import dense_twin, masked_layers
+from fineprune.compressor.bundle import Bundle
+from fineprune.compressor.macs import count_macs
+
 from .arguments import check_arguments, check_progress
-from .common.errors import RunError, UsageError
-from .common.files import atomic_path, check_writable, write_json
-from .common.progress import Lines, Progress, Silent, working
-from .compressor.bake import dense_twin, masked_layers
-from .compressor.bundle import Bundle
-from .compressor.macs import count_macs
 from .networks import Network, load_arguments, manifest_of, named_data, network_of, open_bundle
 from .trust import data_names, missing
 
 if TYPE_CHECKING:
-    from .export.benchmark import BenchmarkConfig, BenchmarkReport
-    from .export.exporter import ExportReport
-    from .export.layer_times import LayerTime
-    from .export.parity import ParityReport
+    from fineprune.export.benchmark import BenchmarkConfig, BenchmarkReport
+    from fineprune.export.exporter import ExportReport
+    from fineprune.export.layer_times import LayerTime
+    from fineprune.export.parity import ParityReport
 
 PARITY_SAMPLES = 256
 CALIBRATION_SAMPLES = 16
@@ -70,8 +71,8 @@ def export_network(
     network: Network, path: Path | str, *, plain: bool = False, samples: torch.Tensor | None = None, progress: Progress
 ) -> Exported:
     """`to_onnx` for a network that is open; without samples nothing is compared."""
-    from .export.exporter import export_onnx
-    from .export.parity import check_parity
+    from fineprune.export.exporter import export_onnx
+    from fineprune.export.parity import check_parity
 
     check_onnx_target(path)
     model = network.model.cpu().eval()
@@ -157,11 +158,11 @@ def bench(
     folder may use. Lines of the log name what is not installed or cannot run the network, and figures that say nothing because the
     machine was busy.
     """
-    from .export.benchmark import BenchmarkConfig, benchmark
-    from .export.engine.runtime import EngineRuntime
-    from .export.parity import ENGINE, check_parity
-    from .export.peers import usable_peers
-    from .export.runtimes import OnnxRuntime, Runtime, TorchRuntime
+    from fineprune.export.benchmark import BenchmarkConfig, benchmark
+    from fineprune.export.engine.runtime import EngineRuntime
+    from fineprune.export.parity import ENGINE, check_parity
+    from fineprune.export.peers import usable_peers
+    from fineprune.export.runtimes import OnnxRuntime, Runtime, TorchRuntime
 
     check_arguments(network=network, onnx=onnx, compared=samples, architecture=model)
     check_progress(progress)
@@ -196,7 +197,7 @@ def bench_layers(
     network: Network | Bundle | Path | str, *, onnx: Path | str | None = None, rounds: int = 9, progress: Progress | None = None
 ) -> tuple["LayerTime", ...]:
     """Every convolution of the compressed network (of the dense one where it has no masks) in the engine beside dense ONNX Runtime."""
-    from .export.layer_times import layer_times
+    from fineprune.export.layer_times import layer_times
 
     network = _opened(network)
     with tempfile.TemporaryDirectory(prefix="fineprune-bench-") as folder:
@@ -208,7 +209,7 @@ def bench_layers(
 
 def export_pair(network: Network, folder: Path, onnx: Path | str | None = None) -> tuple[Path, Path | None]:
     """ONNX files of the dense network and of the compressed one (`onnx` where that is given, None where nothing is masked)."""
-    from .export.exporter import export_onnx
+    from fineprune.export.exporter import export_onnx
 
     model = network.model.cpu().eval()
     dense, compressed = folder / "dense.onnx", folder / "compressed.onnx"

@@ -4,9 +4,9 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from .common.errors import RunError
-from .common.form import Maybe, Within, require
-from .compressor.bundle import MANIFEST, Bundle
+from fineprune.common.errors import RunError
+from fineprune.common.form import Maybe, Within, require
+from fineprune.compressor.bundle import MANIFEST, Bundle
 
 STEPS = {
     "dense": "dense",

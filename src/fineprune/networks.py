@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from .common.errors import UsageError
-from .common.progress import Progress, Silent
-from .compressor.bundle import MANIFEST, Bundle
+from fineprune.common.errors import UsageError
+from fineprune.common.progress import Progress, Silent
+from fineprune.compressor.bundle import MANIFEST, Bundle
+from fineprune.models.data import DATA_ARGUMENTS, ImageData, load_data
+from fineprune.models.zoo import ModelSpec, build, load_checkpoint
+
 from .manifest import check_facts, read_bundle
-from .models.data import DATA_ARGUMENTS, ImageData, load_data
-from .models.zoo import ModelSpec, build, load_checkpoint
 from .trust import data_names, network_names, require_data, require_network
 
 

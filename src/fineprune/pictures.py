@@ -5,8 +5,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from .common.files import write_bytes
-from .common.text import printable
+from fineprune.common.files import write_bytes
+from fineprune.common.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

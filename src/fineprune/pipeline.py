@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fineprune.common.errors import RunError, UsageError
+from fineprune.common.files import read_json, sha256, write_json
+from fineprune.common.progress import Lines, Progress
+
 from . import __version__
 from .arguments import check_arguments, check_progress
-from .common.errors import RunError, UsageError
-from .common.files import read_json, sha256, write_json
-from .common.progress import Lines, Progress
 from .recipe import bench_config, finetune_of, job_of, read_recipe, train_config
 
 
@@ -99,7 +100,7 @@ class _Pipeline:
 
     def _discard(self, name: str) -> None:
         """A stage with new inputs must not resume from the state of the old ones (compression sees to that itself)."""
-        from .models.training.state import STATE_FILE
+        from fineprune.models.training.state import STATE_FILE
 
         if name == "train":
             (self.folder / "train" / STATE_FILE).unlink(missing_ok=True)
@@ -120,17 +121,18 @@ class _Pipeline:
         }
 
     def _load_data(self) -> Any:
-        from .models.data import load_data
+        from fineprune.models.data import load_data
 
         return load_data(**self._table("data"))
 
     def _spec(self) -> Any:
-        from .models.zoo import ModelSpec
+        from fineprune.models.zoo import ModelSpec
 
         return ModelSpec(name=self.settings["model"]["name"], args=dict(self.settings["model"].get("args", {})))
 
     def _train(self) -> tuple[dict[str, Any], list[str]]:
-        from .models.training.checks import check_engine
+        from fineprune.models.training.checks import check_engine
+
         from .training import train_network
 
         output = self.folder / "train"
@@ -153,7 +155,8 @@ class _Pipeline:
     def _export(self) -> tuple[dict[str, Any], list[str]]:
         from dataclasses import replace
 
-        from .compressor.bake import dense_twin
+        from fineprune.compressor.bake import dense_twin
+
         from .deployment import PARITY_SAMPLES, export_network, real_samples
         from .networks import open_bundle
 

@@ -17,13 +17,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .common.errors import UsageError
-from .common.files import check_plain, parsing_fault, read_text
+from fineprune.common.errors import UsageError
+from fineprune.common.files import check_plain, parsing_fault, read_text
 
 if TYPE_CHECKING:
+    from fineprune.export.benchmark import BenchmarkConfig
+    from fineprune.models.training.config import TrainConfig
+
     from .compression import Job
-    from .export.benchmark import BenchmarkConfig
-    from .models.training.config import TrainConfig
 
 Settings = Mapping[str, Any]
 
@@ -85,25 +86,27 @@ def read_recipe(path: Path | str) -> dict[str, Any]:
 
 def train_config(settings: Settings) -> "TrainConfig":
     """Of [train]."""
-    from .models.training.config import TrainConfig
-    from .models.training.distributed.config import with_defaults
+    from fineprune.models.training.config import TrainConfig
+    from fineprune.models.training.distributed.config import with_defaults
 
     return TrainConfig(**with_defaults(settings.get("train", {})))
 
 
 def finetune_of(settings: Settings) -> "TrainConfig | None":
     """Of [finetune]."""
+    from fineprune.models.training.distributed.config import with_defaults
+
     from .compression import finetune_config
-    from .models.training.distributed.config import with_defaults
 
     return finetune_config(**with_defaults(settings.get("finetune", {})))
 
 
 def job_of(settings: Settings, device: str = "auto") -> "Job":
     """Of [compress] and [finetune]."""
-    from .calibrate.collect import CalibrationConfig
+    from fineprune.calibrate.collect import CalibrationConfig
+    from fineprune.compressor.config import prune_config
+
     from .compression import Job, ratio_settings
-    from .compressor.config import prune_config
 
     table = settings.get("compress", {})
     preset = table.get("preset", "taylor")
@@ -124,7 +127,7 @@ def job_of(settings: Settings, device: str = "auto") -> "Job":
 
 def _check_model(settings: Settings) -> None:
     """The arguments, as far as they can be checked before the network is built."""
-    from .models.zoo import ModelSpec
+    from fineprune.models.zoo import ModelSpec
 
     table = settings["model"]
     ModelSpec.from_json({"name": table["name"], "args": table.get("args", {})})
@@ -150,7 +153,7 @@ _CHECKS = (("model", _check_model), ("data", _check_data), ("export", _check_exp
 
 def bench_config(settings: Settings) -> "BenchmarkConfig":
     """Of [bench]."""
-    from .export.benchmark import BenchmarkConfig
+    from fineprune.export.benchmark import BenchmarkConfig
 
     table: dict[str, Any] = dict(settings.get("bench", {}))
     for name in ("batch_sizes", "threads"):
@@ -185,6 +188,6 @@ def _check_entry(path: Path, name: str, value: Any) -> None:
 def _accepted(name: str) -> dict[str, tuple[type, ...]]:
     if name not in ("train", "finetune"):
         return _TABLES[name]
-    from .models.training.config import TrainConfig
+    from fineprune.models.training.config import TrainConfig
 
     return {f.name: (list,) if f.name == "milestones" else () for f in fields(TrainConfig)}

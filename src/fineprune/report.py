@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .common.files import write_bytes
-from .common.text import printable
-from .compressor.bundle import Bundle
+from fineprune.common.files import write_bytes
+from fineprune.common.text import printable
+from fineprune.compressor.bundle import Bundle
+
 from .manifest import STEPS, check_facts, read_bundle, zeros_pruned
 from .pictures import picture, plain
 

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from .calibrate.convolutions import evaluating
-from .common.errors import RunError
-from .compressor.bundle import Bundle, check_storable, same_bits
+from fineprune.calibrate.convolutions import evaluating
+from fineprune.common.errors import RunError
+from fineprune.compressor.bundle import Bundle, check_storable, same_bits
 
 _TOLERANCE = 1e-4
 """Of the largest output: what the same weights may differ by when a library adds up in another order."""

@@ -3,17 +3,18 @@
 from pathlib import Path
 from typing import Any
 
-from .common.errors import UsageError
-from .common.files import check_writable, sha256, write_bytes, write_json
-from .common.progress import Progress, Silent
-from .export.machine import package_versions
-from .models.data import ImageData
-from .models.training.config import TrainConfig
-from .models.training.evaluate import evaluate
-from .models.training.results import TrainResult
-from .models.training.state import STATE_FILE
-from .models.training.trainer import train
-from .models.zoo import ModelSpec, build, load_checkpoint
+from fineprune.common.errors import UsageError
+from fineprune.common.files import check_writable, sha256, write_bytes, write_json
+from fineprune.common.progress import Progress, Silent
+from fineprune.export.machine import package_versions
+from fineprune.models.data import ImageData
+from fineprune.models.training.config import TrainConfig
+from fineprune.models.training.evaluate import evaluate
+from fineprune.models.training.results import TrainResult
+from fineprune.models.training.state import STATE_FILE
+from fineprune.models.training.trainer import train
+from fineprune.models.zoo import ModelSpec, build, load_checkpoint
+
 from .networks import check_channels, completed
 
 CHECKPOINT, FACTS = "model.safetensors", "training.json"

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .common.files import write_bytes
-from .common.text import printable
-from .models.data import ImageData
-from .models.training.auto_lr import AutoRateConfig, replay
-from .models.training.results import EpochRecord
-from .models.training.sampling.config import PolicyConfig
-from .models.training.sampling.loss_log import VIEWS, SampleFacts
+from fineprune.common.files import write_bytes
+from fineprune.common.text import printable
+from fineprune.models.data import ImageData
+from fineprune.models.training.auto_lr import AutoRateConfig, replay
+from fineprune.models.training.results import EpochRecord
+from fineprune.models.training.sampling.config import PolicyConfig
+from fineprune.models.training.sampling.loss_log import VIEWS, SampleFacts
+
 from .pictures import plain, write_picture
 
 if TYPE_CHECKING:

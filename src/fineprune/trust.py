@@ -9,8 +9,8 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
-from .common.errors import UsageError
-from .models.zoo import ModelSpec
+from fineprune.common.errors import UsageError
+from fineprune.models.zoo import ModelSpec
 
 _FREE = "torchvision:"
 

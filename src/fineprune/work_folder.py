@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .common.errors import RunError, UsageError
-from .common.files import read_json, write_json
+from fineprune.common.errors import RunError, UsageError
+from fineprune.common.files import read_json, write_json
 
 _MARKER = "job.json"
 

@@ -11,10 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fineprune.calibrate import kernels, masked_conv_torch
+from fineprune.calibrate import kernels as ranking
 from fineprune.calibrate.frequency import NORMS, TieBreaker, block_norms, choose_blocks, top_k_mask
-from fineprune.calibrate.geometry import Conv
-from fineprune.calibrate.masked_conv import masked_conv2d
+from fineprune.ops import kernels, masked_conv_torch
+from fineprune.ops.geometry import Conv
+from fineprune.ops.masked_conv import masked_conv2d
 from support import reference
 from support.geometries import Geometry, problem
 from support.tolerances import FLOAT32, FLOAT32_SUMS
@@ -51,7 +52,7 @@ def check_rank(geometry: Geometry, norm: str, share: float, seed: int, zeros: fl
     expected = sorted_choice(scores.reshape(*scores.shape[:2], -1), keep, ties, indices).reshape(scores.shape)
     for memory_format in (torch.contiguous_format, torch.channels_last):
         source = x.contiguous(memory_format=memory_format)
-        mask, frequency, total = kernels.rank(source, geometry.kernel, conv_of(geometry), norm, keep, ties.field, ties.offsets(indices))
+        mask, frequency, total = ranking.rank(source, geometry.kernel, conv_of(geometry), norm, keep, ties.field, ties.offsets(indices))
         np.testing.assert_array_equal(mask.numpy(), expected)
         np.testing.assert_array_equal(frequency.numpy(), expected.sum(0))
         np.testing.assert_allclose(total.numpy(), scores.sum(0, dtype=np.float64), rtol=FLOAT32_SUMS[0], atol=FLOAT32_SUMS[1])
@@ -113,9 +114,9 @@ def test_ranks_real_numbers_as_torch_does(norm: str) -> None:
 
 def test_only_exact_fields_are_ranked_by_the_kernels() -> None:
     x = torch.zeros(1, 2, 4, 4)
-    assert kernels.cover_rank(x, torch.empty(5))
-    assert not kernels.cover_rank(x.double(), torch.empty(5))
-    assert not kernels.cover_rank(x, torch.empty(kernels.LARGEST_FIELD + 1, device="meta"))
+    assert ranking.cover_rank(x, torch.empty(5))
+    assert not ranking.cover_rank(x.double(), torch.empty(5))
+    assert not ranking.cover_rank(x, torch.empty(ranking.LARGEST_FIELD + 1, device="meta"))
 
 
 @settings(max_examples=30, deadline=None)
@@ -140,7 +141,7 @@ def test_forward_equals_the_naive_loop() -> None:
 
 
 def test_neither_the_batch_nor_threads_nor_blocks_change_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fineprune.calibrate.kernels import calibration
+    from fineprune.ops.kernels import per_sample_backend
 
     geometry = Geometry(samples=7, channels=40, filters=20, size=(9, 6), padding=(1, 1))
     p = problem(geometry, density=0.6)
@@ -148,16 +149,16 @@ def test_neither_the_batch_nor_threads_nor_blocks_change_a_sample(monkeypatch: p
     ties, conv = TieBreaker(40 * 54, seed=0), conv_of(geometry)
 
     def results(some: slice) -> list[torch.Tensor]:
-        ranked = kernels.rank(x[some], (3, 3), conv, "l2", 30, ties.field, ties.offsets(torch.arange(7)[some]))
+        ranked = ranking.rank(x[some], (3, 3), conv, "l2", 30, ties.field, ties.offsets(torch.arange(7)[some]))
         return [kernels.forward(x[some], w, mask[some], None, conv), ranked[0]]
 
     expected = results(slice(None))
     torch.set_num_threads(3)
-    monkeypatch.setattr(calibration, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(per_sample_backend, "CHUNK_BYTES", 1)
     for got in (results(slice(None)), [torch.cat(parts) for parts in zip(results(slice(0, 2)), results(slice(2, 7)), strict=True)]):
         assert all(torch.equal(mine, its) for mine, its in zip(got, expected, strict=True))
     torch.set_num_threads(1)
-    monkeypatch.setattr(calibration, "WEIGHT_BYTES", 1)
+    monkeypatch.setattr(per_sample_backend, "WEIGHT_BYTES", 1)
     torch.testing.assert_close(results(slice(None))[0], expected[0], rtol=FLOAT32[0], atol=FLOAT32[1])
 
 
@@ -180,7 +181,7 @@ def test_numbers_that_are_not_finite_end_somewhere() -> None:
     x = torch.randn(3, 16, 8, 8, generator=torch.Generator().manual_seed(0))
     x[0, 0], x[1, 1, 3], x[2, 2, 2, 2] = torch.nan, torch.inf, -torch.inf
     ties = TieBreaker(16 * 64, seed=0)
-    mask = kernels.rank(x, (3, 3), Conv(padding=(1, 1)), "l2", 20, ties.field, ties.offsets(torch.arange(3)))[0]
+    mask = ranking.rank(x, (3, 3), Conv(padding=(1, 1)), "l2", 20, ties.field, ties.offsets(torch.arange(3)))[0]
     assert (mask[0, 1:].flatten(1).sum(1) == 20).all()
 
 

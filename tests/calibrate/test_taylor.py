@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fineprune.calibrate import masked_conv_torch
 from fineprune.calibrate.importance import group_filters
 from fineprune.calibrate.taylor import block_taylor, tap_taylor
+from fineprune.ops import masked_conv_torch
 from support import reference
 from support.geometries import KINDS, Geometry, geometries, problem
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from fineprune.calibrate.convolutions import find_convolutions
-from fineprune.calibrate.mask_facts import is_mask
 from fineprune.common.errors import UsageError
 from fineprune.compressor.bake import bake, dense_twin, masked_layers, masks_of
 from fineprune.compressor.layers import MaskedConv2d
+from fineprune.ops.mask_facts import is_mask
 from support.networks import SHAPE, samples, varied
 
 

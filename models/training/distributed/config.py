@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
-from ....common.errors import UsageError
+from fineprune.common.errors import UsageError
 
 Algorithm = Literal["sgd", "ssgd", "asgd", "dc-asgd", "lc-asgd"]
 Mode = Literal["ratio", "chain", "normalised", "damped", "literal"]

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ....common.errors import RunError, UsageError
+from fineprune.common.errors import RunError, UsageError
+
 from ..config import TrainConfig
 from ..device import derive_seed
 from ..interfaces import BatchLike, SplitLike

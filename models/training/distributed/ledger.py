@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ....common.errors import RunError
+from fineprune.common.errors import RunError
 
 
 class Ticket(NamedTuple):

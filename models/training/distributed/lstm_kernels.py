@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ....common.jit import Compiler
+from fineprune.ops.jit import Compiler
 
 Array = NDArray[np.float32]
 

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from ray.exceptions import RayError, RayTaskError
 from torch import Tensor, nn
 
-from ....common.errors import FinepruneError
+from fineprune.common.errors import FinepruneError
+
 from ..config import TrainConfig
 from ..device import reproducible_kernels, resolve_device, resolve_precision
 from ..interfaces import SplitLike

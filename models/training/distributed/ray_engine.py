@@ -24,8 +24,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ....common.errors import FinepruneError, RunError, UsageError
-from ....common.progress import Progress, Silent
+from fineprune.common.errors import FinepruneError, RunError, UsageError
+from fineprune.common.progress import Progress, Silent
+
 from ..config import TrainConfig
 from ..device import private_randomness, resolve_device, resolve_precision
 from ..evaluate import NonFiniteLossError, evaluate

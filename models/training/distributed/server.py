@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ....common.errors import RunError
+from fineprune.common.errors import RunError
+
 from ..config import TrainConfig
 from ..schedule import LearningRate
 from ..step import make_optimizer

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ....common.errors import RunError
+from fineprune.common.errors import RunError
 
 _DRAWS = 200
 

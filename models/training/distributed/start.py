@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ....common.errors import UsageError
-from ....common.progress import Progress
+from fineprune.common.errors import UsageError
+from fineprune.common.progress import Progress
+
 from ..config import TrainConfig
 from ..interfaces import DataLike
 from ..results import EpochRecord

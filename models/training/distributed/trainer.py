@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ....common.errors import RunError, UsageError
-from ....common.progress import Progress, Silent
+from fineprune.common.errors import RunError, UsageError
+from fineprune.common.progress import Progress, Silent
+
 from ..checks import check_request
 from ..config import TrainConfig
 from ..device import private_randomness, reproducible_kernels, resolve_device, resolve_precision

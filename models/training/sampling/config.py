@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
-from ....common.errors import UsageError
+from fineprune.common.errors import UsageError
 
 PolicyName = Literal["none", "fine-pruning", "infobatch", "random"]
 OrderName = Literal["worst", "easiest"]

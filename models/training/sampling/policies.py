@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ....common.errors import RunError, UsageError
+from fineprune.common.errors import RunError, UsageError
+
 from ..device import derive_seed
 from .config import OrderName, PolicyConfig
 from .gather import gathered

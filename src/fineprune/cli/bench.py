@@ -5,7 +5,8 @@ from typing import Any
 
 import click
 
-from ..common.errors import UsageError
+from fineprune.common.errors import UsageError
+
 from .options import bundle_argument, check_named, data_options, input_option, json_option, model_options, open_network_and_data
 from .sections import Command
 
@@ -37,11 +38,12 @@ def bench(
     **options: Any,
 ) -> None:
     """Latency of BUNDLE (or --model): dense in several runtimes, and compressed in the engine and ONNX Runtime, side by side."""
-    from ..common.files import check_writable
-    from ..common.progress import Bars
+    from fineprune.common.files import check_writable
+    from fineprune.common.progress import Bars
+    from fineprune.export.benchmark import BenchmarkConfig
+
     from ..deployment import bench as measure
     from ..deployment import bench_layers
-    from ..export.benchmark import BenchmarkConfig
     from ..pictures import write_picture
     from ..report import latency_figure
     from .render import print_bench, print_json, print_layers
@@ -69,7 +71,7 @@ def bench(
 
 
 def _peers(names: str) -> list[str] | None:
-    from ..export.peers import PEERS
+    from fineprune.export.peers import PEERS
 
     known = [peer.name for peer in PEERS]
     if names in ("all", "none"):

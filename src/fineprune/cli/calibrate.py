@@ -22,14 +22,15 @@ from .sections import CALIBRATION, RESULT, SEED, Command, stack
 @stack(click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder for the statistics."), section=RESULT)
 def calibrate(output: Path, device: str, **options: Any) -> None:
     """Collect the statistics that `fineprune compress --statistics` selects masks by. Run it again to resume."""
-    from ..calibrate.collect import CalibrationConfig
-    from ..calibrate.statistics import check_target
-    from ..common.copies import working_copy
-    from ..common.files import check_writable
-    from ..common.progress import Bars
+    from fineprune.calibrate.collect import CalibrationConfig
+    from fineprune.calibrate.statistics import check_target
+    from fineprune.common.copies import working_copy
+    from fineprune.common.files import check_writable
+    from fineprune.common.progress import Bars
+    from fineprune.compressor.prune import prune
+    from fineprune.models.training.device import resolve_device
+
     from ..compression import calibration_run
-    from ..compressor.prune import prune
-    from ..models.training.device import resolve_device
     from .render import say
 
     config = prune_settings(options)

@@ -36,11 +36,12 @@ def compress(as_json: bool, output: Path, device: str, **options: Any) -> None:
 
     The training options are those of the fine-tuning; --epochs 0 leaves it out.
     """
-    from ..calibrate.collect import CalibrationConfig
-    from ..common.files import check_writable
-    from ..common.progress import Bars
+    from fineprune.calibrate.collect import CalibrationConfig
+    from fineprune.common.files import check_writable
+    from fineprune.common.progress import Bars
+    from fineprune.compressor.bundle import check_target
+
     from ..compression import Job, compress_network, finetune_config
-    from ..compressor.bundle import check_target
     from ..networks import load_arguments
     from ..trust import named_again
     from .render import print_compression, print_json, say

@@ -27,10 +27,11 @@ from .sections import Command
 @json_option
 def evaluate(as_json: bool, split: str, batch_size: int | None, device: str, **options: Any) -> None:
     """Accuracy and loss of BUNDLE (on the data of its manifest, unless --data is given) or of --model with --checkpoint."""
+    from fineprune.common.errors import UsageError
+    from fineprune.common.progress import Bars
+    from fineprune.models.training.evaluate import evaluate as measure
+
     from ..claims import chance_level
-    from ..common.errors import UsageError
-    from ..common.progress import Bars
-    from ..models.training.evaluate import evaluate as measure
     from ..networks import named_data
     from .render import print_json, say
 

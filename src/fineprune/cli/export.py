@@ -29,7 +29,8 @@ from .sections import Command
 @json_option
 def export(as_json: bool, output: Path, plain: bool, parity_samples: int, **options: Any) -> None:
     """Write BUNDLE (or --model with --checkpoint) as ONNX and check it against PyTorch on real samples."""
-    from ..common.progress import Bars
+    from fineprune.common.progress import Bars
+
     from ..deployment import check_onnx_target, export_network, real_samples
     from .render import print_json, print_parity, say
 

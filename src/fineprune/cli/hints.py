@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..common.errors import UsageError
+from fineprune.common.errors import UsageError
 
 
 def misplaced(command: str, words: Sequence[str], takes_bundle: bool) -> str:
     """Why `command` takes none of the positional `words`, and the options that they were meant for, as far as they can be told."""
-    from ..models.naming import MANIFEST
+    from fineprune.models.naming import MANIFEST
 
     if not takes_bundle and any((Path(word) / MANIFEST).is_file() for word in words):
         return "a bundle is compressed already; this command takes a network (--model NAME --checkpoint FILE)"
@@ -20,10 +20,10 @@ def misplaced(command: str, words: Sequence[str], takes_bundle: bool) -> str:
 
 def option(word: str) -> str:
     """`word` behind the option that takes it, or nothing where that is not clear."""
-    from ..models.data.load import TABLE
-    from ..models.naming import WEIGHTS, callables
-    from ..models.user_code import is_user_spec
-    from ..models.zoo import names
+    from fineprune.models.data.load import TABLE
+    from fineprune.models.naming import WEIGHTS, callables
+    from fineprune.models.user_code import is_user_spec
+    from fineprune.models.zoo import names
 
     path = Path(word)
     if word in names() or word.startswith("torchvision:"):
@@ -43,7 +43,7 @@ def option(word: str) -> str:
 
 def check_bundle(path: Path, command: str) -> None:
     """UsageError, with the corrected command, where `path` is clearly something else than a bundle."""
-    from ..models.naming import MANIFEST, WEIGHTS
+    from fineprune.models.naming import MANIFEST, WEIGHTS
 
     if (path / MANIFEST).is_file():
         return

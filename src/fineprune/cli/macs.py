@@ -9,8 +9,9 @@ from .options import bundle_argument, check_named, data_options, input_option, j
 from .sections import Command
 
 if TYPE_CHECKING:
-    from ..compressor.macs import MacReport
-    from ..models.data import ImageData
+    from fineprune.compressor.macs import MacReport
+    from fineprune.models.data import ImageData
+
     from ..networks import Network
 
 
@@ -39,8 +40,8 @@ def _counted(options: dict[str, Any], data: "ImageData | None") -> "tuple[Networ
     """The network and its counts. Without weights to load nothing needs to be computed: shapes on the meta device tell."""
     import torch
 
-    from ..common.errors import FinepruneError
-    from ..compressor.macs import count_macs
+    from fineprune.common.errors import FinepruneError
+    from fineprune.compressor.macs import count_macs
 
     if options["bundle"] is None and options["checkpoint"] is None and _native_shape(options["model"]) is not None:
         # A few networks compute with numbers while they are built; they, and those that fail anyway, go the long way.
@@ -53,7 +54,7 @@ def _counted(options: dict[str, Any], data: "ImageData | None") -> "tuple[Networ
 
 def _native_shape(model: str | None) -> str | None:
     """The size that a named network was designed for: CIFAR for our own, ImageNet for torchvision's."""
-    from ..models.zoo import names
+    from fineprune.models.zoo import names
 
     if model is not None and model.startswith("torchvision:"):
         return "3x224x224"

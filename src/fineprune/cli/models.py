@@ -8,7 +8,7 @@ from .sections import Command
 @click.command(cls=Command, short_help="List the networks known by name.")
 def models() -> None:
     """List the networks that --model knows by name, with their arguments."""
-    from ..models.zoo import accepted_by, names
+    from fineprune.models.zoo import accepted_by, names
 
     for name in names():
         click.echo(f"{name:<22} {' '.join(accepted_by(name))}")

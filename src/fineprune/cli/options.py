@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..common.errors import UsageError
+from fineprune.common.errors import UsageError
+
 from . import hints
 from .sections import NETWORK, stack
 
 if TYPE_CHECKING:
-    from ..models.data import ImageData
-    from ..models.zoo import ModelSpec
+    from fineprune.models.data import ImageData
+    from fineprune.models.zoo import ModelSpec
+
     from ..networks import Network
 
 model_options = stack(
@@ -83,7 +85,7 @@ def open_optional_data(options: dict[str, Any]) -> "ImageData | None":
         if options["data_args"]:
             raise UsageError("--data-arg belongs to --data; name the data set, too")
         return None
-    from ..models.data import load_data
+    from fineprune.models.data import load_data
 
     return load_data(options["data"], **data_arguments(options["data_args"]))
 
@@ -105,8 +107,9 @@ def open_data_like(options: dict[str, Any], network: "Network") -> "ImageData | 
     A network wants the normalisation that it was trained with, whatever is usual for the data. The user's own code keeps its own.
     The data that the manifest itself names are also split and resized as it says.
     """
-    from ..models.data import load_data
-    from ..models.user_code import is_user_spec
+    from fineprune.models.data import load_data
+    from fineprune.models.user_code import is_user_spec
+
     from ..networks import load_arguments, manifest_of
     from ..trust import data_names, require_data
 
@@ -146,7 +149,7 @@ def _floats(text: str) -> tuple[float, ...]:
 
 def check_named(options: dict[str, Any]) -> None:
     """Fail for a network or a checkpoint that does not exist, before data are read."""
-    from ..models.zoo import accepted_by, missing_checkpoint
+    from fineprune.models.zoo import accepted_by, missing_checkpoint
 
     if options.get("bundle") is not None:
         hints.check_bundle(options["bundle"], click.get_current_context().info_name or "")
@@ -165,7 +168,7 @@ def warn_random(options: dict[str, Any]) -> None:
 
 def model_spec(name: str | None, pairs: Iterable[str]) -> "ModelSpec":
     """The network of --model and --model-arg."""
-    from ..models.zoo import ModelSpec, parse_args
+    from fineprune.models.zoo import ModelSpec, parse_args
 
     if name is None:
         raise UsageError("no network; name a bundle, or give --model (and --checkpoint)")
@@ -174,7 +177,8 @@ def model_spec(name: str | None, pairs: Iterable[str]) -> "ModelSpec":
 
 def open_network(options: dict[str, Any], data: "ImageData | None" = None) -> "Network":
     """The bundle named on the command line (--model allows the network that it names), or else --model with --checkpoint."""
-    from ..common.progress import Bars
+    from fineprune.common.progress import Bars
+
     from ..networks import open_model
 
     shape = parse_shape(options.get("input_shape"))
@@ -193,8 +197,9 @@ def open_network(options: dict[str, Any], data: "ImageData | None" = None) -> "N
 
 
 def _open_bundle(options: dict[str, Any]) -> "Network":
+    from fineprune.models.zoo import build
+
     from ..manifest import read_bundle
-    from ..models.zoo import build
     from ..networks import network_of, spec_of
     from ..trust import network_names
 

@@ -4,7 +4,8 @@ from typing import Any
 
 import click
 
-from ..common.errors import UsageError
+from fineprune.common.errors import UsageError
+
 from .options import data_options, json_option, open_optional_data
 from .sections import Command
 from .training_options import policy_options, policy_settings
@@ -42,10 +43,10 @@ def plan_training(as_json: bool, **options: Any) -> None:
 
 def plan(options: dict[str, Any]) -> dict[str, Any]:
     """The prediction; UsageError for a policy that does not fit the run."""
-    from ..models.training.sampling.config import PolicyConfig
-    from ..models.training.sampling.policies import make_policy
-    from ..models.training.sampling.schedule import prunes
-    from ..models.training.sampling.time_model import predicted_saving, simulate, thesis_formula, trained_batches
+    from fineprune.models.training.sampling.config import PolicyConfig
+    from fineprune.models.training.sampling.policies import make_policy
+    from fineprune.models.training.sampling.schedule import prunes
+    from fineprune.models.training.sampling.time_model import predicted_saving, simulate, thesis_formula, trained_batches
 
     settings = policy_settings(options) or {"name": "fine-pruning"}
     epochs, batch_size, epoch_s, validation_s = (options[k] for k in ("epochs", "batch_size", "epoch_seconds", "validation_seconds"))

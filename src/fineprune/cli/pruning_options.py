@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..common.errors import UsageError
+from fineprune.common.errors import UsageError
+
 from .sections import CALIBRATION, PRUNING, RESEARCH, stack
 
 if TYPE_CHECKING:
-    from ..compressor.config import PruneConfig
+    from fineprune.compressor.config import PruneConfig
 
 
 class _Ratio(click.ParamType):
@@ -62,7 +63,7 @@ calibration_options = stack(
 
 def prune_settings(options: dict[str, Any]) -> "PruneConfig":
     """The settings of both masks from the options given."""
-    from ..compressor.config import prune_config
+    from fineprune.compressor.config import prune_config
 
     if all(options[name] is None for name in ("ratio", "ffp_ratio", "fwp_ratio")) and not options["ffp_layer"] and not options["fwp_layer"]:
         raise UsageError("nothing to prune; give --prune, or --ffp and --fwp (fractions such as 0.3), or --ffp-layer and --fwp-layer")

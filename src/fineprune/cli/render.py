@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..common.text import printable
+from fineprune.common.text import printable
+
 from ..manifest import zeros_pruned
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ..compressor.macs import MacReport
+    from fineprune.compressor.macs import MacReport
 
 
 def print_json(value: Any) -> None:

@@ -14,8 +14,9 @@ from .sections import Command
 @click.option("--bench", type=click.Path(path_type=Path), help="Output of `fineprune bench --json`, to show latencies too.")
 def report(bundle: Path, output: Path | None, bench: Path | None) -> None:
     """Draw BUNDLE as one HTML page: accuracy, multiply-adds by layer, where blocks are kept, fine-tuning."""
-    from ..common.errors import UsageError
-    from ..common.files import check_writable, read_json
+    from fineprune.common.errors import UsageError
+    from fineprune.common.files import check_writable, read_json
+
     from ..manifest import check_latencies
     from ..report import write_report
     from .render import say

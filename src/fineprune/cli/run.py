@@ -17,7 +17,8 @@ from .sections import Command
 @json_option
 def run(recipe: Path, output: Path | None, force: bool, trust: tuple[str, ...], device: str, as_json: bool) -> None:
     """Run the pipeline of RECIPE.toml: train, calibrate, compress, export, verify, benchmark. Run it again to resume."""
-    from ..common.progress import Bars
+    from fineprune.common.progress import Bars
+
     from ..pipeline import run as run_recipe
     from .render import print_bench, print_compression, print_json, print_parity, print_table, say
 

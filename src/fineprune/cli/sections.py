@@ -6,7 +6,8 @@ from typing import Any, TypeVar
 
 import click
 
-from ..common.seeds import LARGEST_SEED
+from fineprune.common.seeds import LARGEST_SEED
+
 from . import hints
 
 NETWORK, PRUNING, CALIBRATION, TRAINING, RESULT, RESEARCH = (

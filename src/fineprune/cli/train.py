@@ -5,7 +5,8 @@ from typing import Any
 
 import click
 
-from ..common.errors import UsageError
+from fineprune.common.errors import UsageError
+
 from .options import check_named, data_options, device_option, json_option, model_options, model_spec, open_data
 from .sections import RESULT, Command, stack
 from .training_options import training_options, training_settings
@@ -27,8 +28,9 @@ from .training_options import training_options, training_settings
 )
 def train(as_json: bool, output: Path, device: str, suspects: int | None, **options: Any) -> None:
     """Train --model on --data from scratch (or from --checkpoint). Run it again to resume."""
-    from ..common.progress import Bars
-    from ..models.training.config import TrainConfig
+    from fineprune.common.progress import Bars
+    from fineprune.models.training.config import TrainConfig
+
     from ..training import SUSPECTS, check_target, train_network
     from .render import print_json, say
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from ..common.errors import UsageError
+from fineprune.common.errors import UsageError
+
 from .sections import RESEARCH, SEED, TRAINING, stack
 
 policy_options = stack(
@@ -78,7 +79,7 @@ _TRAINING = (
 
 def training_settings(options: dict[str, Any]) -> dict[str, Any]:
     """Fields of TrainConfig from the options given."""
-    from ..models.training.distributed.config import with_defaults
+    from fineprune.models.training.distributed.config import with_defaults
 
     settings = {key: options[key] for key in _TRAINING if options.get(key) is not None}
     if options.get("trainer") not in (None, "plain"):

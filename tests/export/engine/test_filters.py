@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fineprune.common.simd import LANES
 from fineprune.export.engine import filters, filters_forms, filters_plan
 from fineprune.export.engine.conv import CONSTANTS, INDEX, ConvShape, Epilogue, Op, View
 from fineprune.export.engine.filters_run import (
@@ -34,6 +33,7 @@ from fineprune.export.engine.filters_run import (
     WIDEST,
 )
 from fineprune.export.engine.filters_tiles import Form
+from fineprune.ops.simd import LANES
 from support.convolutions import Problem
 from support.geometries import KINDS, Geometry, geometries
 from support.tolerances import FLOAT32

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fineprune.common.simd import LANES
 from fineprune.export.engine import positions, positions_plan
 from fineprune.export.engine.conv import ConvShape, Epilogue, Op, View
+from fineprune.ops.simd import LANES
 from support.convolutions import Problem
 from support.tolerances import FLOAT32
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from fineprune.calibrate import masked_conv_torch
-from fineprune.calibrate.geometry import Conv
+from fineprune.ops import masked_conv_torch
+from fineprune.ops.geometry import Conv
 from support.geometries import KINDS, Geometry, problem
 from support.tolerances import FLOAT32_SUMS
 
@@ -26,8 +26,8 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     if DEVICE == "cpu" and not _arrays_of_one_are_numbers():
         pytest.skip("Triton's interpreter takes arrays of one element for numbers, which NumPy 2.4 refuses; NumPy 2.3 allows it")
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    sys.modules.pop("fineprune.calibrate.masked_conv_triton", None)
-    return importlib.import_module("fineprune.calibrate.masked_conv_triton")
+    sys.modules.pop("fineprune.ops.masked_conv_triton", None)
+    return importlib.import_module("fineprune.ops.masked_conv_triton")
 
 
 def _arrays_of_one_are_numbers() -> bool:

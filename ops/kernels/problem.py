@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common.simd import LANES
+from ..simd import LANES
 from .jit import jit
 from .job import enter, floats, longs
 from .layout import Band, Map

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common.simd import LANES, tile_load, tile_store
+from ..simd import LANES, tile_load, tile_store
 from .jit import jit
 from .job import Kernel, floats, ints, take
 from .layout import Band, Map

@@ -1,17 +1,16 @@
-"""From tensors to the kernels of calibration: ranking the blocks of each sample, and convolving each sample under its own mask."""
+"""From tensors to the kernel that convolves each sample under its own mask, as calibration does."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from ...common.simd import LANES
 from ..geometry import Conv
+from ..simd import LANES
 from .backend import flat
 from .layout import Map
 from .per_sample import pack_weights, per_sample_kernel, plane_size
-from .ranking import NORMS, rank_blocks
 from .threads import run_shares, scratch, threads_for
 
 CHUNK_BYTES = 1 << 19
@@ -55,34 +54,8 @@ def forward(x: Tensor, weight: Tensor, mask: Tensor, conv: Conv) -> Tensor:
             block,
         )
 
-    _share(samples, share)
+    share_samples(samples, share)
     return y.permute(0, 3, 1, 2)
-
-
-def rank(
-    x: Tensor, kernel: Sequence[int], conv: Conv, norm: str, keep: int, field: Tensor, offsets: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """mask[N,C,oh,ow] (bool) of the `keep` best blocks of each channel of each sample of x[N,C,H,W]; over the samples the sum of the mask
-    (int64) and that of the scores (float32). Ties go to the larger field[offsets[n] + c*oh*ow + p]."""
-    samples, channels = x.shape[:2]
-    oh, ow = conv.output(x.shape[2:], kernel)
-    mask = torch.empty(samples, oh, ow, channels, dtype=torch.bool)
-    count = threads_for(samples)
-    sums = torch.zeros(2, count, oh, ow, channels)
-    sizes = Map(x.shape[2], x.shape[3], channels), Map(oh, ow, channels)
-    geometry = (kernel[0], kernel[1]), *conv[:3]
-    padded = (x.shape[2] + 2 * conv.padding[0]) * (x.shape[3] + 2 * conv.padding[1])
-    room = padded * LANES, *(2 * [-(-oh * ow // 4) * 4 * LANES])
-    source, marks = flat(x), mask.view(torch.uint8).view(-1).numpy()
-    ties = field.to(torch.float32).numpy(), offsets.numpy()
-
-    def share(first: int, last: int, part: int) -> None:
-        totals = sums[0, part].view(-1).numpy(), sums[1, part].view(-1).numpy()
-        rank_blocks(source, *sizes, *geometry, NORMS[norm], keep, *ties, first, last, marks, *totals, *scratch(*room))
-
-    _share(samples, share)
-    frequency, total = sums.sum(1).permute(0, 3, 1, 2)
-    return mask.permute(0, 3, 1, 2), frequency.to(torch.int64), total
 
 
 def _packed(weight: Tensor, filters: int, lanes: int) -> Tensor:
@@ -95,7 +68,7 @@ def _packed(weight: Tensor, filters: int, lanes: int) -> Tensor:
     return packed
 
 
-def _share(samples: int, share: Callable[[int, int, int], None]) -> None:
+def share_samples(samples: int, share: Callable[[int, int, int], None]) -> None:
     """Call share(first sample, last, number of the share) in as many threads as torch would use."""
     count = threads_for(samples)
     bounds = [samples * part // count for part in range(count + 1)]

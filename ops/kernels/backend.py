@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.weak import TensorWeakRef
 
-from ...common.simd import LANES
 from ..geometry import Conv
 from ..mask_facts import keeps_everything, of_mask, version
 from ..masked_conv_torch import dense_backward
+from ..simd import LANES
 from . import plan
 from .convolve import FILTER_TILE, forward_kernel, input_grad_kernel, sparse_weight_grad
 from .job import Job, Kernel

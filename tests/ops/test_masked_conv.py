@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fineprune.calibrate import masked_conv_torch
-from fineprune.calibrate.masked_conv import masked_conv2d
 from fineprune.common.errors import UsageError
+from fineprune.ops import masked_conv_torch
+from fineprune.ops.masked_conv import masked_conv2d
 from support import reference, vectors
 from support.geometries import KINDS, Geometry, geometries, problem
 from support.tolerances import FLOAT32, FLOAT64

@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fineprune.calibrate import kernels, mask_facts, masked_conv_torch
-from fineprune.calibrate.geometry import Conv
-from fineprune.calibrate.masked_conv import masked_conv2d
+from fineprune.ops import kernels, mask_facts, masked_conv_torch
+from fineprune.ops.geometry import Conv
+from fineprune.ops.masked_conv import masked_conv2d
 from support import reference
 from support.geometries import Geometry, problem
 from support.tolerances import FLOAT32, FLOAT32_SUMS
@@ -87,7 +87,7 @@ def test_forward_equals_the_naive_loop(geometry: Geometry, weight_density: float
 
 @pytest.mark.parametrize("weight_density", [None, 0.3])
 def test_bands_and_threads_change_no_output(weight_density: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fineprune.calibrate.kernels import backend
+    from fineprune.ops.kernels import backend
 
     geometry = Geometry(samples=150, channels=3, filters=6, size=(11, 5), stride=(2, 1), padding=(1, 1))
     x, w, mask, grad, kept = case(geometry, 0.6, weight_density)
@@ -157,7 +157,7 @@ def test_autograd_through_the_operator(weight_density: float | None, monkeypatch
 
 
 def test_no_gradient_is_computed_that_nobody_wants(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fineprune.calibrate.kernels import backend
+    from fineprune.ops.kernels import backend
 
     x, w, mask, _, _ = case(PLAIN, 0.6, None)
 

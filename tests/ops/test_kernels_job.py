@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from fineprune.calibrate.kernels import threads
-from fineprune.calibrate.kernels.job import Job, Kernel, enter, floats, ints, longs, take
+from fineprune.ops.kernels import threads
+from fineprune.ops.kernels.job import Job, Kernel, enter, floats, ints, longs, take
 
 PARTS = 5000
 

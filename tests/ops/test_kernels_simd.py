@@ -4,9 +4,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from fineprune.calibrate.kernels import simd, twins
-from fineprune.common import simd as tiles
-from fineprune.common import simd_twins as tile_twins
+from fineprune.ops import simd as tiles
+from fineprune.ops import simd_twins as tile_twins
+from fineprune.ops.kernels import simd, twins
 from support.tolerances import FLOAT32_SUMS
 
 

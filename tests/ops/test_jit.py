@@ -8,7 +8,7 @@ from pathlib import Path
 KERNELS = """
 from pathlib import Path
 from numba import types
-from fineprune.common.jit import Compiler
+from fineprune.ops.jit import Compiler
 from helper import COMPILER, add
 
 @COMPILER.jit_cached
@@ -20,7 +20,7 @@ print(twice(3), called.ctypes(3), sum(twice._cache_hits.values()), called.cache_
 """
 HELPER = """
 from pathlib import Path
-from fineprune.common.jit import Compiler
+from fineprune.ops.jit import Compiler
 
 COMPILER = Compiler("tested", Path(__file__).parent)
 

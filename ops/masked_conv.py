@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..common.errors import UsageError
+from fineprune.common.errors import UsageError
+
 from . import kernels, masked_conv_torch
 from .geometry import Conv, output_size
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ...common.jit import Compiler
+from ..jit import Compiler
 
 COMPILER = Compiler("kernels", Path(__file__).parent)
 

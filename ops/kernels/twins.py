@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common.simd_twins import LANES, lines, row_factors, tile_load
+from ..simd_twins import LANES, lines, row_factors, tile_load
 
 
 def tile_store_first(tile: NDArray, array: NDArray, start: int, count: int) -> None:

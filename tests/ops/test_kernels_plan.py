@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fineprune.calibrate.kernels import plan
+from fineprune.ops.kernels import plan
 
 MASK = np.array([[[1, 0, 1], [0, 0, 0]], [[0, 0, 1], [1, 1, 0]]], bool)
 

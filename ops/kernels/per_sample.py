@@ -12,7 +12,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common.simd import LANES, tile_add_scaled, tile_load, tile_store, tile_zeros, transpose
+from ..simd import LANES, tile_add_scaled, tile_load, tile_store, tile_zeros, transpose
 from .jit import jit
 from .layout import Map
 from .simd import tile_add_scaled_tile, tile_load_bytes, tile_store_first

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common.simd import LANES, at, tile_add_scaled, tile_load, tile_store, tile_zeros
+from ..simd import LANES, at, tile_add_scaled, tile_load, tile_store, tile_zeros
 from .jit import jit
 from .job import Kernel, floats, ints, take
 from .layout import Band, gather, pack, unpack

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common.simd import LANES, transpose
+from ..simd import LANES, transpose
 from .jit import jit
 
 

@@ -1,4 +1,4 @@
-"""Operations on the register tiles of common/simd.py that only these kernels need, with what holds of all of them there.
+"""Operations on the register tiles of ops/simd.py that only these kernels need, with what holds of all of them there.
 
 With NUMBA_DISABLE_JIT=1 the same names stand for numpy twins, so that kernels also run, and are tested, uncompiled.
 """
@@ -11,7 +11,7 @@ from numba import config, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from ...common.simd import LANES, VECTOR, Emitter, Tile, row_factors
+from ..simd import LANES, VECTOR, Emitter, Tile, row_factors
 from . import twins
 
 

@@ -33,13 +33,14 @@ _OPTIONS = {"nogil": True, "boundscheck": False, "error_model": "numpy"}
 
 
 class Compiler:
-    """Compiles the functions of the package in `package`, all with the same `options` of Numba; `name` is that of its folder of results.
+    """Compiles the functions of the package in the folder `package`, all with the same `options` of Numba; `name` is that of its folder
+    of results. `uses`: further folders whose compiled functions it calls.
 
     With NUMBA_DISABLE_JIT=1 functions stay as they are.
     """
 
-    def __init__(self, name: str, package: Path, **options: Any) -> None:
-        self._name, self._package, self._options = name, package, {**_OPTIONS, **options}
+    def __init__(self, name: str, package: Path, *uses: Path, **options: Any) -> None:
+        self._name, self._package, self._uses, self._options = name, package, uses, {**_OPTIONS, **options}
 
     def jit(self, function: Callable[..., Any]) -> Any:
         """Compile `function` on first use, without the interpreter lock."""
@@ -68,7 +69,8 @@ class Compiler:
     def stamp(self) -> str:
         """Digest of everything that compiled code depends on, except the CPU, which Numba adds itself."""
         digest = hashlib.sha256(repr(sorted(self._options.items(), key=str)).encode())
-        for source in [*sorted(self._package.glob("*.py")), *sorted(_HERE.glob("simd*.py"))]:
+        folders = (self._package.rglob("*.py"), *(folder.glob("*.py") for folder in self._uses), _HERE.glob("simd*.py"))
+        for source in (file for files in folders for file in sorted(files)):
             digest.update(source.read_bytes())
         for version in (numba.__version__, llvmlite.__version__, np.__version__, sys.version):
             digest.update(version.encode())
