@@ -134,7 +134,7 @@ def _layers(name: str, files: dict[str, Path], x: np.ndarray, rounds: int) -> di
 
 def _runtimes(files: dict[str, Path], samples: np.ndarray, peers: list[str] | None) -> tuple[list[Runtime], list[str]]:
     """Everything that runs the network, dense ONNX Runtime (the baseline) first, and a line for each peer that is left out."""
-    from fineprune.export.engine.runtime import EngineRuntime
+    from fineprune.export.engine.run.runtime import EngineRuntime
 
     others, skipped = usable_peers(files["dense"], samples, peers)
     runtimes: list[Runtime] = [OnnxRuntime("onnxruntime dense", files["dense"]), *others]

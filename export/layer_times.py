@@ -25,10 +25,10 @@ from fineprune.common.errors import RunError
 from fineprune.common.form import require
 from fineprune.common.progress import Progress, Silent
 
-from .engine.protobuf import read_model
+from .engine.reader.protobuf import read_model
 
 if TYPE_CHECKING:
-    from .engine.profile import Record
+    from .engine.run.profile import Record
 
 _TEXT = "{0:<28} {1:<28} {2:>6} {3:>9} {4:>9} {5:>9} {6:>7} {7:>8}  {8:<10} {9}"
 
@@ -75,7 +75,7 @@ def layer_times_of(
     progress: Progress | None = None,
 ) -> dict[str, tuple[LayerTime, ...]]:
     """`layer_times` of several files by name, which take turns beside the same dense runs."""
-    from .engine.session import Session
+    from .engine.run.session import Session
 
     progress = progress or Silent()
     facts, convs = {kind: _facts(path) for kind, path in masked.items()}, _dense_convs(dense)

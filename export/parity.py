@@ -145,7 +145,7 @@ def check_parity(
         except FinepruneError as error:
             progress.log(f"{REFERENCE} is not compared: {error}")
     if engine:
-        from .engine.runtime import EngineRuntime
+        from .engine.run.runtime import EngineRuntime
 
         try:
             results.append(_compare(ENGINE, _logits(EngineRuntime(ENGINE, path), x, threads, progress), expected))

@@ -1,4 +1,4 @@
 """The engine: runs exported networks at the speed that the dropped multiply-adds promise (README.md)."""
 
-from .session import Session as Session
-from .session import TensorInfo as TensorInfo
+from .run.session import Session as Session
+from .run.session import TensorInfo as TensorInfo

@@ -159,7 +159,7 @@ def bench(
     machine was busy.
     """
     from fineprune.export.benchmark import BenchmarkConfig, benchmark
-    from fineprune.export.engine.runtime import EngineRuntime
+    from fineprune.export.engine.run.runtime import EngineRuntime
     from fineprune.export.parity import ENGINE, check_parity
     from fineprune.export.peers import usable_peers
     from fineprune.export.runtimes import OnnxRuntime, Runtime, TorchRuntime

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fineprune.export.engine.conv import ConvShape
+from fineprune.export.engine.ir.conv import ConvShape
 from support import reference
 
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from fineprune.export.engine.conv import ConvShape
-from fineprune.export.engine.network import Conv, Map
+from fineprune.export.engine.ir.conv import ConvShape
+from fineprune.export.engine.ir.network import Conv, Map
 
 BOX = (4, 6, 5)
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fineprune.export.engine import filters, filters_forms, filters_plan
-from fineprune.export.engine.conv import CONSTANTS, INDEX, ConvShape, Epilogue, Op, View
-from fineprune.export.engine.filters_run import (
+from fineprune.export.engine.ir.conv import CONSTANTS, INDEX, ConvShape, Epilogue, Op, View
+from fineprune.export.engine.ops import filters, filters_forms, filters_plan
+from fineprune.export.engine.ops.filters_run import (
     COUNT,
     DEPTHWISE,
     ENTRIES,
@@ -32,7 +32,7 @@ from fineprune.export.engine.filters_run import (
     VECTORS,
     WIDEST,
 )
-from fineprune.export.engine.filters_tiles import Form
+from fineprune.export.engine.ops.filters_tiles import Form
 from fineprune.ops.simd import LANES
 from support.convolutions import Problem
 from support.geometries import KINDS, Geometry, geometries

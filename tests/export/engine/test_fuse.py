@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fineprune.export.engine.fuse import fuse
-from fineprune.export.engine.network import Assemble, Box, Layer, Map, Piece
-from fineprune.export.engine.program import build
-from fineprune.export.engine.threads import Team
+from fineprune.export.engine.ir.network import Assemble, Box, Layer, Map, Piece
+from fineprune.export.engine.passes.fuse import fuse
+from fineprune.export.engine.passes.program import build
+from fineprune.export.engine.run.threads import Team
 from support.engine_layers import BOX, add, conv, mapped, relu
 
 

@@ -14,9 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from fineprune.common.errors import FinepruneError, RunError
 from fineprune.export.engine import Session
-from fineprune.export.engine.graph import read_graph
-from fineprune.export.engine.partition import segments
-from fineprune.export.engine.program import build
+from fineprune.export.engine.passes.partition import segments
+from fineprune.export.engine.passes.program import build
+from fineprune.export.engine.reader.graph import read_graph
 from fineprune.export.functions import functions
 from support.tolerances import FLOAT32
 

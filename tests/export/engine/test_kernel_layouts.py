@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fineprune.export.engine.conv import ConvShape
-from fineprune.export.engine.kernels import CONVOLUTIONS, candidates
-from fineprune.export.engine.layouts import LAYOUTS, Candidate
-from fineprune.export.engine.network import Box, Conv, Layer, Pool
-from fineprune.export.engine.program import Program, build
-from fineprune.export.engine.threads import Team
+from fineprune.export.engine.ir.conv import ConvShape
+from fineprune.export.engine.ir.network import Box, Conv, Layer, Pool
+from fineprune.export.engine.passes.kernels import CONVOLUTIONS, candidates
+from fineprune.export.engine.passes.layouts import LAYOUTS, Candidate
+from fineprune.export.engine.passes.program import Program, build
+from fineprune.export.engine.run.threads import Team
 from support.reference import masked_conv2d
 from support.tolerances import FLOAT32
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fineprune.export.engine import positions, positions_plan
-from fineprune.export.engine.conv import ConvShape, Epilogue, Op, View
+from fineprune.export.engine.ir.conv import ConvShape, Epilogue, Op, View
+from fineprune.export.engine.ops import positions, positions_plan
 from fineprune.ops.simd import LANES
 from support.convolutions import Problem
 from support.tolerances import FLOAT32
@@ -278,7 +278,7 @@ def test_the_estimate_knows_what_takes_longer() -> None:
 
 ELSEWHERE = """
 import numba
-from fineprune.export.engine.conv import ConvShape
+from fineprune.export.engine.ir.conv import ConvShape
 from test_positions import check, problem
 for side, kernel, stride in ((8, 3, 1), (5, 1, 1), (9, 3, 2), (7, 2, 3), (17, 3, 1), (3, 3, 2)):
     sizes = dict(channels=4, filters=6, height=side, width=side, groups=2)

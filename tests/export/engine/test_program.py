@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fineprune.export.engine import interpreter
-from fineprune.export.engine.conv import ConvShape
-from fineprune.export.engine.layouts import LAYOUTS, Candidate, choose, conversion_cost
-from fineprune.export.engine.memory import GUARD, Key, arena
-from fineprune.export.engine.network import Assemble, Box, Conv, Layer, Map, Piece
-from fineprune.export.engine.program import build
-from fineprune.export.engine.threads import Team
+from fineprune.export.engine.ir.conv import ConvShape
+from fineprune.export.engine.ir.network import Assemble, Box, Conv, Layer, Map, Piece
+from fineprune.export.engine.passes.layouts import LAYOUTS, Candidate, choose, conversion_cost
+from fineprune.export.engine.passes.memory import GUARD, Key, arena
+from fineprune.export.engine.passes.program import build
+from fineprune.export.engine.run import interpreter
+from fineprune.export.engine.run.threads import Team
 from support.engine_layers import BOX, add, conv, mapped, relu
 
 
@@ -222,7 +222,7 @@ def interpreter_naps(team: Team) -> None:
 
 @given(costs=st.lists(st.floats(0.01, 10), min_size=1, max_size=30), threads=st.integers(1, 6))
 def test_shares_are_runs_of_about_equal_cost(costs: list[float], threads: int) -> None:
-    from fineprune.export.engine.program import _split
+    from fineprune.export.engine.passes.program import _split
 
     ends = _split(np.array(costs), threads)
     assert ends[0] == 0 and ends[-1] == len(costs) and ends == sorted(ends)
@@ -269,7 +269,8 @@ def test_uncompiled() -> None:
 
 CACHED = """
 import sys
-from fineprune.export.engine import interpreter, jit
+from fineprune.export.engine import jit
+from fineprune.export.engine.run import interpreter
 import numpy as np
 sync = np.zeros(interpreter.THREADS + interpreter.SPACING, np.int64)
 interpreter.halt(sync)

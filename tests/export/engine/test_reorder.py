@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fineprune.compressor.layers import MaskedConv2d
-from fineprune.export.engine import Session, filters, permute, reorder
-from fineprune.export.engine.conv import ConvShape
-from fineprune.export.engine.network import Assemble, Box, Conv, Layer, Map, Mean, Permute, Piece, Pool
-from fineprune.export.engine.program import build
+from fineprune.export.engine import Session
+from fineprune.export.engine.ir.conv import ConvShape
+from fineprune.export.engine.ir.network import Assemble, Box, Conv, Layer, Map, Mean, Permute, Piece, Pool
+from fineprune.export.engine.ops import filters, permute
+from fineprune.export.engine.passes import reorder
+from fineprune.export.engine.passes.program import build
 from fineprune.export.exporter import export_onnx
 from fineprune.models.zoo.registry import build as network
 from support.onnx_graphs import run_onnxruntime

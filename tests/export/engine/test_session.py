@@ -20,7 +20,7 @@ from onnxscript import ir
 
 from fineprune.common.errors import RunError, UsageError
 from fineprune.export.engine import Session
-from fineprune.export.engine.runtime import EngineRuntime
+from fineprune.export.engine.run.runtime import EngineRuntime
 from fineprune.models.zoo.registry import build
 from support.masked_networks import mask_randomly
 from support.onnx_graphs import conv_graph, run_onnxruntime
@@ -113,7 +113,7 @@ def test_every_kind_of_convolution(which: str, request: pytest.FixtureRequest) -
 
 
 def test_tuned_sessions_compute_the_same(packed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fineprune.export.engine import tune
+    from fineprune.export.engine.passes import tune
 
     monkeypatch.setattr(tune.COMPILER, "folder", tmp_path)
     x = batch(2, (3, 11, 7))
@@ -342,6 +342,8 @@ def test_other_opsets_run_in_onnxruntime(packed: Any, caplog: pytest.LogCaptureF
 def test_the_engine_needs_no_torch() -> None:
     import subprocess
 
-    code = "import sys; import fineprune.export.engine.runtime, fineprune.export.engine.interpreter; assert 'torch' not in sys.modules"
+    code = (
+        "import sys; import fineprune.export.engine.run.runtime, fineprune.export.engine.run.interpreter; assert 'torch' not in sys.modules"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

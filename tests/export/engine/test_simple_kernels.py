@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fineprune.export.engine import copies, linear, maps, memory, permute, plain, pools
-from fineprune.export.engine.conv import ConvShape, Epilogue, Op, View
-from fineprune.export.engine.network import Map, Pool
+from fineprune.export.engine.ir.conv import ConvShape, Epilogue, Op, View
+from fineprune.export.engine.ir.network import Map, Pool
+from fineprune.export.engine.ops import copies, linear, maps, permute, plain, pools
+from fineprune.export.engine.passes import memory
 from support.reference import masked_conv2d
 from support.tolerances import FLOAT32
 

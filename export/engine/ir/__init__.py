@@ -1,0 +1,1 @@
+"""What the stages hand on: layers, tensors as they lie in memory, operations in numbers."""

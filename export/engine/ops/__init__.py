@@ -1,0 +1,1 @@
+"""Operations: what each is planned as and the compiled function that runs it."""

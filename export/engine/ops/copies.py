@@ -1,0 +1,96 @@
+"""Kernel "copy": elements of one tensor to another, each lying as it likes: layouts, slices, concatenations, shuffles.
+
+    target[t + c*tc + i*ti + j*tj] = source[s + c*sc + i*si + j*sj]      for c < C, i < H, j < W; a work item is a row i
+
+Where one side has the channels together and the other the columns, squares of LANES x LANES numbers are transposed in registers.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fineprune.ops.simd import LANES, transpose
+
+from ..ir.conv import HEADER, Op, View
+from ..ir.network import Box
+from ..jit import jit
+from ..run.vectors import load, store
+
+_START, _CHANNEL, _ROW, _PIXEL = range(4)
+SOURCE, TARGET, SIZE, TENSOR = HEADER, HEADER + 4, HEADER + 8, HEADER + 11
+"""Positions in meta: start and strides of each side, then C, H, W, then for transfers the number of the caller's tensor."""
+
+
+def plan(source: View, target: View, size: Box, *, kernel: str = "copy", tensor: int = 0) -> Op:
+    """Copies size = (C, H, W) elements from (0, 0, 0) of `source` to (0, 0, 0) of `target`.
+
+    `kernel` "load": from the caller's tensor number `tensor`; "save": to it.
+    """
+    sides = [(v.start, v.channel_stride, v.row_stride, v.pixel_stride) for v in (source, target)]
+    meta = np.array([0] * HEADER + [*sides[0], *sides[1], *size, tensor], np.int64)
+    return Op(kernel=kernel, meta=meta, costs=np.full(size[1], 1e-9 * size[0] * size[2]))
+
+
+@jit
+def copy(first: int, last: int, source: NDArray, source_start: int, target: NDArray, target_start: int, meta: NDArray, op: int) -> None:
+    """Work items first <= k < last, the two starts added to those in meta."""
+    s, t = meta[op + SOURCE] + source_start, meta[op + TARGET] + target_start
+    sc, si, sj = meta[op + SOURCE + _CHANNEL], meta[op + SOURCE + _ROW], meta[op + SOURCE + _PIXEL]
+    tc, ti, tj = meta[op + TARGET + _CHANNEL], meta[op + TARGET + _ROW], meta[op + TARGET + _PIXEL]
+    C, W, rows = meta[op + SIZE], meta[op + SIZE + 2], last - first
+    s, t = s + first * si, t + first * ti
+    if sj == 1 and tj == 1:
+        _lines(source, s, sc, si, target, t, tc, ti, C, rows, W)
+    elif sc == 1 and tc == 1:
+        _lines(source, s, si, sj, target, t, ti, tj, rows, W, C)
+    else:
+        for i in range(rows):
+            _row(source, s + i * si, sc, sj, target, t + i * ti, tc, tj, C, W)
+
+
+@jit
+def _lines(
+    source: NDArray, s: int, so: int, si: int, target: NDArray, t: int, to: int, ti: int, outer: int, inner: int, n: int
+) -> None:  # fmt: skip
+    """outer x inner lines of n numbers that follow each other on both sides."""
+    if si == n and ti == n:
+        inner, n = 1, inner * n
+    whole = n // LANES * LANES
+    for a in range(outer):
+        for b in range(inner):
+            x, y = s + a * so + b * si, t + a * to + b * ti
+            for e in range(0, whole, LANES):
+                store(load(source, x + e, 1), target, y + e)
+            if 0 < whole < n:  # some numbers once more: quicker than one by one
+                store(load(source, x + n - LANES, 1), target, y + n - LANES)
+            elif whole == 0:
+                for e in range(n):
+                    target[y + e] = source[x + e]
+
+
+@jit
+def _row(source: NDArray, s: int, sc: int, sj: int, target: NDArray, t: int, tc: int, tj: int, C: int, W: int) -> None:
+    """target[t + c*tc + j*tj] = source[s + c*sc + j*sj]."""
+    channels, columns = 0, 0
+    if (sj == 1 and tc == 1) or (sc == 1 and tj == 1):
+        channels, columns = C // LANES * LANES, W // LANES * LANES
+        for c in range(0, channels, LANES):
+            for j in range(0, columns, LANES):
+                if sj == 1:
+                    transpose(source, s + c * sc + j, sc, target, t + c + j * tj, tj)
+                else:
+                    transpose(source, s + c + j * sj, sj, target, t + c * tc + j, tc)
+    _rest(source, s + channels * sc, sc, sj, target, t + channels * tc, tc, tj, C - channels, W)
+    _rest(source, s + columns * sj, sc, sj, target, t + columns * tj, tc, tj, channels, W - columns)
+
+
+@jit
+def _rest(source: NDArray, s: int, sc: int, sj: int, target: NDArray, t: int, tc: int, tj: int, C: int, W: int) -> None:
+    for j in range(W):
+        for c in range(C):
+            target[t + c * tc + j * tj] = source[s + c * sc + j * sj]
+
+
+@jit
+def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
+    """Within the arena."""
+    copy(first, last, arena, 0, arena, 0, meta, op)

@@ -1,0 +1,61 @@
+"""The kernel "filters": convolutions with the filters in the SIMD lanes. y is NHWC; x may be either.
+
+    y[f,p] = clip(bias[f] + sum over the channels c kept at p and the taps t kept in (f,c) of w[f,c,t] * x[c, p*stride + t] + residual[f,p])
+
+An FFP mask is the same for all filters, so that with filters in the lanes nothing in a vector is wasted: the kernel broadcasts an
+activation and multiplies it with contiguous weights. Any set of positions can share the weights in the registers, which makes FFP exact:
+positions that keep about the same channels are a tile, which goes through the channels that enough of its positions keep; those that
+drop one read zeros for it. A channel that fewer of a tile's positions keep has a pass over exactly these (filters_tiles.py). A panel of
+vectors keeps the (channel, tap) pairs that any of its filters uses: FWP with scope `channel` costs what it keeps with panels of any
+width, and with scope `group` with panels of one vector, where the filters of a group follow each other. Grouped convolutions are such
+panels too. The width with the least expected time is chosen for each layer (filters_forms.py).
+
+A layer whose weights don't stay in the caches is as fast as they arrive: they are stored in the order of use, without those that meet only
+padding and dropped activations, and every entry fetches some lines for later (PACE). Lists are fetched ahead where they are long.
+
+What did not help (Zen 5). 16x32x32 and 32x32x32: two sets of sums for alternate entries (the same time); a loop for each channel of a
+tile, whose places are loaded once (slower, not profiled); places loaded for every entry of tiles of eight slots, also where none drops a
+channel (1.0 instead of 0.65 cycles an entry and slot); tiles in the order of their numbers of entries (the same time, a tile costs 37
+cycles beside its entries either way); tiles of four or five slots for two vectors (0 to 3 % slower than six); places of zeros known when
+a layer is planned, so that none is selected in a run (0 to 1.6 %). 64x56x56: fetching the activations of the next block ahead (2 %
+slower). VGG-16 at 32x32: fetching also weights that are below CACHED_WEIGHTS, other PASS_WEIGHTS (4096, 7680, 9216; 0 to 4 % slower),
+weights in huge pages (0 to 1 %). Everywhere: functions of their own for how a tile begins and ends, inlined by Numba
+(1.4 to 1.8 times slower: tiles leave the registers).
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..ir.conv import ConvShape, Epilogue, Op, View
+from .filters_forms import expected_cycles, forms, useful
+from .filters_plan import Layout, operation
+from .filters_run import run
+from .filters_tiles import Form
+
+__all__ = ["estimate", "plan", "run", "supports"]
+
+SECONDS_PER_CYCLE = 0.26e-9
+
+
+def supports(shape: ConvShape, weights: NDArray, mask: NDArray | None) -> str | None:
+    """Why this kernel can't do a convolution; None: it can."""
+    return None
+
+
+def estimate(shape: ConvShape, weights: NDArray, mask: NDArray | None) -> float:
+    """Expected seconds on one core."""
+    return _choice(shape, weights, mask)[0] * SECONDS_PER_CYCLE
+
+
+def plan(shape: ConvShape, weights: NDArray, mask: NDArray | None, bias: NDArray, x: View, y: View, epilogue: Epilogue) -> Op:
+    """weights: float32 [F,C/groups,kh,kw], dropped ones 0; mask: bool [C,oh,ow], None: all kept; bias: float32 [F]. ValueError: the
+    margins of x don't hold the padding."""
+    layout = Layout(shape, x, y, epilogue.residual)
+    return operation(shape, weights, mask, bias, layout, epilogue, _choice(shape, weights, mask)[1])
+
+
+def _choice(shape: ConvShape, weights: NDArray, mask: NDArray | None) -> tuple[float, Form]:
+    """Expected cycles in the form that needs the least, and that form."""
+    weights, positions = useful(shape, weights, mask), shape.output[0] * shape.output[1]
+    kept = np.ones((shape.channels, positions), bool) if mask is None else mask.reshape(-1, positions)
+    return min((expected_cycles(shape, weights, kept, form), form) for form in forms(shape))

@@ -1,0 +1,91 @@
+"""Kernel "linear": a convolution with one output position and no mask: a matrix times a vector, filters in the lanes.
+
+    y[f] = clip(sum_k w[f,k] * x[k] + bias[f] (+ r[f]), low, high)
+
+Inputs that no filter of a block uses are left out. A work item is a block of BLOCK filters; four sums a filter, so that one
+multiply-add need not wait for the last. Layout: that of x is free, y has its channels together.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..ir.conv import HEADER, ConvShape, Epilogue, Op, View
+from ..jit import jit
+from ..run.vectors import LANES, add_scaled, added, load, store, zeros
+
+BLOCK = 2 * LANES
+_LOW, _HIGH, _BIAS = 0, 1, 2
+
+
+def supports(shape: ConvShape, weights: NDArray, mask: NDArray | None) -> str | None:
+    """None where the kernel can run it, else why not."""
+    if shape.output != (1, 1):
+        return "more than one output position"
+    if mask is not None and not mask.all():
+        return "masked blocks"
+    return None if shape.groups == 1 else "groups"
+
+
+def estimate(shape: ConvShape, weights: NDArray, mask: NDArray | None) -> float:
+    """Seconds: weights come from far away, about 15 GB/s."""
+    return 2e-7 + weights.size * 4 / 15e9
+
+
+def plan(shape: ConvShape, weights: NDArray, mask: NDArray | None, bias: NDArray, x: View, y: View, epilogue: Epilogue) -> Op:
+    """index: for each block its number of inputs, start of its offsets, start of its weights; constants: low, high, bias, weights."""
+    F = shape.filters
+    blocks = -(-F // BLOCK)
+    _, C, kh, kw = weights.shape
+    c, u, v = (grid.reshape(-1) for grid in np.meshgrid(np.arange(C), np.arange(kh), np.arange(kw), indexing="ij"))
+    i, j = u * shape.dilations[0] - shape.pads[0], v * shape.dilations[1] - shape.pads[1]
+    inside = (i >= 0) & (i < x.height) & (j >= 0) & (j < x.width)
+    offsets = c * x.channel_stride + i * x.row_stride + j * x.pixel_stride
+    matrix = weights.reshape(F, -1)
+    heads, lists, values, at, weight = [], [], [], 3 * blocks, _BIAS + blocks * BLOCK
+    for block in range(blocks):
+        rows = matrix[block * BLOCK : (block + 1) * BLOCK]
+        used = np.flatnonzero((rows != 0).any(0) & inside)
+        part = np.zeros((len(used), BLOCK), np.float32)
+        part[:, : len(rows)] = rows[:, used].T
+        heads += [len(used), at, weight]
+        lists.append(offsets[used])
+        values.append(part.reshape(-1))
+        at, weight = at + len(used), weight + part.size
+    padded = np.zeros(blocks * BLOCK, np.float32)
+    padded[:F] = bias
+    residual = epilogue.residual
+    own = [x.start, y.start, y.channel_stride, F, residual.start if residual else -1, residual.channel_stride if residual else 0]
+    return Op(
+        kernel="linear",
+        meta=np.array([0] * HEADER + own, np.int64),
+        index=np.concatenate([heads, *lists]).astype(np.int32),
+        constants=np.concatenate([np.array([epilogue.low, epilogue.high], np.float32), padded, *values]),
+        costs=1e-8 + np.array(heads[::3]) * BLOCK * 4 / 15e9,
+        scratch=BLOCK,
+    )
+
+
+@jit
+def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
+    """Kernel "linear"."""
+    constant, start, m = meta[op], meta[op + 1], op + HEADER
+    x, y, yc, F, r, rc = meta[m], meta[m + 1], meta[m + 2], meta[m + 3], meta[m + 4], meta[m + 5]
+    low, high = constants[constant + _LOW], constants[constant + _HIGH]
+    for block in range(first, last):
+        count, offsets, weights = index[start + 3 * block], start + index[start + 3 * block + 1], constant + index[start + 3 * block + 2]
+        a, b, c, d = load(constants, constant + _BIAS + block * BLOCK, 2), zeros(2), zeros(2), zeros(2)
+        whole = count // 4 * 4
+        for k in range(0, whole, 4):
+            a = add_scaled(a, arena, x + index[offsets + k], constants, weights + k * BLOCK)
+            b = add_scaled(b, arena, x + index[offsets + k + 1], constants, weights + (k + 1) * BLOCK)
+            c = add_scaled(c, arena, x + index[offsets + k + 2], constants, weights + (k + 2) * BLOCK)
+            d = add_scaled(d, arena, x + index[offsets + k + 3], constants, weights + (k + 3) * BLOCK)
+        for k in range(whole, count):
+            a = add_scaled(a, arena, x + index[offsets + k], constants, weights + k * BLOCK)
+        store(added(added(a, b), added(c, d)), arena, scratch)
+        for f in range(block * BLOCK, min((block + 1) * BLOCK, F)):
+            value = arena[scratch + f - block * BLOCK]
+            if r >= 0:
+                value += arena[r + f * rc]
+            value = low if value < low else value
+            arena[y + f * yc] = high if value > high else value

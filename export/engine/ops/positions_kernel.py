@@ -1,0 +1,241 @@
+"""The compiled part of the kernel "positions": packing of patches, sparse weights times patches, and the epilogue.
+
+A tile of the output is a strip of `segment` columns; each of its vectors holds LANES / segment rows of the strip, `span` rows apart.
+Its patches are packed, block of channels by block of channels, so that the vectors of a tap are aligned loads from the first-level
+cache. Without a neighbourhood, in pointwise convolutions, positions are one run instead, in which a line is LANES of them, whatever
+rows they lie in. Integers of an operation, after the header, are named below; positions in constants and index count from those of
+the operation.
+"""
+
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..ir.conv import CONSTANTS, HEADER, INDEX
+from ..jit import jit, jit_cached
+from .positions_simd import (
+    LANES,
+    Pointer,
+    at,
+    pack_line,
+    pointer,
+    put,
+    tile_add_maps,
+    tile_add_patches,
+    tile_broadcast,
+    tile_clip,
+    tile_keep,
+    tile_load_rows,
+    tile_store,
+    tile_store_maps,
+    tile_store_rows,
+)
+
+(
+    VECTORS, SEGMENT, SPAN, PADDED_SPAN, LINES, STRIPS, STRIP_TILES, SETS, FILTERS, PATCHES,
+    X_START, X_ROW, X_STRIP, ROW_STEP, COLUMN_STEP,
+    Y_START, Y_CHANNEL, Y_ROW, RESIDUAL, R_START, R_CHANNEL, R_ROW,
+    TILE_LANES, TILE_PIECES, PIECES, TILE_BLOCKS, BLOCKS, JOBS, SET_STARTS, RECORDS, HALVES,
+) = range(HEADER, HEADER + 31)  # fmt: skip
+META = HEADER + 31
+
+ROWS_OF = {8: 2, 7: 2, 4: 4, 1: 8}
+"""Vectors of a tile -> filters at a time: some sixteen accumulators hide the latency of multiply-adds and leave registers to spare."""
+JOB, PIECE, BLOCK, SET_START = 5, 2, 5, 3
+"""Integers of a packing job (source, how far its last line lies behind, the source in the map's last row, lines, mask or -1), of a piece
+of a run (source, destination), of a block of channels (first job, jobs, whether it begins and ends its filters' sums, set starts), and of
+a set's start in a block (record, half, weight)."""
+
+
+@cache
+def _packer(segment: int, step: int) -> Callable[..., None]:
+    """Packs what a block of channels shows under the tile that begins at vector `top` of a strip. `step` 0: any step between columns."""
+
+    @jit
+    def pack(arena: Pointer, index: Pointer, meta: Pointer, op: int, block: int, strip: int, top: int, out: int) -> None:
+        advance = at(meta, op + ROW_STEP) * at(meta, op + X_ROW)
+        jump, base = at(meta, op + SPAN) * advance, at(meta, op + X_START) + strip * at(meta, op + X_STRIP)
+        begin = base + top * advance
+        job = at(meta, op + INDEX) + at(meta, op + JOBS) + at(index, block) * JOB
+        masks = at(meta, op + INDEX) + strip * at(meta, op + PADDED_SPAN) + top
+        for _ in range(at(index, block + 1)):
+            start, reach, limit = begin + at(index, job), at(index, job + 1), base + at(index, job + 2)
+            count, mask = at(index, job + 3), at(index, job + 4)
+            lines = count
+            if start + reach > limit:
+                lines = (limit - start) // advance + 1  # those below the map are never stored
+            place, stop, bits = out, out + lines * LANES, masks + mask
+            if step == 0:
+                bits = bits if mask >= 0 else -1
+                _pack_any(arena, start, advance, jump, limit, lines, index, bits, out, at(meta, op + SEGMENT), at(meta, op + COLUMN_STEP))
+            elif mask < 0:
+                while place < stop:
+                    tile_store(pack_line(arena, start, jump, limit, segment, step), arena, place)
+                    start, place = start + advance, place + LANES
+            else:
+                while place < stop:
+                    tile_store(tile_keep(pack_line(arena, start, jump, limit, segment, step), at(index, bits)), arena, place)
+                    start, place, bits = start + advance, place + LANES, bits + 1
+            out += count * LANES
+            job += JOB
+
+    return pack
+
+
+@jit
+def _pack_any(
+    arena: Pointer,
+    start: int,
+    advance: int,
+    jump: int,
+    limit: int,
+    lines: int,
+    index: Pointer,
+    mask: int,
+    out: int,
+    segment: int,
+    step: int,
+) -> None:
+    """Number by number."""
+    for line in range(lines):
+        bits = at(index, mask + line) if mask >= 0 else -1
+        for lane in range(LANES):
+            begin = min(start + line * advance + lane // segment * jump, limit)
+            value = at(arena, begin + lane % segment * step)
+            put(arena, out + line * LANES + lane, value if bits >> lane & 1 else np.float32(0))
+
+
+_pack_16, _pack_8, _pack_4 = _packer(16, 1), _packer(8, 1), _packer(4, 1)
+_pack_16_by_2, _pack_8_by_2, _pack_4_by_2 = _packer(16, 2), _packer(8, 2), _packer(4, 2)
+_pack_by_any = _packer(16, 0)
+
+
+@jit
+def _pack_run(arena: Pointer, index: Pointer, meta: Pointer, op: int, block: int, tile: int, out: int) -> None:
+    """Positions in one run, row after row: what a piece copies too much, the next one overwrites."""
+    start, lines = at(meta, op + INDEX), at(meta, op + VECTORS)
+    pieces = start + at(meta, op + TILE_PIECES) + tile
+    first = start + at(meta, op + PIECES) + at(index, pieces) * PIECE
+    end = start + at(meta, op + PIECES) + at(index, pieces + 1) * PIECE
+    masks = start + tile * lines
+    job = start + at(meta, op + JOBS) + at(index, block) * JOB
+    for _ in range(at(index, block + 1)):
+        source, mask = at(meta, op + X_START) + at(index, job), at(index, job + 4)
+        for piece in range(first, end, PIECE):
+            tile_store(pack_line(arena, source + at(index, piece), 0, 0, LANES, 1), arena, out + at(index, piece + 1))
+        if mask >= 0:
+            for line in range(lines):
+                vector = tile_keep(pack_line(arena, out + line * LANES, 0, 0, LANES, 1), at(index, masks + mask + line))
+                tile_store(vector, arena, out + line * LANES)
+        out += lines * LANES
+        job += JOB
+
+
+@jit
+def _pack_block(arena: Pointer, index: Pointer, meta: Pointer, op: int, block: int, strip: int, top: int, tile: int, out: int) -> None:
+    segment, step = at(meta, op + SEGMENT), at(meta, op + COLUMN_STEP)
+    if at(meta, op + PIECES) > at(meta, op + TILE_PIECES):
+        _pack_run(arena, index, meta, op, block, tile, out)
+    elif step == 1 and segment == 16:
+        _pack_16(arena, index, meta, op, block, strip, top, out)
+    elif step == 1 and segment == 8:
+        _pack_8(arena, index, meta, op, block, strip, top, out)
+    elif step == 1:
+        _pack_4(arena, index, meta, op, block, strip, top, out)
+    elif step == 2 and segment == 16:
+        _pack_16_by_2(arena, index, meta, op, block, strip, top, out)
+    elif step == 2 and segment == 8:
+        _pack_8_by_2(arena, index, meta, op, block, strip, top, out)
+    elif step == 2:
+        _pack_4_by_2(arena, index, meta, op, block, strip, top, out)
+    else:
+        _pack_by_any(arena, index, meta, op, block, strip, top, out)
+
+
+@cache
+def _multiplier(vectors: int) -> Callable[..., None]:
+    rows = ROWS_OF[vectors]
+    pairs = rows // 2
+    size = vectors * LANES
+
+    @jit
+    def multiply(
+        arena: Pointer, constants: Pointer, index: Pointer, meta: Pointer, op: int, block: int, begin: int, end: int, patches: int,
+        strip: int, top: int,
+    ) -> None:  # fmt: skip
+        """Adds what a block of channels gives to the filters of the sets begin <= s < end, and finishes them in the last block."""
+        first, bias = at(meta, op + INDEX), at(meta, op + CONSTANTS)
+        limits = bias + at(meta, op + FILTERS)
+        low, high = at(constants, limits), at(constants, limits + 1)
+        sums = patches + at(meta, op + PATCHES)
+        opens, closes, has_residual = at(index, block + 2), at(index, block + 3), at(meta, op + RESIDUAL)
+        sets = first + at(meta, op + SET_STARTS) + at(index, block + 4)
+        record = first + at(meta, op + RECORDS) + at(index, sets + begin * SET_START)
+        stop = first + at(meta, op + RECORDS) + at(index, sets + end * SET_START)
+        half = 2 * (first + at(meta, op + HALVES)) + at(index, sets + begin * SET_START + 1)
+        weight = limits + 2 + at(index, sets + begin * SET_START + 2)
+        segment, lines = at(meta, op + SEGMENT), at(meta, op + LINES)
+        y_channel, y_row, r_channel, r_row = at(meta, op + Y_CHANNEL), at(meta, op + Y_ROW), at(meta, op + R_CHANNEL), at(meta, op + R_ROW)
+        lanes = first + at(meta, op + TILE_LANES) + strip * at(meta, op + PADDED_SPAN) + top
+        y_start, y_part = at(meta, op + Y_START) + strip * segment + top * y_row, at(meta, op + SPAN) * y_row - segment
+        r_start, r_part = at(meta, op + R_START) + strip * segment + top * r_row, at(meta, op + SPAN) * r_row - segment
+        while record < stop:
+            if opens:
+                tile = tile_broadcast(constants, bias, index, record, rows, vectors)
+            else:
+                tile = tile_load_rows(arena, sums, size, index, record, rows, vectors)
+            for _ in range(at(index, record + rows)):
+                tile = tile_add_patches(tile, constants, weight, arena, patches, index, half, 2)
+                weight, half = weight + rows, half + pairs
+            for _ in range(at(index, record + rows + 1)):
+                tile = tile_add_patches(tile, constants, weight, arena, patches, index, half, 1)
+                weight, half = weight + rows, half + rows
+            if closes:
+                if has_residual:
+                    for part in range(LANES // segment):
+                        tile = tile_add_maps(tile, arena, r_start + part * r_part, r_channel, r_row, index, record, lanes + part * lines)
+                tile = tile_clip(tile, low, high)
+                for part in range(LANES // segment):
+                    tile_store_maps(tile, arena, y_start + part * y_part, y_channel, y_row, index, record, lanes + part * lines)
+            else:
+                tile_store_rows(tile, arena, sums, size, index, record)
+            record += rows + 2
+
+    return multiply
+
+
+_multiply_8, _multiply_7, _multiply_4, _multiply_1 = (_multiplier(vectors) for vectors in (8, 7, 4, 1))
+
+
+@jit
+def _run(first: int, last: int, scratch: int, arena: Pointer, constants: Pointer, index: Pointer, meta: Pointer, op: int) -> None:
+    sets, strips, strip_tiles, vectors = at(meta, op + SETS), at(meta, op + STRIPS), at(meta, op + STRIP_TILES), at(meta, op + VECTORS)
+    start = at(meta, op + INDEX)
+    item = first
+    while item < last:
+        band, begin = item // sets, item % sets
+        end = min(sets, begin + last - item)
+        strip, tile = band % strips, band // strips
+        top, tile = tile * vectors, tile + strip * strip_tiles
+        blocks = start + at(meta, op + TILE_BLOCKS) + 2 * tile
+        for number in range(at(index, blocks + 1)):
+            block = start + at(meta, op + BLOCKS) + (at(index, blocks) + number) * BLOCK
+            _pack_block(arena, index, meta, op, block, strip, top, tile, scratch)
+            if vectors == 8:
+                _multiply_8(arena, constants, index, meta, op, block, begin, end, scratch, strip, top)
+            elif vectors == 7:
+                _multiply_7(arena, constants, index, meta, op, block, begin, end, scratch, strip, top)
+            elif vectors == 4:
+                _multiply_4(arena, constants, index, meta, op, block, begin, end, scratch, strip, top)
+            else:
+                _multiply_1(arena, constants, index, meta, op, block, begin, end, scratch, strip, top)
+        item += end - begin
+
+
+@jit_cached
+def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
+    """See conv.py. Work item: a set of filters in a tile; sets of the same tile share its patches. Tiles side by side follow each other:
+    threads that share the rows of a map write to the same cache lines at the ends of their shares only."""
+    _run(first, last, scratch, pointer(arena), pointer(constants), pointer(index), pointer(meta), op)

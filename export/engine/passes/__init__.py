@@ -1,0 +1,1 @@
+"""Layers -> a program: fewer layers, orders, kernels, layouts, memory."""

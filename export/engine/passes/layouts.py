@@ -1,0 +1,150 @@
+"""Which kernel runs each convolution, and in which layout each tensor is made: a minimum cut.
+
+    minimise  sum_layers cost(layer, layout of its output)  +  sum_tensors (cost of each conversion that some reader needs)
+
+A layer in layout NHWC stands on the source's side of the cut, one in NCHW on the sink's. An edge u -> v is paid where u is on the
+source's side and v on the sink's: its own costs tie a layer to source and sink; and a tensor p that is NHWC while some reader needs
+NCHW pays once, however many do, through one node for all readers (and the same the other way round). Every term is submodular, so
+that the minimum cut is the best choice, not an approximation.
+"""
+
+from collections import defaultdict, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ..ir.network import Assemble, Box, Conv, Layer, Map, Mean, Permute
+
+NHWC, NCHW = "NHWC", "NCHW"
+LAYOUTS = (NHWC, NCHW)
+_NEVER = 1 << 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A kernel that can run a convolution with its output in `layout`; `any_input`: x may be in either."""
+
+    kernel: str
+    layout: str
+    any_input: bool
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What runs a layer, in which layout its output is, in which it needs each input (None: as it is), and why."""
+
+    layout: str
+    needs: tuple[str | None, ...]
+    kernel: str = ""
+    reason: str = ""
+
+
+def choose(layers: Sequence[Layer], boxes: Mapping[str, Box], candidates: Sequence[Sequence[Candidate]]) -> list[Choice]:
+    """A choice for each layer; candidates[k]: of layer k, empty where it is no convolution. Tensors from outside come in any layout."""
+    best = [{layout: _cheapest(found, layout) for layout in LAYOUTS} for found in candidates]
+    options = [
+        {layout: _choice(layer, layout, best[k][layout]) for layout in LAYOUTS if not candidates[k] or best[k][layout]}
+        for k, layer in enumerate(layers)
+    ]
+    cut = _Cut()
+    producers = {layer.output: k for k, layer in enumerate(layers)}
+    for k, layer in enumerate(layers):
+        cut.edge(k, "sink", _own_cost(boxes[layer.output], best[k][NHWC], NHWC, bool(candidates[k])))
+        cut.edge("source", k, _own_cost(boxes[layer.output], best[k][NCHW], NCHW, bool(candidates[k])))
+    readers: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for k, layer in enumerate(layers):
+        for position, name in enumerate(layer.inputs):
+            readers[name].append((k, position))
+    for name, uses in readers.items():
+        if name in producers:
+            cost = round(conversion_cost(boxes[name]) * 1e12)
+            for layout in LAYOUTS:
+                needing = {k for k, position in uses if layout in options[k] and options[k][layout].needs[position] == layout}
+                cut.conversion(name, producers[name], needing, cost, layout)
+    nhwc = cut.source_side()
+    chosen = [NHWC if k in nhwc else NCHW for k in range(len(layers))]
+    return [_explained(options[k][layout], candidates[k]) for k, layout in enumerate(chosen)]
+
+
+def conversion_cost(box: Box) -> float:
+    """Seconds to write a tensor in the other layout."""
+    return 3e-7 + 1.5e-10 * box[0] * box[1] * box[2]
+
+
+def _own_cost(box: Box, candidate: Candidate | None, layout: str, convolution: bool) -> int:
+    """Picoseconds of a layer. All but convolutions are alike, but channels together make whole vectors."""
+    if convolution:
+        return round(candidate.seconds * 1e12) if candidate else _NEVER
+    return 0 if layout == NHWC else box[0] * box[1] * box[2] * 50
+
+
+def _cheapest(found: Sequence[Candidate], layout: str) -> Candidate | None:
+    return min((c for c in found if c.layout == layout), key=lambda c: c.seconds, default=None)
+
+
+def _choice(layer: Layer, layout: str, candidate: Candidate | None) -> Choice:
+    if isinstance(layer, Conv) and candidate:
+        first = None if candidate.any_input else layout
+        return Choice(layout=layout, needs=(first, *[layout] * (len(layer.inputs) - 1)), kernel=candidate.kernel)
+    if isinstance(layer, Assemble | Mean):
+        return Choice(layout=layout, needs=(None,) * len(layer.inputs), kernel="copy" if isinstance(layer, Assemble) else "mean")
+    kernel = "map" if isinstance(layer, Map) else "permute" if isinstance(layer, Permute) else "pool"
+    return Choice(layout=layout, needs=(layout,) * len(layer.inputs), kernel=kernel)
+
+
+def _explained(choice: Choice, found: Sequence[Candidate]) -> Choice:
+    if not found:
+        return choice
+    listed = ", ".join(f"{c.kernel} {c.layout} {c.seconds * 1e6:.1f} us" for c in sorted(found, key=lambda c: c.seconds))
+    return Choice(layout=choice.layout, needs=choice.needs, kernel=choice.kernel, reason=listed)
+
+
+Node = int | str | tuple[str, str]
+
+
+class _Cut:
+    """A flow network with integer capacities."""
+
+    def __init__(self) -> None:
+        self._capacity: dict[Node, dict[Node, int]] = defaultdict(lambda: defaultdict(int))
+
+    def edge(self, start: Node, end: Node, capacity: int) -> None:
+        self._capacity[start][end] += capacity
+        self._capacity[end][start] += 0
+
+    def conversion(self, name: str, producer: int, readers: set[int], cost: int, layout: str) -> None:
+        """Paid once where the producer's layout is the other one and a reader's layout is `layout`."""
+        shared = (name, layout)
+        for reader in readers:
+            self._directed(shared, reader, _NEVER, layout == NCHW)
+        if readers:
+            self._directed(producer, shared, cost, layout == NCHW)
+
+    def _directed(self, start: Node, end: Node, capacity: int, forward: bool) -> None:
+        if forward:
+            self.edge(start, end, capacity)
+        else:
+            self.edge(end, start, capacity)
+
+    def source_side(self) -> set[Node]:
+        """The nodes on the source's side of a minimum cut: what a maximum flow (Edmonds-Karp) leaves within reach."""
+        while True:
+            parents: dict[Node, Node] = {"source": "source"}
+            queue: deque[Node] = deque(["source"])
+            while queue and "sink" not in parents:
+                node = queue.popleft()
+                for neighbour, capacity in self._capacity[node].items():
+                    if capacity > 0 and neighbour not in parents:
+                        parents[neighbour] = node
+                        queue.append(neighbour)
+            if "sink" not in parents:
+                return set(parents)
+            path: list[tuple[Node, Node]] = []
+            node = "sink"
+            while node != "source":
+                path.append((parents[node], node))
+                node = parents[node]
+            flow = min(self._capacity[start][end] for start, end in path)
+            for start, end in path:
+                self._capacity[start][end] -= flow
+                self._capacity[end][start] += flow

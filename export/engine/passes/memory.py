@@ -1,0 +1,137 @@
+"""Where the tensors of a sample lie: buffers with zero margins, used again by later tensors of the same geometry.
+
+Two tensors share a buffer only if layout, sizes and margins are alike: the margins are zeroed once, when the arena is made, and stay so.
+A tensor of which parts are never written, because they are zero, has a buffer of its own.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from fineprune.common.errors import RunError
+from fineprune.ops.simd import LANES
+
+from ..ir.conv import View
+from ..ir.network import Box
+
+GUARD = 2 * LANES
+"""Floats around a buffer that kernels may read."""
+LARGEST_ARENA = 1 << 29
+"""Floats of one sample's activations: 2 GiB."""
+
+Margins = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Key:
+    """A tensor in a layout; the same tensor may lie in memory in both."""
+
+    tensor: str
+    layout: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arena:
+    """`views` of all keys, the `buffer` that each lies in, and the floats of all buffers."""
+
+    views: dict[Key, View]
+    buffers: dict[Key, int]
+    size: int
+
+
+def rounded(count: int, unit: int = LANES) -> int:
+    """The next multiple of `unit`."""
+    return -(-count // unit) * unit
+
+
+def arena(
+    boxes: Mapping[Key, Box],
+    margins: Mapping[Key, Margins],
+    uses: Mapping[Key, Sequence[int]],
+    over: Mapping[Key, Key] | None = None,
+    alone: Collection[Key] = (),
+) -> Arena:
+    """Lay out tensors of sizes `boxes`; `uses`: numbers of the instructions that write or read each. RunError where they are too many.
+
+    over: tensors that may be written over the one that their instruction reads, where that is its last use.
+    alone: tensors that share no buffer.
+    """
+    alike: dict[tuple[str, Box], Margins] = defaultdict(lambda: (0, 0, 0, 0))
+    for key, box in boxes.items():  # the same margins for tensors of the same size: then they can share
+        group = (key.layout, box)
+        top, left, bottom, right = (max(pair) for pair in zip(alike[group], margins.get(key, (0, 0, 0, 0)), strict=True))
+        alike[group] = (top, left, bottom, right)
+    free: dict[View, list[tuple[int, int]]] = defaultdict(list)  # geometry -> (last use, number of the buffer)
+    views: dict[Key, View] = {}
+    buffers: dict[Key, int] = {}
+    starts: list[int] = []
+    end = GUARD
+    for key in sorted(boxes, key=lambda key: min(uses[key])):
+        shape, size = geometry(key.layout, boxes[key], alike[key.layout, boxes[key]])
+        begin, same = min(uses[key]), buffers.get(over[key]) if over and key in over else None
+        idle = [entry for entry in free[shape] if entry[0] < begin or entry == (begin, same)]
+        if idle and key not in alone:
+            entry = max(idle)  # what was used last is likely to be in a cache
+            free[shape].remove(entry)
+            number = entry[1]
+        else:
+            number = len(starts)
+            starts.append(end)
+            end = rounded(end + size + GUARD)
+            if end > LARGEST_ARENA:
+                raise RunError(
+                    f"the activations of one sample need more than {LARGEST_ARENA * 4 >> 20} MiB; the file is damaged or too large"
+                )
+        if key not in alone:
+            free[shape].append((max(uses[key]), number))
+        buffers[key], views[key] = number, at(shape, starts[number])
+    return Arena(views=views, buffers=buffers, size=end + GUARD)
+
+
+def geometry(layout: str, box: Box, margins: Margins = (0, 0, 0, 0)) -> tuple[View, int]:
+    """(the view of a buffer that begins at 0, floats of the buffer)."""
+    channels, height, width = box
+    rows, columns = height + margins[0] + margins[2], width + margins[1] + margins[3]
+    if layout == "NHWC":
+        pixel = rounded(channels)
+        channel, row = 1, pixel * columns
+        size = row * rows
+    else:
+        pixel, row = 1, columns
+        channel = max(2, row * rows)  # 1 would look like the other layout
+        size = channel * channels
+    if math.prod(box) > LARGEST_ARENA or size > LARGEST_ARENA:
+        raise RunError(f"a tensor of {box} with margins {margins} is larger than the engine allows; the file is damaged or too large")
+    start = margins[0] * row + margins[1] * pixel
+    view = View(
+        start=start,
+        channels=channels,
+        height=height,
+        width=width,
+        channel_stride=channel,
+        row_stride=row,
+        pixel_stride=pixel,
+        margins=margins,
+    )
+    return view, size
+
+
+def at(view: View, start: int) -> View:
+    """The view of a buffer that begins at `start` instead of 0."""
+    return View(
+        start=view.start + start,
+        channels=view.channels,
+        height=view.height,
+        width=view.width,
+        channel_stride=view.channel_stride,
+        row_stride=view.row_stride,
+        pixel_stride=view.pixel_stride,
+        margins=view.margins,
+    )
+
+
+def outside(box: Box) -> View:
+    """A sample in an array of the caller: [channels, height, width], dense."""
+    channels, height, width = box
+    return View(start=0, channels=channels, height=height, width=width, channel_stride=height * width, row_stride=width, pixel_stride=1)

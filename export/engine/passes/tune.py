@@ -1,0 +1,84 @@
+"""Times of kernels measured on this machine instead of estimated; kept on disk by machine, engine and layers."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+import llvmlite.binding as llvm
+import numpy as np
+
+from fineprune.common.errors import RunError
+from fineprune.common.files import write_json
+
+from ..ir.network import Conv, Layer
+from ..jit import COMPILER
+from ..run.profile import profile
+from .layouts import Candidate
+from .program import build
+
+_LOG = logging.getLogger(__name__)
+_REPEATS = 15
+_HOPELESS = 4
+"""Times as slow by estimate as the best: not worth a measurement."""
+
+
+def measured(layers: Sequence[Layer], found: Sequence[Sequence[Candidate]]) -> list[list[Candidate]]:
+    """The candidates of each layer with measured seconds."""
+    folder = COMPILER.folder
+    path = folder / f"times-{_digest(layers)}.json" if folder else None
+    times = _read(path.read_bytes() if path and path.is_file() else b"{}")
+    missing = False
+    result = []
+    for number, (layer, candidates) in enumerate(zip(layers, found, strict=True)):
+        best = min((c.seconds for c in candidates), default=0.0)
+        kept = []
+        for candidate in candidates:
+            key = f"{number} {candidate.kernel} {candidate.layout}"
+            if candidate.seconds > _HOPELESS * best or not isinstance(layer, Conv):
+                kept.append(replace(candidate, seconds=max(candidate.seconds, _HOPELESS * best)))
+                continue
+            if key not in times:
+                times[key], missing = _measure(layer, candidate), True
+            kept.append(replace(candidate, seconds=times[key]))
+        result.append(kept)
+    if missing and path:
+        try:
+            write_json(path, times)
+        except RunError as error:
+            _LOG.warning("measured times are not kept: %s", error)
+    return result
+
+
+def _measure(layer: Conv, candidate: Candidate) -> float:
+    shape = layer.shape
+    boxes = {"x": (shape.channels, shape.height, shape.width), "y": (shape.filters, *shape.output), "r": (shape.filters, *shape.output)}
+    inputs = ("x", "r")[: len(layer.inputs)]
+    alone = replace(layer, name="layer", inputs=inputs, output="y")
+    program = build([alone], boxes, inputs, ["y"], lambda layers, found: [[candidate] for _ in layers])
+    random = np.random.default_rng(0)
+    tensors = [random.standard_normal((1, *boxes[name]), np.float32) for name in inputs]
+    records = profile(program, tensors, _REPEATS)
+    return sum(record.seconds for record in records if record.name == "layer")
+
+
+def _read(content: bytes) -> dict[str, float]:
+    """Empty where the file is damaged: everything is measured again."""
+    try:
+        times = json.loads(content)
+    except ValueError:
+        return {}
+    good = isinstance(times, dict) and all(isinstance(seconds, int | float) and seconds >= 0 for seconds in times.values())
+    return times if good else {}
+
+
+def _digest(layers: Sequence[Layer]) -> str:
+    digest = hashlib.sha256(f"{COMPILER.stamp} {llvm.get_host_cpu_name()}".encode())
+    for number, layer in enumerate(layers):
+        if isinstance(layer, Conv):
+            digest.update(repr((number, layer.shape, len(layer.inputs))).encode())
+            digest.update(np.packbits(layer.weights != 0).tobytes())
+            if layer.mask is not None:
+                digest.update(np.packbits(layer.mask).tobytes())
+    return digest.hexdigest()[:32]

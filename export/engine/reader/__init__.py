@@ -1,0 +1,1 @@
+"""A file -> layers: what is damaged is refused, shapes are computed and checked."""

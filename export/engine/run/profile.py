@@ -1,0 +1,65 @@
+"""What every operation of a program takes: run one after another on one thread, over and over."""
+
+import itertools
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..ir.network import Conv
+from ..passes.program import Program
+from .threads import Team
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """An operation: median seconds a sample; multiply-adds of convolutions (else 0); `reason`: what its kernel was chosen from."""
+
+    name: str
+    kernel: str
+    layout: str
+    macs_dense: int
+    macs: int
+    seconds: float
+    reason: str
+
+
+def profile(program: Program, inputs: Sequence[NDArray[np.float32]], repeats: int) -> list[Record]:
+    """Records of the operations in order; `inputs`: one sample [1, ...] of each tensor that the program reads."""
+    team = Team(program, 1)
+    outputs = [np.empty((1, *program.boxes[name]), np.float32) for name in program.outputs]
+    tensors = [*inputs, *outputs]
+    team.run(1, tensors)
+    spans = []
+    for instruction, group in itertools.groupby(range(len(program.instructions)), lambda k: program.instructions[k]):
+        numbers = list(group)
+        spans.append((instruction, range(numbers[0], numbers[-1] + 1)))
+    seconds: list[list[float]] = [[] for _ in spans]
+    calls = [_turn(team, tensors, range(0)) for _ in range(max(5, repeats))]
+    call = float(np.median(calls))
+    for _ in range(repeats):
+        for samples, (_, operations) in zip(seconds, spans, strict=True):
+            samples.append(_turn(team, tensors, operations) - call)
+    records = []
+    for (instruction, _), samples in zip(spans, seconds, strict=True):
+        conv = instruction.layer if isinstance(instruction.layer, Conv) else None
+        records.append(
+            Record(
+                name=instruction.name,
+                kernel=instruction.choice.kernel,
+                layout=instruction.choice.layout,
+                macs_dense=conv.macs_dense if conv else 0,
+                macs=conv.macs if conv else 0,
+                seconds=max(0.0, float(np.median(samples))),
+                reason=instruction.choice.reason,
+            )
+        )
+    return records
+
+
+def _turn(team: Team, tensors: Sequence[NDArray[np.float32]], operations: range) -> float:
+    started = time.perf_counter()
+    team.run(1, tensors, operations)
+    return time.perf_counter() - started
