@@ -68,6 +68,11 @@ class View:
     def layout(self) -> str:
         return "NCHW" if self.pixel_stride == 1 and self.channel_stride != 1 else "NHWC"
 
+    @property
+    def place(self) -> tuple[int, int, int, int]:
+        """Start and strides, as records of operations have them (record.PLACE)."""
+        return self.start, self.channel_stride, self.row_stride, self.pixel_stride
+
     def at(self, channel: int, row: int, column: int) -> int:
         """Position of an element in the arena; rows and columns may lie in the margins."""
         return self.start + channel * self.channel_stride + row * self.row_stride + column * self.pixel_stride

@@ -10,14 +10,15 @@ from numpy.typing import NDArray
 
 from fineprune.ops.simd import LANES, transpose
 
-from ..ir.conv import HEADER, Op, View
+from ..ir.conv import Op, View
 from ..ir.network import Box
+from ..ir.record import INT, PLACE, Record
 from ..jit import jit
 from ..run.vectors import load, store
 
-_START, _CHANNEL, _ROW, _PIXEL = range(4)
-SOURCE, TARGET, SIZE, TENSOR = HEADER, HEADER + 4, HEADER + 8, HEADER + 11
-"""Positions in meta: start and strides of each side, then C, H, W, then for transfers the number of the caller's tensor."""
+META = Record(source=PLACE, target=PLACE, channels=INT, rows=INT, columns=INT, tensor=INT)
+"""tensor: for transfers the number of the caller's tensor."""
+fields = META.fields
 
 
 def plan(source: View, target: View, size: Box, *, kernel: str = "copy", tensor: int = 0) -> Op:
@@ -25,18 +26,17 @@ def plan(source: View, target: View, size: Box, *, kernel: str = "copy", tensor:
 
     `kernel` "load": from the caller's tensor number `tensor`; "save": to it.
     """
-    sides = [(v.start, v.channel_stride, v.row_stride, v.pixel_stride) for v in (source, target)]
-    meta = np.array([0] * HEADER + [*sides[0], *sides[1], *size, tensor], np.int64)
+    meta = META.pack(source=source.place, target=target.place, channels=size[0], rows=size[1], columns=size[2], tensor=tensor)
     return Op(kernel=kernel, meta=meta, costs=np.full(size[1], 1e-9 * size[0] * size[2]))
 
 
 @jit
 def copy(first: int, last: int, source: NDArray, source_start: int, target: NDArray, target_start: int, meta: NDArray, op: int) -> None:
     """Work items first <= k < last, the two starts added to those in meta."""
-    s, t = meta[op + SOURCE] + source_start, meta[op + TARGET] + target_start
-    sc, si, sj = meta[op + SOURCE + _CHANNEL], meta[op + SOURCE + _ROW], meta[op + SOURCE + _PIXEL]
-    tc, ti, tj = meta[op + TARGET + _CHANNEL], meta[op + TARGET + _ROW], meta[op + TARGET + _PIXEL]
-    C, W, rows = meta[op + SIZE], meta[op + SIZE + 2], last - first
+    m = fields(meta, op)
+    s, sc, si, sj = m.source.start + source_start, m.source.channel, m.source.row, m.source.pixel
+    t, tc, ti, tj = m.target.start + target_start, m.target.channel, m.target.row, m.target.pixel
+    C, W, rows = m.channels, m.columns, last - first
     s, t = s + first * si, t + first * ti
     if sj == 1 and tj == 1:
         _lines(source, s, sc, si, target, t, tc, ti, C, rows, W)

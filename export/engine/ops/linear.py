@@ -9,12 +9,15 @@ multiply-add need not wait for the last. Layout: that of x is free, y has its ch
 import numpy as np
 from numpy.typing import NDArray
 
-from ..ir.conv import HEADER, ConvShape, Epilogue, Op, View
+from ..ir.conv import ConvShape, Epilogue, Op, View
+from ..ir.record import INT, NOWHERE, PLACE, Record
 from ..jit import jit
 from ..run.vectors import LANES, add_scaled, added, load, store, zeros
 
 BLOCK = 2 * LANES
 _LOW, _HIGH, _BIAS = 0, 1, 2
+_META = Record(x=PLACE, y=PLACE, residual=PLACE, filters=INT)
+_fields = _META.fields
 
 
 def supports(shape: ConvShape, weights: NDArray, mask: NDArray | None) -> str | None:
@@ -54,10 +57,9 @@ def plan(shape: ConvShape, weights: NDArray, mask: NDArray | None, bias: NDArray
     padded = np.zeros(blocks * BLOCK, np.float32)
     padded[:F] = bias
     residual = epilogue.residual
-    own = [x.start, y.start, y.channel_stride, F, residual.start if residual else -1, residual.channel_stride if residual else 0]
     return Op(
         kernel="linear",
-        meta=np.array([0] * HEADER + own, np.int64),
+        meta=_META.pack(x=x.place, y=y.place, residual=residual.place if residual else NOWHERE, filters=F),
         index=np.concatenate([heads, *lists]).astype(np.int32),
         constants=np.concatenate([np.array([epilogue.low, epilogue.high], np.float32), padded, *values]),
         costs=1e-8 + np.array(heads[::3]) * BLOCK * 4 / 15e9,
@@ -68,8 +70,9 @@ def plan(shape: ConvShape, weights: NDArray, mask: NDArray | None, bias: NDArray
 @jit
 def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
     """Kernel "linear"."""
-    constant, start, m = meta[op], meta[op + 1], op + HEADER
-    x, y, yc, F, r, rc = meta[m], meta[m + 1], meta[m + 2], meta[m + 3], meta[m + 4], meta[m + 5]
+    m = _fields(meta, op)
+    constant, start, x, F = m.constants, m.index, m.x.start, m.filters
+    y, yc, r, rc = m.y.start, m.y.channel, m.residual.start, m.residual.channel
     low, high = constants[constant + _LOW], constants[constant + _HIGH]
     for block in range(first, last):
         count, offsets, weights = index[start + 3 * block], start + index[start + 3 * block + 1], constant + index[start + 3 * block + 2]

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..ir.conv import HEADER, Op, View
+from ..ir.conv import Op, View
 from ..ir.network import Map
+from ..ir.record import INT, PLACE, Record
 from ..jit import jit
 from ..run.vectors import LANES, added, clipped, load, multiplied, multiply_added, same, sigmoid, store, zeros
 
@@ -31,6 +32,9 @@ _CODES = {
     "silu": SILU,
 }
 _LOW, _HIGH, _ALPHA, _BETA, _SCALE = range(5)
+"""Positions in the constants; from _SCALE on scales, then shifts of `lanes` channels each."""
+_META = Record(function=INT, channels_last=INT, channels=INT, columns=INT, lanes=INT, x=PLACE, z=PLACE, y=PLACE)
+_fields = _META.fields
 
 
 def plan(layer: Map, x: View, z: View | None, y: View) -> Op:
@@ -38,26 +42,33 @@ def plan(layer: Map, x: View, z: View | None, y: View) -> Op:
     other = z or x
     channels_last = x.layout == "NHWC"
     width = x.pixel_stride if channels_last else x.channels
-    own = [_CODES[layer.function], int(channels_last), x.channels, x.width, width]
-    for view in (x, other, y):
-        own += [view.start, view.channel_stride, view.row_stride, view.pixel_stride]
+    meta = _META.pack(
+        function=_CODES[layer.function],
+        channels_last=int(channels_last),
+        channels=x.channels,
+        columns=x.width,
+        lanes=width,
+        x=x.place,
+        z=other.place,
+        y=y.place,
+    )
     constants = np.zeros(_SCALE + 2 * width, np.float32)
     constants[:_SCALE] = (layer.low, layer.high, layer.alpha, layer.beta)
     if layer.scale is not None and layer.shift is not None:
         constants[_SCALE : _SCALE + x.channels] = layer.scale
         constants[_SCALE + width : _SCALE + width + x.channels] = layer.shift
     costs = np.full(x.height, (3e-10 if layer.function in ("sigmoid", "silu") else 2e-10) * x.channels * x.width)
-    return Op(kernel="map", meta=np.array([0] * HEADER + own, np.int64), constants=constants, costs=costs, scratch=LANES)
+    return Op(kernel="map", meta=meta, constants=constants, costs=costs, scratch=LANES)
 
 
 @jit
 def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
     """Kernel "map"."""
-    m, k = op + HEADER, meta[op]
-    code, channels_last, C, W, width = meta[m], meta[m + 1] == 1, meta[m + 2], meta[m + 3], meta[m + 4]
-    x, xc, xi, xj = meta[m + 5], meta[m + 6], meta[m + 7], meta[m + 8]
-    z, zc, zi = meta[m + 9], meta[m + 10], meta[m + 11]
-    y, yc, yi, yj = meta[m + 13], meta[m + 14], meta[m + 15], meta[m + 16]
+    m = _fields(meta, op)
+    k, code, channels_last, C, W, width = m.constants, m.function, m.channels_last == 1, m.channels, m.columns, m.lanes
+    x, xc, xi, xj = m.x.start, m.x.channel, m.x.row, m.x.pixel
+    z, zc, zi = m.z.start, m.z.channel, m.z.row
+    y, yc, yi, yj = m.y.start, m.y.channel, m.y.row, m.y.pixel
     low, high = constants[k + _LOW], constants[k + _HIGH]
     for i in range(first, last):
         if channels_last and code == AFFINE:

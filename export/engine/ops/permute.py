@@ -10,9 +10,14 @@ and transposed back. A work item is LANES pixels; in the last one the last pixel
 import numpy as np
 from numpy.typing import NDArray
 
-from ..ir.conv import HEADER, INDEX, Op, View
+from ..ir.conv import Op, View
+from ..ir.record import INT, PLACE, Record
 from ..jit import jit
 from ..run.vectors import LANES, transpose_lines
+
+_META = Record(channels_last=INT, pixels=INT, lanes=INT, height=INT, width=INT, x=PLACE, y=PLACE)
+"""lanes: channels rounded up to whole vectors."""
+_fields = _META.fields
 
 
 def estimate(channels: int, height: int, width: int) -> float:
@@ -32,11 +37,11 @@ def plan(order: NDArray, x: View, y: View) -> Op:
         index, items = np.concatenate([*grids, padded * LANES, np.arange(LANES) * LANES]), pixels // LANES
     else:
         index, items, scratch = order * x.channel_stride, x.channels, 0
-    own = [int(channels_last), pixels, width, x.height, x.width, x.start, y.start, x.row_stride, y.channel_stride, y.row_stride]
+    meta = _META.pack(channels_last=int(channels_last), pixels=pixels, lanes=width, height=x.height, width=x.width, x=x.place, y=y.place)
     seconds = estimate(x.channels, x.height, x.width)
     return Op(
         kernel="permute",
-        meta=np.array([0] * HEADER + own, np.int64),
+        meta=meta,
         index=index.astype(np.int32),
         costs=np.full(items, seconds / items),
         scratch=scratch,
@@ -46,9 +51,9 @@ def plan(order: NDArray, x: View, y: View) -> Op:
 @jit
 def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
     """Kernel "permute"."""
-    m, k = op + HEADER, meta[op + INDEX]
-    channels_last, pixels, width, H, W = meta[m] == 1, meta[m + 1], meta[m + 2], meta[m + 3], meta[m + 4]
-    x, y, xi, yc, yi = meta[m + 5], meta[m + 6], meta[m + 7], meta[m + 8], meta[m + 9]
+    m = _fields(meta, op)
+    k, channels_last, pixels, width, H, W = m.index, m.channels_last == 1, m.pixels, m.lanes, m.height, m.width
+    x, y, xi, yc, yi = m.x.start, m.y.start, m.x.row, m.y.channel, m.y.row
     if channels_last:
         lines = k + 2 * pixels
         for item in range(first * LANES, last * LANES, LANES):

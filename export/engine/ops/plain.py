@@ -8,9 +8,14 @@ A work item is LANES filters. The mask lies bit by bit in `index`: bit b of word
 import numpy as np
 from numpy.typing import NDArray
 
-from ..ir.conv import HEADER, ConvShape, Epilogue, Op, View
+from ..ir.conv import ConvShape, Epilogue, Op, View
+from ..ir.record import INT, NOWHERE, PLACE, Record, group
 from ..jit import jit
 from ..run.vectors import LANES
+
+_META = Record(filters=INT, height=INT, width=INT, masked=INT, taps=INT, x=group("start", "row", "pixel"), y=PLACE, residual=PLACE)
+"""height, width: of y; x: the first tap of the first place, distance of places; taps: of all filters."""
+_fields = _META.fields
 
 
 def supports(shape: ConvShape, weights: NDArray, mask: NDArray | None) -> str | None:
@@ -35,13 +40,17 @@ def plan(shape: ConvShape, weights: NDArray, mask: NDArray | None, bias: NDArray
     constants = np.concatenate([[epilogue.low, epilogue.high], bias, weights[weights != 0]]).astype(np.float32)
     oh, ow = shape.output
     residual = epilogue.residual
-    own = [shape.filters, oh, ow, int(mask is not None), len(filters), int(residual is not None)]
-    origin = x.at(0, -shape.pads[0], -shape.pads[1])
-    own += [origin, x.row_stride * shape.strides[0], x.pixel_stride * shape.strides[1]]
-    for view in (y, residual or y):
-        own += [view.start, view.channel_stride, view.row_stride, view.pixel_stride]
     items = -(-shape.filters // LANES)
-    meta = np.array([0] * HEADER + own, np.int64)
+    meta = _META.pack(
+        filters=shape.filters,
+        height=oh,
+        width=ow,
+        masked=int(mask is not None),
+        taps=len(filters),
+        x=(x.at(0, -shape.pads[0], -shape.pads[1]), x.row_stride * shape.strides[0], x.pixel_stride * shape.strides[1]),
+        y=y.place,
+        residual=residual.place if residual else NOWHERE,
+    )
     return Op(kernel="plain", meta=meta, index=index, constants=constants, costs=np.full(items, estimate(shape, weights, mask) / items))
 
 
@@ -55,11 +64,11 @@ def _words(mask: NDArray | None) -> NDArray[np.int32]:
 @jit
 def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
     """Kernel "plain"."""
-    constant, start, m = meta[op], meta[op + 1], op + HEADER
-    F, oh, ow, masked, K, residual = meta[m], meta[m + 1], meta[m + 2], meta[m + 3] == 1, meta[m + 4], meta[m + 5] == 1
-    x, xi, xj = meta[m + 6], meta[m + 7], meta[m + 8]
-    y, yc, yi, yj = meta[m + 9], meta[m + 10], meta[m + 11], meta[m + 12]
-    r, rc, ri, rj = meta[m + 13], meta[m + 14], meta[m + 15], meta[m + 16]
+    m = _fields(meta, op)
+    constant, start, F, oh, ow, masked, K = m.constants, m.index, m.filters, m.height, m.width, m.masked == 1, m.taps
+    x, xi, xj = m.x.start, m.x.row, m.x.pixel
+    y, yc, yi, yj = m.y.start, m.y.channel, m.y.row, m.y.pixel
+    r, rc, ri, rj = m.residual.start, m.residual.channel, m.residual.row, m.residual.pixel
     low, high, bias, weights = constants[constant], constants[constant + 1], constant + 2, constant + 2 + F
     taps = start + F + 1
     words = taps + 2 * K
@@ -74,7 +83,7 @@ def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray,
                             continue
                     total += constants[weights + k] * arena[x + i * xi + j * xj + index[taps + 2 * k]]
                 total += constants[bias + f]
-                if residual:
+                if r >= 0:
                     total += arena[r + f * rc + i * ri + j * rj]
                 total = low if total < low else total
                 arena[y + f * yc + i * yi + j * yj] = high if total > high else total

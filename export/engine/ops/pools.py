@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..ir.conv import CONSTANTS, HEADER, Op, View
+from ..ir.conv import Op, View
 from ..ir.network import Pool
+from ..ir.record import INT, PLACE, Record, group
 from ..jit import jit
 from ..run.vectors import LANES, added, load, maximum, multiplied, same, store, zeros
 from .positions_simd import pack_line, pointer
@@ -23,24 +24,35 @@ from .positions_simd import pack_line, pointer
 _TOGETHER = 4 * LANES
 _FEW_PLACES, _FEW_TAPS = 4, 4
 """Columns of y, and taps of a window, that are quicker number by number than as lines."""
-_X, _Y, _CHANNELS, _HEIGHT, _WIDTH, _AVERAGE, _ROWS, _COLUMNS, _LINE = (HEADER + k for k in (0, 4, 8, 9, 10, 11, 12, 17, 22))
-"""Positions in meta: start and strides of each side, channels, rows and columns of y, whether an average; five integers
-of each axis, floats of a line."""
+_AXIS = group("places", "taps", "stride", "dilation", "before")
+"""Of rows or columns: places of x, taps of the window and their distance, distance of windows, padding in front."""
+_POOL = Record(x=PLACE, y=PLACE, channels=INT, height=INT, width=INT, average=INT, rows=_AXIS, columns=_AXIS, line=INT)
+"""height, width: of y; line: floats of a line."""
+_MEAN = Record(x=PLACE, y=PLACE, channels=INT, height=INT, width=INT)
+_pool, _mean = _POOL.fields, _MEAN.fields
 
 
 def plan(layer: Pool, x: View, y: View) -> Op:
     """A maximum or average under a window. constants: 1 / (rows that count) of each row of y, 1 / (columns that count) of each column."""
-    meta = [v for side in (x, y) for v in (side.start, side.channel_stride, side.row_stride, side.pixel_stride)]
-    meta += [x.channels, y.height, y.width, int(layer.kind == "average")]
-    factors = []
+    axes, factors = [], []
     for axis, (size, places) in enumerate(((x.height, y.height), (x.width, y.width))):
-        meta += [size, layer.kernel[axis], layer.strides[axis], layer.dilations[axis], layer.pads[axis]]
+        axes.append((size, layer.kernel[axis], layer.strides[axis], layer.dilations[axis], layer.pads[axis]))
         factors.append(1 / _counted(layer, axis, size, places))
     constants = np.concatenate([*factors, np.zeros(LANES)]).astype(np.float32)
     work = 2e-10 * x.channels * y.width * layer.kernel[0] * layer.kernel[1]
     line = layer.pads[1] + x.width + (y.width + LANES) * layer.strides[1] + layer.kernel[1] * layer.dilations[1] + 2 * LANES
-    own = np.array([0] * HEADER + meta + [line], np.int64)
-    return Op(kernel="pool", meta=own, constants=constants, costs=np.full(y.height, work), scratch=LANES + 2 * line)
+    meta = _POOL.pack(
+        x=x.place,
+        y=y.place,
+        channels=x.channels,
+        height=y.height,
+        width=y.width,
+        average=int(layer.kind == "average"),
+        rows=axes[0],
+        columns=axes[1],
+        line=line,
+    )
+    return Op(kernel="pool", meta=meta, constants=constants, costs=np.full(y.height, work), scratch=LANES + 2 * line)
 
 
 def _counted(layer: Pool, axis: int, size: int, places: int) -> NDArray[np.int64]:
@@ -52,53 +64,52 @@ def _counted(layer: Pool, axis: int, size: int, places: int) -> NDArray[np.int64
 
 
 @jit
-def _window(meta: NDArray, axis: int, position: int) -> tuple[int, int, int]:
+def _window(axis: Any, position: int) -> tuple[int, int, int]:
     """(first tap inside the image, taps inside, place of the first) of the window at a row or column of y."""
-    size, taps, stride, dilation, before = meta[axis], meta[axis + 1], meta[axis + 2], meta[axis + 3], meta[axis + 4]
-    origin = position * stride - before
-    first = 0 if origin >= 0 else (-origin + dilation - 1) // dilation
-    last = min(taps, (size - origin + dilation - 1) // dilation)
-    return first, last - first, origin + first * dilation
+    origin = position * axis.stride - axis.before
+    first = 0 if origin >= 0 else (-origin + axis.dilation - 1) // axis.dilation
+    last = min(axis.taps, (axis.places - origin + axis.dilation - 1) // axis.dilation)
+    return first, last - first, origin + first * axis.dilation
 
 
 @jit
 def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
     """Kernel "pool"."""
-    C, stride = meta[op + _CHANNELS], meta[op + _COLUMNS + 2]
-    channels_last = meta[op + _X + 1] == 1 and meta[op + _Y + 1] == 1
-    columns_last = meta[op + _X + 3] == 1 and meta[op + _Y + 3] == 1
-    if meta[op + _WIDTH] <= _FEW_PLACES and meta[op + _ROWS + 1] * meta[op + _COLUMNS + 1] <= _FEW_TAPS and not channels_last:
+    m = _pool(meta, op)
+    channels_last = m.x.channel == 1 and m.y.channel == 1
+    columns_last = m.x.pixel == 1 and m.y.pixel == 1
+    if m.width <= _FEW_PLACES and m.rows.taps * m.columns.taps <= _FEW_TAPS and not channels_last:
         for i in range(first, last):
-            _numbers(i, arena, constants, meta, op)
-    elif columns_last and not channels_last and stride == 1:
-        _lines_1(first, last, scratch, arena, constants, meta, op)
-    elif columns_last and not channels_last and stride == 2:
-        _lines_2(first, last, scratch, arena, constants, meta, op)
+            _numbers(i, arena, constants, m)
+    elif columns_last and not channels_last and m.columns.stride == 1:
+        _lines_1(first, last, scratch, arena, constants, m)
+    elif columns_last and not channels_last and m.columns.stride == 2:
+        _lines_2(first, last, scratch, arena, constants, m)
     else:
         for i in range(first, last):
             if channels_last:
                 c = 0
-                while c + _TOGETHER <= C:
-                    _places_4(i, c, arena, constants, meta, op)
+                while c + _TOGETHER <= m.channels:
+                    _places_4(i, c, arena, constants, m)
                     c += _TOGETHER
-                while c < C:
-                    _places_1(i, c, arena, constants, meta, op)
+                while c < m.channels:
+                    _places_1(i, c, arena, constants, m)
                     c += LANES
             else:
-                _numbers(i, arena, constants, meta, op)
+                _numbers(i, arena, constants, m)
 
 
 @jit
-def _numbers(i: int, arena: NDArray, constants: NDArray, meta: NDArray, op: int) -> None:
+def _numbers(i: int, arena: NDArray, constants: NDArray, m: Any) -> None:
     """Row i, number by number."""
-    x, xc, xi, xj = meta[op + _X], meta[op + _X + 1], meta[op + _X + 2], meta[op + _X + 3]
-    y, yc, yi, yj = meta[op + _Y], meta[op + _Y + 1], meta[op + _Y + 2], meta[op + _Y + 3]
-    average, dh, dw = meta[op + _AVERAGE] == 1, meta[op + _ROWS + 3], meta[op + _COLUMNS + 3]
-    _, rows, top = _window(meta, op + _ROWS, i)
-    factor, factors = constants[meta[op + CONSTANTS] + i], meta[op + CONSTANTS] + meta[op + _HEIGHT]
-    for j in range(meta[op + _WIDTH]):
-        _, columns, left = _window(meta, op + _COLUMNS, j)
-        for c in range(meta[op + _CHANNELS]):
+    x, xc, xi, xj = m.x.start, m.x.channel, m.x.row, m.x.pixel
+    y, yc, yi, yj = m.y.start, m.y.channel, m.y.row, m.y.pixel
+    average, dh, dw, channels = m.average == 1, m.rows.dilation, m.columns.dilation, m.channels
+    _, rows, top = _window(m.rows, i)
+    factor, factors = constants[m.constants + i], m.constants + m.height
+    for j in range(m.width):
+        _, columns, left = _window(m.columns, j)
+        for c in range(channels):
             total = np.float32(0) if average else np.float32(-np.inf)
             for u in range(rows):
                 for v in range(columns):
@@ -111,13 +122,13 @@ def _places(vectors: int) -> Any:
     """Row i of so many vectors of channels from c on."""
 
     @jit
-    def places(i: int, c: int, arena: NDArray, constants: NDArray, meta: NDArray, op: int) -> None:
-        x, xi, xj, y, yj = meta[op + _X] + c, meta[op + _X + 2], meta[op + _X + 3], meta[op + _Y] + c, meta[op + _Y + 3]
-        average, dh, dw = meta[op + _AVERAGE] == 1, meta[op + _ROWS + 3], meta[op + _COLUMNS + 3]
-        _, rows, top = _window(meta, op + _ROWS, i)
-        factor, factors = constants[meta[op + CONSTANTS] + i], meta[op + CONSTANTS] + meta[op + _HEIGHT]
-        for j in range(meta[op + _WIDTH]):
-            _, columns, left = _window(meta, op + _COLUMNS, j)
+    def places(i: int, c: int, arena: NDArray, constants: NDArray, m: Any) -> None:
+        x, xi, xj, y, yj = m.x.start + c, m.x.row, m.x.pixel, m.y.start + i * m.y.row + c, m.y.pixel
+        average, dh, dw = m.average == 1, m.rows.dilation, m.columns.dilation
+        _, rows, top = _window(m.rows, i)
+        factor, factors = constants[m.constants + i], m.constants + m.height
+        for j in range(m.width):
+            _, columns, left = _window(m.columns, j)
             total = same(np.float32(0) if average else np.float32(-np.inf), vectors)
             for u in range(rows):
                 for v in range(columns):
@@ -125,7 +136,7 @@ def _places(vectors: int) -> Any:
                     total = added(total, value) if average else maximum(total, value)
             if average:
                 total = multiplied(total, same(factor * constants[factors + j], vectors))
-            store(total, arena, y + i * meta[op + _Y + 2] + j * yj)
+            store(total, arena, y + j * yj)
 
     return places
 
@@ -139,22 +150,22 @@ def _lines(step: int) -> Any:
     so that one is written a row before it is read: what is read at once, at other places, has to wait for the cache."""
 
     @jit
-    def lines(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, meta: NDArray, op: int) -> None:
-        x, xc, xi = meta[op + _X], meta[op + _X + 1], meta[op + _X + 2]
-        y, yc, yi, ow = meta[op + _Y], meta[op + _Y + 1], meta[op + _Y + 2], meta[op + _WIDTH]
-        average, dh = meta[op + _AVERAGE] == 1, meta[op + _ROWS + 3]
-        W, kw, dw, left = meta[op + _COLUMNS], meta[op + _COLUMNS + 1], meta[op + _COLUMNS + 3], meta[op + _COLUMNS + 4]
-        nothing, factors = np.float32(0) if average else np.float32(-np.inf), meta[op + CONSTANTS] + meta[op + _HEIGHT]
-        size, seen = meta[op + _LINE], (ow - 1) * step + (kw - 1) * dw + 1
+    def lines(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, m: Any) -> None:
+        x, xc, xi = m.x.start, m.x.channel, m.x.row
+        y, yc, yi, ow = m.y.start, m.y.channel, m.y.row, m.width
+        average, dh = m.average == 1, m.rows.dilation
+        W, kw, dw, left = m.columns.places, m.columns.taps, m.columns.dilation, m.columns.before
+        nothing, factors = np.float32(0) if average else np.float32(-np.inf), m.constants + m.height
+        size, seen = m.line, (ow - 1) * step + (kw - 1) * dw + 1
         begin, end = scratch + LANES, scratch + LANES + 2 * size
         for start in range(begin, end, size):
             for k in range(left):
                 arena[start + k] = nothing
-        for c in range(meta[op + _CHANNELS]):
+        for c in range(m.channels):
             for i in range(first, last + 1):
                 line = begin + i % 2 * size
                 if i < last:
-                    _, rows, top = _window(meta, op + _ROWS, i)
+                    _, rows, top = _window(m.rows, i)
                     tap = x + c * xc + top * xi
                     for e in range(0, W, LANES):
                         total = load(arena, tap + e, 1)
@@ -173,9 +184,7 @@ def _lines(step: int) -> Any:
                         value = pack_line(pointer(arena), line + j * step + v * dw, 0, 0, LANES, step)
                         total = added(total, value) if average else maximum(total, value)
                     if average:
-                        total = multiplied(
-                            multiplied(total, same(constants[meta[op + CONSTANTS] + i - 1], 1)), load(constants, factors + j, 1)
-                        )
+                        total = multiplied(multiplied(total, same(constants[m.constants + i - 1], 1)), load(constants, factors + j, 1))
                     if j + LANES <= ow:
                         store(total, arena, at + j)
                     else:
@@ -191,10 +200,10 @@ _lines_1, _lines_2 = _lines(1), _lines(2)
 
 def plan_mean(x: View, y: View) -> Op:
     """The mean over rows and columns."""
-    own = [x.start, x.channel_stride, x.row_stride, x.pixel_stride, y.start, y.channel_stride, x.channels, x.height, x.width]
+    meta = _MEAN.pack(x=x.place, y=y.place, channels=x.channels, height=x.height, width=x.width)
     items = -(-x.channels // _TOGETHER)
     costs = np.full(items, 1e-10 * _TOGETHER * x.height * x.width)
-    return Op(kernel="mean", meta=np.array([0] * HEADER + own, np.int64), costs=costs, scratch=_TOGETHER)
+    return Op(kernel="mean", meta=meta, costs=costs, scratch=_TOGETHER)
 
 
 def _summed(vectors: int) -> Any:
@@ -219,9 +228,9 @@ _summed_1, _summed_4 = _summed(1), _summed(4)
 @jit
 def run_mean(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
     """Kernel "mean"."""
-    m = op + HEADER
-    x, xc, xi, xj, y, yc = meta[m], meta[m + 1], meta[m + 2], meta[m + 3], meta[m + 4], meta[m + 5]
-    C, H, W = meta[m + 6], meta[m + 7], meta[m + 8]
+    m = _mean(meta, op)
+    x, xc, xi, xj, y, yc = m.x.start, m.x.channel, m.x.row, m.x.pixel, m.y.start, m.y.channel
+    C, H, W = m.channels, m.height, m.width
     factor = np.float32(1 / (H * W))
     for begin in range(first * _TOGETHER, min(last * _TOGETHER, C), _TOGETHER):
         end = min(begin + _TOGETHER, C)

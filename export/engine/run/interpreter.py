@@ -128,7 +128,7 @@ def halt(sync: NDArray) -> None:
 @jit
 def transfer(kernel: int, first: int, last: int, number: int, job: NDArray, arena: NDArray, meta: NDArray, op: int) -> None:
     """Between sample `number` of a tensor of the caller and the arena."""
-    tensor = meta[op + copies.TENSOR]
+    tensor = copies.fields(meta, op).tensor
     size = job[TENSORS + 2 * tensor + 1]
     outside = floats(job[TENSORS + 2 * tensor] + 4 * number * size, size)
     if kernel == LOAD:
