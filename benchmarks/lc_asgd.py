@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ from fineprune.export.machine import machine_facts, package_versions
 from fineprune.models.data import ImageData, Split, load_data
 from fineprune.models.training import TrainConfig
 from fineprune.models.training.distributed.config import POLICIES, AsyncConfig
-from fineprune.models.training.distributed.trainer import train_async
+from fineprune.models.training.distributed.simulated import Simulated
+from fineprune.models.training.results import EpochRecord
+from fineprune.models.training.trainer import opened
 from fineprune.models.zoo import build
 
 RATES = (0.2, 0.4, 0.8)
@@ -153,15 +156,21 @@ class Bench:
         tests: dict[str, float] = {}
         arrivals: list[Any] = []
 
-        def measure(record: Any, simulated: Any) -> None:
+        def measure(engine: Simulated, record: EpochRecord) -> None:
             if record.epoch == epochs:
-                tests.update({policy: 1 - simulated.validate(policy, self.data.test).accuracy for policy in POLICIES})
-                arrivals.extend(simulated.server.telemetry.trace or [])
+                test = self.data.test
+                tests.update({policy: 1 - engine.evaluate(test, "test", epochs - 1, policy).accuracy for policy in POLICIES})
+                arrivals.extend(engine.server.telemetry.trace or [])
 
         started, processor = time.monotonic(), time.process_time()
         facts = {"algorithm": run.algorithm, "workers": run.workers, "lr": run.lr, "seed": run.seed, "label": run.label, **run.settings}
         try:
-            result = train_async(model, self.data, config, settings, device="cpu", on_epoch=measure, trace=run.trace)
+            with opened(model, self.data, replace(config, asynchronous=settings), device="cpu") as opened_run:
+                engine = opened_run.engine
+                if not isinstance(engine, Simulated):
+                    raise TypeError("the settings ask for the simulated engine")
+                engine.server.telemetry.trace = [] if run.trace else None
+                result = opened_run.finish(partial(measure, engine))
         except RuntimeError as error:
             if "not finite" not in str(error):
                 raise
@@ -174,7 +183,7 @@ class Bench:
             "test_error": tests,
             "seconds": time.monotonic() - started,
             "cpu_seconds": time.process_time() - processor,
-            **result.asynchronous,
+            **result.to_json()["asynchronous"],
             "arrivals": [list(arrival) for arrival in arrivals],
         }
 

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -76,14 +76,47 @@ def load_state(output: Path, identity: Mapping[str, str]) -> dict[str, Any] | No
     return state
 
 
+class Store(Protocol):
+    """Where a run's state is kept."""
+
+    path: Path | None
+    """Its file; None: nothing is kept."""
+    resumable: bool
+    """Whether it outlives the run."""
+
+    def load(self) -> dict[str, Any] | None:
+        """The state, on the CPU; None where there is none. RunError for a broken one or another run's."""
+        ...
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Replace the state. RunError where it cannot be written; the previous one then stays."""
+        ...
+
+
+class FolderStore:
+    """The state of a run in a folder of this machine; None: nothing is kept."""
+
+    def __init__(self, output: Path | None, identity: Mapping[str, str]) -> None:
+        self.output, self.identity = output, identity
+        self.path = None if output is None else output / STATE_FILE
+        self.resumable = output is not None
+
+    def load(self) -> dict[str, Any] | None:
+        return None if self.output is None else load_state(self.output, self.identity)
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        if self.output is not None:
+            save_state(self.output, self.identity, state)
+
+
 @contextmanager
-def restoring(output: Path) -> Iterator[None]:
-    """RunError where the body, which goes to the state in folder `output`, finds something else in it than was written."""
+def restoring(path: Path) -> Iterator[None]:
+    """RunError where the body, which goes to the state in the file `path`, finds something else in it than was written."""
     try:
         yield
     except Exception as error:  # whatever a part of the training says to values that are not its own
         what = f"{type(error).__name__}: {_first_line(error)}"
-        raise RunError(f"{output / STATE_FILE} is not a whole training state ({what}); delete it to train from the start") from error
+        raise RunError(f"{path} is not a whole training state ({what}); delete it to train from the start") from error
 
 
 def _digest(mask: Tensor) -> str:

@@ -15,6 +15,15 @@ from .config import TrainConfig
 from .device import autocast
 
 
+class DivergedError(RunError):
+    """A loss or a weight is not finite; made by `diverged`."""
+
+
+def diverged(what: str, where: str) -> DivergedError:
+    """`what` is not finite `where` (`at epoch 3, batch 7 of 10, learning rate 0.1`), and what helps."""
+    return DivergedError(f"{what} is not finite {where}; train with a lower learning rate, a warm-up or max_grad_norm")
+
+
 class StepResult(NamedTuple):
     """What one step saw, on the device: losses float32 [N] before the update, correct bool [N], indices int64 [N] into the split."""
 

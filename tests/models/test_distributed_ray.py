@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from fineprune.common.errors import RunError, UsageError
-from fineprune.models.training import TrainConfig, evaluate
+from fineprune.models.training import TrainConfig, evaluate, train
 from fineprune.models.training.distributed import ray_engine
 from fineprune.models.training.distributed.config import AsyncConfig
 from support.fakes import FakeData, Recorder, fake_data, small_network
@@ -33,7 +33,8 @@ def config(**changes: object) -> TrainConfig:
 def run(data: FakeData, recorder: Any = None, changes: dict[str, object] | None = None, **settings: object) -> tuple[Any, Any]:
     model = small_network()
     chosen = AsyncConfig(engine="ray", **{"algorithm": "asgd", "workers": 2, **settings})  # type: ignore[arg-type]
-    result = ray_engine.train_on_ray(model, data, config(**(changes or {})), chosen, device="cpu", progress=recorder or Recorder())
+    asked = config(asynchronous=chosen, **(changes or {}))
+    result = train(model, data, asked, device="cpu", progress=recorder or Recorder())
     return model, result
 
 

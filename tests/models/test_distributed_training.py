@@ -1,7 +1,9 @@
 """Simulated asynchronous training: what must equal what, to the bit, and what the clock says."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +17,10 @@ from fineprune.models.training import TrainConfig, evaluate, train
 from fineprune.models.training.distributed.config import AsyncConfig, TimeConfig
 from fineprune.models.training.distributed.ledger import Ticket
 from fineprune.models.training.distributed.shards import dirichlet, iid
+from fineprune.models.training.distributed.simulated import AsyncResult
 from fineprune.models.training.distributed.timing import durations
-from fineprune.models.training.distributed.trainer import AsyncResult, train_async
 from fineprune.models.training.distributed.worker import Worker
-from support.fakes import Recorder, fake_data, small_network
+from support.fakes import FakeData, Recorder, fake_data, small_network
 
 CONSTANT = {"distribution": "constant", "state_s": 0.0}
 
@@ -33,6 +35,12 @@ def run(algorithm: str, changes: dict[str, object] | None = None, **chosen: obje
     asked = AsyncConfig(algorithm=algorithm, workers=workers, **chosen)  # type: ignore[arg-type]
     result = train_async(model, fake_data(100, 24), config(**(changes or {})), asked, device="cpu")
     return flat(model), result
+
+
+def train_async(model: nn.Module, data: FakeData, plain: TrainConfig, settings: AsyncConfig, **rest: Any) -> AsyncResult:
+    result = train(model, data, replace(plain, asynchronous=settings), **rest)
+    assert isinstance(result, AsyncResult)
+    return result
 
 
 def flat(model: nn.Module) -> Tensor:

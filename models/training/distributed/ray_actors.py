@@ -25,7 +25,7 @@ from ..config import TrainConfig
 from ..device import reproducible_kernels, resolve_device, resolve_precision
 from ..interfaces import SplitLike
 from ..layout import memory_format
-from ..state import load_state, save_state
+from ..state import STATE_FILE, load_state, restoring, save_state
 from .compensation import compensation
 from .config import AsyncConfig
 from .feed import Feed
@@ -59,22 +59,23 @@ class ServerActor:
         self.job = job
         incarnation = time.time_ns()
         self.server = Server(torch.tensor(job.weights), job.statistics, job.config, job.settings, job.batches, incarnation)
-        self.epochs: list[dict[str, Any]] = []
-        """Of each finished epoch: sums, rate, weights and statistics until the driver has validated it, then its record."""
-        self.best: dict[str, Any] | None = None
+        self.ended: dict[int, dict[str, Any]] = {}
+        """Of each finished epoch (from 0) that the driver has not recorded: sums, rate, weights and statistics."""
+        self.kept: dict[str, Any] | None = None
+        """What the driver gave to keep."""
+        self.stopped = False
         self.beats: dict[int, float] = {}
-        self.epoch_started = time.monotonic()
         state = load_state(job.output, job.identity)
         if state is not None:
-            self.server.load_state_dict(state["server"])
-            self.server.forget_workers()
-            self.epochs, self.best = state["epochs"], state["best"]
-        self._saved_at, self._save_cost = time.monotonic(), 0.0
+            with restoring(job.output / STATE_FILE):
+                self.server.load_state_dict(state["server"])
+                self.server.forget_workers()
+                self.ended, self.kept = state["ended"], state["kept"]
 
     def pull(self, worker: int) -> tuple[Any, NDArray[np.float32]] | str:
         """(lease, weights), or what to do instead: wait or stop."""
         self.beat(worker)
-        if self.server.finished:
+        if self.server.finished or self.stopped:
             return "stop"
         pulled = self.server.pull(worker)
         return "wait" if pulled is None else (pulled.lease, pulled.weights.numpy())
@@ -95,17 +96,13 @@ class ServerActor:
         return self.server.state(State(lease, *forward, torch.tensor(statistics), t_comm, t_comp))
 
     def gradient(self, lease: Lease, gradient: NDArray[np.float32]) -> bool:
-        """As `Server.gradient`; ends an epoch where its last gradient is in."""
+        """As `Server.gradient`; ends an epoch where its last gradient is in, and saves it: an epoch that was ended stays so."""
         self.beat(lease.worker)
         server = self.server
         applied = server.gradient(lease, _tensor(gradient))
         if applied and server.ledger.done % server.epoch_batches == 0:
-            facts = {"sums": server.sums, "lr": server.lr(), "seconds": time.monotonic() - self.epoch_started}
-            self.epoch_started = time.monotonic()
-            self.epochs.append({**facts, "weights": server.weights(), "statistics": server.batchnorm.running(self.job.settings.batchnorm)})
+            self.ended[server.ledger.done // server.epoch_batches - 1] = {"sums": server.sums, "lr": server.lr(), **self._weights()}
             server.sums = [0.0, 0.0, 0.0]
-        every = max(self.job.config.checkpoint_every_s, 20 * self._save_cost)
-        if time.monotonic() - self._saved_at >= every:
             self.save()
         return applied
 
@@ -126,7 +123,7 @@ class ServerActor:
             "refused": server.ledger.refused,
             "version": server.version,
             "finished": server.finished,
-            "epochs": len(self.epochs),
+            "epochs": server.ledger.done // server.epoch_batches,
             "batches": server.epoch_batches,
             "staleness": server.telemetry.mean_staleness(),
             "silent_s": {worker: now - at for worker, at in self.beats.items()},
@@ -134,44 +131,47 @@ class ServerActor:
             "pid": os.getpid(),
         }
 
-    def epoch(self, number: int) -> dict[str, Any] | None:
-        """What the finished epoch `number` (0-based) left; None where it is not finished (any more: a restart undoes)."""
-        if number >= len(self.epochs):
-            return None
-        return {key: value.numpy() if isinstance(value, Tensor) else value for key, value in self.epochs[number].items()}
+    def ended_epoch(self, number: int) -> dict[str, Any]:
+        """What the finished epoch `number` (from 0) left."""
+        return _arrays(self.ended[number])
 
-    def close_epoch(self, number: int, record: dict[str, Any], best: bool) -> bool:
-        """The driver's record takes the place of the epoch's weights, which are kept where they are the best so far.
+    def now(self) -> dict[str, Any]:
+        """Weights and statistics of now."""
+        return _arrays(self._weights())
 
-        False where the epoch is not finished any more.
+    def kept_state(self) -> dict[str, Any] | None:
+        """What the driver gave to keep, perhaps to an earlier incarnation."""
+        return self.kept
+
+    def keep(self, state: dict[str, Any] | None, closed: tuple[int, float | None] | None) -> bool:
+        """Save, with the driver's `state` where there is a new one; whether the learning rate has nothing left to try.
+
+        closed: an epoch that the driver has recorded, and the loss that the rate may follow. Asked again it changes nothing more.
         """
-        if number >= len(self.epochs):
-            return False
-        epoch = self.epochs[number]
-        if best:
-            self.best = {"epoch": number + 1, "accuracy": record["validation_accuracy"], **{k: epoch[k] for k in ("weights", "statistics")}}
-        if record["validation_loss"] is not None:
-            self.server.rate.observe(record["validation_loss"])
-        self.epochs[number] = {"record": record}
+        self.kept = self.kept if state is None else state
+        if closed is not None and self.ended.pop(closed[0], None) is not None and closed[1] is not None:
+            self.server.rate.observe(closed[1])
         self.save()
-        return True
+        return self.server.rate.finished
 
     def save(self) -> None:
         """Write the state that the next incarnation starts from."""
-        started = time.monotonic()
         if bool(self.server.parameter.isfinite().all()):
-            save_state(self.job.output, self.job.identity, {"server": self.server.state_dict(), "epochs": self.epochs, "best": self.best})
-        self._saved_at = time.monotonic()
-        self._save_cost = self._saved_at - started
+            state = {"server": self.server.state_dict(), "ended": self.ended, "kept": self.kept}
+            save_state(self.job.output, self.job.identity, state)
 
-    def result(self) -> dict[str, Any]:
-        """Telemetry and the weights to keep: the best, or the last."""
+    def stop(self) -> None:
+        """Workers that ask from now on are sent home."""
+        self.stopped = True
+
+    def facts(self) -> dict[str, Any]:
+        """Counts and telemetry."""
         server = self.server
-        running = server.batchnorm.running(self.job.settings.batchnorm)
-        last = {"epoch": len(self.epochs), "accuracy": None, "weights": server.weights(), "statistics": running}
-        kept = {key: value.numpy() if isinstance(value, Tensor) else value for key, value in (self.best or last).items()}
-        facts = {"updates": server.version, "gradients": server.ledger.done, "refused": server.ledger.refused}
-        return {"kept": kept, "asynchronous": {**facts, **server.telemetry.to_json()}}
+        counts = {"updates": server.version, "gradients": server.ledger.done, "refused": server.ledger.refused}
+        return {**counts, **server.telemetry.to_json()}
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {"weights": self.server.weights(), "statistics": self.server.batchnorm.running(self.job.settings.batchnorm)}
 
 
 class WorkerActor:
@@ -308,3 +308,7 @@ def _tensor(array: NDArray[np.float32]) -> Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         return torch.from_numpy(array)
+
+
+def _arrays(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value.numpy() if isinstance(value, Tensor) else value for key, value in values.items()}

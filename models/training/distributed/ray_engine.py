@@ -15,9 +15,9 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +25,19 @@ import torch
 from torch import nn
 
 from fineprune.common.errors import FinepruneError, RunError, UsageError
-from fineprune.common.progress import Progress, Silent
 
-from ..config import TrainConfig
-from ..device import private_randomness, resolve_device, resolve_precision
-from ..evaluate import NonFiniteLossError, evaluate
-from ..interfaces import DataLike
-from ..interrupt import Interrupts, deferred_interrupts
+from ..evaluate import Evaluation, NonFiniteLossError, evaluate
+from ..interfaces import SplitLike
 from ..layout import choose_nhwc
-from ..results import EpochRecord, epoch_line
-from ..state import load_state, run_identity
+from ..loop import Run, Task, Trained
+from ..results import TrainResult
+from ..state import STATE_FILE, Store, load_state
+from ..step import diverged
 from .config import AsyncConfig
 from .feed import make_feed
 from .flat import FlatModel
+from .simulated import AsyncResult, asynchronous_settings, install
 from .statistics import batch_norms
-from .trainer import AsyncResult, check_asynchronous, install
 
 _CONNECT_S, _HEALTH_S = 10.0, 40.0
 _POLL_S = 0.05
@@ -48,34 +46,18 @@ _MAX_DEATHS = 20
 """Of one worker in a row without a gradient in between: then the fault is not the machine's."""
 
 
-def train_on_ray(
-    model: nn.Module,
-    data: DataLike,
-    config: TrainConfig,
-    settings: AsyncConfig,
-    *,
-    output: Path | None = None,
-    device: str | torch.device = "auto",
-    progress: Progress = Silent(),  # noqa: B008 - stateless
-    on_epoch: Callable[[EpochRecord], None] | None = None,
-    identity: Mapping[str, Any] | None = None,
-) -> AsyncResult:
-    """As `train_async`, by Ray actors. UsageError without Ray, for an address where none answers, or a cluster that is too small."""
-    config = replace(config, asynchronous=settings)
-    where = resolve_device(device)
-    check_asynchronous(model, data, config, resolve_precision(config.precision, where), progress)
+@contextlib.contextmanager
+def opened(task: Task) -> Iterator["RayEngine"]:
+    """The engine for `task`. UsageError without Ray, for an address where none answers, or a cluster that is too small."""
+    settings = asynchronous_settings(task)
     check_ray(settings.address)
     with ExitStack() as stack:
-        stack.enter_context(private_randomness(where))
-        resumable = output is not None
-        if output is None:
-            output = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fineprune-ray-")))
-        names = run_identity(model, data, config, identity)
-        load_state(output, names)  # a state of another run is refused before anything starts
-        config = replace(config, channels_last=choose_nhwc(model.to(where), data, where, config.channels_last, progress))
+        output = task.output or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fineprune-ray-")))
+        load_state(output, task.identity)  # a state of another run is refused before anything starts
+        nhwc = choose_nhwc(task.model.to(task.device), task.data, task.device, task.config.channels_last, task.progress)
         stack.enter_context(_cluster(settings))
-        interrupts = stack.enter_context(deferred_interrupts())
-        return _Driver(model, data, config, settings, output.absolute(), names, where, progress, interrupts).run(on_epoch, resumable)
+        here = replace(task, config=replace(task.config, channels_last=nhwc), output=output.absolute())
+        yield RayEngine(here, settings, output / STATE_FILE, resumable=task.output is not None)
 
 
 def check_ray(address: str | None) -> None:
@@ -134,146 +116,139 @@ def _cluster(settings: AsyncConfig) -> Iterator[None]:
         ray.shutdown()
 
 
-class _Driver:
-    def __init__(
-        self,
-        model: nn.Module,
-        data: DataLike,
-        config: TrainConfig,
-        settings: AsyncConfig,
-        output: Path,
-        identity: dict[str, str],
-        device: torch.device,
-        progress: Progress,
-        interrupts: Interrupts,
-    ) -> None:
-        import ray
+class RayEngine:
+    """The driver of the actors. It is its own store: what it is given to keep, the server keeps with its own state."""
 
-        from .ray_actors import Job, ServerActor, WorkerActor
-
-        self.model, self.data, self.config, self.settings = model, data, config, settings
-        self.device, self.progress, self.interrupts = device, progress, interrupts
-        self.norms = batch_norms(model)
-        self.flat = FlatModel(model)
-        feed = make_feed(data.train, config, settings)
-        next(iter(data.train.batches(1)))  # images that are decoded at first use are decoded once, here
-        length = sum(2 * norm.num_features for norm in self.norms)
-        job = Job(config, settings, self.flat.weights().cpu().numpy(), length, feed.batches(), output, identity)
-        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        server = ray.remote(ServerActor).options(num_cpus=1, max_restarts=-1, scheduling_strategy=here)
-        gpus = {"num_gpus": min(1.0, ray.cluster_resources().get("GPU", 0) / settings.workers)} if device.type == "cuda" else {}
-        worker = ray.remote(WorkerActor).options(num_cpus=1, max_restarts=-1, **gpus)
-        _ship_by_value(model, data.train)
-        self.shipped = ray.put(model.cpu()), ray.put(data.train), ray.put(feed.shards)  # held: a restart needs them again
-        self.server = server.remote(job)
-        self.workers = [worker.remote(m, *self.shipped, job, str(device)) for m in range(settings.workers)]
-        model.to(device)
+    def __init__(self, task: Task, settings: AsyncConfig, path: Path, *, resumable: bool) -> None:
+        self.task, self.settings = task, settings
+        self.path: Path | None = path
+        self.resumable = resumable
+        self.store: Store = self
+        self.finished = False
+        self.norms, self.flat = batch_norms(task.model), FlatModel(task.model)
         self.running: dict[Any, int] = {}
         self.deaths = [0] * settings.workers
-        self.restarts = 0
-        self.server_restarts = 0
+        self.restarts = self.server_restarts = 0
         self.times: list[tuple[float, float, float]] = []
+        self._ended: dict[str, Any] | None = None
+        """What the last finished epoch left: sums, rate, weights and statistics."""
+        self._closed: tuple[int, float | None] | None = None
+        """Number (from 0) and loss of the epoch that is recorded, for the server to hear with the next save."""
+        self._kept: int | None = None
+        """The epoch of what the server keeps."""
         self._seen: dict[str, Any] = {}
         """The last status."""
         self._counts: list[tuple[float, int]] = []
         """(time, gradients done) of the last seconds."""
-
-    def run(self, on_epoch: Callable[[EpochRecord], None] | None, resumable: bool) -> AsyncResult:
-        """Until every gradient of every epoch is applied and every epoch validated."""
+        self._make_actors()
         self._status()
-        for m in range(self.settings.workers):
-            self._start(m)
-        epochs, number, started = self.config.epochs, 0, time.monotonic()
-        history: list[EpochRecord] = []
-        while number < epochs:
-            self._await_epoch(number, resumable)
-            epoch = self._call("epoch", number)
-            if epoch is None:
-                continue
-            if "record" in epoch:
-                history.append(EpochRecord(**epoch["record"]))
-            else:
-                record = self._validate(number, epoch)
-                if not self._call("close_epoch", number, asdict(record), self._is_best(record, history)):
-                    continue
-                history.append(record)
-                left = (time.monotonic() - started) / (number + 1) * (epochs - number - 1)
-                self.progress.log(f"{epoch_line(record, epochs, left)}, {self._live()}")
-                if on_epoch is not None:
-                    on_epoch(record)
-            number += 1
-        self._drain()
-        result = self._call("result")
-        kept = result["kept"]
-        install(self.flat, self.norms, torch.tensor(kept["weights"]), torch.tensor(kept["statistics"]))
-        self.model.eval()
-        restarts = {"worker_restarts": self.restarts, "server_restarts": self.server_restarts}
-        return AsyncResult(
-            history=tuple(history),
-            best_epoch=kept["epoch"],
-            best_accuracy=kept["accuracy"],
-            seconds=sum(record.seconds for record in history),
-            asynchronous={**result["asynchronous"], "measured": measured(self.times), **restarts},
-        )
 
-    def _await_epoch(self, number: int, resumable: bool) -> None:
-        """Watch the actors until the server has finished epoch `number`."""
-        items = self._gradients(number, resumable)
-        total = self._seen["batches"]
-        for _ in self.progress(items, total=total, description=lambda: f"epoch {number + 1}/{self.config.epochs}, {self._live()}"):
+    def _make_actors(self) -> None:
+        import ray
+
+        from .ray_actors import Job, ServerActor, WorkerActor
+
+        task, model, data, settings = self.task, self.task.model, self.task.data, self.settings
+        feed = make_feed(data.train, task.config, settings)
+        next(iter(data.train.batches(1)))  # images that are decoded at first use are decoded once, here
+        length = sum(2 * norm.num_features for norm in self.norms)
+        weights = self.flat.weights().cpu().numpy()
+        job = Job(task.config, settings, weights, length, feed.batches(), task.output or Path(), task.identity)
+        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        server = ray.remote(ServerActor).options(num_cpus=1, max_restarts=-1, scheduling_strategy=here)
+        on_gpu = task.device.type == "cuda"
+        gpus = {"num_gpus": min(1.0, ray.cluster_resources().get("GPU", 0) / settings.workers)} if on_gpu else {}
+        worker = ray.remote(WorkerActor).options(num_cpus=1, max_restarts=-1, **gpus)
+        _ship_by_value(model, data.train)
+        self.shipped = ray.put(model.cpu()), ray.put(data.train), ray.put(feed.shards)  # held: a restart needs them again
+        self.server = server.remote(job)
+        self.workers = [worker.remote(m, *self.shipped, job, str(task.device)) for m in range(settings.workers)]
+        model.to(task.device)
+
+    @property
+    def place(self) -> str:
+        return f"gradient {self._seen['done'] + 1}"
+
+    def train_epoch(self, run: Run) -> Trained:
+        """Watch the actors until the server has finished the epoch."""
+        if not self.running:
+            for m in range(self.settings.workers):
+                self._start(m)
+
+        def live() -> str:
+            return f"epoch {run.epoch + 1}/{run.config.epochs}, {self._live()}"
+
+        for _ in run.progress(self._gradients(run), total=self._seen["batches"], description=live):
             pass
+        ended = self._ended = self._call("ended_epoch", run.epoch)
+        self._closed = run.epoch, None
+        loss, correct, samples = ended["sums"]
+        return Trained(loss, correct, samples, ended["lr"])
 
-    def _gradients(self, number: int, resumable: bool) -> Iterator[int]:
+    def _gradients(self, run: Run) -> Iterator[int]:
         shown = 0
         while True:
             status = self._status()
             batches = status["batches"]
-            done = min(max(status["done"] - number * batches, 0), batches)
+            done = min(max(status["done"] - run.epoch * batches, 0), batches)
             while shown < done:  # a restarted server does some again: the bar does not go back
                 shown += 1
                 yield shown
-            if status["epochs"] > number:
+            if status["epochs"] > run.epoch:
                 return
             self._watch(status)
-            if self.interrupts.requested:
-                self._call("save")
-                remedy = "run the same command to resume" if resumable else "nothing was saved, as no output folder was given"
-                raise KeyboardInterrupt(f"interrupted at epoch {number + 1}, gradient {status['done'] + 1}; {remedy}")
+            run.pause()
             time.sleep(_POLL_S)
 
-    def _validate(self, number: int, epoch: dict[str, Any]) -> EpochRecord:
-        started = time.monotonic()
-        install(self.flat, self.norms, torch.tensor(epoch["weights"]), torch.tensor(epoch["statistics"]))
-        validation = None
-        if len(self.data.validation):
-            try:
-                validation = evaluate(
-                    self.model,
-                    self.data.validation,
-                    batch_size=max(self.config.batch_size, 256),
-                    device=self.device,
-                    progress=self.progress,
-                    description=f"validation after epoch {number + 1}",
-                )
-            except NonFiniteLossError as error:
-                raise RunError(
-                    f"the validation loss is not finite after epoch {number + 1}, learning rate {epoch['lr']:.3g}; "
-                    "train with a lower learning rate, a warm-up or max_grad_norm"
-                ) from error
-        loss, correct, samples = epoch["sums"]
-        return EpochRecord(
-            epoch=number + 1,
-            train_loss=loss / samples,
-            train_accuracy=correct / samples,
-            validation_loss=validation.loss if validation else None,
-            validation_accuracy=validation.accuracy if validation else None,
-            lr=epoch["lr"],
-            seconds=epoch["seconds"] + time.monotonic() - started,
-        )
+    def evaluate(self, split: SplitLike, name: str, epoch: int) -> Evaluation:
+        """The weights at the end of the epoch; the workers are at the next one meanwhile."""
+        self.install(self.weights())
+        config, progress, description = self.task.config, self.task.progress, f"{name} after epoch {epoch + 1}"
+        options: dict[str, Any] = {"batch_size": max(config.batch_size, 256), "device": self.task.device}
+        try:
+            return evaluate(self.task.model, split, **options, progress=progress, description=description)
+        except NonFiniteLossError as error:
+            rate = f", learning rate {self._ended['lr']:.3g}" if self._ended else ""
+            raise diverged(f"the {name} loss", f"after epoch {epoch + 1}{rate}") from error
 
-    def _is_best(self, record: EpochRecord, history: list[EpochRecord]) -> bool:
-        accuracies = [past.validation_accuracy for past in history]
-        return record.validation_accuracy is not None and all(a is None or record.validation_accuracy >= a for a in accuracies)
+    def weights(self) -> dict[str, Any]:
+        ended = self._ended or self._call("now")
+        return {name: torch.tensor(ended[name]) for name in ("weights", "statistics")}
+
+    def install(self, weights: Mapping[str, Any]) -> None:
+        install(self.flat, self.norms, weights["weights"], weights["statistics"])
+        self.task.model.eval()
+
+    def close_epoch(self, rate_loss: float | None) -> None:
+        if self._closed is not None:
+            self._closed = self._closed[0], rate_loss
+
+    def remark(self) -> str:
+        return f", {self._live()}"
+
+    def result(self, result: TrainResult) -> AsyncResult:
+        self._call("stop")
+        self._drain()
+        restarts = {"worker_restarts": self.restarts, "server_restarts": self.server_restarts}
+        facts = {**self._call("facts"), "measured": measured(self.times), **restarts}
+        return AsyncResult(**vars(result), asynchronous=facts)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the server has it."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The server has done so."""
+
+    def load(self) -> dict[str, Any] | None:
+        state: dict[str, Any] | None = self._call("kept_state")
+        return state
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        news = dict(state) if state["epoch"] != self._kept else None
+        closed = self._closed if news is not None else None
+        self.finished = self._call("keep", news, closed)
+        self._kept = state["epoch"]
 
     def _start(self, m: int) -> None:
         self.running[self.workers[m].run.remote(self.server)] = m
@@ -285,7 +260,7 @@ class _Driver:
 
         for m, silent_s in status["silent_s"].items():
             if silent_s > self.settings.heartbeat_s and m in self.running.values():
-                self.progress.log(f"worker {m} has been silent for {silent_s:.0f} s and is replaced")
+                self.task.progress.log(f"worker {m} has been silent for {silent_s:.0f} s and is replaced")
                 ray.kill(self.workers[m], no_restart=False)
                 self._call("give_up", m)
         ready, _ = ray.wait(list(self.running), num_returns=max(1, len(self.running)), timeout=0) if self.running else ([], [])
@@ -307,7 +282,7 @@ class _Driver:
             raise RunError(f"worker {m} cannot start: {_last_line(error)}") from error
         if self.deaths[m] > _MAX_DEATHS:
             raise RunError(f"worker {m} died {self.deaths[m]} times, lastly: {_first_line(error)}") from error
-        self.progress.log(f"worker {m} died and is restarted; its batch is handed out again")
+        self.task.progress.log(f"worker {m} died and is restarted; its batch is handed out again")
         self._call("give_up", m)
         self._start(m)
 
@@ -316,6 +291,8 @@ class _Driver:
         import ray
         from ray.exceptions import RayError
 
+        if not self.running:
+            return
         ready, _ = ray.wait(list(self.running), num_returns=len(self.running), timeout=_DRAIN_S)
         for ref in ready:
             with contextlib.suppress(RayError):
@@ -326,7 +303,7 @@ class _Driver:
         if self._seen and status["incarnation"] != self._seen["incarnation"]:
             self.server_restarts += 1
             lost = self._seen["done"] - status["done"]
-            self.progress.log(f"the server died and goes on from its last save, {max(lost, 0)} gradients before; they are done again")
+            self.task.progress.log(f"the server died and goes on from its last save, {max(lost, 0)} gradients before; they are done again")
         self._counts = [(at, done) for at, done in self._counts if now - at < _RATE_S] + [(now, status["done"])]
         self._seen = status
         return status

@@ -229,7 +229,7 @@ class Server:
         with torch.no_grad():
             self.parameter.copy_(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.rate = LearningRate(self.config, **state["rate"])
+        self.rate = LearningRate.from_json(self.config, state["rate"])
         for name in ("ledger", "batchnorm", "telemetry", "steps", "losses"):
             getattr(self, name).load_state_dict(state[name])
         where = self.parameter.device  # states are read on the CPU
