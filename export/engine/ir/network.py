@@ -8,12 +8,14 @@ Assemble   pieces of tensors copied to pieces of one: Concat, Slice, Split, Pad,
 Permute    channels in another order; no node of a file, see reorder.py
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .conv import ConvShape
+from .dtypes import FLOAT32, DType
 
 Box = tuple[int, int, int]
 """channels, height, width"""
@@ -26,6 +28,15 @@ class Layer:
     name: str
     inputs: tuple[str, ...]
     output: str
+
+    def dtype(self, inputs: Sequence[DType]) -> DType | None:
+        """The type of the output, of inputs of these types; None where the engine cannot compute with them."""
+        return FLOAT32 if all(dtype == FLOAT32 for dtype in inputs) else None
+
+
+def same(inputs: Sequence[DType]) -> DType | None:
+    """The type of what is made of numbers of the inputs as they are: theirs, where all have one."""
+    return inputs[0] if len(set(inputs)) == 1 else None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -109,9 +120,17 @@ class Assemble(Layer):
 
     pieces: tuple[Piece, ...]
 
+    def dtype(self, inputs: Sequence[DType]) -> DType | None:
+        """The inputs'."""
+        return same(inputs)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Permute(Layer):
     """y[c] = x[order[c]]"""
 
     order: NDArray[np.int64]
+
+    def dtype(self, inputs: Sequence[DType]) -> DType | None:
+        """The inputs'."""
+        return same(inputs)

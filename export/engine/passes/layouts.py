@@ -12,6 +12,7 @@ from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ..ir.dtypes import FLOAT32, DType
 from ..ir.network import Assemble, Box, Conv, Layer, Map, Mean, Permute
 
 NHWC, NCHW = "NHWC", "NCHW"
@@ -39,8 +40,14 @@ class Choice:
     reason: str = ""
 
 
-def choose(layers: Sequence[Layer], boxes: Mapping[str, Box], candidates: Sequence[Sequence[Candidate]]) -> list[Choice]:
-    """A choice for each layer; candidates[k]: of layer k, empty where it is no convolution. Tensors from outside come in any layout."""
+def choose(
+    layers: Sequence[Layer], boxes: Mapping[str, Box], candidates: Sequence[Sequence[Candidate]], dtypes: Mapping[str, DType] | None = None
+) -> list[Choice]:
+    """A choice for each layer; candidates[k]: of layer k, empty where it is no convolution. Tensors from outside come in any layout.
+
+    dtypes: of tensors; those that are not named are float32.
+    """
+    types = dtypes or {}
     best = [{layout: _cheapest(found, layout) for layout in LAYOUTS} for found in candidates]
     options = [
         {layout: _choice(layer, layout, best[k][layout]) for layout in LAYOUTS if not candidates[k] or best[k][layout]}
@@ -57,7 +64,7 @@ def choose(layers: Sequence[Layer], boxes: Mapping[str, Box], candidates: Sequen
             readers[name].append((k, position))
     for name, uses in readers.items():
         if name in producers:
-            cost = round(conversion_cost(boxes[name]) * 1e12)
+            cost = round(conversion_cost(boxes[name], types.get(name, FLOAT32)) * 1e12)
             for layout in LAYOUTS:
                 needing = {k for k, position in uses if layout in options[k] and options[k][layout].needs[position] == layout}
                 cut.conversion(name, producers[name], needing, cost, layout)
@@ -66,9 +73,13 @@ def choose(layers: Sequence[Layer], boxes: Mapping[str, Box], candidates: Sequen
     return [_explained(options[k][layout], candidates[k]) for k, layout in enumerate(chosen)]
 
 
-def conversion_cost(box: Box) -> float:
+_CONVERSION = {4: 1.5e-10, 1: 5e-10}
+"""Seconds a number, by its bytes: single bytes are not moved in vectors."""
+
+
+def conversion_cost(box: Box, dtype: DType = FLOAT32) -> float:
     """Seconds to write a tensor in the other layout."""
-    return 3e-7 + 1.5e-10 * box[0] * box[1] * box[2]
+    return 3e-7 + _CONVERSION[dtype.itemsize] * box[0] * box[1] * box[2]
 
 
 def _own_cost(box: Box, candidate: Candidate | None, layout: str, convolution: bool) -> int:

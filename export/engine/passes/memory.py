@@ -1,39 +1,41 @@
 """Where the tensors of a sample lie: buffers with zero margins, used again by later tensors of the same geometry.
 
-Two tensors share a buffer only if layout, sizes and margins are alike: the margins are zeroed once, when the arena is made, and stay so.
-A tensor of which parts are never written, because they are zero, has a buffer of its own.
+Two tensors share a buffer only if layout, type, sizes and margins are alike: the margins are zeroed once, when the arena is made, and
+stay so. A tensor of which parts are never written, because they are zero, has a buffer of its own.
 """
 
 import math
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fineprune.common.errors import RunError
 from fineprune.ops.simd import LANES
 
 from ..ir.conv import View
+from ..ir.dtypes import FLOAT32, SLOT, DType, per_slot
 from ..ir.network import Box
 
 GUARD = 2 * LANES
-"""Floats around a buffer that kernels may read."""
+"""Slots around a buffer that kernels may read."""
 LARGEST_ARENA = 1 << 29
-"""Floats of one sample's activations: 2 GiB."""
+"""Slots of one sample's activations: 2 GiB."""
 
 Margins = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
 class Key:
-    """A tensor in a layout; the same tensor may lie in memory in both."""
+    """A tensor in a layout, of a type; the same tensor may lie in memory in both layouts."""
 
     tensor: str
     layout: str
+    dtype: DType = FLOAT32
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arena:
-    """`views` of all keys, the `buffer` that each lies in, and the floats of all buffers."""
+    """`views` of all keys, the `buffer` that each lies in, and the slots of all buffers."""
 
     views: dict[Key, View]
     buffers: dict[Key, int]
@@ -57,9 +59,9 @@ def arena(
     over: tensors that may be written over the one that their instruction reads, where that is its last use.
     alone: tensors that share no buffer.
     """
-    alike: dict[tuple[str, Box], Margins] = defaultdict(lambda: (0, 0, 0, 0))
+    alike: dict[tuple[str, DType, Box], Margins] = defaultdict(lambda: (0, 0, 0, 0))
     for key, box in boxes.items():  # the same margins for tensors of the same size: then they can share
-        group = (key.layout, box)
+        group = (key.layout, key.dtype, box)
         top, left, bottom, right = (max(pair) for pair in zip(alike[group], margins.get(key, (0, 0, 0, 0)), strict=True))
         alike[group] = (top, left, bottom, right)
     free: dict[View, list[tuple[int, int]]] = defaultdict(list)  # geometry -> (last use, number of the buffer)
@@ -68,7 +70,7 @@ def arena(
     starts: list[int] = []
     end = GUARD
     for key in sorted(boxes, key=lambda key: min(uses[key])):
-        shape, size = geometry(key.layout, boxes[key], alike[key.layout, boxes[key]])
+        shape, size = geometry(key.layout, boxes[key], alike[key.layout, key.dtype, boxes[key]], key.dtype)
         begin, same = min(uses[key]), buffers.get(over[key]) if over and key in over else None
         idle = [entry for entry in free[shape] if entry[0] < begin or entry == (begin, same)]
         if idle and key not in alone:
@@ -78,19 +80,19 @@ def arena(
         else:
             number = len(starts)
             starts.append(end)
-            end = rounded(end + size + GUARD)
+            end = rounded(end + -(-size // per_slot(key.dtype)) + GUARD)
             if end > LARGEST_ARENA:
                 raise RunError(
-                    f"the activations of one sample need more than {LARGEST_ARENA * 4 >> 20} MiB; the file is damaged or too large"
+                    f"the activations of one sample need more than {LARGEST_ARENA * SLOT >> 20} MiB; the file is damaged or too large"
                 )
         if key not in alone:
             free[shape].append((max(uses[key]), number))
-        buffers[key], views[key] = number, at(shape, starts[number])
+        buffers[key], views[key] = number, at(shape, starts[number] * per_slot(key.dtype))
     return Arena(views=views, buffers=buffers, size=end + GUARD)
 
 
-def geometry(layout: str, box: Box, margins: Margins = (0, 0, 0, 0)) -> tuple[View, int]:
-    """(the view of a buffer that begins at 0, floats of the buffer)."""
+def geometry(layout: str, box: Box, margins: Margins = (0, 0, 0, 0), dtype: DType = FLOAT32) -> tuple[View, int]:
+    """(the view of a buffer that begins at 0, numbers in the buffer)."""
     channels, height, width = box
     rows, columns = height + margins[0] + margins[2], width + margins[1] + margins[3]
     if layout == "NHWC":
@@ -113,25 +115,19 @@ def geometry(layout: str, box: Box, margins: Margins = (0, 0, 0, 0)) -> tuple[Vi
         row_stride=row,
         pixel_stride=pixel,
         margins=margins,
+        dtype=dtype,
     )
     return view, size
 
 
 def at(view: View, start: int) -> View:
-    """The view of a buffer that begins at `start` instead of 0."""
-    return View(
-        start=view.start + start,
-        channels=view.channels,
-        height=view.height,
-        width=view.width,
-        channel_stride=view.channel_stride,
-        row_stride=view.row_stride,
-        pixel_stride=view.pixel_stride,
-        margins=view.margins,
-    )
+    """The view of a buffer that begins at number `start` instead of 0."""
+    return replace(view, start=view.start + start)
 
 
-def outside(box: Box) -> View:
+def outside(box: Box, dtype: DType) -> View:
     """A sample in an array of the caller: [channels, height, width], dense."""
     channels, height, width = box
-    return View(start=0, channels=channels, height=height, width=width, channel_stride=height * width, row_stride=width, pixel_stride=1)
+    return View(
+        start=0, channels=channels, height=height, width=width, channel_stride=height * width, row_stride=width, pixel_stride=1, dtype=dtype
+    )

@@ -12,6 +12,7 @@ from fineprune.common.errors import RunError
 from fineprune.ops.simd import LANES
 
 from ..ir.conv import CONSTANTS, INDEX, Epilogue, Op, View
+from ..ir.dtypes import FLOAT32, SLOT, DType, slots
 from ..ir.network import Assemble, Box, Conv, Layer, Map, Mean, Permute, Piece, Pool
 from ..ops import copies, maps, permute, pools
 from ..run.interpreter import KERNELS
@@ -23,7 +24,7 @@ from .memory import Key
 from .reorder import reorder
 
 _ALIGN = 16
-"""Floats: constants of an operation begin at a cache line."""
+"""Slots: constants of an operation begin at a cache line."""
 _MOST_NUMBERS = (1 << 31) - 1
 
 
@@ -55,6 +56,7 @@ class Program:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     boxes: dict[str, Box]
+    dtypes: dict[str, DType]
 
     def splits(self, threads: int) -> NDArray[np.int64]:
         """[operations, threads + 1]: contiguous runs of work items of about equal cost."""
@@ -65,9 +67,17 @@ Chooser = Callable[[Sequence[Layer], Sequence[Sequence[Candidate]]], Sequence[Se
 
 
 def build(
-    layers: Sequence[Layer], boxes: Mapping[str, Box], inputs: Sequence[str], outputs: Sequence[str], measure: Chooser | None = None
+    layers: Sequence[Layer],
+    boxes: Mapping[str, Box],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    measure: Chooser | None = None,
+    dtypes: Mapping[str, DType] | None = None,
 ) -> Program:
-    """A program that makes `outputs` of `inputs`; `measure` may replace the kernels' own estimates."""
+    """A program that makes `outputs` of `inputs`; `measure` may replace the kernels' own estimates.
+
+    dtypes: of inputs; those that are not named are float32. TypeError where a layer cannot compute with what it reads.
+    """
     estimated: dict[int, tuple[Conv, list[Candidate]]] = {}
 
     def kernels(layer: Conv) -> list[Candidate]:
@@ -77,10 +87,11 @@ def build(
 
     layers, boxes = reorder(fuse(layers, set(outputs)), boxes, outputs, lambda conv: min(c.seconds for c in kernels(conv)))
     found = [kernels(layer) if isinstance(layer, Conv) else [] for layer in layers]
-    chosen = choose(layers, boxes, measure(layers, found) if measure else found)
+    types = typed(layers, {name: (dtypes or {}).get(name, FLOAT32) for name in inputs})
+    chosen = choose(layers, boxes, measure(layers, found) if measure else found, types)
     readers = Counter([name for layer in layers for name in _read(layer)] + list(outputs))
     movable = {layer.output for layer in layers if isinstance(layer, Conv | Pool) and readers[layer.output] == 1}
-    instructions = _Instructions(boxes, movable)
+    instructions = _Instructions(boxes, types, movable)
     for number, name in enumerate(inputs):
         instructions.load(name, number, layers, chosen)
     for layer, choice in zip(layers, chosen, strict=True):
@@ -88,6 +99,18 @@ def build(
     for number, name in enumerate(outputs, start=len(inputs)):
         instructions.save(name, number)
     return _assemble(instructions, boxes, tuple(inputs), tuple(outputs))
+
+
+def typed(layers: Sequence[Layer], inputs: Mapping[str, DType]) -> dict[str, DType]:
+    """The types of all tensors, of those of the inputs; TypeError where a layer cannot compute with what it reads."""
+    types = dict(inputs)
+    for layer in layers:
+        made = layer.dtype([types[name] for name in layer.inputs])
+        if made is None:
+            read = ", ".join(f"{name!r} of {types[name]}" for name in layer.inputs)
+            raise TypeError(f"{type(layer).__name__} {layer.name!r} cannot compute with {read}")
+        types[layer.output] = made
+    return types
 
 
 def _read(layer: Layer) -> Sequence[str]:
@@ -102,7 +125,8 @@ class _Instructions:
     partial: those that have zeros which nobody writes.
     """
 
-    def __init__(self, boxes: Mapping[str, Box], movable: set[str]) -> None:
+    def __init__(self, boxes: Mapping[str, Box], dtypes: dict[str, DType], movable: set[str]) -> None:
+        self.dtypes = dtypes
         self.list: list[Instruction] = []
         self.margins: dict[Key, memory.Margins] = {}
         self.over: dict[Key, Key] = {}
@@ -120,7 +144,7 @@ class _Instructions:
         key, box = self._home(name, layout), self._boxes[name]
 
         def plan(y: View) -> list[Op]:
-            return [copies.plan(memory.outside(box), y, box, kernel="load", tensor=number)]
+            return [copies.plan(memory.outside(box, y.dtype), y, box, kernel="load", tensor=number)]
 
         self._append(None, f"load {name}", (), key, plan, Choice(layout=layout, needs=(), kernel="load"))
 
@@ -129,7 +153,7 @@ class _Instructions:
         key, box = self._homes[name], self._boxes[name]
 
         def plan(x: View) -> list[Op]:
-            return [copies.plan(x, memory.outside(box), box, kernel="save", tensor=number)]
+            return [copies.plan(x, memory.outside(box, x.dtype), box, kernel="save", tensor=number)]
 
         self._append(None, f"save {name}", (key,), None, plan, Choice(layout=key.layout, needs=(), kernel="save"))
 
@@ -189,13 +213,13 @@ class _Instructions:
         return plain and whole and vectors and source.layout == target.layout and source.tensor in self._movable
 
     def _home(self, name: str, layout: str) -> Key:
-        self._homes[name] = Key(name, layout)
+        self._homes[name] = Key(name, layout, self.dtypes[name])
         self._made.add(self._homes[name])
         return self._homes[name]
 
     def _read(self, name: str, layout: str | None) -> Key:
         home = self._homes[name]
-        key = Key(name, layout) if layout else home
+        key = replace(home, layout=layout) if layout else home
         if key not in self._made:
             self._made.add(key)
             box = self._boxes[name]
@@ -211,14 +235,9 @@ class _Instructions:
 
 def part(view: View, start: Box, step: Box) -> View:
     """The elements from `start` in steps of `step`, as a view for copies."""
-    return View(
-        start=view.at(*start),
-        channels=view.channels,
-        height=view.height,
-        width=view.width,
-        channel_stride=view.channel_stride * step[0],
-        row_stride=view.row_stride * step[1],
-        pixel_stride=view.pixel_stride * step[2],
+    strides = view.channel_stride * step[0], view.row_stride * step[1], view.pixel_stride * step[2]
+    return replace(
+        view, start=view.at(*start), channel_stride=strides[0], row_stride=strides[1], pixel_stride=strides[2], margins=(0, 0, 0, 0)
     )
 
 
@@ -247,7 +266,8 @@ def _assemble(instructions: _Instructions, boxes: Mapping[str, Box], inputs: tup
             tables.add(op, meet)
             owners.append(instruction)
             meet = False
-    return tables.program(arena=plan.size, instructions=tuple(owners), inputs=inputs, outputs=outputs, boxes=dict(boxes))
+    facts = {"inputs": inputs, "outputs": outputs, "boxes": dict(boxes), "dtypes": instructions.dtypes}
+    return tables.program(arena=plan.size, instructions=tuple(owners), **facts)
 
 
 class _Pending:
@@ -280,20 +300,21 @@ class _Tables:
 
     def program(self, **facts: Any) -> Program:
         """All of them."""
-        constants = np.zeros(sum(memory.rounded(len(op.constants), _ALIGN) for op in self._ops) + _ALIGN, np.float32)
+        numbers = [slots(op.constants) for op in self._ops]
+        constants = np.zeros(sum(memory.rounded(len(own), _ALIGN) for own in numbers) + _ALIGN, np.float32)
         index = np.zeros(sum(len(op.index) for op in self._ops) + _ALIGN, np.int32)
         if max(len(constants), len(index)) > _MOST_NUMBERS:
             raise RunError("the network has more weights than the engine can address; run it in ONNX Runtime")
-        shift = (-constants.ctypes.data // 4) % _ALIGN
+        shift = (-constants.ctypes.data // SLOT) % _ALIGN
         steps, metas, start, at, position = [], [], 0, shift, 0
-        for op, meet in zip(self._ops, self._meets, strict=True):
+        for op, meet, own in zip(self._ops, self._meets, numbers, strict=True):
             meta = op.meta.copy()
             meta[CONSTANTS], meta[INDEX] = at, position
-            constants[at : at + len(op.constants)] = op.constants
+            constants[at : at + len(own)] = own
             index[position : position + len(op.index)] = op.index
             steps.append((KERNELS.index(op.kernel), start, len(op.costs), int(meet)))
             metas.append(meta)
-            start, at, position = start + len(meta), at + memory.rounded(len(op.constants), _ALIGN), position + len(op.index)
+            start, at, position = start + len(meta), at + memory.rounded(len(own), _ALIGN), position + len(op.index)
         return Program(
             steps=np.array(steps, np.int64),
             costs=tuple(op.costs for op in self._ops),

@@ -6,6 +6,7 @@ inputs on, and checked; those of nodes left to ONNX Runtime are inferred by onnx
 
 import itertools
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +16,12 @@ from numpy.typing import NDArray
 from fineprune.common.errors import RunError
 
 from ...functions import DOMAIN, VERSION, functions
+from ..ir.dtypes import DTYPES, FLOAT32, DType
 from ..ir.network import Box, Layer
 from . import channels, operators
 from .attributes import LARGEST, Node, UnsupportedError
 from .inference import infer_types
-from .ports import Port, input_ports, port
+from .ports import Port, input_ports, port, type_text
 from .protobuf import Constants, ContradictionError, check_names, element_count, one_line, read_model
 
 OPSETS = range(18, 24)
@@ -63,7 +65,7 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """A file as the engine sees it; `boxes` are the sizes of the tensors that `values` name.
+    """A file as the engine sees it; `boxes` are the sizes of the tensors that `values` name, `dtypes` their types.
 
     whole: why ONNX Runtime runs the file as it is, where the engine can make no sense of it; then there are no steps.
     """
@@ -76,10 +78,11 @@ class Graph:
     steps: tuple[Step, ...]
     values: dict[str, Value]
     boxes: dict[str, Box]
+    dtypes: dict[str, DType]
     constants: Constants | None
     types: dict[str, Any]
-    whole: str = ""
     """TypeProtos of names that layers do not know, where onnx does."""
+    whole: str = ""
 
 
 def read_graph(source: Any) -> Graph:
@@ -100,6 +103,7 @@ def whole_graph(source: Any, reason: ContradictionError) -> Graph:
         steps=(),
         values={},
         boxes={},
+        dtypes={},
         constants=None,
         types=infer_types(model, None, where),
         whole=one_line(reason),
@@ -124,6 +128,7 @@ class Reader:
         self.model, self.where = model, where
         self.values: dict[str, Value] = {}
         self.boxes: dict[str, Box] = {}
+        self.dtypes: dict[str, DType] = {}
         self.batch: int | None = None
         self._constants = Constants(model, where)
         self._known = {"", *self._constants}
@@ -142,13 +147,15 @@ class Reader:
             )
         inputs = input_ports(self.model, self.where)
         ours = [entry for entry in inputs if entry.is_image_or_vector]
+        ours.sort(key=lambda entry: entry.dtype != FLOAT32)  # images say what a batch is, not numbers beside them
         batch = ours[0].shape[0] if ours and ours[0].shape else None
         if batch == 0:
             raise ContradictionError(f"{self.where}: {ours[0].name!r} has a batch size of 0; export it again")
         self.batch, self._batch_name = batch if isinstance(batch, int) else None, str(batch)
         self._known.update(value.name for value in graph.input)
         for entry in ours:
-            if entry.shape and entry.shape[0] == batch:
+            if entry.shape and entry.shape[0] == batch and entry.dtype:
+                self.dtypes[entry.name] = entry.dtype
                 sizes = tuple(size for size in entry.shape[1:] if isinstance(size, int))
                 self._add(entry.name, entry.name, _box(sizes), sizes, f"{self.where}: input {entry.name!r}")
         steps = self._steps(known)
@@ -162,6 +169,7 @@ class Reader:
             steps=tuple(steps),
             values=self.values,
             boxes=self.boxes,
+            dtypes=self.dtypes,
             constants=self._constants,
             types=self._types if self._types is not None else {},
         )
@@ -172,7 +180,8 @@ class Reader:
         if value.name not in self._known or not value.name:
             raise ContradictionError(f"{self.where}: no node makes the output {value.name!r}; export it again")
         if value.name in self.values and not value.type.tensor_type.HasField("shape"):
-            return Port(name=value.name, type="tensor(float)", shape=(batch, *self.values[value.name].dims))
+            found = self.values[value.name]
+            return Port(name=value.name, type=type_text(self.dtypes[found.tensor]) or "", shape=(batch, *found.dims))
         return port(value, self.where)
 
     def _steps(self, known_opset: bool) -> list[Step]:
@@ -206,21 +215,31 @@ class Reader:
         node = nodes[0]
         if self._fold(node):
             return None
-        values, boxes = dict(self.values), dict(self.boxes)
+        values, boxes, dtypes = dict(self.values), dict(self.boxes), dict(self.dtypes)
         try:
             handler = None if (node.domain, node.op_type) in self._foreign_functions else _HANDLERS.get((node.domain, node.op_type))
             if not known_opset:
                 raise UnsupportedError(f"operator set, not one of {OPSETS.start} to {OPSETS.stop - 1}")
             if len(nodes) == 3:
-                return Step(nodes=nodes, layers=tuple(channels.shuffle(*nodes, self)))
+                return Step(nodes=nodes, layers=self._typed(node, channels.shuffle(*nodes, self)))
             if handler is None:
                 raise UnsupportedError("operator")
-            return Step(nodes=nodes, layers=tuple(handler(node, self)))
+            return Step(nodes=nodes, layers=self._typed(node, handler(node, self)))
         except UnsupportedError as reason:
-            self.values, self.boxes = values, boxes
+            self.values, self.boxes, self.dtypes = values, boxes, dtypes
             for made in nodes:
                 self._define_foreign(made)
             return Step(nodes=nodes, layers=None, reason=str(reason))
+
+    def _typed(self, node: Node, layers: Sequence[Layer]) -> tuple[Layer, ...]:
+        """The layers of a node, their outputs' types noted; UnsupportedError where they cannot compute with what they read."""
+        for layer in layers:
+            read = [self.dtypes[name] for name in layer.inputs]
+            made = layer.dtype(read)
+            if made is None:
+                raise UnsupportedError(f"inputs of {', '.join(sorted({str(dtype) for dtype in read}))}")
+            self.dtypes[layer.output] = made
+        return tuple(layers)
 
     def _fold(self, node: Node) -> bool:
         if (node.domain, node.op_type) in self._foreign_functions:
@@ -238,11 +257,12 @@ class Reader:
         if self._types is None:
             self._types = infer_types(self.model, self._constants, self.where)
         for name in node.outputs:
-            dims = _dims(self._types.get(name))
+            dtype, dims = _described(self._types.get(name))
             sizes = tuple(size for size in dims[1:] if isinstance(size, int) and 0 < size <= LARGEST)
             batch = self.batch if self.batch is not None else self._batch_name
-            if len(dims) in (2, 4) and len(sizes) == len(dims) - 1 and dims[0] == batch:
+            if dtype and len(dims) in (2, 4) and len(sizes) == len(dims) - 1 and dims[0] == batch:
                 self._add(name, name, _box(sizes), sizes, node.label)
+                self.dtypes[name] = dtype
 
     def _add(self, name: str, tensor: str, box: Box, dims: tuple[int, ...], label: str) -> None:
         element_count(box, label)
@@ -342,8 +362,12 @@ def _box(dims: tuple[int, ...]) -> Box:
     return (dims[0], dims[1], dims[2]) if len(dims) == 3 else (dims[0], 1, 1)
 
 
-def _dims(kind: Any) -> tuple[int | str, ...]:
-    """Shape of a float32 tensor; () for anything else."""
-    if kind is None or kind.tensor_type.elem_type != 1 or not kind.tensor_type.HasField("shape"):
-        return ()
-    return tuple(dim.dim_value if dim.HasField("dim_value") else dim.dim_param for dim in kind.tensor_type.shape.dim)
+def _described(kind: Any) -> tuple[DType | None, tuple[int | str, ...]]:
+    """(type, shape) of a tensor of a type that the engine knows; (None, ()) for anything else."""
+    import onnx
+
+    known = {onnx.helper.np_dtype_to_tensor_dtype(dtype): dtype for dtype in DTYPES}
+    if kind is None or kind.tensor_type.elem_type not in known or not kind.tensor_type.HasField("shape"):
+        return None, ()
+    dims = tuple(dim.dim_value if dim.HasField("dim_value") else dim.dim_param for dim in kind.tensor_type.shape.dim)
+    return known[kind.tensor_type.elem_type], dims

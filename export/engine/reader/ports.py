@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from ..ir.dtypes import DTYPES, DType
 from .protobuf import ContradictionError, check_names
 
 
@@ -17,16 +18,21 @@ class Port:
     shape: tuple[int | str | None, ...] | None
 
     @property
+    def dtype(self) -> DType | None:
+        """The type of its numbers, where the engine knows that."""
+        return next((dtype for dtype in DTYPES if type_text(dtype) == self.type), None)
+
+    @property
     def is_image_or_vector(self) -> bool:
-        """Whether the engine can hold it in memory: float32 [batch, channels, height, width] or [batch, features] of fixed sizes."""
+        """Whether the engine can hold it in memory: [batch, channels, height, width] or [batch, features] of fixed sizes."""
         shape = self.shape or ()
-        return self.type == "tensor(float)" and len(shape) in (2, 4) and all(isinstance(size, int) and size > 0 for size in shape[1:])
+        return self.dtype is not None and len(shape) in (2, 4) and all(isinstance(size, int) and size > 0 for size in shape[1:])
 
     def takes(self, array: Any) -> bool:
         """Whether an array has the type of the port."""
         if not isinstance(array, np.ndarray) or not array.dtype.isnative:
             return False
-        return self.type == ("tensor(string)" if array.dtype.kind in "OU" else _NUMPY_TYPES.get(array.dtype.name))
+        return self.type == ("tensor(string)" if array.dtype.kind in "OU" else type_text(array.dtype))
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether an array of this shape may be fed."""
@@ -39,6 +45,11 @@ _NUMPY_TYPES = {
     "float32": "tensor(float)",
     "float64": "tensor(double)",
 }
+
+
+def type_text(dtype: DType) -> str | None:
+    """What ONNX Runtime calls tensors of a type, if it has a name for it."""
+    return _NUMPY_TYPES.get(dtype.name)
 
 
 def port(value: Any, where: str) -> Port:

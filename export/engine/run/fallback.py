@@ -84,7 +84,9 @@ def _described(graph: Graph, name: str, *, output: bool = False) -> Any:
 
     if name in graph.values:
         batch: Any = graph.batch if graph.batch is not None else "batch"
-        return onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [batch, *graph.values[name].dims])
+        own = graph.values[name]
+        kind = onnx.helper.np_dtype_to_tensor_dtype(graph.dtypes[own.tensor])
+        return onnx.helper.make_tensor_value_info(name, kind, [batch, *own.dims])
     known = graph.types.get(name)
     if known is None and not output:
         raise ValueError(f"the type of {name!r} is unknown")

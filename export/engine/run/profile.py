@@ -26,10 +26,10 @@ class Record:
     reason: str
 
 
-def profile(program: Program, inputs: Sequence[NDArray[np.float32]], repeats: int) -> list[Record]:
+def profile(program: Program, inputs: Sequence[NDArray], repeats: int) -> list[Record]:
     """Records of the operations in order; `inputs`: one sample [1, ...] of each tensor that the program reads."""
     team = Team(program, 1)
-    outputs = [np.empty((1, *program.boxes[name]), np.float32) for name in program.outputs]
+    outputs = [np.empty((1, *program.boxes[name]), program.dtypes[name]) for name in program.outputs]
     tensors = [*inputs, *outputs]
     team.run(1, tensors)
     spans = []
@@ -59,7 +59,7 @@ def profile(program: Program, inputs: Sequence[NDArray[np.float32]], repeats: in
     return records
 
 
-def _turn(team: Team, tensors: Sequence[NDArray[np.float32]], operations: range) -> float:
+def _turn(team: Team, tensors: Sequence[NDArray], operations: range) -> float:
     started = time.perf_counter()
     team.run(1, tensors, operations)
     return time.perf_counter() - started

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from fineprune.common.errors import RunError, UsageError
 
+from ..ir.dtypes import DType
 from ..passes.partition import Segment, segments
 from ..reader.graph import Graph, read_graph, whole_graph
 from ..reader.ports import Port
@@ -151,7 +152,8 @@ class Session:
             from ..passes.tune import measured
 
             measure = measured
-        return build(segment.layers, self._graph.boxes, segment.inputs, segment.outputs, measure)
+        graph = self._graph
+        return build(segment.layers, graph.boxes, segment.inputs, segment.outputs, measure, graph.dtypes)
 
     def _start(self) -> None:
         from . import threads
@@ -189,9 +191,9 @@ class Session:
     def _batch(self, feeds: Mapping[str, NDArray]) -> int:
         """The batch size. What is usual is known at a glance: small networks take less time than thorough checks."""
         if self._usual is not None and type(feeds) is dict and len(feeds) == 1:
-            name, dims = self._usual
+            name, dtype, dims = self._usual
             x = feeds.get(name)
-            if type(x) is np.ndarray and x.dtype == np.float32 and x.shape[1:] == dims and x.size:
+            if type(x) is np.ndarray and x.dtype == dtype and x.shape[1:] == dims and x.size:
                 return len(x)
         return self._check(feeds)
 
@@ -227,7 +229,7 @@ class Session:
                     tensors[name] = array
             else:
                 inputs = [np.ascontiguousarray(tensors[name]) for name in segment.inputs]
-                results = [np.empty((batch, *program.boxes[name]), np.float32) for name in segment.outputs]
+                results = [np.empty((batch, *program.boxes[name]), program.dtypes[name]) for name in segment.outputs]
                 self._teams[number].run(batch, [*inputs, *results])
                 tensors.update(zip(segment.outputs, results, strict=True))
         return tensors
@@ -250,18 +252,18 @@ class Session:
     def _verify(self, name: str, array: NDArray, batch: int) -> None:
         """What ONNX Runtime made has the size that layers behind it were planned for."""
         value = self._graph.values.get(name)
-        if value is not None and (array.shape != (batch, *value.dims) or array.dtype != np.float32):
+        if value is not None and (array.shape != (batch, *value.dims) or array.dtype != self._graph.dtypes[value.tensor]):
             raise ContradictionError(
                 f"{self._graph.where}: {name!r} is {array.dtype} {array.shape} in a run, not {(batch, *value.dims)}; export it again"
             )
 
 
-def _usual(graph: Graph) -> tuple[str, tuple[int | str | None, ...]] | None:
-    """Name and shape of a sample of the only input, where the engine holds that in memory and any batch size will do."""
+def _usual(graph: Graph) -> tuple[str, DType, tuple[int | str | None, ...]] | None:
+    """Name, type and shape of a sample of the only input, where the engine holds that in memory and any batch size will do."""
     [port, *others] = graph.inputs or (None,)
     if port is None or others or port.name not in graph.values or not port.shape or isinstance(port.shape[0], int):
         return None
-    return port.name, port.shape[1:]
+    return port.name, graph.dtypes[port.name], port.shape[1:]
 
 
 def _info(port: Port) -> TensorInfo:
