@@ -1,7 +1,8 @@
 """What the planner and the kernels of the engine say to each other: a convolution, where its tensors lie, and a planned operation.
 
 A network runs on one sample at a time; samples of a batch are independent. All activations of a sample lie in one array, the *arena*:
-float32 slots, which numbers of other types share (see dtypes.py). A `View` says where a tensor lies in it. A planned operation is an `Op`: integers and floats that a compiled kernel reads.
+float32 slots, which numbers of other types share (see dtypes.py). A `View` says where a tensor lies in it. A planned operation is an
+`Op`: integers and floats that a compiled kernel reads.
 
 Every kernel is one compiled function with the same signature:
 

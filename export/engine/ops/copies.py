@@ -2,7 +2,8 @@
 
     target[t + c*tc + i*ti + j*tj] = source[s + c*sc + i*si + j*sj]      for c < C, i < H, j < W; a work item is a row i
 
-Where one side has the channels together and the other the columns, squares of LANES x LANES numbers are transposed in registers.
+Numbers of four bytes, whatever their type, are moved in vectors as float32: where one side has the channels together and the other the
+columns, squares of LANES x LANES of them are transposed in registers. Numbers of one byte are moved one by one.
 """
 
 import numpy as np
@@ -16,8 +17,8 @@ from ..ir.record import INT, PLACE, Record
 from ..jit import jit
 from ..run.vectors import load, store
 
-META = Record(source=PLACE, target=PLACE, channels=INT, rows=INT, columns=INT, tensor=INT)
-"""tensor: for transfers the number of the caller's tensor."""
+META = Record(source=PLACE, target=PLACE, channels=INT, rows=INT, columns=INT, item_bytes=INT, tensor=INT)
+"""item_bytes: of a number. tensor: for transfers the number of the caller's tensor."""
 fields = META.fields
 
 
@@ -26,25 +27,48 @@ def plan(source: View, target: View, size: Box, *, kernel: str = "copy", tensor:
 
     `kernel` "load": from the caller's tensor number `tensor`; "save": to it.
     """
-    meta = META.pack(source=source.place, target=target.place, channels=size[0], rows=size[1], columns=size[2], tensor=tensor)
+    if source.dtype != target.dtype:
+        raise TypeError(f"a copy of {source.dtype} to {target.dtype}")
+    C, H, W = size
+    item_bytes = source.dtype.itemsize
+    meta = META.pack(source=source.place, target=target.place, channels=C, rows=H, columns=W, item_bytes=item_bytes, tensor=tensor)
     return Op(kernel=kernel, meta=meta, costs=np.full(size[1], 1e-9 * size[0] * size[2]))
 
 
 @jit
-def copy(first: int, last: int, source: NDArray, source_start: int, target: NDArray, target_start: int, meta: NDArray, op: int) -> None:
-    """Work items first <= k < last, the two starts added to those in meta."""
+def copy(first: int, last: int, source: NDArray, target: NDArray, meta: NDArray, op: int) -> None:
+    """Work items first <= k < last from one array of slots to another."""
     m = fields(meta, op)
-    s, sc, si, sj = m.source.start + source_start, m.source.channel, m.source.row, m.source.pixel
-    t, tc, ti, tj = m.target.start + target_start, m.target.channel, m.target.row, m.target.pixel
+    sc, si, sj, tc, ti, tj = m.source.channel, m.source.row, m.source.pixel, m.target.channel, m.target.row, m.target.pixel
     C, W, rows = m.channels, m.columns, last - first
-    s, t = s + first * si, t + first * ti
-    if sj == 1 and tj == 1:
+    s, t = m.source.start + first * si, m.target.start + first * ti
+    if m.item_bytes == 1:
+        _bytes(source.view(np.uint8), s, sc, si, sj, target.view(np.uint8), t, tc, ti, tj, C, rows, W)
+    elif sj == 1 and tj == 1:
         _lines(source, s, sc, si, target, t, tc, ti, C, rows, W)
     elif sc == 1 and tc == 1:
         _lines(source, s, si, sj, target, t, ti, tj, rows, W, C)
     else:
         for i in range(rows):
             _row(source, s + i * si, sc, sj, target, t + i * ti, tc, tj, C, W)
+
+
+@jit
+def _bytes(
+    source: NDArray, s: int, sc: int, si: int, sj: int, target: NDArray, t: int, tc: int, ti: int, tj: int, C: int, H: int, W: int
+) -> None:  # fmt: skip
+    """The equation above; the channels are the inner loop where they lie together."""
+    if sc == 1 and tc == 1:
+        sc, sj, tc, tj, C, W = sj, sc, tj, tc, W, C
+    for i in range(H):
+        for c in range(C):
+            x, y = s + c * sc + i * si, t + c * tc + i * ti
+            if sj == 1 and tj == 1:
+                for j in range(W):
+                    target[y + j] = source[x + j]
+            else:
+                for j in range(W):
+                    target[y + j * tj] = source[x + j * sj]
 
 
 @jit
@@ -93,4 +117,4 @@ def _rest(source: NDArray, s: int, sc: int, sj: int, target: NDArray, t: int, tc
 @jit
 def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
     """Within the arena."""
-    copy(first, last, arena, 0, arena, 0, meta, op)
+    copy(first, last, arena, arena, meta, op)

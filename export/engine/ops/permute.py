@@ -5,6 +5,7 @@
 NCHW: whole channels are copied, a work item is one of them. NHWC: number by number it would take seven times as long as a copy, so that
 squares of LANES pixels and LANES channels are transposed in registers: to lines of a channel each, which are taken in the new order
 and transposed back. A work item is LANES pixels; in the last one the last pixel stands for those that are missing.
+Numbers of four bytes are moved as float32, whatever their type; those of one byte number by number.
 """
 
 import numpy as np
@@ -15,8 +16,8 @@ from ..ir.record import INT, PLACE, Record
 from ..jit import jit
 from ..run.vectors import LANES, transpose_lines
 
-_META = Record(channels_last=INT, pixels=INT, lanes=INT, height=INT, width=INT, x=PLACE, y=PLACE)
-"""lanes: channels rounded up to whole vectors."""
+_META = Record(item_bytes=INT, channels_last=INT, pixels=INT, lanes=INT, height=INT, width=INT, x=PLACE, y=PLACE)
+"""item_bytes: of a number; lanes: channels rounded up to whole vectors."""
 _fields = _META.fields
 
 
@@ -27,17 +28,29 @@ def estimate(channels: int, height: int, width: int) -> float:
 
 def plan(order: NDArray, x: View, y: View) -> Op:
     """order: int [C], a permutation. index: for NHWC offsets of the pixels of x and of y, of the lines that each vector of y consists of,
-    and of the lines in a row; for NCHW of the channels of x."""
+    and of the lines in a row (of single bytes: their channels in x); for NCHW of the channels of x."""
     channels_last, pixels, width = x.layout == "NHWC", 0, -(-x.channels // LANES) * LANES
     if channels_last:
         padded = np.concatenate([order, np.arange(x.channels, width)])
         grids = [(v.row_stride * np.arange(v.height)[:, None] + v.pixel_stride * np.arange(v.width)).reshape(-1) for v in (x, y)]
         grids = [np.pad(grid, (0, -len(grid) % LANES), "edge") for grid in grids]
-        pixels, scratch = len(grids[0]), width * LANES
-        index, items = np.concatenate([*grids, padded * LANES, np.arange(LANES) * LANES]), pixels // LANES
+        pixels, items = len(grids[0]), len(grids[0]) // LANES
+        if x.dtype.itemsize == 1:
+            index, scratch = np.concatenate([*grids, padded]), 0
+        else:
+            index, scratch = np.concatenate([*grids, padded * LANES, np.arange(LANES) * LANES]), width * LANES
     else:
         index, items, scratch = order * x.channel_stride, x.channels, 0
-    meta = _META.pack(channels_last=int(channels_last), pixels=pixels, lanes=width, height=x.height, width=x.width, x=x.place, y=y.place)
+    meta = _META.pack(
+        item_bytes=x.dtype.itemsize,
+        channels_last=int(channels_last),
+        pixels=pixels,
+        lanes=width,
+        height=x.height,
+        width=x.width,
+        x=x.place,
+        y=y.place,
+    )
     seconds = estimate(x.channels, x.height, x.width)
     return Op(
         kernel="permute",
@@ -52,9 +65,10 @@ def plan(order: NDArray, x: View, y: View) -> Op:
 def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
     """Kernel "permute"."""
     m = _fields(meta, op)
-    k, channels_last, pixels, width, H, W = m.index, m.channels_last == 1, m.pixels, m.lanes, m.height, m.width
-    x, y, xi, yc, yi = m.x.start, m.y.start, m.x.row, m.y.channel, m.y.row
-    if channels_last:
+    k, channels_last, pixels, width, x, y = m.index, m.channels_last == 1, m.pixels, m.lanes, m.x.start, m.y.start
+    if m.item_bytes == 1:
+        _bytes(first, last, arena.view(np.uint8), index, meta, op)
+    elif channels_last:
         lines = k + 2 * pixels
         for item in range(first * LANES, last * LANES, LANES):
             for c in range(0, width, LANES):
@@ -62,8 +76,28 @@ def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray,
             for c in range(0, width, LANES):
                 transpose_lines(arena, scratch, index, lines + c, arena, y + c, k + pixels + item)
     else:
-        for c in range(first, last):
-            for i in range(H):
-                source, target = x + index[k + c] + i * xi, y + c * yc + i * yi
-                for j in range(W):
-                    arena[target + j] = arena[source + j]
+        _channels(first, last, arena, index, meta, op)
+
+
+@jit
+def _bytes(first: int, last: int, arena: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
+    m = _fields(meta, op)
+    if m.channels_last == 1:
+        order = m.index + 2 * m.pixels
+        for pixel in range(m.index + first * LANES, m.index + last * LANES):
+            source, target = m.x.start + index[pixel], m.y.start + index[m.pixels + pixel]
+            for c in range(m.lanes):
+                arena[target + c] = arena[source + index[order + c]]
+    else:
+        _channels(first, last, arena, index, meta, op)
+
+
+@jit
+def _channels(first: int, last: int, arena: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
+    """NCHW, numbers of any type."""
+    m = _fields(meta, op)
+    for c in range(first, last):
+        for i in range(m.height):
+            source, target = m.x.start + index[m.index + c] + i * m.x.row, m.y.start + c * m.y.channel + i * m.y.row
+            for j in range(m.width):
+                arena[target + j] = arena[source + j]

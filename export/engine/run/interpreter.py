@@ -8,7 +8,7 @@ A program is these arrays (made by program.py):
     spaces [2]                          start of the scratch of the first thread in an arena, floats between those of two threads
     meta, index, constants              numbers of all operations, see conv.py
     arenas [threads, floats]            activations
-    job [6 + 2 * tensors]               what is to be done now, and where the caller's tensors are
+    job [6 + 2 * tensors]               what is to be done now, and where the caller's tensors are, of whatever types
     sync                                atomics: what threads tell each other
 
 Of a batch, as many samples as the threads can share equally are run whole, each by whoever takes it, in the arena of that thread. The
@@ -30,7 +30,7 @@ LOAD, SAVE, COPY, PERMUTE, POOL, MEAN, MAP, LINEAR, PLAIN, FILTERS, POSITIONS = 
 KERNEL, OP, ITEMS, MEET = range(4)
 COUNT, BEGIN, END, ROUND, NEXT_SAMPLE, DONE_BEFORE, TENSORS = range(7)
 """Positions in job: samples, first operation, end of the operations, number of the first round (sample that is shared), numbers of
-samples taken and of shares done before this job; then address and floats a sample of each tensor of the caller."""
+samples taken and of shares done before this job; then address and bytes a sample of each tensor of the caller."""
 
 GENERATION, DONE, TAKEN, STOP, THREADS = (SPACING * k for k in range(5))
 """Positions in sync: twice the number of jobs (odd while a job is being written), shares and whole samples done, whole samples taken,
@@ -91,9 +91,9 @@ def wait_job(sync: NDArray, thread: int, done: int) -> int:
 
 @jit_cached
 def place(fields: NDArray, at: int, tensor: NDArray, count: int) -> None:
-    """Where a flat tensor of the caller lies, and floats of each of its `count` samples, to fields[at] and the next."""
+    """Where a flat tensor of the caller lies, and bytes of each of its `count` samples, to fields[at] and the next."""
     fields[at] = tensor.ctypes.data
-    fields[at + 1] = tensor.size // count
+    fields[at + 1] = tensor.size // count * tensor.itemsize
 
 
 @jit
@@ -130,11 +130,11 @@ def transfer(kernel: int, first: int, last: int, number: int, job: NDArray, aren
     """Between sample `number` of a tensor of the caller and the arena."""
     tensor = copies.fields(meta, op).tensor
     size = job[TENSORS + 2 * tensor + 1]
-    outside = floats(job[TENSORS + 2 * tensor] + 4 * number * size, size)
+    outside = floats(job[TENSORS + 2 * tensor] + number * size, (size + 3) // 4)  # of a last slot that is not whole nobody touches more
     if kernel == LOAD:
-        copies.copy(first, last, outside, 0, arena, 0, meta, op)
+        copies.copy(first, last, outside, arena, meta, op)
     else:
-        copies.copy(first, last, arena, 0, outside, 0, meta, op)
+        copies.copy(first, last, arena, outside, meta, op)
 
 
 @jit_inlined

@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fineprune.export.engine.ir.conv import ConvShape, Epilogue, Op, View
+from fineprune.export.engine.ir.dtypes import DTYPES, DType, per_slot
+from fineprune.export.engine.ir.dtypes import FLOAT32 as F32
 from fineprune.export.engine.ir.network import Map, Pool
 from fineprune.export.engine.ops import copies, linear, maps, permute, plain, pools
 from fineprune.export.engine.passes import memory
+from fineprune.export.engine.passes.program import part
 from support.reference import masked_conv2d
 from support.tolerances import FLOAT32
 
@@ -39,9 +42,17 @@ class Room:
     def __init__(self) -> None:
         self.size, self.views, self.tensors = 64, [], []
 
-    def add(self, box: tuple[int, int, int], layout: str, margins: tuple[int, int, int, int], content: NDArray | None = None) -> View:
-        geometry, size = memory.geometry(layout, box, margins)
-        view = memory.at(geometry, self.size)
+    def add(
+        self,
+        box: tuple[int, int, int],
+        layout: str,
+        margins: tuple[int, int, int, int],
+        content: NDArray | None = None,
+        dtype: DType = F32,
+    ) -> View:
+        geometry, size = memory.geometry(layout, box, margins, dtype)
+        view = memory.at(geometry, self.size * per_slot(dtype))
+        size = -(-size // per_slot(dtype))
         self.views.append((view, self.size, size, content))
         self.size += size + 64
         return view
@@ -57,14 +68,15 @@ class Room:
             RUN[op.kernel](first, last, scratch, self.arena, op.constants, op.index, op.meta, 0)
         for view, start, size, _ in self.views:
             rest = self.arena.copy()
+            assert np.isnan(rest[[start - 1, start + size]]).all(), "something was written beside a buffer"
             self.grid(view, rest)[...] = 0
             if view.layout == "NHWC":
                 self.grid(view, rest, view.pixel_stride)[...] = 0  # surplus channels may be written
             assert not rest[start : start + size].any(), "a margin was written"
 
     def grid(self, view: View, arena: NDArray | None = None, channels: int = 0) -> NDArray:
-        data = self.arena if arena is None else arena
-        strides = [4 * step for step in (view.channel_stride, view.row_stride, view.pixel_stride)]
+        data = (self.arena if arena is None else arena).view(view.dtype)
+        strides = [view.dtype.itemsize * step for step in (view.channel_stride, view.row_stride, view.pixel_stride)]
         return np.lib.stride_tricks.as_strided(data[view.start :], (channels or view.channels, view.height, view.width), strides)
 
 
@@ -74,6 +86,24 @@ def close(actual: NDArray, expected: NDArray) -> None:
 
 def numbers(shape: tuple[int, ...], seed: int) -> NDArray[np.float32]:
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def any_numbers(shape: tuple[int, ...], dtype: DType, seed: int) -> NDArray:
+    """All values of a whole number's type, or normally distributed ones."""
+    if dtype == F32:
+        return numbers(shape, seed)
+    return np.random.default_rng(seed).integers(np.iinfo(dtype).min, np.iinfo(dtype).max, shape, dtype, endpoint=True)
+
+
+def check_copy(
+    box: tuple[int, int, int], layouts: tuple[str, str], margins: Any, seed: int, dtype: DType = F32, step: tuple[int, int, int] = (1, 1, 1)
+) -> None:
+    x = any_numbers(box, dtype, seed)
+    size = tuple(-(-a // b) for a, b in zip(box, step, strict=True))
+    room = Room()
+    source, target = room.add(box, layouts[0], margins[0], x, dtype), room.add(size, layouts[1], margins[1], None, dtype)
+    room.run(copies.plan(part(source, (0, 0, 0), step), target, size))
+    np.testing.assert_array_equal(room.grid(target), x[:: step[0], :: step[1], :: step[2]])
 
 
 def check_pool(layer: Pool, x: NDArray, layouts: tuple[str, str], margins: tuple[int, int, int, int]) -> None:
@@ -135,14 +165,30 @@ def test_pools_of_wide_rows(kind: str, stride: int) -> None:
     box=st.tuples(st.sampled_from([1, 3, 16, 17, 35, 150]), st.integers(1, 5), st.sampled_from([1, 2, 16, 19, 33])),
     layouts=st.tuples(LAYOUTS, LAYOUTS),
     margins=st.tuples(MARGINS, MARGINS),
+    step=st.sampled_from([(1, 1, 1), (1, 1, 1), (2, 1, 1), (1, 3, 2)]),
+    dtype=st.sampled_from(DTYPES),
     seed=st.integers(0, 99),
 )
-def test_copies_and_means(box: tuple[int, int, int], layouts: tuple[str, str], margins: Any, seed: int) -> None:
+def test_copies(box: Any, layouts: tuple[str, str], margins: Any, step: Any, dtype: DType, seed: int) -> None:
+    check_copy(box, layouts, margins, seed, dtype, step)
+
+
+def test_a_copy_converts_nothing() -> None:
+    room, box = Room(), (1, 2, 3)
+    source, target = (room.add(box, "NCHW", (0, 0, 0, 0), None, np.dtype(name)) for name in ("uint8", "int8"))
+    with pytest.raises(TypeError, match="a copy of uint8 to int8"):
+        copies.plan(source, target, box)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    box=st.tuples(st.sampled_from([1, 3, 16, 17, 35, 150]), st.integers(1, 5), st.sampled_from([1, 2, 16, 19, 33])),
+    layouts=st.tuples(LAYOUTS, LAYOUTS),
+    margins=st.tuples(MARGINS, MARGINS),
+    seed=st.integers(0, 99),
+)
+def test_means(box: tuple[int, int, int], layouts: tuple[str, str], margins: Any, seed: int) -> None:
     x = numbers(box, seed)
-    room = Room()
-    source, target = room.add(box, layouts[0], margins[0], x), room.add(box, layouts[1], margins[1])
-    room.run(copies.plan(source, target, box))
-    np.testing.assert_array_equal(room.grid(target), x)
     room = Room()
     source, target = room.add(box, layouts[0], margins[0], x), room.add((box[0], 1, 1), layouts[1], (0, 0, 0, 0))
     room.run(pools.plan_mean(source, target))
@@ -285,10 +331,10 @@ def test_linear_layers(box: Any, filters: int, density: float, residual: bool, p
     check_conv(linear, shape, density, None, residual, layouts, seed)
 
 
-def check_permutation(box: tuple[int, int, int], layout: str, margins: Any, seed: int) -> None:
-    x, order = numbers(box, seed), np.random.default_rng(seed).permutation(box[0])
+def check_permutation(box: tuple[int, int, int], layout: str, margins: Any, seed: int, dtype: DType = F32) -> None:
+    x, order = any_numbers(box, dtype, seed), np.random.default_rng(seed).permutation(box[0])
     room = Room()
-    source, target = room.add(box, layout, margins[0], x), room.add(box, layout, margins[1])
+    source, target = room.add(box, layout, margins[0], x, dtype), room.add(box, layout, margins[1], None, dtype)
     room.run(permute.plan(order, source, target))
     np.testing.assert_array_equal(room.grid(target), x[order])
 
@@ -298,10 +344,11 @@ def check_permutation(box: tuple[int, int, int], layout: str, margins: Any, seed
     box=st.tuples(st.sampled_from([1, 5, 16, 40, 64]), st.integers(1, 5), st.sampled_from([1, 3, 16, 19])),
     layout=LAYOUTS,
     margins=st.tuples(MARGINS, MARGINS),
+    dtype=st.sampled_from(DTYPES),
     seed=st.integers(0, 99),
 )
-def test_permutations(box: Any, layout: str, margins: Any, seed: int) -> None:
-    check_permutation(box, layout, margins, seed)
+def test_permutations(box: Any, layout: str, margins: Any, dtype: DType, seed: int) -> None:
+    check_permutation(box, layout, margins, seed, dtype)
 
 
 UNCOMPILED = """
@@ -309,7 +356,10 @@ import numba
 assert numba.config.DISABLE_JIT
 from test_simple_kernels import *
 for layout in ("NHWC", "NCHW"):
-    check_permutation((21, 3, 7), layout, ((0, 1, 2, 0), (1, 0, 0, 1)), 1)
+    for dtype in DTYPES:
+        check_permutation((21, 3, 7), layout, ((0, 1, 2, 0), (1, 0, 0, 1)), 1, dtype)
+        for other in ("NHWC", "NCHW"):
+            check_copy((17, 2, 18), (layout, other), ((0, 1, 0, 1), (1, 0, 0, 2)), 0, dtype)
     for function in FUNCTIONS:
         check_map(function, (17, 2, 3), layout, (0, 1, 2, 0), -0.5, 0.5, 3)
     for kind in ("max", "average"):
@@ -319,8 +369,8 @@ for layout in ("NHWC", "NCHW"):
     check_conv(plain, shape, 0.5, 0.5, True, (layout, layout), 0)
     shape = ConvShape(channels=5, filters=35, height=2, width=1, kernel=(2, 1))
     check_conv(linear, shape, 0.5, None, True, (layout, layout), 0)
-test_copies_and_means.hypothesis.inner_test((17, 2, 18), ("NHWC", "NCHW"), ((0, 1, 0, 1), (1, 0, 0, 2)), 0)
-test_copies_and_means.hypothesis.inner_test((17, 2, 18), ("NCHW", "NHWC"), ((0, 1, 0, 1), (1, 0, 0, 2)), 0)
+test_means.hypothesis.inner_test((17, 2, 18), ("NHWC", "NCHW"), ((0, 1, 0, 1), (1, 0, 0, 2)), 0)
+test_means.hypothesis.inner_test((17, 2, 18), ("NCHW", "NHWC"), ((0, 1, 0, 1), (1, 0, 0, 2)), 0)
 """
 
 
