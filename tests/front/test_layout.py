@@ -118,15 +118,18 @@ def test_the_wheel_has_one_top_level_name_and_every_module(tmp_path: Path) -> No
     copy = tmp_path / "project"
     for name in ("src", "common", "ops", "models", "calibrate", "compressor", "export"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-    for name in ("pyproject.toml", "README.md"):
-        if (ROOT / name).exists():
-            shutil.copy(ROOT / name, copy / name)
-    (copy / "README.md").touch()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy / name)
     build = "from setuptools import build_meta; build_meta.build_wheel('dist')"
     subprocess.run([sys.executable, "-c", build], cwd=copy, check=True, capture_output=True)
     (wheel,) = (copy / "dist").glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
+        (metadata,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        fields = archive.read(metadata).decode().splitlines()
+        licence = archive.read(metadata.replace("METADATA", "licenses/LICENSE"))
         names = [name for name in archive.namelist() if ".dist-info/" not in name]
+    assert {"License-Expression: Apache-2.0", "License-File: LICENSE", "Author: fineprune contributors"} <= set(fields)
+    assert licence == (ROOT / "LICENSE").read_bytes()
     assert {name.split("/")[0] for name in names} == {"fineprune"}
     for package, folder in FOLDERS.items():
         prefix = package.replace(".", "/")
