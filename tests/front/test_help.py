@@ -1,5 +1,6 @@
 """The command line answers for itself, fast and by its own help texts."""
 
+import re
 import subprocess
 import sys
 
@@ -64,7 +65,54 @@ def test_options_stand_in_sections_with_those_for_research_last(name: str) -> No
     assert not any(line.startswith(("  --prune", "  --epochs", "  --output", "  --data")) for line in research)
 
 
+def phrase_problem(text: str | None) -> str | None:
+    """Why a help text is no whole phrase that stands by itself, or None where it is one."""
+    sentences = (text or "").partition("  [default: ")[0].strip()
+    if not re.match(r"[A-Z]|`[^`]+`|'[^']+'", sentences):
+        return "begins neither with a capital letter nor with something quoted"
+    if not sentences.endswith("."):
+        return "does not end with a full stop"
+    if len(re.findall(r"[A-Za-z]{2,}", re.sub(r"\(.*?\)", "", sentences))) < 3:
+        return "has fewer than three words"
+    return None
+
+
 def test_every_option_is_explained_by_a_phrase() -> None:
-    options = [param for entry in command.commands.values() for param in entry.params if isinstance(param, click.Option)]
-    unexplained = {option.opts[0] for option in options if not option.help or option.help.startswith(("Of ", "of "))}
-    assert unexplained == set()
+    options = {
+        f"{entry.name} {param.opts[0]}": param
+        for entry in (command, *command.commands.values())
+        for param in entry.params
+        if isinstance(param, click.Option)
+    }
+    assert len(options) > 100
+    assert {name: problem for name, option in options.items() if (problem := phrase_problem(option.help))} == {}
+    assert [name for name, option in options.items() if option.multiple != ("(repeatable)" in (option.help or ""))] == []
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_explained_by_a_phrase_and_says_what_its_arguments_are(name: str) -> None:
+    entry = command.commands[name]
+    problems = [phrase_problem(text) for text in (entry.short_help, *(entry.help or "").split("\n\n"))]
+    assert problems == [None] * len(problems)
+    arguments = [param.human_readable_name for param in entry.params if isinstance(param, click.Argument)]
+    assert [argument for argument in arguments if not re.search(rf"\b{argument} is a ", entry.help or "")] == []
+    lines = succeed(name, "--help").out.splitlines()
+    assert [line for line in lines if line.strip(" []") in arguments] == [], "a line without an explanation"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (None, "capital"),
+        ("Of sgd.", "three words"),
+        ("Interleaved rounds.", "three words"),
+        ("Threads (of all that there are).", "three words"),
+        ("infobatch: share of samples below the mean.", "capital"),
+        ("Show the traceback of a failure", "full stop"),
+        ("Show the traceback of a failure.", None),
+        ("`thesis` reproduces the source.  [default: taylor]", None),
+    ],
+)
+def test_the_check_of_phrases_can_tell(text: str | None, problem: str | None) -> None:
+    found = phrase_problem(text)
+    assert found is None if problem is None else problem in (found or "")

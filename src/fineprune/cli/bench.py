@@ -11,20 +11,26 @@ from .options import bundle_argument, check_named, data_options, input_option, j
 from .sections import Command
 
 
-@click.command(cls=Command, short_help="Measure latency, dense and compressed.")
+@click.command(cls=Command, short_help="Measure the latency, dense and compressed.")
 @bundle_argument
 @model_options
 @data_options
 @input_option
-@click.option("--onnx", type=click.Path(path_type=Path), help="Measure this exported file instead of a fresh export.")
-@click.option("--batch", "batch_sizes", type=int, multiple=True, default=(1,), show_default=True, help="Batch size (repeatable).")
-@click.option("--threads", type=int, multiple=True, default=(1,), show_default=True, help="Threads (repeatable).")
-@click.option("--rounds", type=int, default=15, show_default=True, help="Interleaved rounds.")
+@click.option("--onnx", type=click.Path(path_type=Path), help="Measure this exported file instead of exporting the network anew.")
 @click.option(
-    "--peers", default="all", show_default=True, metavar="NAMES", help="Other dense runtimes: openvino,MNN,ncnn,int8, all or none."
+    "--batch", "batch_sizes", type=int, multiple=True, default=(1,), show_default=True, help="How many images one call takes (repeatable)."
 )
-@click.option("--layers", is_flag=True, help="Also every convolution: engine against dense ONNX Runtime.")
-@click.option("--plot", type=click.Path(path_type=Path), help="Bar chart of the latencies (.png or .svg).")
+@click.option("--threads", type=int, multiple=True, default=(1,), show_default=True, help="On how many threads to measure (repeatable).")
+@click.option("--rounds", type=int, default=15, show_default=True, help="How many rounds to measure; in each, all runtimes take turns.")
+@click.option(
+    "--peers",
+    default="all",
+    show_default=True,
+    metavar="NAMES",
+    help="Which other dense runtimes to measure: all, none, or some of openvino,MNN,ncnn,int8.",
+)
+@click.option("--layers", is_flag=True, help="Measure every convolution, too: in the engine, and dense in ONNX Runtime.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw the latencies as a bar chart in this file (.png or .svg).")
 @json_option
 def bench(
     as_json: bool,
@@ -37,7 +43,10 @@ def bench(
     plot: Path | None,
     **options: Any,
 ) -> None:
-    """Latency of BUNDLE (or --model): dense in several runtimes, and compressed in the engine and ONNX Runtime, side by side."""
+    """Measure the latency of BUNDLE (or --model): dense in several runtimes, and compressed in the engine and ONNX Runtime.
+
+    BUNDLE is a folder that `fineprune compress` wrote.
+    """
     from fineprune.common.files import check_writable
     from fineprune.common.progress import Bars
     from fineprune.export.benchmark import BenchmarkConfig

@@ -17,11 +17,16 @@ from .sections import CALIBRATION, RESULT, SEED, Command, stack
 @calibration_options
 @device_option
 @stack(
-    click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the choice of samples and of ties."), section=CALIBRATION
+    click.option(
+        "--seed", type=SEED, default=0, show_default=True, help="The seed of the choice of samples, and of the order of equal scores."
+    ),
+    section=CALIBRATION,
 )
-@stack(click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder for the statistics."), section=RESULT)
+@stack(
+    click.option("--output", required=True, type=click.Path(path_type=Path), help="Write the statistics into this folder."), section=RESULT
+)
 def calibrate(output: Path, device: str, **options: Any) -> None:
-    """Collect the statistics that `fineprune compress --statistics` selects masks by. Run it again to resume."""
+    """Collect the statistics that `fineprune compress --statistics` chooses masks by. Run it again to resume."""
     from fineprune.calibrate.collect import CalibrationConfig
     from fineprune.calibrate.statistics import check_target
     from fineprune.common.copies import working_copy

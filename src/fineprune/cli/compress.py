@@ -17,24 +17,36 @@ from .training_options import training_options, training_settings
 @prune_options
 @calibration_options
 @stack(
-    click.option("--statistics", type=click.Path(path_type=Path), help="Folder of `fineprune calibrate`, instead of a new calibration."),
+    click.option(
+        "--statistics",
+        type=click.Path(path_type=Path),
+        help="Use the statistics of `fineprune calibrate` in this folder instead of new ones.",
+    ),
     section=CALIBRATION,
 )
 @training_options(
     **{"epochs": "10", "batch-size": "128", "optimizer": "sgd", "lr": "0.02", "momentum": "0.9", "weight-decay": "0.0005"},
     **{"schedule": "cosine", "precision": "auto"},
 )
-@stack(click.option("--compare-dense", is_flag=True, help="Fine-tune the dense network alike and report it beside."), section=TRAINING)
+@stack(
+    click.option("--compare-dense", is_flag=True, help="Fine-tune the dense network in the same way, too, and report its accuracy beside."),
+    section=TRAINING,
+)
 @device_option
 @stack(
-    click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder for the bundle, which `export` reads."),
+    click.option(
+        "--output",
+        required=True,
+        type=click.Path(path_type=Path),
+        help="Write the bundle into this folder, where `fineprune export` reads it.",
+    ),
     json_option,
     section=RESULT,
 )
 def compress(as_json: bool, output: Path, device: str, **options: Any) -> None:
-    """Prune --model with --checkpoint on --data: calibrate, mask, fine-tune, write a bundle. Run it again to resume.
+    """Prune --model with --checkpoint on --data: calibrate, mask, fine-tune, and write a bundle. Run it again to resume.
 
-    The training options are those of the fine-tuning; --epochs 0 leaves it out.
+    The training options belong to the fine-tuning; --epochs 0 leaves it out.
     """
     from fineprune.calibrate.collect import CalibrationConfig
     from fineprune.common.files import check_writable

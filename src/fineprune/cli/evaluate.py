@@ -17,16 +17,25 @@ from .options import (
 from .sections import Command
 
 
-@click.command("eval", cls=Command, short_help="Measure accuracy and loss.")
+@click.command("eval", cls=Command, short_help="Measure the accuracy and the loss.")
 @bundle_argument
 @model_options
 @data_options
-@click.option("--split", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True, help="Split to measure on.")
-@click.option("--batch-size", type=int, help="Images at a time.  [default: 256, fewer of large images]")
+@click.option(
+    "--split",
+    type=click.Choice(["test", "validation", "train"]),
+    default="test",
+    show_default=True,
+    help="Which part of the data to measure on.",
+)
+@click.option("--batch-size", type=int, help="How many images to compute at a time.  [default: 256, fewer of large images]")
 @device_option
 @json_option
 def evaluate(as_json: bool, split: str, batch_size: int | None, device: str, **options: Any) -> None:
-    """Accuracy and loss of BUNDLE (on the data of its manifest, unless --data is given) or of --model with --checkpoint."""
+    """Measure the accuracy and the loss of BUNDLE (on its own data, unless --data is given), or of --model with --checkpoint.
+
+    BUNDLE is a folder that `fineprune compress` wrote.
+    """
     from fineprune.common.errors import UsageError
     from fineprune.common.progress import Bars
     from fineprune.models.training.evaluate import evaluate as measure

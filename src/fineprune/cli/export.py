@@ -18,17 +18,26 @@ from .options import (
 from .sections import Command
 
 
-@click.command(cls=Command, short_help="Write a bundle as ONNX and check it.")
+@click.command(cls=Command, short_help="Write a bundle as an ONNX file and check the file.")
 @bundle_argument
 @model_options
 @data_options
 @input_option
-@click.option("--output", required=True, type=click.Path(path_type=Path), help="ONNX file to write.")
-@click.option("--plain", is_flag=True, help="Standard operators only: no model-local functions, nothing packed.")
-@click.option("--parity-samples", type=int, default=256, show_default=True, help="Real samples compared with PyTorch (0: none).")
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="Path of the ONNX file to write.")
+@click.option("--plain", is_flag=True, help="Write standard operators only: no model-local functions, nothing packed.")
+@click.option(
+    "--parity-samples",
+    type=int,
+    default=256,
+    show_default=True,
+    help="Compare the file with PyTorch on so many real images (0: do not compare).",
+)
 @json_option
 def export(as_json: bool, output: Path, plain: bool, parity_samples: int, **options: Any) -> None:
-    """Write BUNDLE (or --model with --checkpoint) as ONNX and check it against PyTorch on real samples."""
+    """Write BUNDLE (or --model with --checkpoint) as an ONNX file and check the file against PyTorch on real images.
+
+    BUNDLE is a folder that `fineprune compress` wrote.
+    """
     from fineprune.common.progress import Bars
 
     from ..deployment import check_onnx_target, export_network, real_samples

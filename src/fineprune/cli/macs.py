@@ -15,14 +15,17 @@ if TYPE_CHECKING:
     from ..networks import Network
 
 
-@click.command(cls=Command, short_help="Count multiply-adds.")
+@click.command(cls=Command, short_help="Count the multiply-adds of each layer.")
 @bundle_argument
 @model_options
 @data_options
 @input_option
 @json_option
 def macs(as_json: bool, **options: Any) -> None:
-    """Count multiply-adds of BUNDLE (exactly, under its masks) or of --model, per layer and in total."""
+    """Count the multiply-adds of BUNDLE (exactly, under its masks) or of --model, by layer and in total.
+
+    BUNDLE is a folder that `fineprune compress` wrote.
+    """
     from .render import print_json, print_macs
 
     check_named(options)

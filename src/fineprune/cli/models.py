@@ -5,7 +5,7 @@ import click
 from .sections import Command
 
 
-@click.command(cls=Command, short_help="List the networks known by name.")
+@click.command(cls=Command, short_help="List the networks that are known by name.")
 def models() -> None:
     """List the networks that --model knows by name, with their arguments."""
     from fineprune.models.zoo import accepted_by, names

@@ -21,38 +21,44 @@ model_options = stack(
     click.option(
         "--model",
         metavar="NAME",
-        help="Network: a name of `fineprune models`, torchvision:NAME, or your own file.py:factory.",
+        help="The network: a name that `fineprune models` lists, torchvision:NAME, or file.py:factory for your own.",
     ),
     click.option(
-        "--model-arg", "model_args", metavar="KEY=VALUE", multiple=True, help="Argument of the network, e.g. width=32 (repeatable)."
+        "--model-arg", "model_args", metavar="KEY=VALUE", multiple=True, help="Pass an argument to the network, e.g. width=32 (repeatable)."
     ),
     click.option(
-        "--checkpoint", metavar="FILE", type=click.Path(path_type=Path), help="Its weights: a state dict (.pt, .th, .safetensors)."
+        "--checkpoint",
+        metavar="FILE",
+        type=click.Path(path_type=Path),
+        help="Load the weights of --model from this file, a state dict (.pt, .th or .safetensors).",
     ),
     section=NETWORK,
 )
 trust_option = click.option(
-    "--trust", multiple=True, metavar="NAME", help="Allow your own code, files or folders that a bundle or recipe names (repeatable)."
+    "--trust", multiple=True, metavar="NAME", help="Allow this code, file or folder of yours that the bundle or recipe names (repeatable)."
 )
 bundle_argument = stack(click.argument("bundle", required=False, type=click.Path(path_type=Path)), trust_option)
-input_option = click.option("--input", "input_shape", metavar="CxHxW", help="Input shape where the data don't say, e.g. 3x32x32.")
+input_option = click.option("--input", "input_shape", metavar="CxHxW", help="The shape of one input, e.g. 3x32x32, where no data tell it.")
 data_options = stack(
     click.option(
         "--data",
         metavar="SPEC",
-        help="Data set: digits, cifar10[:ROOT], cifar100[:ROOT], fashion-mnist[:ROOT], imagefolder:ROOT, npz:FILE or file.py:factory.",
+        help="The data set: digits, cifar10[:ROOT], cifar100[:ROOT], fashion-mnist[:ROOT], imagefolder:ROOT, npz:FILE, or "
+        "file.py:factory for your own.",
     ),
     click.option(
         "--data-arg",
         "data_args",
         metavar="KEY=VALUE",
         multiple=True,
-        help="validation=0.1, seed=0, image_size=224, crop=0.875, channels=3, mean=0.5,0.5,0.5, std=..., white=4095, classes=FILE, "
-        "labels=FILE (repeatable).",
+        help="Say how the data set is read (repeatable): validation=0.1, seed=0, image_size=224, crop=0.875, channels=3, "
+        "mean=0.5,0.5,0.5, std=..., white=4095, classes=FILE or labels=FILE.",
     ),
     section=NETWORK,
 )
-device_option = click.option("--device", default="auto", show_default=True, help="Where to compute: auto, cpu, cuda, cuda:N or mps.")
+device_option = click.option(
+    "--device", default="auto", show_default=True, help="Where to compute: auto (on a GPU if there is one), cpu, cuda, cuda:N or mps."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 
 

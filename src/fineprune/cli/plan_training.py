@@ -11,18 +11,20 @@ from .sections import Command
 from .training_options import policy_options, policy_settings
 
 
-@click.command("plan-training", cls=Command, short_help="Predict what leaving samples out saves.")
+@click.command("plan-training", cls=Command, short_help="Predict what it saves to leave samples out.")
 @policy_options
-@click.option("--epochs", type=int, required=True, help="Epochs of the run.")
-@click.option("--samples", type=int, help="Training samples, where --data is not given.")
+@click.option("--epochs", type=int, required=True, help="How many epochs the run has.")
+@click.option("--samples", type=int, help="How many training samples there are, where --data is not given.")
 @data_options
-@click.option("--batch-size", type=int, default=128, show_default=True, help="Images in one step.")
-@click.option("--epoch-seconds", type=float, help="Seconds of training on all samples once: gives times, not only shares.")
-@click.option("--validation-seconds", type=float, default=0.0, show_default=True, help="Seconds of validation in each epoch.")
-@click.option("--below-mean", type=float, default=0.75, show_default=True, help="infobatch: share of samples with a loss below the mean.")
+@click.option("--batch-size", type=int, default=128, show_default=True, help="How many images one step takes.")
+@click.option("--epoch-seconds", type=float, help="How many seconds an epoch on all samples takes; then times are predicted, too.")
+@click.option("--validation-seconds", type=float, default=0.0, show_default=True, help="How many seconds the validation of an epoch takes.")
+@click.option(
+    "--below-mean", type=float, default=0.75, show_default=True, help="What share of the losses lies below their mean (infobatch only)."
+)
 @json_option
 def plan_training(as_json: bool, **options: Any) -> None:
-    """Predict the time that --policy saves, from its schedule alone: nothing is trained, no image is read."""
+    """Predict the time that --policy saves, from its schedule alone: nothing is trained, and no image is read."""
     from .render import print_json
 
     facts = plan(options)

@@ -30,13 +30,30 @@ class _Ratio(click.ParamType):
 
 
 _usual = stack(
-    click.option("--prune", "ratio", type=_Ratio(), metavar="RATIO", help="Fraction of the convolutions' multiply-adds, e.g. 0.7."),
-    click.option("--ffp", "ffp_ratio", type=_Ratio(), metavar="RATIO", help="Or one by one: fraction of feature-map blocks, in [0,1)."),
-    click.option("--fwp", "fwp_ratio", type=_Ratio(), metavar="RATIO", help="And fraction of weights (of what is left), in [0,1)."),
-    click.option("--include", multiple=True, metavar="GLOB", help="Prune only the layers of these names (repeatable)."),
-    click.option("--exclude", multiple=True, metavar="GLOB", help="Leave the layers of these names dense (repeatable)."),
     click.option(
-        "--preset", default="taylor", show_default=True, help="How to choose: taylor (costs least) or thesis (the source's own ranking)."
+        "--prune", "ratio", type=_Ratio(), metavar="RATIO", help="The fraction of the convolutions' multiply-adds to remove, e.g. 0.7."
+    ),
+    click.option(
+        "--ffp",
+        "ffp_ratio",
+        type=_Ratio(),
+        metavar="RATIO",
+        help="Instead of --prune: the fraction of feature-map blocks to remove, in [0,1).",
+    ),
+    click.option(
+        "--fwp",
+        "fwp_ratio",
+        type=_Ratio(),
+        metavar="RATIO",
+        help="Instead of --prune: the fraction of the remaining weights to remove, in [0,1).",
+    ),
+    click.option("--include", multiple=True, metavar="GLOB", help="Prune only layers whose names match, e.g. 'layer3.*' (repeatable)."),
+    click.option("--exclude", multiple=True, metavar="GLOB", help="Leave layers dense whose names match, e.g. 'conv1' (repeatable)."),
+    click.option(
+        "--preset",
+        default="taylor",
+        show_default=True,
+        help="How to choose what is removed: taylor (costs least accuracy) or thesis (the ranking of the thesis behind the methods).",
     ),
     section=PRUNING,
 )
@@ -50,13 +67,13 @@ _research = stack(
     click.option("--fwp-scope", help="Weights that are ranked together: global, kernel, group, channel, filter or layer."),
     click.option("--fwp-share", help="With scope layer or global: drop a tap for one filter, a group or all of a channel."),
     click.option("--lanes", type=int, help="Filters in a group (scope or share `group`)."),
-    click.option("--pointwise", help="1x1 kernels: rank over the channels of a filter (filter) or leave them (exempt)."),
+    click.option("--pointwise", help="What becomes of 1x1 kernels: they are ranked within a filter (filter) or left dense (exempt)."),
     section=RESEARCH,
 )
 prune_options = stack(_usual, _research)
 calibration_options = stack(
-    click.option("--samples", type=int, help="Calibrate on so many training samples, chosen by --seed (default: all)."),
-    click.option("--calibration-batch-size", type=int, default=128, show_default=True, help="Images at a time in calibration."),
+    click.option("--samples", type=int, help="Calibrate on so many training images, chosen by --seed (default: all)."),
+    click.option("--calibration-batch-size", type=int, default=128, show_default=True, help="How many images calibration takes at a time."),
     section=CALIBRATION,
 )
 

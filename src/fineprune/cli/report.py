@@ -8,12 +8,17 @@ from .hints import check_bundle
 from .sections import Command
 
 
-@click.command(cls=Command, short_help="Draw a bundle as an HTML page.")
+@click.command(cls=Command, short_help="Draw a bundle as one HTML page.")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--output", type=click.Path(path_type=Path), help="HTML file to write (default: BUNDLE.html).")
-@click.option("--bench", type=click.Path(path_type=Path), help="Output of `fineprune bench --json`, to show latencies too.")
+@click.option("--output", type=click.Path(path_type=Path), help="Path of the HTML file to write (default: BUNDLE.html).")
+@click.option(
+    "--bench", type=click.Path(path_type=Path), help="Show the latencies in this file, too, which `fineprune bench --json` printed."
+)
 def report(bundle: Path, output: Path | None, bench: Path | None) -> None:
-    """Draw BUNDLE as one HTML page: accuracy, multiply-adds by layer, where blocks are kept, fine-tuning."""
+    """Draw BUNDLE as one HTML page: its accuracy, its multiply-adds by layer, where it keeps blocks, and its fine-tuning.
+
+    BUNDLE is a folder that `fineprune compress` wrote.
+    """
     from fineprune.common.errors import UsageError
     from fineprune.common.files import check_writable, read_json
 

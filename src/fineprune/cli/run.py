@@ -8,15 +8,20 @@ from .options import device_option, json_option, trust_option
 from .sections import Command
 
 
-@click.command(cls=Command, short_help="Run a recipe: the whole pipeline, resumable.")
+@click.command(cls=Command, short_help="Run the whole pipeline that a recipe describes.")
 @click.argument("recipe", type=click.Path(path_type=Path))
-@click.option("--output", type=click.Path(path_type=Path), help="Run folder (default: the recipe's `output`).")
-@click.option("--force", is_flag=True, help="Run every stage again, also those whose inputs are unchanged.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Write everything into this folder (default: what the recipe names as `output`)."
+)
+@click.option("--force", is_flag=True, help="Run every stage again, even where its inputs are unchanged.")
 @trust_option
 @device_option
 @json_option
 def run(recipe: Path, output: Path | None, force: bool, trust: tuple[str, ...], device: str, as_json: bool) -> None:
-    """Run the pipeline of RECIPE.toml: train, calibrate, compress, export, verify, benchmark. Run it again to resume."""
+    """Run the pipeline that RECIPE describes: train, calibrate, compress, export, verify and benchmark. Run it again to resume.
+
+    RECIPE is a TOML file, such as recipes/demo.toml.
+    """
     from fineprune.common.progress import Bars
 
     from ..pipeline import run as run_recipe

@@ -30,7 +30,7 @@ class Command(click.Command):
         rows: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
-            if record is not None:
+            if record is not None and record[1]:  # arguments have no line of their own: the text above says what they are
                 rows.setdefault(getattr(param, "section", "Options"), []).append(record)
         for section in sorted(rows, key=_ORDER.index):
             with formatter.section(section):

@@ -12,7 +12,7 @@ from .sections import RESULT, Command, stack
 from .training_options import training_options, training_settings
 
 
-@click.command(cls=Command, short_help="Train a network.")
+@click.command(cls=Command, short_help="Train a network on a data set.")
 @model_options
 @data_options
 @training_options(
@@ -21,8 +21,12 @@ from .training_options import training_options, training_settings
 )
 @device_option
 @stack(
-    click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder for model.safetensors and training.json."),
-    click.option("--suspects", type=int, metavar="N", help="Report N training samples that look wrong: suspects.csv and pictures."),
+    click.option(
+        "--output", required=True, type=click.Path(path_type=Path), help="Write model.safetensors and training.json into this folder."
+    ),
+    click.option(
+        "--suspects", type=int, metavar="N", help="Report the N training samples that look most wrong, as suspects.csv and as pictures."
+    ),
     json_option,
     section=RESULT,
 )

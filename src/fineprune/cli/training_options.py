@@ -11,13 +11,13 @@ from fineprune.common.errors import UsageError
 from .sections import RESEARCH, SEED, TRAINING, stack
 
 policy_options = stack(
-    click.option("--policy", metavar="NAME", help="Which samples an epoch visits: none (all), fine-pruning, infobatch or random."),
+    click.option("--policy", metavar="NAME", help="What leaves samples out of epochs: none, fine-pruning, infobatch or random."),
     click.option(
         "--policy-arg",
         "policy_args",
         metavar="KEY=VALUE",
         multiple=True,
-        help="A setting of the policy, e.g. fraction=0.25 or order=easiest (repeatable).",
+        help="Change a setting of the policy, e.g. fraction=0.25 or order=easiest (repeatable).",
     ),
     section=RESEARCH,
 )
@@ -31,40 +31,52 @@ def training_options(**defaults: str) -> Callable[[Callable[..., Any]], Callable
         return click.option(f"--{name}", type=kind, help=shown, **settings)
 
     usual = stack(
-        option("epochs", int, "Passes over the training images."),
-        option("batch-size", int, "Images in one step."),
-        option("lr", float, "Peak learning rate."),
-        option("optimizer", str, "Optimizer: sgd, adam or adamw."),
-        option("momentum", float, "Momentum (sgd only)."),
-        option("weight-decay", float, "L2 penalty of the weights."),
-        option("schedule", str, "How the rate falls: cosine, multistep, plateau, constant, or auto (when the validation loss stays)."),
+        option("epochs", int, "How often to go through all training images."),
+        option("batch-size", int, "How many images one step takes."),
+        option("lr", float, "The learning rate at its highest."),
+        option("optimizer", str, "What makes the steps: sgd, adam or adamw."),
+        option("momentum", float, "The momentum of the steps (sgd only)."),
+        option("weight-decay", float, "How strongly large weights are pulled towards zero."),
+        option(
+            "schedule",
+            str,
+            "How the learning rate falls: cosine, multistep, plateau, constant, or auto (when the validation loss no longer changes).",
+        ),
         click.option("--no-augment", is_flag=True, help="Train on the images as they are, neither shifted nor mirrored."),
-        option("precision", str, "Numbers to train with: auto, float32, bfloat16 or float16."),
-        option("workers", int, "Threads that decode images which do not fit in memory; with a parameter server, its workers."),
-        click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of weights, order, augmentation, calibration samples."),
+        option("precision", str, "Which numbers to compute with: auto, float32, bfloat16 or float16."),
+        option(
+            "workers", int, "How many threads decode images that do not fit in memory; with a parameter server, how many workers it has."
+        ),
+        click.option(
+            "--seed",
+            type=SEED,
+            default=0,
+            show_default=True,
+            help="The seed of all that is random: new weights, order, augmentation, chosen samples.",
+        ),
         section=TRAINING,
     )
     research = stack(
-        option("milestones", str, "Epochs after which the rate drops (multistep only).", metavar="E1,E2"),
-        option("gamma", float, "Factor of each drop of the rate (multistep and plateau)."),
+        option("milestones", str, "After which epochs the learning rate drops (multistep only).", metavar="E1,E2"),
+        option("gamma", float, "The factor of each drop of the learning rate (multistep and plateau only)."),
         click.option(
             "--auto-arg",
             "auto_args",
             metavar="KEY=VALUE",
             multiple=True,
-            help="A setting of the schedule auto: rule, interval, threshold, ... (repeatable).",
+            help="Change a setting of the schedule auto: rule, interval, threshold, ... (repeatable).",
         ),
-        option("warmup-epochs", float, "Epochs in which the rate rises to its peak at the start."),
-        option("label-smoothing", float, "Share of the label that is spread over all classes."),
-        option("max-grad-norm", float, "Clip the gradient to this L2 norm."),
+        option("warmup-epochs", float, "Over how many epochs the learning rate rises at the start."),
+        option("label-smoothing", float, "What share of each label is spread over all classes."),
+        option("max-grad-norm", float, "Shorten a gradient whose L2 norm is larger than this."),
         policy_options,
-        click.option("--trainer", help="How steps are made: plain, or by a parameter server: ssgd, asgd, dc-asgd or lc-asgd."),
+        click.option("--trainer", help="How steps are made: plain, or by a parameter server with ssgd, asgd, dc-asgd or lc-asgd."),
         click.option(
             "--trainer-arg",
             "trainer_args",
             metavar="KEY=VALUE",
             multiple=True,
-            help="A setting of the parameter server: lam, mode, shards, engine=ray, address, ... (repeatable).",
+            help="Change a setting of the parameter server: lam, mode, shards, engine=ray, address, ... (repeatable).",
         ),
         section=RESEARCH,
     )
