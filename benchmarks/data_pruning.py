@@ -117,18 +117,31 @@ def main() -> None:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="2,000 images, 12 epochs, one seed: under five minutes on two cores")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--data", default="fashion-mnist", metavar="SPEC")
-    parser.add_argument("--networks", nargs="+", default=["lenet", "resnet18-3stage:width=8"], metavar="NAME", help=", ".join(SOURCE))
-    parser.add_argument("--epochs", type=int)
-    parser.add_argument("--samples", type=int, help="training images (validation shrinks alike; all test images stay)")
-    parser.add_argument("--seeds", nargs="+", type=int)
-    parser.add_argument("--rows", nargs="+", choices=ROWS, help="all of the source's order; with --quick nine of them")
-    parser.add_argument("--batch-size", type=int)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--runs", type=Path, default=Path("runs/data-pruning"), metavar="FOLDER")
-    parser.add_argument("--collect", action="store_true", help="make the table of the runs that are there")
+    parser.add_argument("--quick", action="store_true", help="Take 2,000 images, 12 epochs and one seed: under five minutes on two cores.")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="Write all figures into this JSON file.")
+    parser.add_argument("--data", default="fashion-mnist", metavar="SPEC", help="The data set, as `fineprune --data` takes it.")
+    parser.add_argument(
+        "--networks",
+        nargs="+",
+        default=["lenet", "resnet18-3stage:width=8"],
+        metavar="NAME",
+        help=f"Train these networks, of {', '.join(SOURCE)}; arguments follow a colon.",
+    )
+    parser.add_argument("--epochs", type=int, help="How many epochs a run has.")
+    parser.add_argument("--samples", type=int, help="How many training images to take; validation shrinks alike, and all test images stay.")
+    parser.add_argument("--seeds", nargs="+", type=int, help="Repeat every row with each of these seeds.")
+    parser.add_argument(
+        "--rows",
+        nargs="+",
+        choices=ROWS,
+        help="Make only these rows of the table (default: all of the source's order; nine of them with --quick).",
+    )
+    parser.add_argument("--batch-size", type=int, help="How many images one step takes.")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="How many threads compute.")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs/data-pruning"), metavar="FOLDER", help="Keep the finished runs in this folder."
+    )
+    parser.add_argument("--collect", action="store_true", help="Train nothing, and make the table of the runs that are there.")
     arguments = parser.parse_args()
     for network in arguments.networks:
         if network.partition(":")[0] not in SOURCE:

@@ -37,8 +37,8 @@ EASIEST = "-easiest"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("reports", nargs="+", type=Path, metavar="JSON", help="what data_pruning.py --json wrote")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=".svg or .png")
+    parser.add_argument("reports", nargs="+", type=Path, metavar="JSON", help="What `data_pruning.py --json` wrote.")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="Draw into this file (.svg or .png).")
     arguments = parser.parse_args()
     reports = [read_json(path) for path in arguments.reports]
     tables = {network: rows for report in reports for network, rows in report["tables"].items()}

@@ -59,27 +59,40 @@ def main() -> None:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--quick", action="store_true", help="two small networks, fewer kinds of masks, images and rounds: under five minutes on two cores"
+        "--quick",
+        action="store_true",
+        help="Take two small networks, fewer kinds of masks, images and rounds: under five minutes on two cores.",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="every figure; networks that it has already stay in it")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="bar chart, .png or .svg")
-    parser.add_argument("--docs", type=Path, metavar="FILE", help="write the tables between the markers of this Markdown file")
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, metavar="NAME", help=f"of {', '.join(NETWORKS)}")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="Keep every figure in this JSON file; networks that it has already stay in it."
+    )
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="Draw a bar chart into this file (.png or .svg).")
+    parser.add_argument("--docs", type=Path, metavar="FILE", help="Write the tables between the markers of this Markdown file.")
+    parser.add_argument(
+        "--networks", nargs="+", choices=NETWORKS, metavar="NAME", help=f"Measure only these networks, of {', '.join(NETWORKS)}."
+    )
     parser.add_argument(
         "--kinds",
         nargs="+",
         choices=KINDS,
         metavar="KIND",
-        help=f"of masks: {', '.join(KINDS)}; with --quick and for large networks {', '.join(FEW_KINDS)}",
+        help=f"Measure only these kinds of masks, of {', '.join(KINDS)} (with --quick and for large networks: {', '.join(FEW_KINDS)}).",
     )
-    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--batch", nargs="+", type=int, default=[1])
-    parser.add_argument("--peers", nargs="*", choices=[peer.name for peer in PEERS], help="default: all that are installed")
-    parser.add_argument("--no-layers", action="store_true", help="networks only")
-    parser.add_argument("--rounds", type=int, help=f"default: {ROUNDS}; {FEW_ROUNDS} with --quick and for large networks")
-    parser.add_argument("--samples", type=int, help="at most so many images calibrate")
-    parser.add_argument("--data", default=default_data(), help="images, as `fineprune --data` takes them")
-    parser.add_argument("--work", type=Path, metavar="FOLDER", help="keep the exported files here")
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="Measure on each of these numbers of threads.")
+    parser.add_argument("--batch", nargs="+", type=int, default=[1], help="Measure with each of these numbers of images in a call.")
+    parser.add_argument(
+        "--peers",
+        nargs="*",
+        choices=[peer.name for peer in PEERS],
+        help="Measure only these other runtimes (default: all that are installed).",
+    )
+    parser.add_argument("--no-layers", action="store_true", help="Measure whole networks only, and no single layers.")
+    parser.add_argument(
+        "--rounds", type=int, help=f"How many rounds to measure (default: {ROUNDS}; {FEW_ROUNDS} with --quick and for large networks)."
+    )
+    parser.add_argument("--samples", type=int, help="Calibrate on at most so many images.")
+    parser.add_argument("--data", default=default_data(), help="The images, as `fineprune --data` takes them.")
+    parser.add_argument("--work", type=Path, metavar="FOLDER", help="Keep the exported files in this folder.")
     arguments = parser.parse_args()
     arguments.networks = arguments.networks or (QUICK if arguments.quick else list(NETWORKS))
     arguments.samples = arguments.samples or (64 if arguments.quick else None)

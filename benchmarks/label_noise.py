@@ -36,13 +36,15 @@ POLICIES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--data", default="fashion-mnist", metavar="SPEC")
-    parser.add_argument("--samples", type=int, default=10_000)
-    parser.add_argument("--noise", type=float, default=0.1)
-    parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--sheet", type=Path, metavar="FOLDER", help="write suspects.csv and contact sheets of the first fine-pruning run")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="Write all figures into this JSON file.")
+    parser.add_argument("--data", default="fashion-mnist", metavar="SPEC", help="The data set, as `fineprune --data` takes it.")
+    parser.add_argument("--samples", type=int, default=10_000, help="How many training images to take.")
+    parser.add_argument("--noise", type=float, default=0.1, help="What share of the labels to make wrong.")
+    parser.add_argument("--epochs", type=int, default=12, help="How many epochs a run has.")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="Repeat the runs with each of these seeds.")
+    parser.add_argument(
+        "--sheet", type=Path, metavar="FOLDER", help="Write suspects.csv and contact sheets of the first fine-pruning run into this folder."
+    )
     arguments = parser.parse_args()
     data = load_data(arguments.data)
     rows = [row for seed in arguments.seeds for policy in POLICIES for row in _rows(data, policy, seed, arguments)]

@@ -191,11 +191,11 @@ class Bench:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer images, epochs, seeds and rates: under five minutes")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--runs", type=Path, default=Path("runs/lc_asgd"), metavar="FOLDER")
-    parser.add_argument("--plots", type=Path, metavar="FOLDER")
-    parser.add_argument("--table", action="store_true", help="train nothing: the table of the runs that are there")
+    parser.add_argument("--quick", action="store_true", help="Take fewer images, epochs, seeds and rates: under five minutes.")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="Write all figures into this JSON file.")
+    parser.add_argument("--runs", type=Path, default=Path("runs/lc_asgd"), metavar="FOLDER", help="Keep the finished runs in this folder.")
+    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="Draw the figures into this folder.")
+    parser.add_argument("--table", action="store_true", help="Train nothing, and make the table of the runs that are there.")
     arguments = parser.parse_args()
     folder = arguments.runs / ("quick" if arguments.quick else "full")
     bench = Bench(folder, QUICK if arguments.quick else Sizes(), arguments.table)

@@ -40,8 +40,8 @@ class Batch(NamedTuple):
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer repetitions")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--quick", action="store_true", help="Measure with fewer repetitions.")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="Write all figures into this JSON file.")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rounds, repetitions = (40, 5) if arguments.quick else (80, 15)

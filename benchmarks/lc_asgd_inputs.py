@@ -60,8 +60,8 @@ class Idle:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer arrivals")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--quick", action="store_true", help="Simulate fewer arrivals.")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="Write all figures into this JSON file.")
     arguments = parser.parse_args()
     rows = []
     for workers in (8, 16):

@@ -51,12 +51,14 @@ class Tally:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--inputs", type=int, default=20_000, help="in all, shared among the kinds")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kinds", default="all", help="some of statistics,bundles,recipes,npz,checkpoints,images,onnx")
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--show", metavar="KIND:N", help="read one input here, with its traceback")
+    parser.add_argument("--inputs", type=int, default=20_000, help="How many damaged files to read, shared among the kinds.")
+    parser.add_argument("--seed", type=int, default=0, help="The seed that every damage follows from.")
+    parser.add_argument(
+        "--kinds", default="all", help="Read only these kinds: some of statistics,bundles,recipes,npz,checkpoints,images,onnx."
+    )
+    parser.add_argument("--workers", type=int, default=2, help="How many processes read at a time.")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="Keep the counts in this JSON file, and go on from what it has.")
+    parser.add_argument("--show", metavar="KIND:N", help="Read only this one input, in this process, and show its traceback.")
     arguments = parser.parse_args()
     from mutated_kinds import KINDS
 

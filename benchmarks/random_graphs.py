@@ -30,10 +30,10 @@ SAVED = "random-graphs"
 def main() -> int:
     """1 if there is any fault."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--graphs", type=int, default=50_000)
-    parser.add_argument("--seed", type=int, default=0, help="of the first graph")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--graphs", type=int, default=50_000, help="How many graphs to run.")
+    parser.add_argument("--seed", type=int, default=0, help="The seed of the first graph.")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="Keep the counts in this JSON file, and go on from what it has.")
+    parser.add_argument("--processes", type=int, default=1, help="How many processes run at a time.")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:

@@ -78,13 +78,15 @@ def main() -> None:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--quick", action="store_true", help="half the batch, few rounds, memory of two variants: some two minutes on two cores"
+        "--quick",
+        action="store_true",
+        help="Take half the batch, few rounds, and the memory of two variants: some two minutes on two cores.",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--network", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--batch", type=int)
-    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="Write all figures into this JSON file.")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="How many threads compute.")
+    parser.add_argument("--network", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="Measure only these networks.")
+    parser.add_argument("--batch", type=int, help="How many images one step takes.")
+    parser.add_argument("--rounds", type=int, help="How many rounds to measure.")
     parser.add_argument("--memory-of", nargs=2, metavar=("NETWORK", "VARIANT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     arguments.batch = arguments.batch or (64 if arguments.quick else 128)

@@ -1,8 +1,10 @@
 """The command line answers for itself, fast and by its own help texts."""
 
+import ast
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from fineprune.cli import command
 from support.command import fineprune, succeed
 
+ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = ("bench", "calibrate", "compress", "eval", "export", "macs", "models", "plan-training", "report", "run", "train")
 
 
@@ -98,6 +101,27 @@ def test_every_command_is_explained_by_a_phrase_and_says_what_its_arguments_are(
     assert [argument for argument in arguments if not re.search(rf"\b{argument} is a ", entry.help or "")] == []
     lines = succeed(name, "--help").out.splitlines()
     assert [line for line in lines if line.strip(" []") in arguments] == [], "a line without an explanation"
+
+
+def texts_of_arguments(source: str) -> dict[str, str | None]:
+    """Name and help text of every argument that a script gives argparse; those that it hides are left out."""
+    found: dict[str, str | None] = {}
+    for call in ast.walk(ast.parse(source)):
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "add_argument":
+            text = next((keyword.value for keyword in call.keywords if keyword.arg == "help"), None)
+            if not isinstance(text, ast.Attribute):
+                parts = text.values if isinstance(text, ast.JoinedStr) else [] if text is None else [text]
+                found[ast.literal_eval(call.args[0])] = (
+                    "".join(part.value if isinstance(part, ast.Constant) else "it" for part in parts) or None
+                )
+    return found
+
+
+def test_every_argument_of_a_benchmark_is_explained_by_a_phrase() -> None:
+    scripts = {path.name: texts_of_arguments(path.read_text()) for path in (ROOT / "benchmarks").glob("*.py")}
+    assert sum(map(len, scripts.values())) > 50
+    problems = {f"{name} {key}": phrase_problem(text) for name, texts in scripts.items() for key, text in texts.items()}
+    assert {key: problem for key, problem in problems.items() if problem} == {}
 
 
 @pytest.mark.parametrize(
