@@ -116,8 +116,9 @@ def prepare(
         say(f"{name}: masks {kind} from {count} images")
         criterion = config.ffp.criterion
         if criterion not in blocks:
-            blocks[criterion] = run.block_statistics(model, find_convolutions(model, case.input_shape)[0], config)
-        masked = prune(model, config, run, blocks=blocks[criterion]).model.eval()
+            measure = config.ffp.method.measure(config.ffp, find_convolutions(model, case.input_shape)[0])
+            blocks[criterion] = run.collect(model, measure)
+        masked = prune(model, config, run, statistics={"blocks": blocks[criterion]}).model.eval()
         macs = count_macs(masked, case.input_shape)
         path = folder / f"{kind}.onnx"
         export_onnx(masked, case.input_shape, path)

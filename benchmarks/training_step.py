@@ -29,8 +29,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fineprune.calibrate.collect import CalibrationConfig, Samples, collect_block_statistics, collect_weight_statistics
+from fineprune.calibrate.collect import CalibrationConfig, Samples, collect
 from fineprune.calibrate.convolutions import find_convolutions
+from fineprune.calibrate.measures import BlockScores, Frequencies, Measure, WeightSums
 from fineprune.common.files import write_json
 from fineprune.compressor.layers import MaskedConv2d
 from fineprune.compressor.macs import count_macs
@@ -210,18 +211,15 @@ def _passes(network: str, images: _Images) -> dict[str, Callable[[int], object]]
             for some in images.batches(batch):
                 dense(some.images)
 
-    def blocks(batch: int, **options: Any) -> None:
-        collect_block_statistics(dense, images, input_shape=INPUT, config=CalibrationConfig(batch_size=batch), **options)
-
-    def weights(batch: int, taylor: bool) -> None:
-        collect_weight_statistics(pruned, images, input_shape=INPUT, config=CalibrationConfig(batch_size=batch), taylor=taylor)
+    def measured(batch: int, model: nn.Module, measure: Measure) -> None:
+        collect(model, images, measure, input_shape=INPUT, config=CalibrationConfig(batch_size=batch))
 
     return {
         "plain inference": infer,
-        "FFP statistics": partial(blocks, criterion="l2", keep=keep),
-        "weight sums": partial(weights, taylor=False),
-        "Taylor, blocks": partial(blocks, criterion="taylor"),
-        "Taylor, weights": partial(weights, taylor=True),
+        "FFP statistics": partial(measured, model=dense, measure=Frequencies(norm="l2", keep=keep)),
+        "weight sums": partial(measured, model=pruned, measure=WeightSums(taylor=False)),
+        "Taylor, blocks": partial(measured, model=dense, measure=BlockScores()),
+        "Taylor, weights": partial(measured, model=pruned, measure=WeightSums()),
     }
 
 

@@ -1,16 +1,14 @@
-"""The two calibration passes: stream samples through a network in eval mode and add up statistics.
-
-    blocks   on the dense network   -> frequencies (Algorithm 8 stage 1) or Taylor scores of blocks
-    weights  under the FFP masks    -> S of Algorithm 9 and, for the Taylor criterion, scores of taps
+"""A calibration pass: stream samples through a network in eval mode and add up what a `Measure` collects.
 
 Weights are frozen, augmentation is off, memory does not grow with the data set.
 """
 
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +18,11 @@ from fineprune.common.errors import RunError, UsageError
 from fineprune.common.progress import Progress, Silent
 from fineprune.common.seeds import check_seed
 
-from .convolutions import ConvSite, evaluating, find_convolutions
-from .frequency import NORMS, TieBreaker
-from .importance import group_filters
-from .layers import BlockFrequency, BlockTaylor, Collector, WeightScores, measuring
-from .statistics import FACTS, Statistics, check_fields, fingerprint
+from .convolutions import evaluating, find_convolutions
+from .layers import Collector, measuring
+from .measures import Measure
+from .statistics import FACTS, Statistics, check_fields, fingerprint, masks_by_layer
 from .strides import answering_as_nchw, wants_nchw
-
-Criterion = Literal["l2", "l1", "apoz", "taylor"]
 
 
 class Samples(NamedTuple):
@@ -69,118 +64,50 @@ class CalibrationConfig:
         check_seed(self.seed)
 
 
-def collect_block_statistics(
+def collect(
     model: nn.Module,
     source: Source,
+    measure: Measure,
     *,
     input_shape: tuple[int, ...],
-    criterion: Criterion = "taylor",
-    keep: Mapping[str, int] | None = None,
-    propagate: Literal["masked", "dense"] = "masked",
     config: CalibrationConfig | None = None,
     device: torch.device | str = "cpu",
     checkpoint: Path | None = None,
     progress: Progress | None = None,
 ) -> Statistics:
-    """Score the blocks of every maskable convolution of `model`.
+    """Measure every maskable convolution of `model` on the samples of `source`.
 
-    For l2, l1 and apoz `keep[name]` is K, the blocks of a channel that stage 1 keeps (layers not named keep all), and deeper layers see
-    masked inputs unless propagate="dense". For taylor the network runs dense and `keep` is not used. With `checkpoint`
-    (a folder) a killed pass goes on from there. Raises RunError on non-finite activations or an empty source.
+    The network may carry masks: it is measured as it computes, under them. With `checkpoint` (a folder) a killed pass goes on from
+    there. Raises RunError on non-finite activations or an empty source, UsageError where there is nothing to measure.
     """
-    if criterion not in (*NORMS, "taylor"):
-        raise UsageError(f"unknown block criterion {criterion!r}; choose one of {', '.join(get_args(Criterion))}")
-    config = config or CalibrationConfig()
+    config, progress = config or CalibrationConfig(), progress or Silent()
     sites, _ = find_convolutions(model, input_shape)
-    keep = {site.name: (keep or {}).get(site.name, site.positions) for site in sites} if criterion != "taylor" else {}
-    settings = {"criterion": criterion, "keep": keep, "propagate": propagate if keep else "dense"}
-    collectors: dict[str, Collector] = {}
-    for number, site in enumerate(sites):
-        conv = _conv(model, site)
-        if criterion == "taylor":
-            collectors[site.name] = BlockTaylor(conv, site)
-        else:
-            ties = TieBreaker(site.in_channels * site.positions, seed=config.seed * 7919 + number)
-            collectors[site.name] = BlockFrequency(conv, site, keep[site.name], criterion, ties, masked=propagate == "masked")
-    return _stream(model, source, collectors, "blocks", settings, input_shape, config, device, checkpoint, progress or Silent())
-
-
-def collect_weight_statistics(
-    model: nn.Module,
-    source: Source,
-    *,
-    input_shape: tuple[int, ...],
-    taylor: bool = True,
-    lanes: int = 16,
-    config: CalibrationConfig | None = None,
-    device: torch.device | str = "cpu",
-    checkpoint: Path | None = None,
-    progress: Progress | None = None,
-) -> Statistics:
-    """Score the weights of every maskable convolution of `model`, whose layers may carry FFP masks (attribute `ffp_mask`).
-
-    taylor=False collects S only, without a backward pass. `lanes` is the size of the filter groups of `taylor_group`.
-    """
-    config = config or CalibrationConfig()
-    sites, _ = find_convolutions(model, input_shape)
-    collectors: dict[str, Collector] = {}
-    for site in sites:
-        conv = _conv(model, site)
-        collectors[site.name] = WeightScores(conv, site, group_filters(conv.weight, lanes, conv.groups) if taylor else None)
-    settings = {"taylor": taylor, "lanes": lanes}
-    return _stream(model, source, collectors, "weights", settings, input_shape, config, device, checkpoint, progress or Silent())
-
-
-def _conv(model: nn.Module, site: ConvSite) -> nn.Conv2d:
-    conv = model.get_submodule(site.name)
-    if not isinstance(conv, nn.Conv2d):
-        raise TypeError(f"{site.name} is not an nn.Conv2d")
-    return conv
-
-
-def _stream(
-    model: nn.Module,
-    source: Source,
-    collectors: dict[str, Collector],
-    kind: str,
-    settings: dict[str, Any],
-    input_shape: tuple[int, ...],
-    config: CalibrationConfig,
-    device: torch.device | str,
-    checkpoint: Path | None,
-    progress: Progress,
-) -> Statistics:
     if len(source) == 0:
         raise RunError("the calibration set is empty; name a data set with training samples")
-    if not collectors:
+    if not sites:
         raise UsageError("the network has no convolution that can carry masks")
-    masks = {name: mask for name, c in collectors.items() if (mask := getattr(c.conv, "ffp_mask", None)) is not None}
+    collectors = measure.collectors(model, sites, config.seed)
     stream_settings = {k: v for k, v in asdict(config).items() if k in ("samples", "seed", "data")}
-    settings = {**settings, **stream_settings, "input_shape": list(input_shape), "network": fingerprint(model, masks)}
+    network = fingerprint(model, masks_by_layer(model, (site.name for site in sites)))
+    settings = {**measure.settings(sites), **stream_settings, "input_shape": list(input_shape), "network": network}
     order = sample_order(len(source), config)
-    done = _resume(checkpoint, kind, settings, collectors)
-    first = done // config.batch_size
-    batches = first + -(-(len(order) - done) // config.batch_size)
+    done = _resume(checkpoint, measure.kind, settings, collectors)
 
     def snapshot(samples: int) -> Statistics:
-        return Statistics(kind=kind, settings=settings, samples=samples, layers={name: c.sums() for name, c in collectors.items()})
+        return Statistics(kind=measure.kind, settings=settings, samples=samples, layers={name: c.sums() for name, c in collectors.items()})
 
+    state = snapshot(done)
     if done == len(order):
-        return snapshot(done)
-    state = snapshot(done)  # whole batches only: an interrupt can come between two layers
-    flags = [(p, p.requires_grad) for p in model.parameters()]
+        return state
+    first = done // config.batch_size
+    batches = first + -(-(len(order) - done) // config.batch_size)
     last_saved = time.monotonic()
     try:
-        for parameter, _ in flags:
-            parameter.requires_grad_(False)
-        model.to(device)
-        masked = collectors if settings.get("propagate") == "masked" else {}
-        in_order = masked if wants_nchw(model, map(model.get_submodule, masked), input_shape) else ()
-        with evaluating(model), measuring(collectors.values()), answering_as_nchw(map(model.get_submodule, in_order)):
+        with _measured(model, collectors, input_shape, device):
             stream = source.batches(config.batch_size, indices=order[done:])
-            for batch in progress(stream, total=batches, description=f"calibrating {kind}", start=first):
+            for batch in progress(stream, total=batches, description=f"calibrating {measure.kind}", start=first):
                 _run_batch(model, batch, collectors, device)
-                state = snapshot(state.samples + len(batch.images))
+                state = snapshot(state.samples + len(batch.images))  # whole batches only: an interrupt can come between two layers
                 if checkpoint is not None and time.monotonic() - last_saved > config.checkpoint_every_s:
                     state.save(checkpoint)
                     last_saved = time.monotonic()
@@ -188,12 +115,28 @@ def _stream(
         if checkpoint is not None:
             state.save(checkpoint)
         raise
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
     if checkpoint is not None:
         state.save(checkpoint)
     return state
+
+
+@contextmanager
+def _measured(
+    model: nn.Module, collectors: Mapping[str, Collector], input_shape: tuple[int, ...], device: torch.device | str
+) -> Iterator[None]:
+    """The network on `device` in eval mode with frozen weights, every collector in its convolution's place."""
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    try:
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
+        model.to(device)
+        convs = [collector.conv for collector in collectors.values() if collector.masks_samples]
+        in_order = convs if wants_nchw(model, convs, input_shape) else ()
+        with evaluating(model), measuring(collectors.values()), answering_as_nchw(in_order):
+            yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
 
 
 def _run_batch(model: nn.Module, batch: Samples, collectors: Mapping[str, Collector], device: torch.device | str) -> None:

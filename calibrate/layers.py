@@ -19,6 +19,8 @@ class Collector:
     """Computes what `conv` does and looks on. A batch counts only when `commit` is called, so an interrupted batch leaves no trace."""
 
     needs_gradient = False
+    masks_samples = False
+    """Whether the layer computes under masks of each sample's own."""
 
     def __init__(self, conv: nn.Conv2d, site: ConvSite) -> None:
         self.conv, self.site = conv, site
@@ -87,12 +89,26 @@ def measuring(collectors: Iterable[Collector]) -> Iterator[None]:
             vars(conv).pop("forward", None)
 
 
+def conv_at(model: nn.Module, site: ConvSite) -> nn.Conv2d:
+    """The convolution of a site."""
+    conv = model.get_submodule(site.name)
+    if not isinstance(conv, nn.Conv2d):
+        raise TypeError(f"{site.name} is not an nn.Conv2d")
+    return conv
+
+
+def weight_of(conv: nn.Conv2d) -> Tensor:
+    """The weight [F,C/groups,kh,kw] that a convolution computes with: dropped ones are zero where it carries masks."""
+    masked = getattr(conv, "masked_weight", None)
+    return conv.weight if masked is None else masked()
+
+
 class BlockFrequency(Collector):
     """Algorithm 8 stage 1: count which blocks are among the top K of their channel, and convolve under that mask."""
 
     def __init__(self, conv: nn.Conv2d, site: ConvSite, keep: int, norm: Norm, ties: TieBreaker, *, masked: bool) -> None:
         super().__init__(conv, site)
-        self.keep, self.norm, self.ties, self.masked = keep, norm, ties, masked
+        self.keep, self.norm, self.ties, self.masks_samples = keep, norm, ties, masked
 
     def forward(self, input: Tensor) -> Tensor:
         """x[N,C,H,W] -> y[N,F,oh,ow], of the blocks that each sample's own mask keeps."""
@@ -101,7 +117,7 @@ class BlockFrequency(Collector):
         geometry = Conv.of(conv.stride, padding, conv.dilation, conv.groups)
         chosen = choose_blocks(padded, conv.kernel_size, geometry, self.norm, self.keep, self.ties, self.indices)
         self.add(frequency=chosen.frequency, norm=chosen.norm)
-        if not self.masked or self.keep == self.site.positions:
+        if not self.masks_samples or self.keep == self.site.positions:
             return self.convolve(input)
         return masked_conv2d(padded, conv.weight, conv.bias, chosen.mask, conv.stride, padding, conv.dilation, conv.groups)
 

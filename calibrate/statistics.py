@@ -15,7 +15,7 @@ from fineprune.common.files import atomic_path, own_file, read_json, write_json
 from fineprune.common.files import sha256 as file_digest
 from fineprune.common.form import Maybe, Within, require
 from fineprune.common.tensors import read_tensors
-from fineprune.ops.mask_facts import is_mask
+from fineprune.ops.mask_facts import MASKS, is_mask
 
 if TYPE_CHECKING:
     from .convolutions import ConvSite
@@ -125,6 +125,16 @@ def check_target(folder: Path | str) -> None:
     folder = Path(folder)
     if folder.exists() and not (folder / FACTS).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UsageError(f"{folder} exists and holds no statistics; choose another output folder")
+
+
+def masks_by_layer(model: nn.Module, layers: Iterable[str]) -> dict[str, Tensor]:
+    """The masks that these layers carry, for `fingerprint`: those of blocks under the layer's name, others with that of the kind."""
+    found: dict[str, Tensor] = {}
+    for name in layers:
+        for buffer in MASKS:
+            if (mask := getattr(model.get_submodule(name), buffer, None)) is not None:
+                found[name if buffer == MASKS[0] else f"{name}.{buffer}"] = mask
+    return found
 
 
 def fingerprint(model: nn.Module, masks: dict[str, Tensor] | None = None) -> str:

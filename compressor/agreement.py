@@ -4,22 +4,20 @@ Masks that drop nothing, masks beside weights that are zero in their place, and 
 they are. Where they don't, masks would be chosen for another network than the one that is run.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from fineprune.calibrate.collect import outputs
 from fineprune.calibrate.convolutions import ConvSite, evaluating
-from fineprune.calibrate.frequency import TieBreaker
-from fineprune.calibrate.layers import BlockFrequency, BlockTaylor, Collector, WeightScores, measuring
+from fineprune.calibrate.layers import conv_at, measuring
 from fineprune.calibrate.steadiness import answers, difference, unsteadiness
 from fineprune.common.errors import RunError
 from fineprune.common.progress import Progress
 
 from .bake import bake, dense_twin, masked_layers
 from .config import PruneConfig
-from .selection import chosen_sites
 
 TOLERANCE = 1e-4
 """Of the largest output, as for exported files: sums of masked layers are taken in another order."""
@@ -36,9 +34,13 @@ def check_agreement(model: nn.Module, sites: Sequence[ConvSite], config: PruneCo
     if vary is not None:
         progress.log(f"warning: {vary.cause}; scores, accuracies and exported files hold for batches like those measured alone")
     expected = answers(model, images)
-    blocks, taps = (chosen_sites(sites, part) if part.prunes else [] for part in (config.ffp, config.fwp))
+    blocks, taps = (part.chosen(sites) if part.prunes else [] for part in (config.ffp, config.fwp))
     _check_masks(model, blocks, taps, images, expected)
-    for collectors in _collectors(model, blocks, taps, config):
+    for part in config.parts:
+        chosen = part.chosen(sites)
+        if (measure := part.method.measure(part, sites)) is None or not chosen:
+            continue
+        collectors = measure.trial().collectors(model, chosen, seed=0)
         for collector in collectors.values():
             collector.begin(torch.arange(len(images)))
         with evaluating(model), measuring(collectors.values()):
@@ -52,7 +54,7 @@ def check_agreement(model: nn.Module, sites: Sequence[ConvSite], config: PruneCo
 
 def _check_masks(model: nn.Module, blocks: Sequence[ConvSite], taps: Sequence[ConvSite], images: Tensor, expected: Tensor) -> None:
     ffp = {site.name: torch.ones(site.in_channels, *site.output_size, dtype=torch.bool) for site in blocks}
-    fwp = {site.name: torch.ones_like(_conv(model, site).weight, dtype=torch.bool) for site in taps}
+    fwp = {site.name: torch.ones_like(conv_at(model, site).weight, dtype=torch.bool) for site in taps}
     half = {name: (torch.arange(mask.numel()) % 2 == 0).view(mask.shape) for name, mask in fwp.items()}
 
     def changed(names: Iterable[str]) -> float:
@@ -80,25 +82,3 @@ def _require(apart: Callable[[Iterable[str]], float], names: Sequence[str], what
 
 def _of(masks: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
     return {name: masks[name] for name in names if name in masks}
-
-
-def _collectors(
-    model: nn.Module, blocks: Sequence[ConvSite], taps: Sequence[ConvSite], config: PruneConfig
-) -> Iterator[dict[str, Collector]]:
-    """Those of both passes, none of which changes what the network computes."""
-    criterion = config.ffp.criterion
-    if blocks and criterion == "taylor":
-        yield {site.name: BlockTaylor(_conv(model, site), site) for site in blocks}
-    elif blocks and criterion != "taylor":
-        ties = {site.name: TieBreaker(site.in_channels * site.positions, seed=0) for site in blocks}
-        yield {s.name: BlockFrequency(_conv(model, s), s, s.positions, criterion, ties[s.name], masked=False) for s in blocks}
-    if taps:
-        gradient = config.fwp.criterion == "taylor" or config.fwp.sharing == "group"
-        yield {s.name: WeightScores(_conv(model, s), s, torch.arange(s.out_channels) if gradient else None) for s in taps}
-
-
-def _conv(model: nn.Module, site: ConvSite) -> nn.Conv2d:
-    conv = model.get_submodule(site.name)
-    if not isinstance(conv, nn.Conv2d):
-        raise TypeError(f"{site.name} is not an nn.Conv2d")
-    return conv

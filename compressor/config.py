@@ -1,28 +1,40 @@
 """What to prune: self-validating settings of FFP and FWP, and the two presets."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from fnmatch import fnmatchcase
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
+from fineprune.calibrate.convolutions import ConvSite, select_sites
 from fineprune.common.errors import UsageError
 
-BlockCriterion = Literal["l2", "l1", "apoz", "taylor"]
+from .criteria import criteria, criterion
+from .criterion import Criterion
+
 BlockScope = Literal["channel", "layer", "position", "global"]
-WeightCriterion = Literal["wis", "wis-signed", "magnitude", "taylor"]
 WeightScope = Literal["kernel", "group", "channel", "filter", "layer", "global"]
 Share = Literal["filter", "group", "channel"]
 Preset = Literal["thesis", "taylor"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Ratios:
-    """A pruned fraction in [0,1) for all layers, globs of layers to prune or to leave, and pruned fractions by glob."""
+class Part:
+    """Settings of one kind of mask: the method by name, and what is pruned by it.
+
+    That is a pruned fraction in [0,1) for all layers, globs of layers to prune or to leave, and pruned fractions by glob.
+    """
+
+    mask: ClassVar[str]
+    """The kind of mask."""
+    scopes: ClassVar[Any]
 
     ratio: float = 0.0
     per_layer: Mapping[str, float] = field(default_factory=dict)
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    criterion: str = "taylor"
+    scope: str = "global"
+    floor: float = 0.05
 
     def __post_init__(self) -> None:
         if not isinstance(self.per_layer, Mapping):
@@ -33,6 +45,30 @@ class _Ratios:
                 raise UsageError(f"{self.kind} {name} is a list of globs of layers, got {globs!r}")
         for name, value in (("ratio", self.ratio), *((f"ratio of {layer!r}", value) for layer, value in self.per_layer.items())):
             _check_ratio(self.kind, name, value)
+        _check_criterion(self.kind, self.mask, self.criterion)
+        _check_choice(f"{self.kind} scope", self.scope, self.scopes)
+        _check_ratio(self.kind, "floor", self.floor)
+        if self.scope == "global" and not self.method.comparable:
+            able = " or ".join(repr(other.name) for other in criteria(self.mask) if other.comparable)
+            raise UsageError(f"{self.kind} scope 'global' needs the criterion {able}, got {self.criterion!r}: its layers do not compare")
+        if self.scope not in self.method.unit.scopes:
+            able = " or ".join(map(repr, self.method.unit.scopes))
+            raise UsageError(
+                f"the {self.kind} criterion {self.criterion!r} ranks {self.method.unit.name}s in scope {able}, not {self.scope!r}"
+            )
+
+    @property
+    def method(self) -> Criterion:
+        """The pruning method that `criterion` names."""
+        found = criterion(self.mask, self.criterion)
+        if found is None:
+            raise UsageError(f"unknown {self.kind} criterion {self.criterion!r}")
+        return found
+
+    @property
+    def sharing(self) -> str:
+        """Which filters drop a unit together."""
+        return "filter"
 
     @property
     def kind(self) -> str:
@@ -48,63 +84,60 @@ class _Ratios:
         matches = [value for pattern, value in self.per_layer.items() if fnmatchcase(layer, pattern)]
         return matches[-1] if matches else None
 
+    def ratio_of(self, layer: str) -> float:
+        """The pruned fraction of this layer."""
+        override = self.override(layer)
+        return self.ratio if override is None else override
+
+    def chosen(self, sites: Sequence[ConvSite]) -> list[ConvSite]:
+        """The sites to prune; UsageError for a glob of include, exclude or per_layer that matches none."""
+        chosen = select_sites(sites, include=self.include, exclude=self.exclude)
+        select_sites(chosen, include=tuple(self.per_layer))
+        return chosen
+
 
 @dataclass(frozen=True, kw_only=True)
-class FFPConfig(_Ratios):
+class FFPConfig(Part):
     """Fine-grained feature-map pruning. Scope "global" ranks the blocks of all layers by score per multiply-add saved."""
 
-    criterion: BlockCriterion = "taylor"
-    scope: BlockScope = "global"
     propagate: Literal["masked", "dense"] = "masked"
-    floor: float = 0.05
+    mask = "ffp"
+    scopes = BlockScope
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_choice("FFP criterion", self.criterion, BlockCriterion)
-        _check_choice("FFP scope", self.scope, BlockScope)
         _check_choice("FFP propagate", self.propagate, Literal["masked", "dense"])
-        _check_ratio("FFP", "floor", self.floor)
-        if self.scope == "global" and self.criterion != "taylor":
-            raise UsageError(f"FFP scope 'global' needs the criterion 'taylor', got {self.criterion!r}: its layers do not compare")
+        self.method.unit.check(self)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FWPConfig(_Ratios):
-    """Feature-aware weight pruning.
+class FWPConfig(Part):
+    """Feature-aware weight pruning, and every other way to drop weights.
 
-    Scopes kernel, group and channel keep the top taps of each (filter, channel), (group of `lanes` filters, channel) or channel.
-    Scopes filter, layer and global rank the taps of a filter, a layer or the network; with the last two, `share` says whether a
-    tap is dropped for one filter, for a group, or for all filters at once.
+    Of methods that rank taps, the scopes kernel, group and channel keep the top taps of each (filter, channel), (group of `lanes`
+    filters, channel) or channel. Scopes filter, layer and global rank the taps of a filter, a layer or the network; with the last two,
+    `share` says whether a tap is dropped for one filter, for a group, or for all filters at once.
     A 1x1 kernel has one tap: it is ranked over the channels of its filter, or left alone with pointwise="exempt".
     """
 
-    criterion: WeightCriterion = "taylor"
-    scope: WeightScope = "global"
     share: Share = "filter"
     lanes: int = 16
     pointwise: Literal["filter", "exempt"] = "filter"
-    floor: float = 0.05
+    mask = "fwp"
+    scopes = WeightScope
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_choice("FWP criterion", self.criterion, WeightCriterion)
-        _check_choice("FWP scope", self.scope, WeightScope)
         _check_choice("FWP share", self.share, Share)
         _check_choice("FWP pointwise", self.pointwise, Literal["filter", "exempt"])
-        _check_ratio("FWP", "floor", self.floor)
         if isinstance(self.lanes, bool) or not isinstance(self.lanes, int) or self.lanes < 1:
             raise UsageError(f"FWP lanes must be a whole number of at least 1, got {self.lanes!r}")
-        if self.scope == "global" and self.criterion.startswith("wis"):
-            raise UsageError(
-                f"FWP scope 'global' needs the criterion 'taylor' or 'magnitude', got {self.criterion!r}: its layers do not compare"
-            )
-        if self.share != "filter" and self.scope not in ("layer", "global"):
-            raise UsageError(f"FWP share={self.share!r} goes with scope 'layer' or 'global'; scope {self.scope!r} has a sharing of its own")
+        self.method.unit.check(self)
 
     @property
-    def sharing(self) -> Share:
+    def sharing(self) -> str:
         """Which filters drop a tap together."""
-        by_scope: dict[str, Share] = {"kernel": "filter", "group": "group", "channel": "channel", "filter": "filter"}
+        by_scope = {"kernel": "filter", "group": "group", "channel": "channel", "filter": "filter"}
         return by_scope.get(self.scope, self.share)
 
 
@@ -115,9 +148,15 @@ class PruneConfig:
     ffp: FFPConfig = field(default_factory=FFPConfig)
     fwp: FWPConfig = field(default_factory=FWPConfig)
 
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Those that are pruned by, in their order."""
+        return tuple(part for part in (self.ffp, self.fwp) if part.prunes)
+
     def to_json(self) -> dict[str, Any]:
         """Plain values, for manifests and hashes."""
-        return {key: {k: list(v) if isinstance(v, tuple) else v for k, v in part.items()} for key, part in asdict(self).items()}
+        parts = {key: {**part, "floor": part.pop("floor")} for key, part in asdict(self).items()}  # last, as it always stood
+        return {key: {k: list(v) if isinstance(v, tuple) else v for k, v in part.items()} for key, part in parts.items()}
 
 
 PRESETS: dict[Preset, dict[str, dict[str, Any]]] = {
@@ -142,7 +181,9 @@ def prune_config(
         ffp, fwp = {**(ffp or {}), "ratio": blocks}, {**(fwp or {}), "ratio": weights}
 
     def merged(key: str, changes: Mapping[str, Any] | None) -> dict[str, Any]:
-        return {**base[key], **{k: v for k, v in (changes or {}).items() if v is not None}}
+        given = {k: v for k, v in (changes or {}).items() if v is not None}
+        method = criterion(key, given.get("criterion"))
+        return {**base[key], **(method.defaults if method else {}), **given}
 
     for kind, cls, changes in (("FFP", FFPConfig, ffp), ("FWP", FWPConfig, fwp)):
         accepted = [f.name for f in fields(cls)]
@@ -170,6 +211,11 @@ def _check_ratio(kind: str, name: str, value: float) -> None:
         percent = isinstance(value, int | float) and not isinstance(value, bool) and 1 < value < 100
         hint = f"; for {value:g} % give {value / 100:g}" if percent else ""
         raise UsageError(f"{kind} {name} must be a pruned fraction in [0, 1), got {value!r}{hint}")
+
+
+def _check_criterion(kind: str, mask: str, name: str) -> None:
+    if criterion(mask, name) is None:
+        raise UsageError(f"unknown {kind} criterion {name!r}; choose one of {', '.join(known.name for known in criteria(mask))}")
 
 
 def _check_choice(name: str, value: str, choices: Any) -> None:

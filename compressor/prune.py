@@ -1,22 +1,25 @@
 """From a trained network and samples to a masked network: calibrate blocks, mask them, calibrate weights under the masks, mask those."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from fineprune.calibrate.collect import CalibrationConfig, Source, collect_block_statistics, collect_weight_statistics
+from fineprune.calibrate.collect import CalibrationConfig, Source, collect
 from fineprune.calibrate.convolutions import ConvSite, Skipped, find_convolutions
-from fineprune.calibrate.statistics import Statistics, check_fields, fingerprint
+from fineprune.calibrate.layers import conv_at, weight_of
+from fineprune.calibrate.measures import Measure
+from fineprune.calibrate.statistics import Statistics, check_fields, fingerprint, masks_by_layer
 from fineprune.common.errors import UsageError
 from fineprune.common.progress import Progress, Silent
 
 from .agreement import check_agreement
 from .bake import bake, masked_layers
-from .config import FFPConfig, FWPConfig, PruneConfig
+from .config import Part, PruneConfig
 from .outputs import output_layers
-from .selection import chosen_sites, filter_groups, kept_blocks, select_blocks, select_taps, without_gradient
+from .selection import layers_of, select
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,32 +47,16 @@ class CalibrationRun:
     folder: Path | None = None
     progress: Progress = field(default_factory=Silent)
 
-    def block_statistics(self, model: nn.Module, sites: list[ConvSite], config: PruneConfig) -> Statistics:
-        """Statistics of blocks by the criterion of `config`."""
-        return collect_block_statistics(
+    def collect(self, model: nn.Module, measure: Measure) -> Statistics:
+        """One pass over the samples."""
+        return collect(
             model,
             self.source,
+            measure,
             input_shape=self.input_shape,
-            criterion=config.ffp.criterion,
-            keep=kept_blocks(sites, config.ffp),
-            propagate=config.ffp.propagate,
             config=self.config,
             device=self.device,
-            checkpoint=self.folder and self.folder / "blocks",
-            progress=self.progress,
-        )
-
-    def weight_statistics(self, model: nn.Module, config: PruneConfig) -> Statistics:
-        """Statistics of weights of a network that carries its FFP masks."""
-        return collect_weight_statistics(
-            model,
-            self.source,
-            input_shape=self.input_shape,
-            taylor=config.fwp.criterion == "taylor" or config.fwp.sharing == "group",
-            lanes=config.fwp.lanes,
-            config=self.config,
-            device=self.device,
-            checkpoint=self.folder and self.folder / "weights",
+            checkpoint=self.folder and self.folder / measure.kind,
             progress=self.progress,
         )
 
@@ -86,7 +73,7 @@ def prunable(model: nn.Module, config: PruneConfig, run: CalibrationRun) -> tupl
     if any(masked_layers(model)):
         raise UsageError("the network carries masks already; prune the dense network it came from")
     for part in (config.ffp, config.fwp):
-        chosen_sites(sites, part)
+        part.chosen(sites)
     if len(run.source):
         few = next(iter(run.source.batches(2, indices=torch.arange(min(2, len(run.source)))))).images
         if tuple(few.shape[1:]) != tuple(run.input_shape):
@@ -101,71 +88,57 @@ def prune(
     run: CalibrationRun,
     *,
     found: tuple[list[ConvSite], list[Skipped]] | None = None,
-    blocks: Statistics | None = None,
-    weights: Statistics | None = None,
+    statistics: Mapping[str, Statistics] | None = None,
 ) -> Pruned:
-    """Mask `model` by `config`; statistics already at hand (`blocks`, `weights`) are used instead of a pass over the samples.
+    """Mask `model` by `config`; statistics already at hand ("blocks", "weights") are used instead of a pass over the samples.
 
     found: what `prunable` gave, where it was asked before. The model given is left as it is. UsageError when statistics belong to
     another network, or when it has nothing to mask.
     """
     sites, skipped = found or prunable(model, config, run)
-    ffp_masks: dict[str, Tensor] = {}
-    unreached: set[str] = set()
-    if config.ffp.prunes:
-        blocks = _checked(blocks, model, {}, sites, run) or run.block_statistics(model, sites, config)
-        _check_counts(blocks, sites, config)
-        ffp_masks = select_blocks(blocks, sites, config.ffp)
-        unreached |= _unreached(blocks, sites, config.ffp)
-    masked = bake(model, ffp_masks=ffp_masks, input_shape=run.input_shape)
-    fwp_masks: dict[str, Tensor] = {}
+    masks: dict[str, dict[str, Tensor]] = {"ffp": {}, "fwp": {}}
     groups: dict[str, Tensor] = {}
-    if config.fwp.prunes:
-        weights = _checked(weights, masked, ffp_masks, sites, run) or run.weight_statistics(masked, config)
-        parameters = {site.name: _weight(masked, site) for site in sites}
-        outputs = output_layers(model, run.input_shape, list(parameters))
-        fwp_masks = select_taps(weights, parameters, ffp_masks, sites, config.fwp, outputs)
-        unreached |= _unreached(weights, sites, config.fwp)
-        if config.fwp.sharing == "group":
-            groups = {site.name: filter_groups(weights, site, config.fwp) for site in sites if site.name in fwp_masks}
-        masked = bake(model, ffp_masks=ffp_masks, fwp_masks=fwp_masks, input_shape=run.input_shape)
-    for name in [name for name, mask in [*ffp_masks.items(), *fwp_masks.items()] if not mask.any()]:
-        run.progress.log(f"warning: nothing of {name} is kept, so that its output is constant; give a floor above 0 or exclude the layer")
-    if not ffp_masks and not fwp_masks:
-        run.progress.log("warning: nothing was pruned; give --prune, --ffp or --fwp a fraction above 0")
+    unreached: set[str] = set()
+    masked = bake(model, input_shape=run.input_shape)
+    outputs = output_layers(model, run.input_shape, [site.name for site in sites]) if config.parts else frozenset()
+    for part in config.parts:
+        at_hand = _at_hand(part, masked, sites, run, statistics or {})
+        if at_hand is not None:
+            part.method.check(at_hand, part, sites)
+            unreached |= {site.name for site in part.chosen(sites)} & part.method.unreached(at_hand)
+        weights = {site.name: weight_of(conv_at(masked, site)) for site in sites}
+        layers = layers_of(at_hand, weights, masks["ffp"], sites, part, outputs)
+        masks[part.mask] = select(layers, part, outputs=outputs)
+        if part.sharing == "group":
+            groups = {layer.site.name: layer.sets for layer in layers if layer.site.name in masks[part.mask]}
+        masked = bake(model, ffp_masks=masks["ffp"], fwp_masks=masks["fwp"], input_shape=run.input_shape)
+    _warn(masks, run.progress)
     reason = "no gradient reaches it, by which its worth is measured; the preset thesis needs none"
-    skipped = [*skipped, *(Skipped(name=name, reason=reason) for name in sorted(unreached - ffp_masks.keys() - fwp_masks.keys()))]
-    return Pruned(model=masked, ffp_masks=ffp_masks, fwp_masks=fwp_masks, groups=groups, skipped=skipped)
+    skipped = [*skipped, *(Skipped(name=name, reason=reason) for name in sorted(unreached.difference(*masks.values())))]
+    return Pruned(model=masked, ffp_masks=masks["ffp"], fwp_masks=masks["fwp"], groups=groups, skipped=skipped)
 
 
-def _unreached(statistics: Statistics, sites: list[ConvSite], config: FFPConfig | FWPConfig) -> set[str]:
-    return {site.name for site in chosen_sites(sites, config)} & without_gradient(statistics, config)
-
-
-def _weight(model: nn.Module, site: ConvSite) -> Tensor:
-    weight = model.get_submodule(site.name).weight
-    if not isinstance(weight, Tensor):
-        raise TypeError(f"{site.name} has no weight tensor")
-    return weight
-
-
-def _check_counts(blocks: Statistics, sites: list[ConvSite], config: PruneConfig) -> None:
-    """Frequencies count top-K memberships, so they serve only the K that they were collected with."""
-    asked = kept_blocks(sites, config.ffp)
-    for name, counted in blocks.settings.get("keep", {}).items():
-        if name in asked and asked[name] != counted:
-            raise UsageError(
-                f"the frequencies of {name} were counted with {counted} blocks kept of a channel and not {asked[name]}; "
-                "calibrate again with the ratios that you prune by"
-            )
-
-
-def _checked(
-    statistics: Statistics | None, model: nn.Module, masks: dict[str, Tensor], sites: list[ConvSite], run: CalibrationRun
+def _at_hand(
+    part: Part, model: nn.Module, sites: list[ConvSite], run: CalibrationRun, statistics: Mapping[str, Statistics]
 ) -> Statistics | None:
+    """What the method needs to know of `model`, from the statistics given or a pass over the samples; None for a method that needs none."""
+    measure = part.method.measure(part, sites)
+    if measure is None:
+        return None
+    return _checked(statistics.get(measure.kind), model, sites, run) or run.collect(model, measure)
+
+
+def _warn(masks: Mapping[str, Mapping[str, Tensor]], progress: Progress) -> None:
+    for name in [name for of_kind in masks.values() for name, mask in of_kind.items() if not mask.any()]:
+        progress.log(f"warning: nothing of {name} is kept, so that its output is constant; give a floor above 0 or exclude the layer")
+    if not any(masks.values()):
+        progress.log("warning: nothing was pruned; give --prune, --ffp or --fwp a fraction above 0")
+
+
+def _checked(statistics: Statistics | None, model: nn.Module, sites: list[ConvSite], run: CalibrationRun) -> Statistics | None:
     if statistics is None:
         return None
-    if statistics.settings.get("network") != fingerprint(model, masks):
+    if statistics.settings.get("network") != fingerprint(model, masks_by_layer(model, (site.name for site in sites))):
         what = "network" if statistics.kind == "blocks" else "network or with other block masks"
         raise UsageError(f"the {statistics.kind} statistics were collected on another {what}; calibrate again with the same options")
     size = statistics.settings.get("input_shape")

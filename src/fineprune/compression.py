@@ -178,8 +178,8 @@ def compress_network(
         check_settings(data, job.finetune)
         check_engine(job.finetune)
     given = read_statistics(statistics)
-    for kind, part in (("blocks", job.config.ffp), ("weights", job.config.fwp)):
-        if given and part.prunes and kind not in given:
+    for kind in [part.method.collects for part in job.config.parts]:
+        if given and kind is not None and kind not in given:
             progress.log(f"{statistics} holds no statistics of {kind}: they are collected now")
     key = {"job": job.to_json(), "data": data.to_json(), "network": fingerprint(model)} if output is not None else {}
     with work_folder(output, key) as folder:
@@ -211,7 +211,7 @@ class _Run:
         accuracy = {"dense": self.accuracy(self.model, "dense")}
         self.say(chance_level(accuracy["dense"], getattr(self.data, self.held_out).labels))
         self.say(few_samples(self.calibration_labels(), len(self.data.classes)))
-        pruned = prune_network(self.model, self.job.config, calibration, found=found, **statistics)
+        pruned = prune_network(self.model, self.job.config, calibration, found=found, statistics=statistics)
         for skipped in pruned.skipped:
             self.progress.log(f"left dense: {skipped.name}: {skipped.reason}")
         masked_report = count_macs(pruned.model, self.data.input_shape)

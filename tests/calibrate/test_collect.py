@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fineprune.calibrate import collect
-from fineprune.calibrate.collect import CalibrationConfig, Source, collect_block_statistics, collect_weight_statistics
+from fineprune.calibrate.collect import CalibrationConfig, Source, collect
 from fineprune.calibrate.convolutions import find_convolutions
+from fineprune.calibrate.measures import BlockScores, Frequencies, Measure, WeightSums
 from fineprune.calibrate.statistics import Statistics
 from fineprune.common.errors import RunError, UsageError
 from fineprune.compressor.bake import bake
@@ -35,14 +35,22 @@ def masks(density: float = 0.7) -> dict[str, Tensor]:
     return {site.name: torch.rand(site.in_channels, *site.output_size, generator=generator) < density for site in sites}
 
 
-def blocks(source: Source, criterion: str = "taylor", model: nn.Module | None = None, **options: object) -> Statistics:
-    options = {"config": SMALL, "keep": None if criterion == "taylor" else KEEP, **options}
-    return collect_block_statistics(model or varied(), source, input_shape=SHAPE, criterion=criterion, **options)  # type: ignore[arg-type]
+def blocks(
+    source: Source,
+    criterion: str = "taylor",
+    model: nn.Module | None = None,
+    *,
+    propagate: str = "masked",
+    keep: object = KEEP,
+    **options: object,
+) -> Statistics:
+    measure = BlockScores() if criterion == "taylor" else Frequencies(norm=criterion, keep=keep, propagate=propagate)  # type: ignore[arg-type]
+    return collect(model or varied(), source, measure, **{"input_shape": SHAPE, "config": SMALL, **options})  # type: ignore[arg-type]
 
 
-def weights(source: Source, model: nn.Module | None = None, **options: object) -> Statistics:
-    options = {"config": SMALL, "lanes": 2, **options}
-    return collect_weight_statistics(model or bake(varied(), ffp_masks=masks()), source, input_shape=SHAPE, **options)  # type: ignore[arg-type]
+def weights(source: Source, model: nn.Module | None = None, *, taylor: bool = True, lanes: int = 2, **options: object) -> Statistics:
+    measure = WeightSums(taylor=taylor, lanes=lanes)
+    return collect(model or bake(varied(), ffp_masks=masks()), source, measure, **{"input_shape": SHAPE, "config": SMALL, **options})  # type: ignore[arg-type]
 
 
 def assert_same(a: Statistics, b: Statistics, *, exactly: bool = False) -> None:
@@ -242,10 +250,7 @@ def interrupted(model: nn.Module, error: type[BaseException], *, tried: int = 0)
 @pytest.mark.parametrize("batch_size", [3, 4], ids=["same batches", "other batches"])
 def test_an_interrupted_pass_goes_on_where_it_stopped(kind: str, batch_size: int, tmp_path: Path) -> None:
     def run(**options: object) -> Statistics:
-        if kind == "weights":
-            return collect_weight_statistics(model, source, input_shape=SHAPE, lanes=2, **options)  # type: ignore[arg-type]
-        keep = None if kind == "taylor" else KEEP
-        return collect_block_statistics(model, source, input_shape=SHAPE, criterion=kind, keep=keep, **options)  # type: ignore[arg-type]
+        return weights(source, model, **options) if kind == "weights" else blocks(source, kind, model, **options)  # type: ignore[arg-type]
 
     source, model = data(11), interrupted(varied(), KeyboardInterrupt, tried=2 if kind == "l2" else 0)
     with pytest.raises(KeyboardInterrupt):
@@ -371,31 +376,29 @@ class Reaching(nn.Module):
         return body if self.kind != "gate" else body + (y.argmax(1).sum((1, 2)) % 2)[:, None]
 
 
-@pytest.mark.parametrize("pass_", [collect_block_statistics, collect_weight_statistics])
+@pytest.mark.parametrize("measure", [BlockScores(), WeightSums()])
 @pytest.mark.parametrize(
     ("kind", "reached"),
     [("auxiliary head", "stem body"), ("gate", "stem body"), ("frozen stem", "body"), ("detached", "body")],
 )
-def test_layers_that_no_gradient_reaches_have_no_taylor_scores(pass_, kind: str, reached: str, tmp_path: Path) -> None:
-    got = pass_(Reaching(kind), data(), input_shape=SHAPE, config=SMALL, checkpoint=tmp_path / "c")
+def test_layers_that_no_gradient_reaches_have_no_taylor_scores(measure: Measure, kind: str, reached: str, tmp_path: Path) -> None:
+    got = collect(Reaching(kind), data(), measure, input_shape=SHAPE, config=SMALL, checkpoint=tmp_path / "c")
     assert [name for name, fields in got.layers.items() if "taylor" in fields] == reached.split()
-    again = pass_(Reaching(kind), data(), input_shape=SHAPE, config=SMALL, checkpoint=tmp_path / "c")
+    again = collect(Reaching(kind), data(), measure, input_shape=SHAPE, config=SMALL, checkpoint=tmp_path / "c")
     assert {name: fields.keys() for name, fields in again.layers.items()} == {name: fields.keys() for name, fields in got.layers.items()}
     twice = got + got
     assert torch.equal(twice.layers["body"]["taylor"], 2 * got.layers["body"]["taylor"])
 
 
 def test_the_layers_after_a_frozen_stem_are_scored_as_without_it() -> None:
-    frozen, free = (
-        collect_block_statistics(Reaching(k), data(), input_shape=SHAPE, config=SMALL) for k in ("frozen stem", "auxiliary head")
-    )
+    frozen, free = (collect(Reaching(k), data(), BlockScores(), input_shape=SHAPE, config=SMALL) for k in ("frozen stem", "auxiliary head"))
     torch.testing.assert_close(frozen.layers["body"]["taylor"], free.layers["body"]["taylor"], **TOLERANCE)
 
 
-@pytest.mark.parametrize("pass_", [collect_block_statistics, collect_weight_statistics])
-def test_a_network_without_gradients_is_refused(pass_) -> None:
+@pytest.mark.parametrize("measure", [BlockScores(), WeightSums()])
+def test_a_network_without_gradients_is_refused(measure: Measure) -> None:
     with pytest.raises(UsageError, match="no gradient reaches any convolution, which Taylor scores need; use --preset thesis"):
-        pass_(Reaching("nothing"), data(), input_shape=SHAPE, config=SMALL)
+        collect(Reaching("nothing"), data(), measure, input_shape=SHAPE, config=SMALL)
 
 
 # What the network meets while it is measured
@@ -480,7 +483,7 @@ def test_outputs_that_are_no_scores_of_the_classes_are_refused() -> None:
 
     for criterion in ("taylor", "l2"):
         with pytest.raises(RunError, match="the network returns dict, not one tensor of class scores"):
-            blocks(data(), criterion, Answer(), keep={})
+            blocks(data(), criterion, Answer())
 
 
 def test_settings_are_checked() -> None:
@@ -488,7 +491,5 @@ def test_settings_are_checked() -> None:
         CalibrationConfig(samples=0)
     with pytest.raises(UsageError, match="batch_size must be at least 1, got 0"):
         CalibrationConfig(batch_size=0)
-    with pytest.raises(UsageError, match="unknown block criterion 'l3'; choose one of l2, l1, apoz, taylor"):
-        blocks(data(), "l3")
     with pytest.raises(UsageError, match=r"does not accept an input of shape 4x7x5: .*; give its input as --input CxHxW"):
-        collect.collect_block_statistics(varied(), data(), input_shape=(4, 7, 5))
+        blocks(data(), input_shape=(4, 7, 5))

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from fineprune.calibrate.collect import CalibrationConfig, collect_block_statistics
+from fineprune.calibrate.collect import CalibrationConfig, collect
 from fineprune.calibrate.convolutions import find_convolutions
+from fineprune.calibrate.measures import BlockScores
 from fineprune.calibrate.statistics import Statistics
 from fineprune.common.errors import RunError, UsageError
 from fineprune.compressor.config import prune_config
@@ -120,32 +121,32 @@ def test_finished_passes_are_used_again(tmp_path: Path) -> None:
 
 def test_statistics_at_hand_replace_a_pass_and_must_fit() -> None:
     model, source = varied(), samples(6, dtype=torch.float64)
-    statistics = collect_block_statistics(model, source, input_shape=SHAPE)
+    statistics = collect(model, source, BlockScores(), input_shape=SHAPE)
     source.seen.clear()
     config = prune_config(ffp={"ratio": 0.3})
-    assert prune(model, config, calibration(source=source), blocks=statistics).ffp_masks
+    assert prune(model, config, calibration(source=source), statistics={"blocks": statistics}).ffp_masks
     assert [places.tolist() for places in source.seen] == [[0, 1]], "no more than the two samples that masks are tried on"
     with pytest.raises(UsageError, match="the blocks statistics were collected on another network; calibrate again with the same options"):
-        prune(varied(seed=1), config, calibration(), blocks=statistics)
+        prune(varied(seed=1), config, calibration(), statistics={"blocks": statistics})
     larger = FakeSplit(torch.ones(2, 3, 9, 9, dtype=torch.float64), torch.zeros(2, dtype=torch.int64))
     message = r"the blocks statistics were collected on inputs of \[3, 7, 5\], not \[3, 9, 9\]; calibrate again"
     with pytest.raises(UsageError, match=message):
-        prune(model, config, calibration(input_shape=(3, 9, 9), source=larger), blocks=statistics)
+        prune(model, config, calibration(input_shape=(3, 9, 9), source=larger), statistics={"blocks": statistics})
     with pytest.raises(UsageError, match=r"the calibration samples are of shape \[3, 9, 9\], not \[3, 7, 5\]; give their shape"):
         prune(model, config, calibration(source=larger))
     message = "the statistics hold block scores of 'taylor', not of 'l2'; calibrate with that criterion"
     with pytest.raises(UsageError, match=message):
-        prune(model, prune_config("thesis", ffp={"ratio": 0.3}), calibration(), blocks=statistics)
+        prune(model, prune_config("thesis", ffp={"ratio": 0.3}), calibration(), statistics={"blocks": statistics})
 
 
 def test_frequencies_serve_only_the_ratio_that_they_were_counted_with(tmp_path: Path) -> None:
     config = prune_config("thesis", ffp={"ratio": 0.3})
     prune(varied(), config, calibration(folder=tmp_path))
     frequencies = Statistics.load(tmp_path / "blocks")
-    assert prune(varied(), config, calibration(source=[]), blocks=frequencies).ffp_masks
+    assert prune(varied(), config, calibration(source=[]), statistics={"blocks": frequencies}).ffp_masks
     message = "the frequencies of stem were counted with 25 blocks kept of a channel and not 17; calibrate again with the ratios"
     with pytest.raises(UsageError, match=message):
-        prune(varied(), prune_config("thesis", ffp={"ratio": 0.5}), calibration(), blocks=frequencies)
+        prune(varied(), prune_config("thesis", ffp={"ratio": 0.5}), calibration(), statistics={"blocks": frequencies})
 
 
 @pytest.mark.parametrize("half", ["ffp", "fwp"])

@@ -9,8 +9,9 @@ from fineprune.calibrate.importance import group_filters
 from fineprune.calibrate.statistics import Statistics
 from fineprune.common.errors import UsageError
 from fineprune.compressor.config import FFPConfig, FWPConfig
+from fineprune.compressor.criteria.frequency import kept_blocks
 from fineprune.compressor.ranking import keep_count
-from fineprune.compressor.selection import chosen_sites, filter_groups, kept_blocks, select_blocks, select_taps
+from fineprune.compressor.selection import layers_of, select
 from support import vectors
 
 Layers = dict[str, dict[str, Tensor]]
@@ -69,6 +70,30 @@ def weight_statistics() -> Statistics:
             "groups": groups,
         }
     return Statistics(kind="weights", settings={"taylor": True, "lanes": LANES}, samples=3, layers=layers)
+
+
+def select_blocks(statistics: Statistics, sites: list[ConvSite], config: FFPConfig) -> dict[str, Tensor]:
+    """Block masks; what blocks are ranked by does not look at the weights."""
+    config.method.check(statistics, config, sites)
+    return select(layers_of(statistics, {s.name: torch.ones(1) for s in sites}, {}, sites, config), config)
+
+
+def select_taps(
+    statistics: Statistics,
+    weights: dict[str, Tensor],
+    blocks: dict[str, Tensor],
+    sites: list[ConvSite],
+    config: FWPConfig,
+    outputs: tuple[str, ...] = (),
+) -> dict[str, Tensor]:
+    """Weight masks; methods that need no data are given none."""
+    given = None if config.method.collects is None else statistics
+    return select(layers_of(given, weights, blocks, sites, config, outputs), config, outputs=outputs)
+
+
+def filter_groups(statistics: Statistics, s: ConvSite, config: FWPConfig) -> Tensor:
+    """Which filters drop a tap together."""
+    return layers_of(statistics, weights(), {}, [s], config)[0].sets
 
 
 def full(masks: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
@@ -171,7 +196,7 @@ def test_overrides_and_globs_in_the_other_scopes(scope: str) -> None:
 def test_a_glob_that_matches_nothing_is_named(config: type, options: dict) -> None:
     message = r"the pattern 'nothing\*' matches no convolution; they are: stem, body.grouped, body.depthwise, body.pointwise"
     with pytest.raises(UsageError, match=message):
-        chosen_sites(SITES, config(**options))
+        config(**options).chosen(SITES)
 
 
 def test_scores_of_another_criterion_are_refused() -> None:

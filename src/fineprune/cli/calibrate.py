@@ -41,7 +41,8 @@ def calibrate(output: Path, device: str, **options: Any) -> None:
     config = prune_settings(options)
     calibration = CalibrationConfig(samples=options["samples"], batch_size=options["calibration_batch_size"], seed=options["seed"])
     where = resolve_device(device)
-    for kind in ("blocks", "weights"):
+    kinds = [part.method.collects for part in config.parts if part.method.collects is not None]
+    for kind in kinds:
         check_target(output / kind)
         check_writable(output / kind)
     check_named(options)
@@ -52,5 +53,8 @@ def calibrate(output: Path, device: str, **options: Any) -> None:
     pruned = prune(working_copy(network.model, progress), config, calibration_run(data, calibration, where, output, progress))
     for skipped in pruned.skipped:
         progress.log(f"left dense: {skipped.name}: {skipped.reason}")
+    if not kinds:
+        say(f"these methods need no statistics, so {output} was not written; next: fineprune compress with the same options")
+        return
     samples = min(options["samples"] or len(data.train), len(data.train))
     say(f"wrote statistics of {samples} samples to {output}; next: fineprune compress --statistics {output} with the same ratios")

@@ -1,0 +1,111 @@
+"""What a pass over the samples can measure, one object a kind of statistic: its name, its settings, its collectors."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol
+
+from torch import nn
+
+from .convolutions import ConvSite
+from .frequency import Norm, TieBreaker
+from .importance import group_filters
+from .layers import BlockFrequency, BlockTaylor, Collector, WeightScores, conv_at, weight_of
+
+
+class Measure(Protocol):
+    """What is collected in one pass."""
+
+    @property
+    def kind(self) -> str:
+        """What the statistics are called in messages and as a folder: "blocks" or "weights"."""
+        ...
+
+    def settings(self, sites: Sequence[ConvSite]) -> dict[str, Any]:
+        """What parts of one calibration must agree in."""
+        ...
+
+    def collectors(self, model: nn.Module, sites: Sequence[ConvSite], seed: int) -> dict[str, Collector]:
+        """By layer, what adds up the statistic."""
+        ...
+
+    def trial(self) -> "Measure":
+        """The same, so that it looks on without changing what the network computes."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frequencies:
+    """Algorithm 8 stage 1: how often each block is among the top `keep[layer]` of its channel (all, where a layer is not named).
+
+    Deeper layers see inputs under each sample's own masks, unless propagate="dense".
+    """
+
+    norm: Norm
+    keep: Mapping[str, int] = field(default_factory=dict)
+    propagate: Literal["masked", "dense"] = "masked"
+    kind = "blocks"
+
+    def settings(self, sites: Sequence[ConvSite]) -> dict[str, Any]:
+        """The norm, K of every layer, and what deeper layers see."""
+        keep = {site.name: self.keep.get(site.name, site.positions) for site in sites}
+        return {"criterion": self.norm, "keep": keep, "propagate": self.propagate if keep else "dense"}
+
+    def collectors(self, model: nn.Module, sites: Sequence[ConvSite], seed: int) -> dict[str, Collector]:
+        """One `BlockFrequency` a layer, each with an order of its own among ties."""
+        found: dict[str, Collector] = {}
+        for number, site in enumerate(sites):
+            ties = TieBreaker(site.in_channels * site.positions, seed=seed * 7919 + number)
+            keep = self.keep.get(site.name, site.positions)
+            found[site.name] = BlockFrequency(conv_at(model, site), site, keep, self.norm, ties, masked=self.propagate == "masked")
+        return found
+
+    def trial(self) -> "Frequencies":
+        """Every block is kept."""
+        return replace(self, keep={}, propagate="dense")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockScores:
+    """First-order (Taylor) scores of blocks, of the network as it is."""
+
+    kind = "blocks"
+
+    def settings(self, sites: Sequence[ConvSite]) -> dict[str, Any]:
+        """There is nothing to set."""
+        return {"criterion": "taylor", "keep": {}, "propagate": "dense"}
+
+    def collectors(self, model: nn.Module, sites: Sequence[ConvSite], seed: int) -> dict[str, Collector]:
+        """One `BlockTaylor` a layer."""
+        return {site.name: BlockTaylor(conv_at(model, site), site) for site in sites}
+
+    def trial(self) -> "BlockScores":
+        """It changes nothing."""
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightSums:
+    """S of Algorithm 9 and, with `taylor`, first-order scores of taps: of one filter, of groups of `lanes` filters, of all filters.
+
+    Without `taylor` the pass needs no gradients.
+    """
+
+    taylor: bool = True
+    lanes: int = 16
+    kind = "weights"
+
+    def settings(self, sites: Sequence[ConvSite]) -> dict[str, Any]:
+        """Whether scores are collected, and the size of the groups."""
+        return {"taylor": self.taylor, "lanes": self.lanes}
+
+    def collectors(self, model: nn.Module, sites: Sequence[ConvSite], seed: int) -> dict[str, Collector]:
+        """One `WeightScores` a layer."""
+        found: dict[str, Collector] = {}
+        for site in sites:
+            conv = conv_at(model, site)
+            found[site.name] = WeightScores(conv, site, group_filters(weight_of(conv), self.lanes, conv.groups) if self.taylor else None)
+        return found
+
+    def trial(self) -> "WeightSums":
+        """All filters are one group, which is found at once."""
+        return replace(self, lanes=1 << 30)
