@@ -3,10 +3,10 @@
     python benchmarks/two_commits.py PATH_A PATH_B [--rounds 3] [--json FILE] -- benchmarks/engine.py --quick --peers
 
 PATH_A and PATH_B are what PYTHONPATH is to be: folders from which `import fineprune` gives the one and the other (or the Python of an
-environment where one is installed). Each runs the benchmark of its own checkout, if that has one of this name, for benchmarks may import what
-has moved. The program must take --json FILE: engine.py and training_step.py do. Turns are A B, B A, A B, ..., so that a machine that
-becomes slower meets both. A row is the median over the rounds of time B / time A; rows beyond 0.97 to 1.03 are marked. One run of each first
-compiles, and is not counted (--warm leaves it out).
+environment where one is installed). Each runs the benchmark of its own checkout, if that has one of this name: benchmarks may import what
+has moved. The program must take --json FILE: engine.py and training_step.py do. Turns are A B, B A, A B, ..., so that a machine which
+becomes slower meets both. A row is the median over the rounds of time B / time A; rows beyond 0.97 to 1.03 are marked. The first turn of
+each compiles, and is not counted (--warm leaves it out).
 """
 
 import argparse
