@@ -1,13 +1,8 @@
 """A seeded sample of benchmarks/mutated_files.py: damaged files are read or refused in one clear line."""
 
-import sys
 import warnings
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
 from mutated_files import FAULTS, read_one
 from mutated_kinds import KINDS
 
