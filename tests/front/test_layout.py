@@ -116,7 +116,7 @@ def test_modules_import_each_other_in_no_circle() -> None:
 
 @pytest.mark.parametrize(("wide", "known"), [(True, WIDE), (False, LONG)], ids=["parameters", "lines"])
 def test_functions_have_at_most_8_parameters_and_60_lines(wide: bool, known: set[str]) -> None:
-    """Keyword-only parameters and the options of commands count; compiled functions (of Numba, Triton) are what their machine code needs."""
+    """Keyword-only parameters and the options of commands count; compiled functions (Numba, Triton) are exempt."""
     beyond = seams.functions(seams.modules(ROOT), compiled=False, wide=wide)
     assert [place for place in beyond if place.split()[1] not in known] == []
 
