@@ -16,12 +16,14 @@ from .runtimes import OnnxReference, OnnxRuntime, Runtime, TorchRuntime
 if TYPE_CHECKING:
     from torch import nn
 
-TOLERANCE = 1e-4
-"""Largest allowed max|y - y_torch| / max|y_torch| over all logits of all samples: the only tolerance of an export.
+TOLERANCES = {"float32": 1e-4, "int32": 0.0, "int8": 0.0, "uint8": 0.0}
+"""Largest allowed max|y - y_torch| / max|y_torch| over all outputs of all samples, by the type of the outputs: the only tolerances of an
+export. Types that are not named are judged as float32.
 
 Relative to the largest logit, not to each: summation orders differ between runtimes, so an error is a small multiple of
 float32's 6e-8 times the largest intermediate sums, whatever the size of the single logit. Sound exports of 22 torchvision
 classifiers were within 2e-6; a wrong fold, pad or layer mask is off by 1e-2 or more (one wrong block in a layer can be less).
+Sums of whole numbers have no order: every runtime gives the same.
 """
 
 BATCH = 32
@@ -151,7 +153,7 @@ def check_parity(
             results.append(_compare(ENGINE, _logits(EngineRuntime(ENGINE, path), x, threads, progress), expected))
         except FinepruneError as error:
             progress.log(f"the engine is not compared: {error}")
-    return ParityReport(path=str(path), tolerance=TOLERANCE, runtimes=tuple(results), cause=cause)
+    return ParityReport(path=str(path), tolerance=tolerance(expected.dtype), runtimes=tuple(results), cause=cause)
 
 
 def _comparable(model: "nn.Module") -> "nn.Module":
@@ -170,7 +172,7 @@ def _cause(model: "nn.Module", x: NDArray[np.float32]) -> str:
 
     from fineprune.calibrate.steadiness import unsteadiness
 
-    varies = unsteadiness(model, torch.from_numpy(x[:_FEW]), TOLERANCE)
+    varies = unsteadiness(model, torch.from_numpy(x[:_FEW]), TOLERANCES["float32"])
     return "" if varies is None else varies.cause
 
 
@@ -201,8 +203,13 @@ def _compare(name: str, actual: NDArray, expected: NDArray) -> RuntimeParity:
         max_abs_error=error,
         relative_error=relative,
         argmax_agreement=float((_classes(actual) == _classes(expected)).mean()),
-        passed=relative <= TOLERANCE,
+        passed=relative <= tolerance(expected.dtype),
     )
+
+
+def tolerance(dtype: np.dtype[Any]) -> float:
+    """Of outputs of a type."""
+    return TOLERANCES.get(dtype.name, TOLERANCES["float32"])
 
 
 def _classes(logits: NDArray) -> NDArray:

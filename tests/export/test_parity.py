@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fineprune.common.errors import RunError, UsageError
-from fineprune.export.parity import TOLERANCE, _compare, check_parity
+from fineprune.export.parity import TOLERANCES, _compare, check_parity
 from fineprune.export.runtimes import OnnxRuntime
 from support.fakes import Recorder
 
@@ -32,7 +32,7 @@ def test_a_sound_export_passes(kind: str, request: pytest.FixtureRequest) -> Non
 def test_the_file_of_another_model_fails(tiny: Callable, dense: Any) -> None:
     report = check_parity(tiny(), dense.path, SAMPLES, reference_samples=0)
     (runtime,) = report.runtimes
-    assert not report.passed and runtime.relative_error > 100 * TOLERANCE
+    assert not report.passed and runtime.relative_error > 100 * TOLERANCES["float32"]
     assert runtime.relative_error == pytest.approx(runtime.max_abs_error / _largest_logit(tiny()))
     with pytest.raises(RunError, match=r"differs from the model in onnxruntime by .* of its largest logit"):
         report.require()
@@ -87,6 +87,15 @@ def test_any_shape_of_outputs_is_compared(shape: tuple[int, ...]) -> None:
     values = np.random.default_rng(0).standard_normal(shape)
     assert _compare("a", values, values).argmax_agreement == 1
     assert _compare("a", -values, values).argmax_agreement < 1
+
+
+@pytest.mark.parametrize(("dtype", "near_enough"), [("float32", True), ("float64", True), ("int32", False), ("int8", False)])
+def test_whole_numbers_are_equal_or_wrong(dtype: str, near_enough: bool) -> None:
+    expected = np.full((2, 3), min(100_000, 127 if dtype == "int8" else 100_000), dtype)
+    actual = expected.copy()
+    actual[1, 2] -= 1
+    assert _compare("a", actual, expected).passed == near_enough
+    assert _compare("a", expected, expected).passed
 
 
 def _largest_logit(model: nn.Module) -> float:

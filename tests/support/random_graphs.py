@@ -130,6 +130,10 @@ class RandomGraph(RandomNetwork):
         if kind == "float32":
             self._know(name, sizes)
         else:
+            if kind in ("uint8", "int8", "int32") and self._random.random() < 0.5:  # joined with itself as it comes
+                joined, sizes = f"{name} joined", _with(sizes, 0, 2 * sizes[0])
+                self._nodes.append(helper.make_node("Concat", [name, name], [joined], axis=1))
+                name = joined
             self._add("Cast", [name], sizes, to=1)
 
     def _keep_size(self) -> None:
