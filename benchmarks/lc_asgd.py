@@ -151,7 +151,7 @@ class Bench:
             channels_last=False,
             seed=run.seed,
         )
-        settings = AsyncConfig(algorithm=run.algorithm, workers=run.workers, **run.settings)  # type: ignore[arg-type]
+        settings = AsyncConfig(algorithm=run.algorithm, workers=run.workers, **{"predictor": "compiled", **run.settings})  # type: ignore[arg-type]
         model = build("resnet8", seed=run.seed, width=8, in_channels=1, num_classes=10)
         tests: dict[str, float] = {}
         arrivals: list[Any] = []

@@ -2,9 +2,9 @@
 
     python benchmarks/lc_asgd_costs.py [--quick] [--json FILE]
 
-One thread. The server is asked by M workers in turn, with random losses; an answer's time is the mean over the second half of the requests,
-lessons included, an iteration's the median. All are measured in turn, three times; medians are shown, of the ratios too, which are those
-of the time of an answer at M = 8 to that of an iteration.
+One thread, torch's predictors (`lstm`) beside our kernels (`compiled`). The server is asked by M workers in turn, with random losses; an
+answer's time is the mean over the second half of the requests, lessons included, an iteration's the median. All are measured in turn, three
+times; medians are shown, of the ratios too, which are those of the time of an answer at M = 8 to that of an iteration.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from torch import Tensor
 from fineprune.common.files import write_json
 from fineprune.export.machine import machine_facts
 from fineprune.models.training import TrainConfig
-from fineprune.models.training.distributed.config import AsyncConfig
+from fineprune.models.training.distributed.config import AsyncConfig, Predictor
 from fineprune.models.training.distributed.ledger import Ticket
 from fineprune.models.training.distributed.server import Server, State
 from fineprune.models.training.distributed.worker import Worker
@@ -28,6 +28,7 @@ from fineprune.models.zoo import build
 NETWORKS = (("resnet8", 8, (1, 14, 14), 32), ("resnet8", 8, (1, 28, 28), 128), ("resnet20", 16, (3, 32, 32), 128))
 """name, width, input, batch."""
 WORKERS = (4, 8, 16, 64)
+PREDICTORS: tuple[Predictor, ...] = ("lstm", "compiled")
 _PASSES = 3
 
 
@@ -45,30 +46,32 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rounds, repetitions = (40, 5) if arguments.quick else (80, 15)
-    answers: dict[int, list[float]] = {m: [] for m in WORKERS}
+    answers: dict[tuple[Predictor, int], list[float]] = {(kind, m): [] for m in WORKERS for kind in PREDICTORS}
     steps: list[list[float]] = [[] for _ in NETWORKS]
     for _ in range(_PASSES):
-        for m in WORKERS:
-            answers[m].append(request_ms(m, rounds * m))
+        for kind, m in answers:
+            answers[kind, m].append(request_ms(m, rounds * m, kind))
         for times, network in zip(steps, NETWORKS, strict=True):
             times.append(iteration_ms(*network, repetitions))
-    requests = {m: statistics.median(values) for m, values in answers.items()}
-    for m, value in requests.items():
-        print(f"M={m:2}: {value:.2f} ms an answer, {m * value:.1f} ms a round of M")
+    requests = {f"{kind} M={m}": statistics.median(values) for (kind, m), values in answers.items()}
+    for name, value in requests.items():
+        print(f"{name}: {value:.2f} ms an answer")
     iterations = []
     for times, (name, width, shape, batch) in zip(steps, NETWORKS, strict=True):
-        ratio = statistics.median(answer / iteration for answer, iteration in zip(answers[8], times, strict=True))
+        pairs = {kind: zip(answers[kind, 8], times, strict=True) for kind in PREDICTORS}
+        ratios = {kind: statistics.median(answer / iteration for answer, iteration in pairs[kind]) for kind in PREDICTORS}
         value = statistics.median(times)
-        iterations.append({"network": name, "width": width, "input": shape, "batch": batch, "ms": value, "ratio": ratio})
-        print(f"{name} width {width}, {shape}, batch {batch}: {value:.1f} ms an iteration; an answer at M=8 is {ratio:.1%} of it")
+        iterations.append({"network": name, "width": width, "input": shape, "batch": batch, "ms": value, "ratios": ratios})
+        print(f"{name} width {width}, {shape}, batch {batch}: {value:.1f} ms an iteration; an answer at M=8 is of it", end=" ")
+        print(", ".join(f"{ratio:.1%} ({kind})" for kind, ratio in ratios.items()))
     if arguments.json:
         write_json(arguments.json, {"machine": machine_facts(), "request_ms": requests, "iterations": iterations})
 
 
-def request_ms(workers: int, requests: int) -> float:
+def request_ms(workers: int, requests: int, predictor: Predictor) -> float:
     """Mean processor time of `Server.state`."""
     config = TrainConfig(epochs=10, batch_size=32, momentum=0.0)
-    server = Server(torch.zeros(1), 0, config, AsyncConfig(algorithm="lc-asgd", workers=workers), [requests])
+    server = Server(torch.zeros(1), 0, config, AsyncConfig(algorithm="lc-asgd", workers=workers, predictor=predictor), [requests])
     generator = torch.Generator().manual_seed(0)
     times = []
     for i in range(requests):

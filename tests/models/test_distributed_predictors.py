@@ -1,4 +1,4 @@
-"""The online LSTMs: their arithmetic against torch's, what they learn, what they cost."""
+"""The online LSTMs: their arithmetic against a plain loop of torch's, and what the predictors learn by them."""
 
 import math
 import os
@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fineprune.models.training.distributed import lstm_kernels
-from fineprune.models.training.distributed.lstm import _LESSON, Array, OnlineLSTM, compile_kernels
+from fineprune.models.training.distributed.compiled_lstm import CompiledLSTM
+from fineprune.models.training.distributed.lstm import LESSON, Array, OnlineNetwork, TorchLSTM
 from fineprune.models.training.distributed.predictors import LossPredictor, StepPredictor
 
 
@@ -52,10 +53,22 @@ def random(seed: int, *shape: int) -> Array:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-@given(st.integers(1, 3), st.sampled_from([1, 3, 5, 8, 18]), st.integers(1, 5), st.integers(1, 7), st.integers(0, 99))
+NETWORKS = pytest.mark.parametrize("network", [TorchLSTM, CompiledLSTM])
+
+
+@NETWORKS
+@given(
+    inputs=st.integers(1, 3),
+    hidden=st.sampled_from([1, 3, 5, 8, 18]),
+    count=st.integers(1, 5),
+    length=st.integers(1, 7),
+    seed=st.integers(0, 99),
+)
 @settings(max_examples=30, deadline=None)
-def test_lessons_and_predictions_are_torchs(inputs: int, hidden: int, count: int, length: int, seed: int) -> None:
-    ours, reference = OnlineLSTM(inputs, hidden, seed), Reference(inputs, hidden, seed)
+def test_lessons_and_predictions_are_torchs(
+    network: type[OnlineNetwork], inputs: int, hidden: int, count: int, length: int, seed: int
+) -> None:
+    ours, reference = network(inputs, hidden, seed), Reference(inputs, hidden, seed)
     for lesson in range(4):
         x, y = random(seed + lesson, count, length, inputs), random(seed + 50 + lesson, count, length)
         y *= 100 if lesson == 2 else 1  # its gradient is clipped
@@ -64,47 +77,62 @@ def test_lessons_and_predictions_are_torchs(inputs: int, hidden: int, count: int
     assert ours.predict(x) == pytest.approx(reference(torch.tensor(x)[None])[0, -1].item(), abs=1e-5)
 
 
+@NETWORKS
 @pytest.mark.parametrize("steps", [1, 2, 7])
-def test_rollout_is_the_network_on_its_own_outputs(steps: int) -> None:
+def test_rollout_is_the_network_on_its_own_outputs(network: type[OnlineNetwork], steps: int) -> None:
     x = random(0, 4, 1)
-    assert OnlineLSTM(1, 5, seed=3).rollout(x, steps) == pytest.approx(Reference(1, 5, 3).rollout(x, steps), abs=1e-5)
+    assert network(1, 5, seed=3).rollout(x, steps) == pytest.approx(Reference(1, 5, 3).rollout(x, steps), abs=1e-5)
 
 
-def test_a_long_rollout_stops_where_it_settles_and_sums_to_the_same() -> None:
+@NETWORKS
+def test_a_long_rollout_stops_where_it_settles_and_sums_to_the_same(network: type[OnlineNetwork]) -> None:
     x = random(1, 6, 1)
-    values = OnlineLSTM(1, 8, seed=5).rollout(x, 60)
+    values = network(1, 8, seed=5).rollout(x, 60)
     assert len(values) == 60 and values[-1] == values[-20], "it has settled"
     assert sum(values) == pytest.approx(sum(Reference(1, 8, 5).rollout(x, 60)), rel=1e-3)
 
 
-def test_a_large_lesson_takes_every_so_many_sequences_and_others_the_next_time() -> None:
-    ours, reference = OnlineLSTM(1, 4, 0), Reference(1, 4, 0)
-    x, y = random(2, 2 * _LESSON + 3, 3, 1), random(3, 2 * _LESSON + 3, 3)
+@NETWORKS
+def test_a_large_lesson_takes_every_so_many_sequences_and_others_the_next_time(network: type[OnlineNetwork]) -> None:
+    ours, reference = network(1, 4, 0), Reference(1, 4, 0)
+    x, y = random(2, 2 * LESSON + 3, 3, 1), random(3, 2 * LESSON + 3, 3)
     for lesson in range(4):
         assert ours.learn(x, y) == pytest.approx(reference.learn(x[lesson % 3 :: 3], y[lesson % 3 :: 3]), rel=1e-4)
 
 
-def test_slope_is_the_derivative_of_the_summed_rollout() -> None:
-    network = OnlineLSTM(1, 6, seed=1)
+@NETWORKS
+def test_slope_is_the_derivative_of_the_summed_rollout(network: type[OnlineNetwork]) -> None:
+    made = network(1, 6, seed=1)
     x = random(2, 5, 1)
     up, down = x.copy(), x.copy()
-    up[-1] += 1e-2
-    down[-1] -= 1e-2
-    numeric = (sum(network.rollout(up, 4)) - sum(network.rollout(down, 4))) / 2e-2
-    assert network.slope(x, 4) == pytest.approx(numeric, rel=1e-2)
+    up[-1] += 0.1
+    down[-1] -= 0.1
+    numeric = (sum(made.rollout(up, 4)) - sum(made.rollout(down, 4))) / 0.2
+    assert made.slope(x, 4) == pytest.approx(numeric, rel=1e-2)
 
 
-def test_equal_seeds_make_equal_networks_and_the_callers_random_state_stays() -> None:
+@NETWORKS
+def test_a_network_goes_on_from_its_state(network: type[OnlineNetwork]) -> None:
+    one, other = network(2, 5, 0), network(2, 5, 1)
+    x, y = random(0, 3, 4, 2), random(1, 3, 4)
+    for _ in range(3):
+        one.learn(x, y)
+    other.load_state_dict(one.state_dict())
+    assert other.lessons == 3 and one.learn(x, y) == other.learn(x, y) and one.predict(x[0]) == other.predict(x[0])
+
+
+@NETWORKS
+def test_equal_seeds_make_equal_networks_and_the_callers_random_state_stays(network: type[OnlineNetwork]) -> None:
     before = torch.get_rng_state()
     x = np.ones((3, 1), np.float32)
-    assert OnlineLSTM(1, 4, 7).rollout(x, 2) == OnlineLSTM(1, 4, 7).rollout(x, 2) != OnlineLSTM(1, 4, 8).rollout(x, 2)
+    assert network(1, 4, 7).rollout(x, 2) == network(1, 4, 7).rollout(x, 2) != network(1, 4, 8).rollout(x, 2)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize(("window", "every"), [(1, 1), (3, 1), (4, 20)])
 def test_what_was_compiled_before_serves_every_request(window: int, every: int) -> None:
-    compile_kernels()
-    losses, steps = LossPredictor(window, every, 0), StepPredictor(4, window, every, 9, 0)
+    CompiledLSTM.prepare()
+    losses, steps = LossPredictor(window, every, 0, network=CompiledLSTM), StepPredictor(4, window, every, 9, 0, network=CompiledLSTM)
     for t in range(45 * every):
         losses.observe(float(t % 3))
         losses.forecast(2)
@@ -117,8 +145,8 @@ def test_what_was_compiled_before_serves_every_request(window: int, every: int) 
 
 SMALL_RUN = """
 import numpy as np
-from fineprune.models.training.distributed.lstm import OnlineLSTM
-network = OnlineLSTM(1, 5, 0)
+from fineprune.models.training.distributed.compiled_lstm import CompiledLSTM
+network = CompiledLSTM(1, 5, 0)
 x = np.sin(np.arange(24, dtype=np.float32)).reshape(2, 12, 1)
 values = [network.learn(x, x[:, :, 0]), network.learn(x, x[:, :, 0]), *network.rollout(x[0], 3)]
 """

@@ -12,6 +12,7 @@ Mode = Literal["ratio", "chain", "normalised", "damped", "literal"]
 BatchNormPolicy = Literal["async", "last-worker", "last-batch"]
 Distribution = Literal["constant", "lognormal", "stragglers", "heterogeneous"]
 Engine = Literal["simulated", "ray"]
+Predictor = Literal["lstm", "compiled", "last"]
 
 POLICIES: tuple[BatchNormPolicy, ...] = get_args(BatchNormPolicy)
 
@@ -75,8 +76,9 @@ class AsyncConfig:
     """LC-ASGD: how the predicted loss enters the gradient, see compensation.py."""
     max_scale: float = 10.0
     """LC-ASGD: bound of the gradient's factor; l_delay / l_m has none where a batch is fitted perfectly."""
-    predictor: Literal["lstm", "last"] = "lstm"
-    """LC-ASGD: `last` switches the networks off: as many steps as last time, each with the loss that was just seen."""
+    predictor: Predictor = "lstm"
+    """LC-ASGD: `compiled` is the same network in kernels of its own, for steps below a tenth of a second, compiled once on a machine.
+    `last` switches the networks off: as many steps as last time, each with the loss that was just seen."""
     step_label: Literal["arrivals", "versions"] = "arrivals"
     """What counts as a step: state messages of other workers, or updates between a pull and its gradient."""
     window: int = 10
@@ -102,7 +104,7 @@ class AsyncConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "time", TimeConfig.of(self.time))
         choices = {"algorithm": Algorithm, "mode": Mode, "batchnorm": BatchNormPolicy, "engine": Engine}
-        choices |= {"predictor": Literal["lstm", "last"], "step_label": Literal["arrivals", "versions"]}
+        choices |= {"predictor": Predictor, "step_label": Literal["arrivals", "versions"]}
         _check_choice("asynchronous training", self, {**choices, "shards": Literal["shared", "iid", "dirichlet"]})
         for name, least in (("workers", 1), ("window", 1), ("train_every", 1), ("max_steps", 0)):
             value = getattr(self, name)

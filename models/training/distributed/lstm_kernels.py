@@ -4,7 +4,7 @@
 
 Such small networks are bound by the dispatch of their many small operations, so each request is one compiled function. All arrays are
 float32 and one thread computes, whatever the libraries' settings. In shapes: N sequences, L time steps, I inputs, H hidden units, G = 4H
-gates in torch's order i, f, g, o. Weights come as the parts that `lstm.split` makes of their vector.
+gates in torch's order i, f, g, o. Weights come as the parts that `compiled_lstm.split` makes of their vector.
 """
 
 from pathlib import Path

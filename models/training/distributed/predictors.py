@@ -10,12 +10,16 @@ share of them) at once: that bounds what they cost where many workers report. Un
 """
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from ..device import derive_seed
-from .lstm import Array, OnlineLSTM
+from .lstm import Array, OnlineNetwork, TorchLSTM
+
+Network = Callable[[int, int, int], OnlineNetwork]
+"""Makes one from inputs, hidden units and a seed."""
 
 _LEAST_LESSONS = 20
 _LOSS_MEMORY = 0.98
@@ -27,9 +31,11 @@ class StepPredictor:
 
     HIDDEN, INPUTS = 128, 3
 
-    def __init__(self, workers: int, window: int, train_every: int, limit: int, seed: int, *, learns: bool = True) -> None:
+    def __init__(
+        self, workers: int, window: int, train_every: int, limit: int, seed: int, *, learns: bool = True, network: Network = TorchLSTM
+    ) -> None:
         self.workers, self.window, self.train_every, self.limit, self.learns = workers, window, train_every, limit, learns
-        self.network = OnlineLSTM(self.INPUTS, self.HIDDEN, derive_seed(seed, "step predictor"))
+        self.network = network(self.INPUTS, self.HIDDEN, derive_seed(seed, "step predictor"))
         self._history: dict[int, deque[tuple[float, float, float]]] = {}
         self._waiting: list[int] = []
         """Workers that reported since the last lesson."""
@@ -101,9 +107,9 @@ class LossPredictor:
 
     HIDDEN = 64
 
-    def __init__(self, window: int, train_every: int, seed: int, *, learns: bool = True) -> None:
+    def __init__(self, window: int, train_every: int, seed: int, *, learns: bool = True, network: Network = TorchLSTM) -> None:
         self.window, self.train_every, self.learns = window, train_every, learns
-        self.network = OnlineLSTM(1, self.HIDDEN, derive_seed(seed, "loss predictor"))
+        self.network = network(1, self.HIDDEN, derive_seed(seed, "loss predictor"))
         self._series: deque[float] = deque(maxlen=window + train_every)
         self._arrivals = 0
         self._mean = self._variance = 0.0

@@ -18,13 +18,17 @@ from ..config import TrainConfig
 from ..schedule import LearningRate
 from ..step import make_optimizer
 from .compensation import LEAST_LOSS, Forecast
-from .config import AsyncConfig
+from .compiled_lstm import CompiledLSTM
+from .config import AsyncConfig, Predictor
 from .ledger import Lease, Ledger
-from .lstm import compile_kernels
+from .lstm import OnlineNetwork, TorchLSTM
 from .predictors import LossPredictor, StepPredictor
 from .rules import adaptive_lambda, delay_compensated, mean_gradient, mean_square
 from .statistics import RunningStatistics
 from .telemetry import Arrival, Telemetry
+
+_NETWORKS: dict[Predictor, type[OnlineNetwork] | None] = {"lstm": TorchLSTM, "compiled": CompiledLSTM, "last": None}
+"""None: nothing learns."""
 
 
 class Pull(NamedTuple):
@@ -64,11 +68,13 @@ class Server:
         self.telemetry = Telemetry()
         self.version = 0
         self.sums = [0.0, 0.0, 0.0]
-        every, learns = settings.learns_every, settings.predictor == "lstm"
-        self.steps = StepPredictor(settings.workers, settings.window, every, settings.step_limit, config.seed, learns=learns)
-        self.losses = LossPredictor(settings.window, every, config.seed, learns=learns)
-        if learns and settings.algorithm == "lc-asgd":
-            compile_kernels()
+        kind = _NETWORKS[settings.predictor]
+        learner: dict[str, Any] = {"learns": kind is not None, "network": kind or TorchLSTM}
+        if kind is not None and settings.algorithm == "lc-asgd":
+            kind.prepare()
+        every = settings.learns_every
+        self.steps = StepPredictor(settings.workers, settings.window, every, settings.step_limit, config.seed, **learner)
+        self.losses = LossPredictor(settings.window, every, config.seed, **learner)
         self._pulled: dict[int, tuple[int, Tensor]] = {}
         """By worker: version and weights that it computes on."""
         self._reports: dict[int, State] = {}
