@@ -61,6 +61,7 @@ class Split:
         workers: int = 0,
         start_batch: int = 0,
         drop_last: bool = False,
+        part: tuple[int, int] = (0, 1),
     ) -> Iterator[Batch]:
         """One pass, from batch `start_batch` on.
 
@@ -68,6 +69,7 @@ class Split:
         is a function of that seed and k: a pass that is resumed at k goes on exactly as the whole one, and every epoch
         wants a generator with a seed of its own.
         indices: int64, the samples to visit, all of the split when None. workers: threads that read files ahead.
+        part: (i, n) reads and gives only the i-th (from 0) of n parts of every batch, which differ in size by one at most.
         Raises UsageError for a bad size or index, and for augment=True without a generator.
         """
         if batch_size < 1 or start_batch < 0:
@@ -77,7 +79,11 @@ class Split:
         order = self._order(generator, indices)
         seed = generator.initial_seed() if generator is not None and augment else None
         count = self.number_of_batches(batch_size, order, drop_last=drop_last)
-        return self._batches(order, batch_size, seed, range(start_batch, count), workers)
+        numbers = range(start_batch, count)
+        indices_of = [order[k * batch_size : (k + 1) * batch_size].tensor_split(part[1])[part[0]] for k in numbers]
+        own = [] if part[0] == 0 else [part[0]]
+        seeds = [None if seed is None else batch_seed(seed, k, *own) for k in numbers]
+        return self._batches(indices_of, seeds, workers)
 
     def subset(self, indices: Tensor) -> "Split":
         """Only the samples int64 [n] of this split, which become samples 0 .. n-1."""
@@ -93,9 +99,7 @@ class Split:
             return chosen
         return chosen[torch.randperm(len(chosen), generator=torch.Generator().manual_seed(generator.initial_seed()))]
 
-    def _batches(self, order: Tensor, batch_size: int, seed: int | None, numbers: range, workers: int) -> Iterator[Batch]:
-        indices = [order[k * batch_size : (k + 1) * batch_size] for k in numbers]
-        seeds = [None if seed is None else batch_seed(seed, k) for k in numbers]
+    def _batches(self, indices: list[Tensor], seeds: list[int | None], workers: int) -> Iterator[Batch]:
         jobs = (Job(self._positions[chosen], s) for chosen, s in zip(indices, seeds, strict=True))
         read = self._source.read(jobs, self._augmentation, workers)
         for chosen, pixels in zip(indices, read, strict=True):
@@ -155,7 +159,7 @@ class ImageData:
         return replace(self, spec=spec)
 
 
-def batch_seed(seed: int, batch: int) -> int:
-    """An independent 63-bit seed for batch number `batch` of a pass with initial seed `seed`."""
-    high, low = np.random.SeedSequence([seed & (2**64 - 1), batch]).generate_state(2)
+def batch_seed(seed: int, batch: int, *part: int) -> int:
+    """An independent 63-bit seed for batch number `batch` of a pass with initial seed `seed`, or for a later part of it."""
+    high, low = np.random.SeedSequence([seed & (2**64 - 1), batch, *part]).generate_state(2)
     return (int(high) << 31) ^ int(low)

@@ -56,6 +56,22 @@ def check_request(
         progress.log(f"warning: all {images} training images are of class {int(labels[0])}; the network learns to answer nothing else")
 
 
+def check_processes(model: nn.Module, data: DataLike, config: TrainConfig, processes: int) -> None:
+    """UsageError for what so many processes cannot train together."""
+    if processes == 1:
+        return
+    if config.asynchronous is not None:
+        raise UsageError("a parameter server starts its own workers: train in one process, or without a parameter server in several")
+    if _spreads(model):
+        raise UsageError("the model is shared between processes or devices already; hand over the network itself")
+    least = 2 * processes if any(isinstance(module, _BatchNorm) for module in model.modules()) else processes
+    if config.batch_size < least:
+        why = " (BatchNorm needs two images in each)" if least > processes else ""
+        raise UsageError(f"batch_size {config.batch_size} is too small for {processes} processes{why}; use at least {least}")
+    if len(data.train) < 2 * processes:
+        raise RunError(f"the training split has {len(data.train)} images; {processes} processes need at least {2 * processes}")
+
+
 def _spreads(model: nn.Module) -> bool:
     return isinstance(model, DistributedDataParallel) or (isinstance(model, nn.DataParallel) and len(model.device_ids) > 1)
 

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fineprune.common.errors import RunError
+from fineprune.common.processes import Group
 from fineprune.common.progress import Progress, Silent
 
 from .device import resolve_device
@@ -47,10 +48,12 @@ def evaluate(
     workers: int = 0,
     progress: Progress = Silent(),  # noqa: B008 - stateless
     description: str = "evaluate",
+    group: Group = Group(),  # noqa: B008 - immutable
 ) -> Evaluation:
     """Run `model` (moved to `device`) over every image of `split`. RunError for an empty split or a loss that is not finite.
 
     batch_size: images at a time; None: 256, and fewer of images larger than 64x64, which bounds the memory.
+    group: processes of which each measures its share of the images; all call this, and get the result of the whole.
     """
     if len(split) == 0:
         raise RunError(f"{description}: the split has no images; nothing to measure")
@@ -59,8 +62,9 @@ def evaluate(
     batch_size = batch_size or _images_at_a_time(split)
     loss, correct, top5, samples, classes = 0.0, 0, 0, 0, 0
     with eval_mode(model), torch.inference_mode():
-        batches = split.batches(batch_size, workers=workers)
-        for batch in progress(batches, total=split.number_of_batches(batch_size), description=description):
+        own = None if group.size == 1 else group.part(torch.arange(len(split)))
+        batches = split.batches(batch_size, workers=workers, indices=own)
+        for batch in progress(batches, total=split.number_of_batches(batch_size, own), description=description):
             logits = forward(model, batch.images.to(where, copy=True))  # a network may write to its input
             check_logits(logits, batch.labels)
             logits, labels = logits.float(), batch.labels.to(where)
@@ -68,11 +72,13 @@ def evaluate(
             best = logits.topk(min(5, classes), dim=1).indices == labels[:, None]
             sums = torch.stack([F.cross_entropy(logits, labels, reduction="sum"), best[:, 0].sum(), best.sum()]).tolist()
             loss, correct, top5, samples = loss + sums[0], correct + int(sums[1]), top5 + int(sums[2]), samples + len(labels)
+    sums = group.total(torch.tensor([loss, correct, top5, samples, classes > 5], dtype=torch.float64)).tolist()
+    loss, correct, top5, samples, many = sums[0], *map(int, sums[1:])
     if not math.isfinite(loss):
         raise NonFiniteLossError(
             f"{description}: the model's loss is {loss}; its weights or activations are not finite, train or load it again"
         )
-    return Evaluation(accuracy=correct / samples, top5=top5 / samples if classes > 5 else None, loss=loss / samples, samples=samples)
+    return Evaluation(accuracy=correct / samples, top5=top5 / samples if many else None, loss=loss / samples, samples=samples)
 
 
 _MOST_IMAGES, _MOST_NUMBERS = 256, 256 * 3 * 64 * 64

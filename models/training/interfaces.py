@@ -19,7 +19,11 @@ class BatchLike(Protocol):
 
 
 class SplitLike(Protocol):
-    """Order and augmentation of batch k are a pure function of (seed of `generator`, k): `start_batch` continues an epoch exactly."""
+    """Order and augmentation of batch k are a pure function of (seed of `generator`, k): `start_batch` continues an epoch exactly.
+
+    Training in several processes also asks for `part=(i, n)`, the i-th (from 0) of n parts of every batch as `Tensor.tensor_split` makes
+    them; in one process it is never given.
+    """
 
     def __len__(self) -> int: ...
 

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,11 +16,17 @@ class Interrupts:
     """`requested` turns true at the first signal; a second one raises KeyboardInterrupt on the spot."""
 
     requested: bool = False
+    grace_s: float = 0.0
+    """Signals within so many seconds of the first one are its echo."""
+    _since: float = 0.0
     _at_once: bool = False
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """The signal handler."""
-        again, self.requested = self.requested, True
+        now = time.monotonic()
+        again = self.requested and now - self._since >= self.grace_s
+        if not self.requested:
+            self.requested, self._since = True, now
         if again or self._at_once:
             raise KeyboardInterrupt
 
@@ -36,9 +43,9 @@ class Interrupts:
 
 
 @contextmanager
-def deferred_interrupts() -> Iterator[Interrupts]:
+def deferred_interrupts(grace_s: float = 0.0) -> Iterator[Interrupts]:
     """Catch SIGINT and SIGTERM inside the block. Only the main thread gets signals; elsewhere nothing is ever requested."""
-    interrupts = Interrupts()
+    interrupts = Interrupts(grace_s=grace_s)
     if threading.current_thread() is not threading.main_thread():
         yield interrupts
         return

@@ -39,13 +39,13 @@ def suits_nhwc(model: nn.Module, images: Tensor) -> bool:
     if images.dim() != 4:
         return True
     frozen = frozen_modules(model)
-    with _left_as_it_is(model):
+    with left_as_it_is(model):
         plain, fast = (_outputs(model, images, nhwc) for nhwc in (False, True))
         if plain is None:
             return True
         if fast is None or fast.shape != plain.shape or (fast - plain).abs().max() > _SAME * plain.abs().max():
             return False
-        return _trains(model, images, frozen, True) or not _trains(model, images, frozen, False)
+        return trains(model, images, frozen, True) or not trains(model, images, frozen, False)
 
 
 def _outputs(model: nn.Module, images: Tensor, nhwc: bool) -> Tensor | None:
@@ -60,7 +60,7 @@ def _outputs(model: nn.Module, images: Tensor, nhwc: bool) -> Tensor | None:
     return outputs.float() if isinstance(outputs, Tensor) else None
 
 
-def _trains(model: nn.Module, images: Tensor, frozen: list[nn.Module], nhwc: bool) -> bool:
+def trains(model: nn.Module, images: Tensor, frozen: list[nn.Module], nhwc: bool) -> bool:
     """Whether the forward and the backward pass of a training step go through."""
     with memory_format(model, images.device, nhwc) as wanted:
         seed_generators(images.device, 0)
@@ -73,7 +73,7 @@ def _trains(model: nn.Module, images: Tensor, frozen: list[nn.Module], nhwc: boo
 
 
 @contextmanager
-def _left_as_it_is(model: nn.Module) -> Iterator[None]:
+def left_as_it_is(model: nn.Module) -> Iterator[None]:
     """Buffers (BatchNorm's statistics), gradients and training flags come back after the block."""
     buffers = [(module, name, buffer, buffer.clone()) for module in model.modules() for name, buffer in _buffers(module)]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from fineprune.common.errors import RunError
+from fineprune.common.processes import Group
 from fineprune.common.progress import Progress
 
 from .clock import Clock
@@ -44,6 +45,8 @@ class Task:
     identity: dict[str, str]
     """What must agree for a resume."""
     progress: Progress
+    group: Group
+    """The processes that train together."""
 
 
 class Trained(NamedTuple):
@@ -117,6 +120,7 @@ class Run:
     config: TrainConfig
     progress: Progress
     interrupts: Interrupts
+    group: Group
     epoch: int = 0
     """Finished epochs."""
     clock: Clock = field(default_factory=Clock)
@@ -148,13 +152,13 @@ class Run:
     def pause(self) -> None:
         """Between two steps: stop where a signal asked for it, save where it is time."""
         self.clock.tick()
-        if self.interrupts.requested:
-            self._save()
-            self._stop()
         every = self.config.checkpoint_every_s
         interval = max(every, _SAVING_SHARE * self._save_cost) if every else 0.0
-        if self.engine.store.path is not None and time.monotonic() - self._saved_at >= interval:
+        stop, save = self.group.any(self.interrupts.requested, time.monotonic() - self._saved_at >= interval)
+        if stop or (save and self.engine.store.path is not None):
             self._save()
+        if stop:
+            self._stop()
 
     def _restore(self) -> None:
         """Go to the state that is kept, or write the first one: an unusable folder fails before any work."""
@@ -185,7 +189,7 @@ class Run:
             self.progress.log(epoch_line(record, self.config.epochs, left) + self.engine.remark())
             if on_epoch is not None:
                 on_epoch(record)
-            if self.interrupts.requested:
+            if self.group.any(self.interrupts.requested)[0]:
                 self._stop()
         return False
 
@@ -201,7 +205,8 @@ class Run:
         self.clock.start()
         try:
             with ExitStack() as stack:
-                stack.enter_context(self.interrupts.at_once())
+                if self.group.size == 1:  # one of several processes may not leave what all do together
+                    stack.enter_context(self.interrupts.at_once())
                 stack.enter_context(self.clock.validating())
                 evaluation = self.engine.evaluate(split, name, self.epoch)
         except KeyboardInterrupt:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fineprune.common.errors import RunError
 from fineprune.common.files import atomic_path, own_file, remove_leftovers
+from fineprune.common.processes import Group
 
 from .config import TrainConfig
 from .interfaces import DataLike
@@ -96,17 +97,20 @@ class Store(Protocol):
 class FolderStore:
     """The state of a run in a folder of this machine; None: nothing is kept."""
 
-    def __init__(self, output: Path | None, identity: Mapping[str, str]) -> None:
-        self.output, self.identity = output, identity
+    def __init__(self, output: Path | None, identity: Mapping[str, str], group: Group = Group()) -> None:  # noqa: B008 - immutable
+        """group: its first process reads and writes for all."""
+        self.output, self.identity, self.group = output, identity, group
         self.path = None if output is None else output / STATE_FILE
         self.resumable = output is not None
 
     def load(self) -> dict[str, Any] | None:
-        return None if self.output is None else load_state(self.output, self.identity)
+        output = self.output
+        return None if output is None else self.group.on_first(lambda: load_state(output, self.identity))
 
     def save(self, state: Mapping[str, Any]) -> None:
-        if self.output is not None:
-            save_state(self.output, self.identity, state)
+        output = self.output
+        if output is not None:
+            self.group.on_first(lambda: save_state(output, self.identity, state))
 
 
 @contextmanager

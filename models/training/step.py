@@ -13,6 +13,7 @@ from fineprune.common.errors import FinepruneError, RunError
 
 from .config import TrainConfig
 from .device import autocast
+from .interfaces import BatchLike
 
 
 class DivergedError(RunError):
@@ -43,25 +44,30 @@ class Stepper:
     device: torch.device
     dtype: torch.dtype
     memory_format: torch.memory_format
-    frozen: Sequence[nn.Module] = ()
+    frozen: Sequence[nn.Module]
     """Modules that stay in eval mode."""
+    network: nn.Module
+    """What computes the model: itself, or what shares the work with other processes."""
 
-    def step(self, images: Tensor, labels: Tensor, indices: Tensor, weights: Tensor | None = None) -> StepResult:
-        """Forward, backward on the mean of the per-sample losses, update. images [N,C,H,W], labels and indices [N].
+    def step(self, batch: BatchLike, weights: Tensor | None = None, share: float | None = None) -> StepResult:
+        """Forward, backward on the mean of the per-sample losses, update.
 
         weights: float32 [N], factors of the losses in that mean; the result's losses are without them.
+        share: what the sum of the losses is divided by in place of their number: where processes average their gradients, the samples
+        of the whole batch over the number of processes.
         """
+        images, labels, indices = batch.images, batch.labels, batch.indices
         x = images.to(self.device, non_blocking=True)
         x = x.contiguous(memory_format=self.memory_format) if x.dim() == 4 else x
         x = x.clone()  # a network may write to its input
         target = labels.to(self.device, non_blocking=True)
         self.optimizer.zero_grad(set_to_none=True)
         with autocast(self.device, self.dtype):
-            logits = forward(self.model, x)
+            logits = forward(self.network, x)
         check_logits(logits, labels)
         losses = F.cross_entropy(logits.float(), target, reduction="none", label_smoothing=self.config.label_smoothing)
         weighted = losses if weights is None else losses * weights.to(self.device, non_blocking=True)
-        backward(self.scaler.scale(weighted.mean()), len(images))
+        backward(self.scaler.scale(weighted.mean() if share is None else weighted.sum() / share), len(images))
         if self.config.max_grad_norm is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from fineprune.common.processes import joined
 from fineprune.common.progress import Progress, Silent
 
-from . import one_process
-from .checks import check_request, trainable
+from . import synchronous
+from .checks import check_processes, check_request, trainable
 from .config import TrainConfig
 from .device import private_randomness, reproducible_kernels, resolve_device, resolve_precision
 from .distributed import ray_engine, simulated
@@ -27,6 +28,9 @@ from .results import EpochRecord, TrainResult
 from .state import run_identity
 
 _SERVERS: dict[str, Callable[[Task], AbstractContextManager[Engine]]] = {"simulated": simulated.opened, "ray": ray_engine.opened}
+
+_ECHO_S = 10.0
+"""torchrun passes on to its processes a signal that they may have got already."""
 
 
 def train(
@@ -48,6 +52,9 @@ def train(
     Raises RunError for too few samples, a model that does not fit the data, a loss or weight that is not finite, a state of another
     run or an unwritable folder; UsageError for settings that cannot be met here. On SIGINT or SIGTERM the step that runs is
     finished, the state saved, and KeyboardInterrupt raised with a message that says where it stopped.
+
+    In the processes of `torchrun`, or of a process group that the caller has initialised, each process calls this and computes its share
+    of every batch; the first one writes and logs.
     """
     with opened(model, data, config, output=output, device=device, progress=progress, identity=identity) as run:
         return run.finish(on_epoch)
@@ -65,19 +72,23 @@ def opened(
     identity: Mapping[str, Any] | None = None,
 ) -> Iterator[Run]:
     """`train` up to its first step: a run to `finish`, for those who look into its engine. Arguments and errors are those of `train`."""
-    model = trainable(model, progress)
-    where = resolve_device(device)
-    dtype = resolve_precision(config.precision, where)
-    check_request(model, data, config, progress)
-    if line := frozen_line(model):
-        progress.log(line)
-    names = run_identity(model, data, config, identity)
-    task = Task(model=model, data=data, config=config, device=where, dtype=dtype, output=output, identity=names, progress=progress)
-    open_engine: Callable[[Task], AbstractContextManager[Engine]]
-    open_engine = one_process.opened if config.asynchronous is None else _SERVERS[config.asynchronous.engine]
     with ExitStack() as stack:
+        group = stack.enter_context(joined())
+        progress = group.speaker(progress)
+        model = trainable(model, progress)
+        where = resolve_device(device)
+        dtype = resolve_precision(config.precision, where)
+        check_request(model, data, config, progress)
+        check_processes(model, data, config, group.size)
+        if line := frozen_line(model):
+            progress.log(line)
+        names = run_identity(model, data, config, identity)
+        rest: dict[str, Any] = {"output": output, "identity": names, "progress": progress, "group": group}
+        task = Task(model=model, data=data, config=config, device=where, dtype=dtype, **rest)
+        open_engine: Callable[[Task], AbstractContextManager[Engine]]
+        open_engine = synchronous.opened if config.asynchronous is None else _SERVERS[config.asynchronous.engine]
         stack.enter_context(private_randomness(where))
         stack.enter_context(reproducible_kernels())
         engine = stack.enter_context(open_engine(task))
-        interrupts = stack.enter_context(deferred_interrupts())
-        yield Run(engine=engine, data=data, config=config, progress=progress, interrupts=interrupts)
+        interrupts = stack.enter_context(deferred_interrupts(_ECHO_S if group.size > 1 else 0.0))
+        yield Run(engine=engine, data=data, config=config, progress=progress, interrupts=interrupts, group=group)

@@ -3,8 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from fineprune.common.errors import UsageError
 from fineprune.common.files import check_writable, sha256, write_bytes, write_json
+from fineprune.common.processes import joined
 from fineprune.common.progress import Progress, Silent
 from fineprune.export.machine import package_versions
 from fineprune.models.data import ImageData
@@ -34,36 +37,50 @@ def train_network(
 ) -> dict[str, Any]:
     """Train `spec` on `data` into the folder `output` and return the facts written there; resumes from the state that the folder holds.
 
-    suspects: how many samples the report on bad data shows, where the config records losses.
+    suspects: how many samples the report on bad data shows, where the config records losses. Of several processes (`torchrun`) each calls
+    this, and the first one writes.
     """
-    from safetensors.torch import save
-
     check_target(output)
-    progress = progress or Silent()
+    with joined() as group:
+        progress = group.speaker(progress or Silent())
+        model, spec = _start(spec, data, config.seed, checkpoint, progress)
+        start = {} if checkpoint is None else {"checkpoint": sha256(checkpoint)}
+        result = train(model, data, config, output=output, device=device, progress=progress, identity=start)
+        held_out = "test" if len(data.test) else "validation"
+        split = getattr(data, held_out)
+        value = evaluate(model, split, device=device, progress=progress, group=group).accuracy if len(split) else None
+        facts = {
+            "model": spec.to_json(),
+            "data": data.to_json(),
+            "config": config.to_json(),
+            **result.to_json(),
+            "accuracy": {"split": held_out, "value": value, "samples": len(split)},
+            "checkpoint": str(output / CHECKPOINT),
+        }
+        return group.on_first(lambda: _write(facts, model, result, data, config, output, suspects))
+
+
+def _start(spec: ModelSpec, data: ImageData, seed: int, checkpoint: Path | None, progress: Progress) -> tuple[nn.Module, ModelSpec]:
+    """The network that training starts from."""
     spec = completed(spec, data.input_shape, data)
-    model = build(spec, seed=config.seed)
+    model = build(spec, seed=seed)
     check_channels(model, data.input_shape, spec)
     if checkpoint is not None:
         for note in load_checkpoint(model, checkpoint, spec):
             progress.log(note)
-    start = {} if checkpoint is None else {"checkpoint": sha256(checkpoint)}
-    result = train(model, data, config, output=output, device=device, progress=progress, identity=start)
-    held_out = "test" if len(data.test) else "validation"
-    split = getattr(data, held_out)
-    value = evaluate(model, split, device=device, progress=progress).accuracy if len(split) else None
+    return model, spec
+
+
+def _write(
+    facts: dict[str, Any], model: nn.Module, result: TrainResult, data: ImageData, config: TrainConfig, output: Path, suspects: int
+) -> dict[str, Any]:
+    """The folder of a finished training; the facts, with what was written."""
+    from safetensors.torch import save
+
     # Copies, for safetensors refuses weights that layers share.
     write_bytes(output / CHECKPOINT, save({key: tensor.detach().cpu().clone().contiguous() for key, tensor in model.state_dict().items()}))
-    pictures = _reports(result, data, config, output, suspects)
-    facts = {
-        "model": spec.to_json(),
-        "data": data.to_json(),
-        "config": config.to_json(),
-        **result.to_json(),
-        "accuracy": {"split": held_out, "value": value, "samples": len(split)},
-        "checkpoint": str(output / CHECKPOINT),
-        "reports": [str(path) for path in pictures],
-        "packages": package_versions(),
-    }
+    reports = [str(path) for path in _reports(result, data, config, output, suspects)]
+    facts = {**facts, "reports": reports, "packages": package_versions()}
     write_json(output / FACTS, facts)
     return facts
 

@@ -6,14 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from fineprune.common.errors import RunError, UsageError
 from fineprune.models.training.sampling.config import PolicyConfig
-from fineprune.models.training.sampling.gather import gathered
 from fineprune.models.training.sampling.policies import Policy, first_to_prune, make_policy, stand_in_weights
 from fineprune.models.training.sampling.schedule import prunes, start_of_window
 
@@ -280,23 +278,3 @@ def test_observations_that_make_no_sense_are_refused() -> None:
     with pytest.raises(RunError, match="the loss of sample 7 is not finite"):
         p.observe(torch.tensor([3, 7]), torch.tensor([0.1, math.nan]))
     assert p.state_dict()["counts"].sum() == 0
-
-
-def _rank(rank: int, port: str, results: Any) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{port}", rank=rank, world_size=2)
-    config = PolicyConfig(name="fine-pruning", fraction=0.5, window=8, start=0)
-    p = make_policy(config, samples=6, epochs=12, seed=0, batch_size=2)
-    own = {0: torch.tensor([0, 1, 2, 3]), 1: torch.tensor([4, 5])}[rank]  # the ranks' batches differ in size
-    p.observe(own, torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])[own])  # one batch of six: mean 3.5
-    indices, _ = gathered(own, own.float())
-    results[rank] = (p.state_dict()["counts"].tolist(), indices.tolist(), p.epoch(1).indices.tolist())  # type: ignore[union-attr]
-    torch.distributed.destroy_process_group()
-
-
-def test_two_processes_keep_the_counts_of_one(tmp_path: Any) -> None:
-    with torch.multiprocessing.get_context("spawn").Manager() as manager:
-        results = manager.dict()
-        torch.multiprocessing.spawn(_rank, args=(str(tmp_path / "rendezvous"), results), nprocs=2)
-        one, other = results[0], results[1]
-    assert one == other
-    assert one[0] == [0, 0, 0, 1, 1, 1] and one[1] == [0, 1, 2, 3, 4, 5] and one[2] == [0, 1, 2]

@@ -45,16 +45,16 @@ def test_one_step_of_sgd_is_the_textbook_one() -> None:
 
 
 def test_the_model_ends_with_the_best_weights_and_ties_go_to_the_later_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fineprune.models.training import one_process
+    from fineprune.models.training import synchronous
 
     accuracies = iter([0.5, 0.75, 0.75, 0.25])
     snapshots: list[Tensor] = []
 
-    def scripted(model: nn.Module, split: FakeSplit, **options: object) -> one_process.Evaluation:
+    def scripted(model: nn.Module, split: FakeSplit, **options: object) -> synchronous.Evaluation:
         snapshots.append(model[0].weight.detach().clone())
-        return one_process.Evaluation(accuracy=next(accuracies), top5=None, loss=1.0, samples=24)
+        return synchronous.Evaluation(accuracy=next(accuracies), top5=None, loss=1.0, samples=24)
 
-    monkeypatch.setattr(one_process, "evaluate", scripted)
+    monkeypatch.setattr(synchronous, "evaluate", scripted)
     model = small_network()
     result = train(model, fake_data(), config(), device="cpu")
     assert (result.best_epoch, result.best_accuracy) == (3, 0.75)

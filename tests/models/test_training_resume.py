@@ -18,7 +18,7 @@ from torch import nn
 
 from fineprune.common.errors import RunError
 from fineprune.compressor.bake import bake
-from fineprune.models.training import TrainConfig, TrainResult, one_process, train
+from fineprune.models.training import TrainConfig, TrainResult, synchronous, train
 from fineprune.models.training.state import run_identity
 from support.fakes import FakeData, Recorder, fake_data, small_network
 
@@ -113,14 +113,14 @@ def test_a_signal_ends_the_step_saves_and_says_where(tmp_path: Path, number: int
 
 def test_a_signal_in_validation_keeps_the_epochs_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = replace(CONFIG, checkpoint_every_s=1000)
-    real: Callable = one_process.evaluate
+    real: Callable = synchronous.evaluate
 
     def interrupted_once(*args, **kwargs):
-        monkeypatch.setattr(one_process, "evaluate", real)
+        monkeypatch.setattr(synchronous, "evaluate", real)
         send(signal.SIGINT)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(one_process, "evaluate", interrupted_once)
+    monkeypatch.setattr(synchronous, "evaluate", interrupted_once)
     with pytest.raises(KeyboardInterrupt, match="interrupted at epoch 1, batch 5; run the same command"):
         train(small_network(), fake_data(), config, device="cpu", output=tmp_path)
     model, rest = small_network(), fake_data()

@@ -43,23 +43,25 @@ class FakeSplit:
         workers: int = 0,
         start_batch: int = 0,
         drop_last: bool = False,
+        part: tuple[int, int] = (0, 1),
     ) -> Iterator[FakeBatch]:
         chosen = torch.arange(len(self)) if indices is None else indices
         seed = generator.initial_seed() if generator is not None else 0
         if generator is not None:
             chosen = chosen[torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seed))]
-        for k, part in enumerate(chosen.split(batch_size)):
-            if k < start_batch or (drop_last and len(part) < batch_size):
+        for k, whole in enumerate(chosen.split(batch_size)):
+            if k < start_batch or (drop_last and len(whole) < batch_size):
                 continue
+            own = whole.tensor_split(part[1])[part[0]]
             if self.handed_out in self.fail_at:
                 self.fail_at.remove(self.handed_out)
                 raise ConnectionError("the disk went away")
             self.handed_out += 1
-            self.seen.append(part)
-            images = self.images[part]
+            self.seen.append(own)
+            images = self.images[own]
             if augment:
                 images = images + 0.1 * torch.randn(images.shape, generator=torch.Generator().manual_seed(seed + k))
-            yield FakeBatch(images, self.labels[part], part)
+            yield FakeBatch(images, self.labels[own], own)
 
 
 @dataclass

@@ -19,7 +19,6 @@ from fineprune.common.errors import RunError, UsageError
 
 from ..device import derive_seed
 from .config import OrderName, PolicyConfig
-from .gather import gathered
 from .schedule import most_pruned, prunes
 
 MAX_WEIGHT = 4.0
@@ -43,7 +42,7 @@ class Policy:
         self.config, self.samples, self.epochs, self.seed = config.for_epochs(epochs), samples, epochs, seed
 
     def observe(self, indices: Tensor, losses: Tensor) -> None:
-        """Take in one training batch: indices int64 [n] and losses [n] before the update, from all processes of a distributed run.
+        """Take in one training batch: indices int64 [n] and losses [n] before the update; of several processes, all of its samples.
 
         RunError for indices outside the split or losses that are not finite.
         """
@@ -51,7 +50,7 @@ class Policy:
             return
         if indices.ndim != 1 or indices.shape != losses.shape:
             raise RunError(f"the policy got {tuple(losses.shape)} losses for {tuple(indices.shape)} samples; give one for each")
-        indices, losses = gathered(indices.cpu(), losses.detach().float().cpu())
+        indices, losses = indices.cpu(), losses.detach().float().cpu()
         # NumPy, as its calls on a few hundred numbers cost a fraction of torch's.
         samples, values = indices.numpy(), losses.numpy()
         if len(samples) == 0:

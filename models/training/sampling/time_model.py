@@ -17,10 +17,11 @@ BELOW_MEAN = 0.75
 """infobatch, before a run: share of samples whose loss is below the mean. Losses are skewed, so it is above a half."""
 
 
-def trained_batches(samples: int, batch_size: int) -> int:
-    """Batches of an epoch over `samples`; a last batch of a single sample is not trained on."""
-    batches = -(-samples // batch_size)
-    return batches - 1 if batches > 1 and batch_size > 1 and samples % batch_size == 1 else batches
+def trained_batches(samples: int, batch_size: int, processes: int = 1) -> int:
+    """Batches of an epoch over `samples`; a last batch that leaves a process a single sample, or none, is not trained on."""
+    batches, rest = divmod(samples, batch_size)
+    least = processes * min(2, batch_size // processes)
+    return batches if batches and rest < least else batches + 1
 
 
 def simulate(policy: PolicyConfig, *, epochs: int, samples: int, below_mean: float = BELOW_MEAN) -> list[int]:
@@ -60,10 +61,12 @@ def thesis_formula(policy: PolicyConfig, *, epochs: int) -> float | None:
     return config.fraction * blocks * config.prune_epochs / epochs
 
 
-def saving_of_run(policy: PolicyConfig, history: Sequence[EpochRecord], *, epochs: int, samples: int, batch_size: int) -> Saving | None:
+def saving_of_run(
+    policy: PolicyConfig, history: Sequence[EpochRecord], *, epochs: int, samples: int, batch_size: int, processes: int = 1
+) -> Saving | None:
     """Predicted beside measured for a finished run that was to take `epochs`; None where every sample was visited in every epoch."""
     visits = [record.visits for record in history]
-    full = trained_visits(samples, batch_size)
+    full = trained_visits(samples, batch_size, processes)
     if not history or (len(history) == epochs and min(visits) >= full):
         return None
     regular = [record for record in history if record.visits >= full]
@@ -94,6 +97,6 @@ def _measured(seconds: Sequence[float], full: Sequence[float], epochs: int) -> f
     return 1 - sum(seconds) / (epochs * statistics.median(full)) if full and sum(full) > 0 else None
 
 
-def trained_visits(samples: int, batch_size: int) -> int:
+def trained_visits(samples: int, batch_size: int, processes: int = 1) -> int:
     """Samples that an epoch over `samples` trains on: all, or all but a last batch of one."""
-    return min(samples, trained_batches(samples, batch_size) * batch_size)
+    return min(samples, trained_batches(samples, batch_size, processes) * batch_size)

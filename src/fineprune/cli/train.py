@@ -32,6 +32,7 @@ from .training_options import training_options, training_settings
 )
 def train(as_json: bool, output: Path, device: str, suspects: int | None, **options: Any) -> None:
     """Train --model on --data from scratch (or from --checkpoint). Run it again to resume."""
+    from fineprune.common.processes import joined
     from fineprune.common.progress import Bars
     from fineprune.models.training.config import TrainConfig
 
@@ -46,7 +47,10 @@ def train(as_json: bool, output: Path, device: str, suspects: int | None, **opti
     check_target(output)
     data = open_data(options)
     settings = {"checkpoint": options["checkpoint"], "device": device, "suspects": suspects or SUSPECTS, "progress": Bars()}
-    facts = train_network(spec, data, config, output=output, **settings)
+    with joined() as group:
+        facts = train_network(spec, data, config, output=output, **settings)
+    if not group.first:
+        return
     if as_json:
         print_json(facts)
     else:

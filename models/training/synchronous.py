@@ -1,10 +1,14 @@
-"""The engine of one process: every step of the epoch in order, on the weights of the step before.
+"""The engine that makes every step in order, on the weights of the step before: in this process, or in several by DistributedDataParallel.
 
 A policy (sampling/) may leave samples out of an epoch; it learns from the losses that the steps compute anyway. Nothing random outlives a
 batch: order and augmentation follow from (seed, epoch, batch) through the data's generator, and layers that draw numbers (dropout) are
 seeded from (seed, epoch, batch) before each step.
 
 A last batch of one single sample is left out of its epoch (a different sample each epoch): BatchNorm has no variance there.
+
+Of several processes each computes its share of every batch, and the gradient is that of the mean over the whole batch, however it was
+shared: the settings mean what they mean in one process. A last batch that leaves a process fewer than two samples is left out, so that all
+make equally many steps. BatchNorm normalises by the statistics of the process's own share; the running ones are those of the first process.
 """
 
 import itertools
@@ -14,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fineprune.common.errors import RunError
 
@@ -26,6 +31,7 @@ from .frozen import frozen_modules, start_training
 from .interfaces import BatchLike, SplitLike
 from .layout import choose_nhwc, memory_format
 from .loop import Run, Task, Trained
+from .parallel import share_buffers, shared_network
 from .results import TrainResult
 from .sampling.loss_log import LossLog
 from .sampling.policies import Policy, Selection, make_policy
@@ -39,7 +45,7 @@ _STEPS_UNCHECKED = 25
 
 
 @contextmanager
-def opened(task: Task) -> Iterator["OneProcess"]:
+def opened(task: Task) -> Iterator["Synchronous"]:
     """The engine for `task`; the model is on the task's device from here on."""
     model, config, where = task.model, task.config, task.device
     frozen = frozen_modules(model)
@@ -48,10 +54,11 @@ def opened(task: Task) -> Iterator["OneProcess"]:
     nhwc = choose_nhwc(model, task.data, where, config.channels_last, task.progress)
     with memory_format(model, where, nhwc) as layout:
         scaler = torch.amp.GradScaler(where.type, enabled=task.dtype == torch.float16)
-        yield OneProcess(
+        network = shared_network(model, task, layout)
+        yield Synchronous(
             task=task,
-            stepper=Stepper(model, make_optimizer(model, config), scaler, config, where, task.dtype, layout, frozen),
-            store=FolderStore(task.output, task.identity),
+            stepper=Stepper(model, make_optimizer(model, config), scaler, config, where, task.dtype, layout, frozen, network),
+            store=FolderStore(task.output, task.identity, task.group),
             policy=policy,
             rate=LearningRate(config),
             log=LossLog(len(task.data.train)) if config.record_losses else None,
@@ -59,7 +66,7 @@ def opened(task: Task) -> Iterator["OneProcess"]:
 
 
 @dataclass
-class OneProcess:
+class Synchronous:
     """The fields from `policy` on are what a resume restores."""
 
     task: Task
@@ -93,8 +100,13 @@ class OneProcess:
     @property
     def batches(self) -> int:
         """Batches of the epoch that runs."""
+        return trained_batches(self.samples, self.config.batch_size, self.task.group.size)
+
+    @property
+    def samples(self) -> int:
+        """Samples that the epoch that runs was given."""
         chosen = self.selection.indices
-        return trained_batches(self.policy.samples if chosen is None else len(chosen), self.config.batch_size)
+        return self.policy.samples if chosen is None else len(chosen)
 
     def train_epoch(self, run: Run) -> Trained:
         self.epoch, self.clock = run.epoch, run.clock
@@ -103,8 +115,10 @@ class OneProcess:
         total = self.batches
         if self.batch < total:  # else it was stopped between the last batch and the end of validation
             self._train(run, total)
+        share_buffers(self.stepper.model, self.task.group)
         self._check_weights()
-        return Trained(self.sums.loss, self.sums.correct, self.sums.samples, self.stepper.optimizer.param_groups[0]["lr"])
+        sums = self._total()
+        return Trained(sums.loss, sums.correct, sums.samples, self.stepper.optimizer.param_groups[0]["lr"])
 
     def _train(self, run: Run, total: int) -> None:
         stepper = self.stepper
@@ -120,8 +134,9 @@ class OneProcess:
         self.clock.tick()
 
     def _stream(self) -> Iterator[BatchLike]:
-        """The batches of the epoch that are left."""
-        config = self.config
+        """This process's share of the batches of the epoch that are left."""
+        config, group = self.config, self.task.group
+        part: dict[str, Any] = {"part": (group.rank, group.size)} if group.size > 1 else {}
         return self.task.data.train.batches(
             config.batch_size,
             generator=torch.Generator().manual_seed(derive_seed(config.seed, "order", self.epoch)),
@@ -129,15 +144,20 @@ class OneProcess:
             indices=self.selection.indices,
             workers=config.workers,
             start_batch=self.batch,
+            **part,
         )
 
     def _step(self, batch: BatchLike, total: int) -> None:
         stepper, weights = self.stepper, self.selection.weights
-        seed_generators(stepper.device, derive_seed(self.config.seed, "layers", self.epoch, self.batch))
+        rank = self.task.group.rank
+        seed_generators(stepper.device, derive_seed(self.config.seed, "layers", self.epoch, self.batch, *([rank] if rank else [])))
         for group in stepper.optimizer.param_groups:
             group["lr"] = self.rate.at(self.epoch, self.batch, total)
         factors = None if weights is None else weights[batch.indices]
-        self.sums.add(self.batch, stepper.step(batch.images, batch.labels, batch.indices, factors))
+        size = self.config.batch_size
+        whole = min(size, self.samples - self.batch * size)
+        share = None if self.task.group.size == 1 else whole / self.task.group.size
+        self.sums.add(self.batch, stepper.step(batch, factors, share))
         self.batch += 1
         if self.batch % _STEPS_UNCHECKED == 0:
             self._observe()
@@ -153,7 +173,7 @@ class OneProcess:
     def _observe(self) -> None:
         """Hand the steps since the last time to the policy: many at once, as one alone meets cold caches after a step."""
         self._check_losses()
-        steps = self.sums.take()
+        steps = self._of_all(self.sums.take())
         with self.clock.choosing():
             for indices, losses in steps:
                 self.policy.observe(indices, losses)
@@ -161,10 +181,29 @@ class OneProcess:
             for indices, losses in steps:
                 self.log.observe(indices, losses)
 
+    def _of_all(self, steps: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+        """The same steps with the samples of all processes, where somebody wants to know them."""
+        group = self.task.group
+        if group.size == 1 or (self.policy.config.name == "none" and self.log is None):
+            return steps
+        shares = zip(*group.gather(steps), strict=True)
+        return [(torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])) for parts in shares]
+
+    def _total(self) -> EpochSums:
+        """The sums of all processes."""
+        own = torch.tensor([self.sums.loss, self.sums.correct, self.sums.samples], dtype=torch.float64)
+        loss, correct, samples = self.task.group.total(own).tolist()
+        return EpochSums(loss, int(correct), int(samples))
+
     def evaluate(self, split: SplitLike, name: str, epoch: int) -> Evaluation:
         config, stepper, progress = self.config, self.stepper, self.task.progress
         description = f"{name} after epoch {epoch + 1}"
-        options: dict[str, Any] = {"batch_size": config.batch_size, "workers": config.workers, "device": stepper.device}
+        options: dict[str, Any] = {
+            "batch_size": config.batch_size,
+            "workers": config.workers,
+            "device": stepper.device,
+            "group": self.task.group,
+        }
         try:
             return evaluate(stepper.model, split, **options, progress=progress, description=description)
         except NonFiniteLossError as error:
@@ -189,7 +228,7 @@ class OneProcess:
 
     def result(self, result: TrainResult) -> TrainResult:
         config, policy = self.config, self.policy
-        sizes = {"epochs": config.epochs, "samples": policy.samples, "batch_size": config.batch_size}
+        sizes = {"epochs": config.epochs, "samples": policy.samples, "batch_size": config.batch_size, "processes": self.task.group.size}
         losses = self.log.matrix() if self.log is not None else None
         return replace(result, saving=saving_of_run(policy.config, result.history, **sizes), losses=losses)
 
@@ -198,7 +237,7 @@ class OneProcess:
         self._check_weights()
         return {
             "batch": self.batch,
-            "sums": self.sums.to_json(),
+            "sums": self._total().to_json(),
             "policy": self.policy.state_dict(),
             "selection": tuple(self.selection),
             "losses": self.log.rows if self.log is not None else None,
@@ -218,17 +257,18 @@ class OneProcess:
         self.selection = Selection(*state["selection"])
         if self.log is not None:
             self.log.rows = state["losses"]
-        self.epoch, self.batch, self.sums = state["epoch"], state["batch"], EpochSums(**state["sums"])
+        self.epoch, self.batch = state["epoch"], state["batch"]
+        self.sums = EpochSums(**state["sums"]) if self.task.group.first else EpochSums()
 
     def _check_losses(self) -> None:
         broken = self.sums.flush()
-        if broken is not None:
-            raise diverged("the loss", self._where(broken))
+        if self.task.group.any(broken is not None)[0]:
+            raise diverged("the loss", self._where(max(self.batch - 1, 0) if broken is None else broken))
 
     def _check_weights(self) -> None:
         name = first_nonfinite(self.stepper.model)
-        if name is not None:
-            raise diverged(name, self._where(max(self.batch - 1, 0)))
+        if self.task.group.any(name is not None)[0]:
+            raise diverged(name or "a weight", self._where(max(self.batch - 1, 0)))
 
     def _where(self, batch: int) -> str:
         total = self.batches

@@ -1,0 +1,50 @@
+"""A network in several processes: DistributedDataParallel, and what it leaves open."""
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fineprune.common.processes import Group
+
+from .frozen import frozen_modules
+from .layout import left_as_it_is, trains
+from .loop import Task
+
+
+def shared_network(model: nn.Module, task: Task, layout: torch.memory_format) -> nn.Module:
+    """What computes `model` in the processes of the task's group, whose gradients it averages; the model itself in a group of one.
+
+    All start with the weights and buffers of the first process.
+    """
+    if task.group.size == 1:
+        return model
+    share_buffers(model, task.group, everything=True)
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, _boolean(model))
+    return DistributedDataParallel(model, find_unused_parameters=_leaves_parameters_out(model, task))
+
+
+def share_buffers(model: nn.Module, group: Group, *, everything: bool = False) -> None:
+    """Give all processes the buffers of the first one: the running statistics; `everything`: masks too."""
+    if group.size == 1:
+        return
+    for value in model.buffers():
+        if value.dtype == torch.bool and everything:
+            bits = value.to(torch.uint8)
+            dist.broadcast(bits, 0)
+            value.copy_(bits)
+        elif value.dtype != torch.bool:
+            dist.broadcast(value, 0)
+
+
+def _boolean(model: nn.Module) -> list[str]:
+    """Masks do not change in training, and gloo moves no booleans."""
+    return [name for name, value in model.named_buffers() if value.dtype == torch.bool]
+
+
+def _leaves_parameters_out(model: nn.Module, task: Task) -> bool:
+    """Whether the forward pass uses not every parameter; DistributedDataParallel must be told, and is slower then."""
+    images = next(iter(task.data.train.batches(1))).images.to(task.device).expand(2, *[-1] * 3)
+    with left_as_it_is(model):
+        trains(model, images, frozen_modules(model), nhwc=False)
+        return any(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())

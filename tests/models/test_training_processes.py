@@ -1,0 +1,157 @@
+"""Training in two processes by DistributedDataParallel: what it shares with training in one."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fineprune.common.errors import FinepruneError
+from fineprune.models.training import TrainConfig, TrainResult, train
+from fineprune.models.training.sampling.time_model import trained_batches
+from support.fakes import Recorder, fake_data, small_network
+from support.processes import in_two
+
+POLICY: dict[str, Any] = {"name": "fine-pruning", "window": 3, "start": 1, "block": 1, "prune_epochs": 1}
+
+
+class Half(nn.Module):
+    """Without BatchNorm and dropout, masked, with a parameter that takes no part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        network = small_network(dropout=0.0)
+        network[1] = nn.Identity()
+        self.network, self.spare = network, nn.Parameter(torch.ones(2))
+        self.register_buffer("mask", torch.arange(3) < 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.network(x * self.mask.view(1, 3, 1, 1))
+        return y
+
+
+def config(**changes: Any) -> TrainConfig:
+    return TrainConfig(**{"epochs": 3, "batch_size": 8, "lr": 0.05, "seed": 3, "augment": False, **changes})
+
+
+def outcome(model: nn.Module, result: TrainResult) -> dict[str, Any]:
+    history = [[r.train_loss, r.train_accuracy, r.validation_loss, r.validation_accuracy, r.lr, r.visits] for r in result.history]
+    return {"weights": dict(model.state_dict()), "history": history, "losses": result.losses, "best": result.best_epoch}
+
+
+def trained(model: nn.Module, asked: TrainConfig, samples: int = 101, **options: Any) -> dict[str, Any]:
+    return outcome(model, train(model, fake_data(samples, 24), asked, device="cpu", **options))
+
+
+def refusal(**changes: Any) -> str:
+    try:
+        trained(small_network(), config(**changes))
+    except FinepruneError as error:
+        return str(error)
+    return ""
+
+
+def several(rank: int, folder: Path) -> dict[str, Any]:
+    """Everything that the tests below look at: two processes take seconds to start."""
+    recorder, interrupted = Recorder(), ""
+    found: dict[str, Any] = {"plain": trained(Half(), config(), progress=recorder, output=folder / "plain")}
+    found["lines"] = len(recorder.lines)
+    found["again"] = trained(Half(), config(), output=folder / "plain")
+    found["policy"] = trained(Half(), config(policy=POLICY, record_losses=True))
+    found["batchnorm"] = trained(small_network(), config(batch_size=16))
+    found["remainder"] = trained(Half(), config(epochs=1), samples=3 * 8 + 3)
+
+    def stop(record: Any) -> None:
+        if rank == 1 and record.epoch == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    try:
+        trained(Half(), config(), output=folder / "stopped", on_epoch=stop)
+    except KeyboardInterrupt as error:
+        interrupted = str(error)
+    found["interrupted"] = interrupted
+    found["diverged"] = refusal(lr=1e20)
+    found["small batch"] = refusal(batch_size=3)
+    found["server"] = refusal(asynchronous={"algorithm": "asgd"})
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("two")
+
+
+@pytest.fixture(scope="module")
+def both(folder: Path) -> list[dict[str, Any]]:
+    return in_two(several, folder)
+
+
+def assert_close(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert one["best"] == other["best"]
+    torch.testing.assert_close(one["weights"], other["weights"], rtol=1e-4, atol=1e-6)
+    for mine, theirs in zip(one["history"], other["history"], strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-5)
+
+
+@pytest.mark.parametrize("run", ["plain", "policy", "batchnorm", "remainder"])
+def test_both_processes_end_with_the_same_bits(both: list[dict[str, Any]], run: str) -> None:
+    one, other = (found[run] for found in both)
+    assert one["history"] == other["history"]
+    assert all(torch.equal(value, other["weights"][name]) for name, value in one["weights"].items())
+
+
+def test_two_processes_with_half_a_batch_each_are_one_with_a_whole_one(both: list[dict[str, Any]]) -> None:
+    assert_close(both[0]["plain"], trained(Half(), config()))
+    assert both[0]["plain"]["history"][0][-1] == 101
+
+
+def test_policies_and_recorded_losses_see_the_samples_of_both(both: list[dict[str, Any]]) -> None:
+    alone = trained(Half(), config(policy=POLICY, record_losses=True))
+    assert_close(both[0]["policy"], alone)
+    torch.testing.assert_close(both[1]["policy"]["losses"], alone["losses"], equal_nan=True, rtol=1e-3, atol=1e-3)
+    assert both[0]["policy"]["history"][1][-1] == 76
+
+
+def test_the_remainder_that_leaves_a_process_one_sample_is_left_out(both: list[dict[str, Any]]) -> None:
+    assert both[0]["remainder"]["history"][0][-1] == 24
+    batches = [trained_batches(samples, 8, 2) for samples in (3, 8, 24, 25, 27, 28, 32)]
+    assert batches == [1, 1, 3, 3, 3, 4, 4]
+    assert [trained_batches(samples, 3, 3) for samples in (3, 4, 5, 6)] == [1, 1, 1, 2]
+
+
+def test_the_first_process_alone_speaks_and_writes(both: list[dict[str, Any]], folder: Path) -> None:
+    assert both[0]["lines"] == 3 and both[1]["lines"] == 0
+    assert [path.name for path in (folder / "plain").iterdir()] == ["training.pt"]
+
+
+def test_a_finished_run_comes_back_in_both(both: list[dict[str, Any]]) -> None:
+    for found in both:
+        assert found["again"]["history"] == found["plain"]["history"]
+        assert all(torch.equal(value, found["plain"]["weights"][name]) for name, value in found["again"]["weights"].items())
+
+
+def test_a_signal_to_one_stops_both_and_one_process_goes_on(both: list[dict[str, Any]], folder: Path) -> None:
+    assert [found["interrupted"] for found in both] == ["interrupted at epoch 2, batch 1; run the same command to resume"] * 2
+    assert_close(trained(Half(), config(), output=folder / "stopped"), trained(Half(), config()))
+
+
+def test_what_two_processes_cannot_train_is_refused_by_both(both: list[dict[str, Any]]) -> None:
+    for found in both:
+        assert "not finite" in found["diverged"] and "lower learning rate" in found["diverged"]
+        assert found["small batch"] == "batch_size 3 is too small for 2 processes (BatchNorm needs two images in each); use at least 4"
+        assert found["server"].startswith("a parameter server starts its own workers")
+
+
+@pytest.mark.slow
+def test_torchrun_trains_by_the_command(tmp_path: Path) -> None:
+    asked = ["train", "--model", "resnet8", "--data", "digits", "--epochs", "1", "--output", str(tmp_path / "run")]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fineprune"]
+    done = subprocess.run([*launch, *asked], capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("wrote") == 1 and done.stderr.count("epoch 1/1") == 1
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"model.safetensors", "training.json", "training.pt"}
