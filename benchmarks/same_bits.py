@@ -16,6 +16,8 @@ facts differ that no --except names.
 """
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -72,7 +74,7 @@ def record(output: Path, only: Collection[str]) -> int:
         if not any(fnmatchcase(name, glob) for glob in only):
             continue
         started, worked = time.perf_counter(), time.process_time()
-        with work_folder():
+        with work_folder(), contextlib.redirect_stderr(io.StringIO()):
             try:
                 facts = run()
             except Exception as error:  # the other runs still tell something
@@ -81,10 +83,8 @@ def record(output: Path, only: Collection[str]) -> int:
         seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - worked
         results["runs"][name] = {"seconds": round(seconds, 2), "cpu_seconds": round(cpu_seconds, 2), "facts": facts}
         write(output, results)
-        print(
-            f"{name}: {facts[ERROR] if ERROR in facts else f'{len(facts)} facts'}, {seconds:.1f} s, of a processor {cpu_seconds:.1f} s",
-            flush=True,
-        )
+        what = facts.get(ERROR, f"{len(facts)} facts")
+        print(f"{name}: {what}, {seconds:.1f} s, of a processor {cpu_seconds:.1f} s", flush=True)
     return 1 if failed else 0
 
 
