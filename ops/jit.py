@@ -9,23 +9,16 @@ import contextlib
 import hashlib
 import logging
 import os
-import pickle
 import stat
-import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import llvmlite
-import numba
-import numpy as np
-from numba import njit
-from numba.core import config
-from numba.core.caching import Cache, CompileResultCacheImpl, _CacheLocator
-from numba.core.ccallback import CFunc
-from numba.misc.appdirs import AppDirs
+from numba import config, njit
+
+from . import numba_door
 
 _LOG = logging.getLogger(__name__)
 _HERE = Path(__file__).parent
@@ -52,35 +45,32 @@ class Compiler:
 
     def jit_cached(self, function: Callable[..., Any]) -> Any:
         """`jit`, and the result, with everything that it calls, is kept on disk."""
-        compiled = self.jit(function)
-        if not config.DISABLE_JIT and self.folder is not None:
-            compiled._cache = self._cache(function)
-        return compiled
+        return self.jit(function) if config.DISABLE_JIT else numba_door.keep(self.jit(function), self)
 
     def callback(self, kind: Any, function: Callable[..., Any]) -> Any:
         """Compile `function` now, as C code calls it; `kind`: its Numba signature. The result is kept on disk."""
-        compiled: Any = CFunc(function, (kind.args, kind.return_type), {}, self._options)
-        if self.folder is not None:
-            compiled._cache = self._cache(function)
-        compiled.compile()
-        return compiled
+        return numba_door.callback(function, kind, self._options, self)
 
     @cached_property
     def stamp(self) -> str:
         """Digest of everything that compiled code depends on, except the CPU, which Numba adds itself."""
         digest = hashlib.sha256(repr(sorted(self._options.items(), key=str)).encode())
-        folders = (self._package.rglob("*.py"), *(folder.glob("*.py") for folder in self._uses), _HERE.glob("simd*.py"))
-        for source in (file for files in folders for file in sorted(files)):
+        for source in self.sources():
             digest.update(source.read_bytes())
-        for version in (numba.__version__, llvmlite.__version__, np.__version__, sys.version):
+        for version in numba_door.versions():
             digest.update(version.encode())
         return digest.hexdigest()
+
+    def sources(self) -> list[Path]:
+        """Files whose change changes what is compiled: the package's, those of what it calls, the operations that all share."""
+        folders = (self._package.rglob("*.py"), *(folder.glob("*.py") for folder in self._uses), (_HERE / "simd").glob("*.py"))
+        return [*(file for files in folders for file in sorted(files)), _HERE / "numba_door.py"]
 
     @cached_property
     def folder(self) -> Path | None:
         """The first that can be written of NUMBA_CACHE_DIR, the user's cache folder (XDG_CACHE_HOME), a folder for temporary files."""
         places = [Path(config.CACHE_DIR)] if config.CACHE_DIR else []
-        places += [Path(AppDirs(appname="fineprune", appauthor=False).user_cache_dir), Path(tempfile.gettempdir()) / f"fineprune-{_user()}"]
+        places += [numba_door.user_cache_folder("fineprune"), Path(tempfile.gettempdir()) / f"fineprune-{_user()}"]
         installation = hashlib.sha256(str(self._package).encode()).hexdigest()[:12]  # two installations do not overwrite each other's code
         for place in places:
             folder = place / f"{self._name}-{installation}"
@@ -91,47 +81,6 @@ class Compiler:
                     return folder
         _LOG.warning("no folder for compiled code can be written (tried %s); every process compiles anew", ", ".join(map(str, places)))
         return None
-
-    def _cache(self, function: Callable[..., Any]) -> Cache:
-        compiler = self
-
-        class Locator(_CacheLocator):
-            def __init__(self, function: Callable[..., Any], file: str) -> None:
-                self._py_file, self._line = file, function.__code__.co_firstlineno
-
-            @classmethod
-            def from_function(cls, function: Callable[..., Any], file: str) -> "Locator":
-                return cls(function, file)
-
-            def get_cache_path(self) -> str:
-                return str(compiler.folder)
-
-            def get_source_stamp(self) -> str:
-                return compiler.stamp
-
-            def get_disambiguator(self) -> str:
-                return str(self._line)
-
-        class Implementation(CompileResultCacheImpl):
-            _locator_classes = [Locator]  # noqa: RUF012 - the base class's name
-
-            def __init__(self, function: Callable[..., Any]) -> None:
-                chosen, config.CACHE_LOCATOR_CLASSES = getattr(config, "CACHE_LOCATOR_CLASSES", ""), ""
-                try:
-                    super().__init__(function)
-                finally:
-                    config.CACHE_LOCATOR_CLASSES = chosen
-
-        return type("_Cache", (_ForgivingCache,), {"_impl_class": Implementation})(function)
-
-
-class _ForgivingCache(Cache):
-    @contextlib.contextmanager
-    def _guard_against_spurious_io_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, EOFError, pickle.UnpicklingError, ValueError, TypeError, AttributeError, ImportError) as error:
-            _LOG.warning("compiled code in %s cannot be used (%s); it is compiled again", self.cache_path, error)
 
 
 def _user() -> str:

@@ -6,20 +6,19 @@ Threads take parts until there are none left, so one that comes late, or never, 
 plain Python, the table a list of arrays.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import config, types
-from numba.core import cgutils
-from numba.extending import intrinsic
-from numba.np.arrayobj import make_array, populate_array
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .. import numba_door
+from ..numba_door import ir
+from ..simd.declare import Emitter, operation
 from .jit import COMPILER
 from .threads import run_together
 
@@ -64,59 +63,48 @@ class Job:
 def _array(dtype: Any) -> Any:
     kind = types.Array(dtype, 1, "C")
 
-    @intrinsic
-    def array(typing: Any, table: Any, position: Any) -> Any:
-        def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            at = builder.add(builder.mul(args[1], args[1].type(2)), args[1].type(_ARRAYS))
-            address, length = (builder.load(builder.gep(args[0], [builder.add(at, at.type(k))])) for k in (0, 1))
-            result = make_array(kind)(context, builder)
-            item = context.get_abi_sizeof(context.get_data_type(dtype))
-            populate_array(
-                result,
-                data=builder.inttoptr(address, result.data.type),
-                shape=cgutils.pack_array(builder, [length]),
-                strides=cgutils.pack_array(builder, [length.type(item)]),
-                itemsize=length.type(item),
-                meminfo=None,
-            )
-            return result._getvalue()
+    def emit(e: Emitter) -> Any:
+        at = e.builder.add(e.builder.mul(e.args[1], e.args[1].type(2)), e.args[1].type(_ARRAYS))
+        address, length = (e.builder.load(e.builder.gep(e.args[0], [e.builder.add(at, at.type(k))])) for k in (0, 1))
+        return numba_door.array_at(e.context, e.builder, kind, address, length)
 
-        return kind(table, types.intp), emit
-
-    return array
+    return operation(emit, lambda table, position: kind(table, types.intp))
 
 
-def _counter(position: int) -> Any:
-    @intrinsic
-    def count(typing: Any, table: Any) -> Any:
-        def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            pointer = builder.gep(args[0], [ir.IntType(64)(position)])
-            return builder.atomic_rmw("add", pointer, ir.IntType(64)(1), "seq_cst")
-
-        return types.int64(table), emit
-
-    return count
+def _counter(e: Emitter, position: int) -> Any:
+    return e.builder.atomic_rmw("add", e.builder.gep(e.args[0], [ir.IntType(64)(position)]), ir.IntType(64)(1), "seq_cst")
 
 
-def _python_array(table: Sequence[Any], position: int) -> Any:
+def _counted(table: Any, position: int) -> int:
+    table[0][position] += 1
+    return int(table[0][position]) - 1
+
+
+@_array(types.float32)
+def floats(table: Any, position: int) -> Any:
+    """Array number `position`, of float32 numbers."""
     return table[1 + position]
 
 
-def _python_counter(position: int) -> Callable[[Sequence[Any]], int]:
-    def count(table: Sequence[Any]) -> int:
-        table[0][position] += 1
-        return int(table[0][position]) - 1
-
-    return count
+@_array(types.int32)
+def ints(table: Any, position: int) -> Any:
+    """Array number `position`, of int32 numbers."""
+    return table[1 + position]
 
 
-floats = _python_array if config.DISABLE_JIT else _array(types.float32)
-"""floats(table, k): array k, of float32 numbers."""
-ints = _python_array if config.DISABLE_JIT else _array(types.int32)
-"""ints(table, k): array k, of int32 numbers."""
-longs = _python_array if config.DISABLE_JIT else _array(types.int64)
-"""longs(table, k): array k, of int64 numbers."""
-take = _python_counter(_TAKEN) if config.DISABLE_JIT else _counter(_TAKEN)
-"""take(table): the number of the next part; the caller stops where there are not so many."""
-enter = _python_counter(_ENTERED) if config.DISABLE_JIT else _counter(_ENTERED)
-"""enter(table): the number of this thread."""
+@_array(types.int64)
+def longs(table: Any, position: int) -> Any:
+    """Array number `position`, of int64 numbers."""
+    return table[1 + position]
+
+
+@operation(lambda e: _counter(e, _TAKEN))
+def take(table: Any) -> int:
+    """The number of the next part; the caller stops where there are not so many."""
+    return _counted(table, _TAKEN)
+
+
+@operation(lambda e: _counter(e, _ENTERED))
+def enter(table: Any) -> int:
+    """The number of this thread."""
+    return _counted(table, _ENTERED)

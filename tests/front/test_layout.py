@@ -110,6 +110,17 @@ def test_a_relative_import_exists_on_disk_as_it_reads(package: str) -> None:
                 assert found or ((base / "__init__.py").is_file() and not node.module), f"{path}: {ast.unparse(node)}"
 
 
+DOOR = ROOT / "ops/numba_door.py"
+DOCUMENTED = {"numba.config", "numba.njit", "numba.types"}
+"""What everybody may take from Numba; the rest passes through the door."""
+
+
+def test_what_numba_does_not_promise_passes_through_one_door() -> None:
+    names = {(name, path) for package in FOLDERS for holder, path in modules(package) for name in imports(holder, path.read_text())}
+    private = {(name, path) for name, path in names if name.split(".")[0] in {"numba", "llvmlite"} and name not in DOCUMENTED}
+    assert {path for _, path in private} == {DOOR}
+
+
 def test_modules_import_each_other_in_no_circle() -> None:
     assert seams.import_circles(seams.modules(ROOT), lazy=False) == []
 

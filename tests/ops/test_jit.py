@@ -53,6 +53,15 @@ def test_a_change_of_what_a_function_calls_is_noticed(tmp_path: Path) -> None:
     assert run(package, NUMBA_CACHE_DIR=str(kept))[:4] == ["9", "9", "0", "0"]
 
 
+def test_compiled_code_depends_on_the_operations_that_all_kernels_share() -> None:
+    from fineprune.ops import numba_door
+    from fineprune.ops.kernels.jit import COMPILER
+    from fineprune.ops.simd import atomics, declare, tiles, vectors
+
+    sources = {file.resolve() for file in COMPILER.sources()}
+    assert {Path(module.__file__).resolve() for module in (numba_door, atomics, declare, tiles, vectors) if module.__file__} <= sources
+
+
 def test_without_a_folder_every_process_compiles(tmp_path: Path) -> None:
     (tmp_path / "kernels.py").write_text(KERNELS)
     (tmp_path / "helper.py").write_text(HELPER)

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fineprune.ops.simd import LANES, transpose
+from fineprune.ops.simd.vectors import load, store
 
 from ..ir.conv import Op, View
 from ..ir.network import Box
 from ..ir.record import INT, PLACE, Record
 from ..jit import jit
-from ..run.vectors import load, store
 
 META = Record(source=PLACE, target=PLACE, channels=INT, rows=INT, columns=INT, item_bytes=INT, tensor=INT)
 """item_bytes: of a number. tensor: for transfers the number of the caller's tensor."""

@@ -20,6 +20,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from fineprune.ops.simd import LANES
+from fineprune.ops.simd.vectors import clipped
 
 from ..ir.conv import CONSTANTS, HEADER, INDEX
 from .filters_simd import (
@@ -28,7 +29,6 @@ from .filters_simd import (
     add_kept,
     add_rows,
     add_tap,
-    clip,
     keep_lanes,
     load_slots,
     prefetch,
@@ -111,7 +111,7 @@ def _tiles(rows: int, vectors: int, add: Callable[..., Any]) -> Any:
             if mode & TO_Y:
                 if residual >= 0:
                     tile = add_rows(tile, arena, residual, index, tables + (3 if depthwise else 2) * slots, at)
-                tile = clip(tile, low, high)
+                tile = clipped(tile, low, high)
                 store_rows(tile, arena, y, index, tables + slots, at)
             else:
                 store_slots(tile, arena, sums, index, at)
@@ -172,7 +172,7 @@ def _own(rows: int, vectors: int) -> Any:
             if mode & TO_Y:
                 if residual >= 0:
                     tile = add_rows(tile, arena, residual, index, tables + 2 * slots, at)
-                tile = clip(tile, low, high)
+                tile = clipped(tile, low, high)
                 store_rows(tile, arena, y, index, tables + slots, at)
             else:
                 store_slots(tile, arena, sums, index, at)

@@ -9,10 +9,12 @@ multiply-add need not wait for the last. Layout: that of x is free, y has its ch
 import numpy as np
 from numpy.typing import NDArray
 
+from fineprune.ops.simd import LANES, tile_add_scaled, tile_zeros
+from fineprune.ops.simd.vectors import added, load, store
+
 from ..ir.conv import ConvShape, Epilogue, Op, View
 from ..ir.record import INT, NOWHERE, PLACE, Record
 from ..jit import jit
-from ..run.vectors import LANES, add_scaled, added, load, store, zeros
 
 BLOCK = 2 * LANES
 _LOW, _HIGH, _BIAS = 0, 1, 2
@@ -76,15 +78,15 @@ def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray,
     low, high = constants[constant + _LOW], constants[constant + _HIGH]
     for block in range(first, last):
         count, offsets, weights = index[start + 3 * block], start + index[start + 3 * block + 1], constant + index[start + 3 * block + 2]
-        a, b, c, d = load(constants, constant + _BIAS + block * BLOCK, 2), zeros(2), zeros(2), zeros(2)
+        a, b, c, d = load(constants, constant + _BIAS + block * BLOCK, 2), tile_zeros(1, 2), tile_zeros(1, 2), tile_zeros(1, 2)
         whole = count // 4 * 4
         for k in range(0, whole, 4):
-            a = add_scaled(a, arena, x + index[offsets + k], constants, weights + k * BLOCK)
-            b = add_scaled(b, arena, x + index[offsets + k + 1], constants, weights + (k + 1) * BLOCK)
-            c = add_scaled(c, arena, x + index[offsets + k + 2], constants, weights + (k + 2) * BLOCK)
-            d = add_scaled(d, arena, x + index[offsets + k + 3], constants, weights + (k + 3) * BLOCK)
+            a = tile_add_scaled(a, arena, x + index[offsets + k], 0, constants, weights + k * BLOCK)
+            b = tile_add_scaled(b, arena, x + index[offsets + k + 1], 0, constants, weights + (k + 1) * BLOCK)
+            c = tile_add_scaled(c, arena, x + index[offsets + k + 2], 0, constants, weights + (k + 2) * BLOCK)
+            d = tile_add_scaled(d, arena, x + index[offsets + k + 3], 0, constants, weights + (k + 3) * BLOCK)
         for k in range(whole, count):
-            a = add_scaled(a, arena, x + index[offsets + k], constants, weights + k * BLOCK)
+            a = tile_add_scaled(a, arena, x + index[offsets + k], 0, constants, weights + k * BLOCK)
         store(added(added(a, b), added(c, d)), arena, scratch)
         for f in range(block * BLOCK, min((block + 1) * BLOCK, F)):
             value = arena[scratch + f - block * BLOCK]

@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fineprune.ops.simd import LANES, tile_zeros
+from fineprune.ops.simd.vectors import added, clipped, load, multiplied, multiply_added, same, sigmoid, store
+
 from ..ir.conv import Op, View
 from ..ir.network import Map
 from ..ir.record import INT, PLACE, Record
 from ..jit import jit
-from ..run.vectors import LANES, added, clipped, load, multiplied, multiply_added, same, sigmoid, store, zeros
 
 IDENTITY, AFFINE, ADD, MULTIPLY, SCALE, HARDSIGMOID, HARDSWISH, SIGMOID, SILU = range(9)
 _CODES = {
@@ -157,7 +159,7 @@ def _scaled(vectors: int) -> Any:
         numbers: NDArray, scale: int, shift: int, W: int, arena: NDArray, x: int, xj: int, y: int, yj: int, low: float, high: float
     ) -> None:
         factor = load(numbers, scale, vectors)
-        more = load(numbers, shift, vectors) if shift >= 0 else zeros(vectors)
+        more = load(numbers, shift, vectors) if shift >= 0 else tile_zeros(1, vectors)
         for j in range(W):
             store(clipped(multiply_added(load(arena, x + j * xj, vectors), factor, more), low, high), arena, y + j * yj)
 

@@ -11,10 +11,12 @@ Numbers of four bytes are moved as float32, whatever their type; those of one by
 import numpy as np
 from numpy.typing import NDArray
 
+from fineprune.ops.simd import LANES
+from fineprune.ops.simd.vectors import transpose_lines
+
 from ..ir.conv import Op, View
 from ..ir.record import INT, PLACE, Record
 from ..jit import jit
-from ..run.vectors import LANES, transpose_lines
 
 _META = Record(item_bytes=INT, channels_last=INT, pixels=INT, lanes=INT, height=INT, width=INT, x=PLACE, y=PLACE)
 """item_bytes: of a number; lanes: channels rounded up to whole vectors."""

@@ -8,10 +8,11 @@ A work item is LANES filters. The mask lies bit by bit in `index`: bit b of word
 import numpy as np
 from numpy.typing import NDArray
 
+from fineprune.ops.simd import LANES
+
 from ..ir.conv import ConvShape, Epilogue, Op, View
 from ..ir.record import INT, NOWHERE, PLACE, Record, group
 from ..jit import jit
-from ..run.vectors import LANES
 
 _META = Record(filters=INT, height=INT, width=INT, masked=INT, taps=INT, x=group("start", "row", "pixel"), y=PLACE, residual=PLACE)
 """height, width: of y; x: the first tap of the first place, distance of places; taps: of all filters."""

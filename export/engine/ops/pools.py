@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fineprune.ops.simd import LANES, pointer, tile_zeros
+from fineprune.ops.simd.vectors import added, load, maximum, multiplied, same, store
+
 from ..ir.conv import Op, View
 from ..ir.network import Pool
 from ..ir.record import INT, PLACE, Record, group
 from ..jit import jit
-from ..run.vectors import LANES, added, load, maximum, multiplied, same, store, zeros
-from .positions_simd import pack_line, pointer
+from .positions_simd import pack_line
 
 _TOGETHER = 4 * LANES
 _FEW_PLACES, _FEW_TAPS = 4, 4
@@ -211,9 +213,9 @@ def _summed(vectors: int) -> Any:
 
     @jit
     def summed(arena: NDArray, x: int, row: int, pixel: int, height: int, width: int, to: int) -> None:
-        total = zeros(vectors)
+        total = tile_zeros(1, vectors)
         for i in range(height):
-            line = zeros(vectors)
+            line = tile_zeros(1, vectors)
             for j in range(width):
                 line = added(line, load(arena, x + i * row + j * pixel, vectors))
             total = added(total, line)

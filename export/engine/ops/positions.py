@@ -31,8 +31,7 @@ from .positions_plan import (
     tiling,
     variants,
 )
-from .positions_simd import LANES
-from .positions_twins import OFFSET_UNIT
+from .positions_simd import LANES, OFFSET_UNIT
 
 __all__ = ["estimate", "plan", "run", "supports"]
 

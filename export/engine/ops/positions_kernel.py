@@ -13,22 +13,20 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from fineprune.ops.simd import LANES, at, pointer
+from fineprune.ops.simd.vectors import clipped, store
+
 from ..ir.conv import CONSTANTS, HEADER, INDEX
 from ..jit import jit, jit_cached
 from .positions_simd import (
-    LANES,
     Pointer,
-    at,
     pack_line,
-    pointer,
     put,
     tile_add_maps,
     tile_add_patches,
     tile_broadcast,
-    tile_clip,
     tile_keep,
     tile_load_rows,
-    tile_store,
     tile_store_maps,
     tile_store_rows,
 )
@@ -72,11 +70,11 @@ def _packer(segment: int, step: int) -> Callable[..., None]:
                 _pack_any(arena, start, advance, jump, limit, lines, index, bits, out, at(meta, op + SEGMENT), at(meta, op + COLUMN_STEP))
             elif mask < 0:
                 while place < stop:
-                    tile_store(pack_line(arena, start, jump, limit, segment, step), arena, place)
+                    store(pack_line(arena, start, jump, limit, segment, step), arena, place)
                     start, place = start + advance, place + LANES
             else:
                 while place < stop:
-                    tile_store(tile_keep(pack_line(arena, start, jump, limit, segment, step), at(index, bits)), arena, place)
+                    store(tile_keep(pack_line(arena, start, jump, limit, segment, step), at(index, bits)), arena, place)
                     start, place, bits = start + advance, place + LANES, bits + 1
             out += count * LANES
             job += JOB
@@ -124,11 +122,11 @@ def _pack_run(arena: Pointer, index: Pointer, meta: Pointer, op: int, block: int
     for _ in range(at(index, block + 1)):
         source, mask = at(meta, op + X_START) + at(index, job), at(index, job + 4)
         for piece in range(first, end, PIECE):
-            tile_store(pack_line(arena, source + at(index, piece), 0, 0, LANES, 1), arena, out + at(index, piece + 1))
+            store(pack_line(arena, source + at(index, piece), 0, 0, LANES, 1), arena, out + at(index, piece + 1))
         if mask >= 0:
             for line in range(lines):
                 vector = tile_keep(pack_line(arena, out + line * LANES, 0, 0, LANES, 1), at(index, masks + mask + line))
-                tile_store(vector, arena, out + line * LANES)
+                store(vector, arena, out + line * LANES)
         out += lines * LANES
         job += JOB
 
@@ -196,7 +194,7 @@ def _multiplier(vectors: int) -> Callable[..., None]:
                 if has_residual:
                     for part in range(LANES // segment):
                         tile = tile_add_maps(tile, arena, r_start + part * r_part, r_channel, r_row, index, record, lanes + part * lines)
-                tile = tile_clip(tile, low, high)
+                tile = clipped(tile, low, high)
                 for part in range(LANES // segment):
                     tile_store_maps(tile, arena, y_start + part * y_part, y_channel, y_row, index, record, lanes + part * lines)
             else:

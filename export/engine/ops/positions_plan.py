@@ -19,7 +19,7 @@ from fineprune.ops.simd import LANES
 
 from ..ir.conv import ConvShape
 from .positions_kernel import ROWS_OF
-from .positions_twins import OFFSET_UNIT
+from .positions_simd import OFFSET_UNIT
 
 BLOCK_LINES = 480
 """Vectors of patches that a block of channels may have: 30 KiB leave the first-level cache some room for weights and sums."""

@@ -6,11 +6,11 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
-import llvmlite.binding as llvm
 import numpy as np
 
 from fineprune.common.errors import RunError
 from fineprune.common.files import write_json
+from fineprune.ops import numba_door
 
 from ..ir.network import Conv, Layer
 from ..jit import COMPILER
@@ -74,7 +74,7 @@ def _read(content: bytes) -> dict[str, float]:
 
 
 def _digest(layers: Sequence[Layer]) -> str:
-    digest = hashlib.sha256(f"{COMPILER.stamp} {llvm.get_host_cpu_name()}".encode())
+    digest = hashlib.sha256(f"{COMPILER.stamp} {numba_door.host_cpu()}".encode())
     for number, layer in enumerate(layers):
         if isinstance(layer, Conv):
             digest.update(repr((number, layer.shape, len(layer.inputs))).encode())

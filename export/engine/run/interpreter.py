@@ -20,10 +20,11 @@ earlier job, finds them raised already and takes nothing.
 
 from numpy.typing import NDArray
 
+from fineprune.ops.simd.atomics import SPACING, add, compare_exchange, exchange, give_way, load, pause, raise_to, store
+from fineprune.ops.simd.vectors import floats
+
 from ..jit import jit, jit_cached, jit_inlined
 from ..ops import copies, filters, linear, maps, permute, plain, pools, positions
-from .atomics import SPACING, add, compare_exchange, exchange, give_way, load, pause, raise_to, store
-from .vectors import floats
 
 KERNELS = ("load", "save", "copy", "permute", "pool", "mean", "map", "linear", "plain", "filters", "positions")
 LOAD, SAVE, COPY, PERMUTE, POOL, MEAN, MAP, LINEAR, PLAIN, FILTERS, POSITIONS = range(len(KERNELS))

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from fineprune.ops.simd.atomics import SPACING
+
 from ..passes.program import Program
 from . import interpreter
-from .atomics import SPACING
 
 
 class Team:
