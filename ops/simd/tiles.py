@@ -20,16 +20,10 @@ def row_numbers(array: NDArray, start: int, stride: int, rows: int) -> NDArray[n
     return np.array([array[start + row * stride] for row in range(rows)], np.float32)[:, None, None]
 
 
-def _at(e: Emitter) -> Any:
-    value = e.builder.load(e.element(e.data(0), e.args[1]))
-    return value if e.result == e.types[0].dtype else e.builder.sext(value, e.args[1].type)
-
-
-@operation(_at, lambda array, position: (types.intp if isinstance(array.dtype, types.Integer) else array.dtype)(array, types.intp))
+@operation(lambda e: e.builder.load(e.element(e.data(0), e.args[1])), lambda array, position: array.dtype(array, types.intp))
 def at(array: NDArray, position: int) -> Any:
-    """array[position] of any type, integers as those of 64 bits; a negative position does not count from the end, which costs three
-    instructions."""
-    return int(array[position]) if array.dtype.kind == "i" else array[position]
+    """array[position] of any type; a negative position does not count from the end, which costs three instructions."""
+    return array[position]
 
 
 @operation(lambda e: e.data(0), lambda array: types.CPointer(array.dtype)(array))

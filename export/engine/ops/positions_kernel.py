@@ -13,13 +13,14 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from fineprune.ops.simd import LANES, at, pointer
+from fineprune.ops.simd import LANES, pointer
 from fineprune.ops.simd.vectors import clipped, store
 
 from ..ir.conv import CONSTANTS, HEADER, INDEX
 from ..jit import jit, jit_cached
 from .positions_simd import (
     Pointer,
+    at,
     pack_line,
     put,
     tile_add_maps,

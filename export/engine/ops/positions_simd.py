@@ -22,6 +22,17 @@ _ALIGNMENT = ir.Constant(ir.IntType(32), 4)
 Pointer = NDArray
 
 
+def _at(e: Emitter) -> Any:
+    value = e.builder.load(e.element(e.data(0), e.args[1]))
+    return value if e.result == e.types[0].dtype else e.builder.sext(value, e.args[1].type)
+
+
+@operation(_at, lambda array, position: (types.intp if isinstance(array.dtype, types.Integer) else array.dtype)(array, types.intp))
+def at(array: Pointer, position: int) -> Any:
+    """As tiles.at, but integers become those of 64 bits at once, however they are used."""
+    return int(array[position]) if array.dtype.kind == "i" else array[position]
+
+
 def _put(e: Emitter) -> None:
     e.builder.store(e.args[2], e.element(e.data(0), e.args[1]))
 
