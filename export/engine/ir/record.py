@@ -12,13 +12,11 @@ NUMBA_DISABLE_JIT=1 it is a view of numpy.
 from collections.abc import Mapping
 from typing import Any
 
-import numba
 import numpy as np
-from numba import config, types
-from numba.extending import intrinsic
+from numba import from_dtype, types
 from numpy.typing import NDArray
 
-from fineprune.ops.simd import Emitter
+from fineprune.ops.simd.declare import Emitter, operation
 
 INT = np.dtype(np.int64)
 
@@ -64,18 +62,13 @@ def _reader(dtype: np.dtype) -> Any:
     """fields(meta, op): the record that begins at meta[op]."""
     size = dtype.itemsize // INT.itemsize
 
-    def view(meta: NDArray, op: int) -> Any:
+    record = from_dtype(dtype)
+
+    def pointer(e: Emitter) -> Any:
+        return e.builder.bitcast(e.element(e.data(0), e.args[1]), e.context.get_value_type(record))
+
+    @operation(pointer, lambda meta, op: record(meta, types.intp))
+    def fields(meta: NDArray, op: int) -> Any:
         return meta[op : op + size].view(dtype)[0]
 
-    if config.DISABLE_JIT:
-        return view
-    record = numba.from_dtype(dtype)
-
-    def fields(typing: Any, meta: Any, op: Any) -> Any:
-        def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            e = Emitter(context, builder, signature, args)
-            return builder.bitcast(e.element(e.data(0), args[1]), context.get_value_type(record))
-
-        return record(meta, types.intp), emit
-
-    return intrinsic(fields)
+    return fields
