@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fineprune.common.errors import UsageError
+from fineprune.ops.multiply_adds import multiply_adds, per_block
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +39,18 @@ class ConvSite:
         return self.out_channels // self.groups
 
     @property
+    def _weight_shape(self) -> tuple[int, ...]:
+        return self.out_channels, self.in_channels // self.groups, *self.kernel
+
+    @property
     def block_macs(self) -> int:
         """Multiply-adds that dropping one block saves."""
-        return self.filters_per_group * self.taps
+        return per_block(self._weight_shape, self.groups)
 
     @property
     def macs(self) -> int:
         """Multiply-adds of the dense layer per sample."""
-        return self.in_channels * self.positions * self.block_macs
+        return multiply_adds(self._weight_shape, self.positions, self.groups)
 
 
 @dataclass(frozen=True, kw_only=True)

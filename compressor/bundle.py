@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +23,7 @@ from fineprune.common.files import atomic_path, own_file, read_json, sha256, wri
 from fineprune.common.form import Maybe, Within, require
 from fineprune.common.tensors import read_tensors
 from fineprune.common.wrappers import unwrapped, without_wrappers
+from fineprune.ops import mask_bits
 from fineprune.ops.mask_facts import is_mask
 
 from .bake import bake, masks_of
@@ -130,7 +130,7 @@ class Bundle:
             for kind, masks in (("ffp", self.ffp_masks), ("fwp", self.fwp_masks)):
                 for name, mask in masks.items():
                     shapes.setdefault(name, {})[kind] = list(mask.shape)
-                    packed[f"{name}/{kind}"] = torch.from_numpy(np.packbits(mask.cpu().numpy().reshape(-1)))
+                    packed[f"{name}/{kind}"] = torch.from_numpy(mask_bits.pack(mask.cpu().numpy(), mask_bits.BUNDLE))
             # Not by save_file: its failures are no OSError, and only the owner may read what it writes.
             (temporary / WEIGHTS).write_bytes(save(self.weights))
             (temporary / MASKS).write_bytes(save(packed))
@@ -268,10 +268,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _unpack(packed: Tensor | None, shape: list[int], where: str) -> Tensor:
-    size = math.prod(shape)
-    if packed is None or packed.dtype != torch.uint8 or packed.numel() != -(-size // 8) or len(shape) > 4:
+    if packed is None or packed.dtype != torch.uint8 or packed.numel() != mask_bits.size(math.prod(shape)) or len(shape) > 4:
         raise RunError(f"{where} does not hold a mask of shape {shape!r:.80}; the bundle is damaged, compress again")
-    return torch.from_numpy(np.unpackbits(packed.numpy(), count=size).astype(bool)).view(*shape)
+    return torch.from_numpy(mask_bits.unpack(packed.numpy(), shape, mask_bits.BUNDLE))
 
 
 def _on_cpu(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:

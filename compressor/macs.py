@@ -25,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fineprune.calibrate.convolutions import evaluating
 from fineprune.common.errors import FinepruneError, UsageError
+from fineprune.ops.multiply_adds import multiply_adds
 
 from .products import FORMULAS, Uncounted
 
@@ -169,14 +170,8 @@ def masked_conv_macs(
 
     weight_shape (F, C/groups, kh, kw); output_size (oh, ow); ffp_mask bool [C,oh,ow] or None; fwp_mask bool [F,C/groups,kh,kw] or None.
     """
-    filters, channels_per_group, *kernel = weight_shape
-    channels = channels_per_group * groups
-    if fwp_mask is None:
-        taps = torch.full((channels,), filters // groups * prod(kernel))
-    else:
-        taps = fwp_mask.unflatten(0, (groups, -1)).flatten(3).sum(dim=(1, 3)).flatten().cpu()
-    blocks = torch.full((channels,), prod(output_size)) if ffp_mask is None else ffp_mask.flatten(1).sum(dim=1).cpu()
-    return int((taps * blocks).sum())
+    blocks, weights = (None if mask is None else mask.cpu().numpy() for mask in (ffp_mask, fwp_mask))
+    return multiply_adds(weight_shape, prod(output_size), groups, blocks=blocks, weights=weights)
 
 
 @dataclass

@@ -4,7 +4,7 @@
     pack_masks        M bool                      ->  UnpackMask(bits)               1 bit an element
     pack_weights      W float32 with zeros        ->  UnpackWeights(values, bits)    4 bytes a nonzero + 1 bit an element
 
-The bits are those of `pack_bits`. A weight of exactly zero counts as dropped, whoever set it: an FWP mask needs no tensor of
+The bits are those of ops/mask_bits.py. A weight of exactly zero counts as dropped, whoever set it: an FWP mask needs no tensor of
 its own, and filters zeroed by another method shrink as well.
 """
 
@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fineprune.ops import mask_bits
+
 from .functions import DOMAIN, UNPACK_MASK, UNPACK_WEIGHTS
 from .graph import Refusal, add_initializer, constant, is_masked_conv, masked_convs
 
@@ -20,21 +22,10 @@ SMALLEST_SAVING = 512
 """Bytes below which packing a tensor is not worth its node (about 200 bytes) and two initializers."""
 
 
-def pack_bits(mask: NDArray) -> NDArray[np.uint8]:
-    """Row-major, element 8*b + k in bit k (0 the least significant) of byte b, padded with zeros: uint8 [ceil(size / 8)]."""
-    return np.packbits(np.asarray(mask, bool).reshape(-1), bitorder="little")
-
-
-def unpack_bits(bits: NDArray, shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """The inverse of `pack_bits`."""
-    size = int(np.prod(shape))
-    return np.unpackbits(np.asarray(bits, np.uint8), count=size, bitorder="little").astype(bool).reshape(shape)
-
-
 def unpack_weights(values: NDArray, bits: NDArray, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """Dense weights from their nonzero values (row-major) and bit mask: UnpackWeights in numpy."""
     weights = np.zeros(shape, np.float32)
-    weights[unpack_bits(bits, shape)] = values
+    weights[mask_bits.unpack(bits, shape)] = values
     return weights
 
 
@@ -60,7 +51,7 @@ def pack_masks(model: Any) -> list[Refusal]:
     for node in masked_convs(model):
         value, mask = node.inputs[2], constant(node.inputs[2])
         if mask is not None:
-            bits = add_initializer(model, f"{value.name}.bits", pack_bits(mask))
+            bits = add_initializer(model, f"{value.name}.bits", mask_bits.pack(mask))
             _unpack_instead(model, value, UNPACK_MASK, [bits])
         elif value.producer() is None or value.producer().op_type != UNPACK_MASK:  # layers may share a mask: packed already
             refusals.append(Refusal(rule="pack_masks", node=node.name, reason="its mask is not constant"))
@@ -80,7 +71,7 @@ def pack_weights(model: Any, *, smallest_saving: int = SMALLEST_SAVING) -> list[
         if saving >= smallest_saving:
             packed = [
                 add_initializer(model, f"{value.name}.values", weights[kept]),
-                add_initializer(model, f"{value.name}.bits", pack_bits(kept)),
+                add_initializer(model, f"{value.name}.bits", mask_bits.pack(kept)),
             ]
             _unpack_instead(model, value, UNPACK_WEIGHTS, packed)
         elif any(is_masked_conv(node) and index == 1 for node, index in value.uses()) and not kept.all():

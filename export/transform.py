@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fineprune.common.errors import RunError
+from fineprune.ops.multiply_adds import multiply_adds
 
 from .fold_batchnorm import fold_batchnorm, fold_bias
 from .functions import DOMAIN, MASKED, POINTWISE, VERSION, functions
@@ -145,18 +146,15 @@ def layer_facts(model: Any) -> list[LayerFacts]:
             continue
         group = node.attributes["group"].as_int() if "group" in node.attributes else 1
         mask = constant(node.inputs[2]) if is_masked_conv(node) else None
-        if mask is None:
-            mask = np.ones((weights.shape[1] * group, *shape[2:]), bool)
-        positions = mask.sum((1, 2)).reshape(group, -1)
-        taps = np.count_nonzero(weights, axis=(2, 3)).reshape(group, -1, weights.shape[1]).sum(1)
+        convolution = weights.shape, int(np.prod(shape[2:])), group
         facts.append(
             LayerFacts(
                 name=node.name,
                 op=node.op_type,
-                ffp_kept=float(mask.mean()),
+                ffp_kept=1.0 if mask is None else float(mask.mean()),
                 fwp_kept=float(np.count_nonzero(weights) / weights.size),
-                macs_dense=int(mask[0].size * weights.size),
-                macs=int((positions * taps).sum()),
+                macs_dense=multiply_adds(*convolution),
+                macs=multiply_adds(*convolution, blocks=mask, weights=weights),
             )
         )
     return facts

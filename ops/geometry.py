@@ -25,5 +25,10 @@ def output_size(
     size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
 ) -> tuple[int, int]:
     """Output (oh, ow) of a convolution over an input of `size` (H, W)."""
-    oh, ow = ((size[a] + 2 * padding[a] - dilation[a] * (kernel[a] - 1) - 1) // stride[a] + 1 for a in (0, 1))
+    oh, ow = (windows(size[a] + 2 * padding[a], kernel[a], stride[a], dilation[a]) for a in (0, 1))
     return oh, ow
+
+
+def windows(size: int, kernel: int, stride: int, dilation: int) -> int:
+    """How many windows of `kernel` elements, `dilation` apart, fit along an axis of `size` elements, its padding included."""
+    return (size - dilation * (kernel - 1) - 1) // stride + 1

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from fineprune.common.errors import RunError, UsageError
 from fineprune.compressor.layers import MaskedConv2d
 from fineprune.export.exporter import export_onnx
-from fineprune.export.pack import unpack_bits, unpack_weights
+from fineprune.export.pack import unpack_weights
 from fineprune.export.parity import check_parity
+from fineprune.ops import mask_bits
 from support.onnx_graphs import run_onnxruntime, run_reference
 from support.tolerances import ONNX_LOGITS
 
@@ -74,7 +75,7 @@ def test_packed_tensors_are_the_masks_and_the_folded_weights(packed: Any) -> Non
     nodes = {node.name: node for node in graph.node}
     shapes = {name: tuple(node.attribute[0].ints) for name, node in nodes.items() if name.endswith(".unpack")}
     layer, norm = packed.model.body, packed.model.body_norm
-    mask = unpack_bits(initializers["body.ffp_mask.bits"], shapes["body.ffp_mask.unpack"])
+    mask = mask_bits.unpack(initializers["body.ffp_mask.bits"], shapes["body.ffp_mask.unpack"])
     assert (mask == layer.ffp_mask.numpy()).all()
     weights = unpack_weights(initializers["body.weight.values"], initializers["body.weight.bits"], shapes["body.weight.unpack"])
     scale = (norm.weight / torch.sqrt(norm.running_var + norm.eps)).detach()

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from fineprune.export.functions import UNPACK_WEIGHTS
-from fineprune.export.pack import drop_full_masks, pack_bits, pack_masks, pack_weights, unpack_bits, unpack_weights
+from fineprune.export.pack import drop_full_masks, pack_masks, pack_weights, unpack_weights
 from fineprune.export.transform import add_functions, simplify
+from fineprune.ops import mask_bits
 from support.onnx_graphs import OPSET, conv_graph, op_types, run_onnxruntime, serialize
 from support.reference import masked_conv2d
 from support.tolerances import FLOAT32
@@ -21,24 +21,10 @@ def pruned(shape: tuple[int, ...], density: float, seed: int = 0) -> NDArray[np.
 
 
 @settings(deadline=None)
-@given(hnp.arrays(bool, hnp.array_shapes(max_dims=4, max_side=7)))
-def test_bits_round_trip(mask: NDArray) -> None:
-    bits = pack_bits(mask)
-    assert bits.dtype == np.uint8 and bits.shape == ((mask.size + 7) // 8,)
-    assert (unpack_bits(bits, mask.shape) == mask).all()
-
-
-def test_element_8b_plus_k_is_bit_k_of_byte_b() -> None:
-    mask = np.zeros((2, 5), bool)
-    mask[0, 1] = mask[1, 4] = True  # elements 1 and 9
-    assert pack_bits(mask).tolist() == [0b10, 0b10]
-
-
-@settings(deadline=None)
 @given(st.tuples(*[st.sampled_from([1, 2, 3, 5])] * 4), st.sampled_from([0.0, 0.5, 1.0]))
 def test_weights_round_trip(shape: tuple[int, ...], density: float) -> None:
     weights = pruned(shape, density)
-    assert (unpack_weights(weights[weights != 0], pack_bits(weights != 0), shape) == weights).all()
+    assert (unpack_weights(weights[weights != 0], mask_bits.pack(weights != 0), shape) == weights).all()
 
 
 def test_pruned_weights_without_block_mask_feed_a_plain_conv() -> None:

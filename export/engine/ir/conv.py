@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fineprune.ops.geometry import windows
+
 from .dtypes import FLOAT32, DType
 
 CONSTANTS, INDEX, HEADER = 0, 1, 2
@@ -45,7 +47,7 @@ class ConvShape:
     def output(self) -> tuple[int, int]:
         """(oh, ow)"""
         sizes = (self.height + self.pads[0] + self.pads[2], self.width + self.pads[1] + self.pads[3])
-        oh, ow = ((sizes[a] - self.dilations[a] * (self.kernel[a] - 1) - 1) // self.strides[a] + 1 for a in (0, 1))
+        oh, ow = (windows(sizes[a], self.kernel[a], self.strides[a], self.dilations[a]) for a in (0, 1))
         return oh, ow
 
 

@@ -10,9 +10,12 @@ Permute    channels in another order; no node of a file, see reorder.py
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fineprune.ops.multiply_adds import multiply_adds
 
 from .conv import ConvShape
 from .dtypes import FLOAT32, DType
@@ -53,19 +56,12 @@ class Conv(Layer):
     @property
     def macs_dense(self) -> int:
         """Multiply-adds a sample if nothing were dropped."""
-        oh, ow = self.shape.output
-        return oh * ow * self.weights.size
+        return multiply_adds(self.weights.shape, prod(self.shape.output), self.shape.groups)
 
     @property
     def macs(self) -> int:
-        """Multiply-adds a sample of what is kept: sum_c |M_c| * nnz(W[:,c])."""
-        if self.mask is None:
-            oh, ow = self.shape.output
-            return oh * ow * int(np.count_nonzero(self.weights))
-        groups, per_group = self.shape.groups, self.weights.shape[1]
-        positions = self.mask.sum((1, 2)).reshape(groups, per_group)
-        taps = np.count_nonzero(self.weights, axis=(2, 3)).reshape(groups, -1, per_group).sum(1)
-        return int((positions * taps).sum())
+        """Multiply-adds a sample of what is kept."""
+        return multiply_adds(self.weights.shape, prod(self.shape.output), self.shape.groups, blocks=self.mask, weights=self.weights)
 
 
 @dataclass(frozen=True, kw_only=True)

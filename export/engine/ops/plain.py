@@ -8,6 +8,7 @@ A work item is LANES filters. The mask lies bit by bit in `index`: bit b of word
 import numpy as np
 from numpy.typing import NDArray
 
+from fineprune.ops import mask_bits
 from fineprune.ops.simd import LANES
 
 from ..ir.conv import ConvShape, Epilogue, Op, View
@@ -58,7 +59,7 @@ def plan(shape: ConvShape, weights: NDArray, mask: NDArray | None, bias: NDArray
 def _words(mask: NDArray | None) -> NDArray[np.int32]:
     if mask is None:
         return np.zeros(0, np.int32)
-    bits = np.packbits(mask.reshape(-1), bitorder="little")
+    bits = mask_bits.pack(mask)
     return np.pad(bits, (0, -len(bits) % 4)).view("<i4")
 
 

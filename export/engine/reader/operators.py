@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fineprune.ops.geometry import windows
+
 from ...functions import DEPTHWISE, DOMAIN, MASKED, POINTWISE, UNPACK_MASK, UNPACK_WEIGHTS
 from ..ir.conv import ConvShape
 from ..ir.network import Assemble, Box, Conv, Layer, Map, Mean, Piece, Pool
@@ -131,7 +133,7 @@ def pool(node: Node, reader: "Reader") -> list[Layer]:
         node.require(before < reach and after < reach, f"has pads {pads} not below its window {kernel}")
         free = x[axis + 1] + before + after - reach
         node.require(free >= 0, f"has a window {kernel} larger than its input {x}")
-        size = free // strides[axis] + 1
+        size = windows(x[axis + 1] + before + after, kernel[axis], strides[axis], dilations[axis])
         if ceil and free % strides[axis] and size * strides[axis] < x[axis + 1] + before:
             size += 1  # a last window that starts inside
             node.support(not average, "an average with ceil_mode")

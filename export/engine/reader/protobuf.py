@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fineprune.common.errors import RunError, UsageError
+from fineprune.ops import mask_bits
 
 MOST_ELEMENTS = 1 << 28
 """Of one tensor: 1 GiB of float32."""
@@ -160,11 +161,11 @@ class Constants:
         size = element_count(shape, label)
         bits = parts[-1]
         assert bits is not None  # for the type checker
-        if bits.dtype != np.uint8 or bits.shape != ((size + 7) // 8,):
+        if bits.dtype != np.uint8 or bits.shape != (mask_bits.size(size),):
             raise ContradictionError(
-                f"{label} needs {(size + 7) // 8} bytes for shape {tuple(shape)}, found {bits.dtype} {bits.shape}; export it again"
+                f"{label} needs {mask_bits.size(size)} bytes for shape {tuple(shape)}, found {bits.dtype} {bits.shape}; export it again"
             )
-        content = np.unpackbits(bits, count=size, bitorder="little").astype(bool).reshape(tuple(shape))
+        content = mask_bits.unpack(bits, shape)
         if not masks:
             values = parts[0]
             assert values is not None
