@@ -35,4 +35,10 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'fineprune' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f".{_PUBLIC[name]}", __name__), name)
+    try:
+        module = import_module(f".{_PUBLIC[name]}", __name__)
+    except ModuleNotFoundError as error:
+        if error.name is None or not error.name.startswith(f"{__name__}."):
+            raise
+        raise ImportError(f"{__name__}.{name} needs the distribution fineprune; fineprune-runtime only runs exported files") from error
+    return getattr(module, name)
