@@ -24,7 +24,7 @@ PACKAGES = {
 """Dotted name -> folder of a checkout; earlier checkouts have `common` within src/fineprune, and no `ops`."""
 NAMES = ("ffp", "fwp", "taylor", "l1", "l2", "apoz", "wis", "wis-signed", "magnitude", "fpgm")
 PRIVATE = ("numba.core", "numba.np", "numba.misc", "numba.extending", "numba.cpython", "llvmlite")
-COMPILED = re.compile(r"^_*(n?jit(_\w+)?|intrinsic|overload(_\w+)?|kernel)$", re.IGNORECASE)
+COMPILED = re.compile(r"^_*(n?jit(_\w+)?|intrinsic|operation|overload(_\w+)?|kernel)$", re.IGNORECASE)
 """The last part of the name of a decorator that compiles."""
 PARAMETERS, LINES = 8, 60
 ENGINE = "export/engine/"
