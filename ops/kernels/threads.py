@@ -2,6 +2,9 @@
 
 Compiled functions run in the OpenMP threads of torch: these are awake between the operations of a training step, where threads of our own
 would have to be woken for each convolution while torch's still wait on the same cores.
+
+The engine's team (export/engine/run/threads.py) is another thing: it runs where there is no torch, and waits in compiled code. Both hand
+out work by atomic counters, and share nothing else.
 """
 
 import ctypes

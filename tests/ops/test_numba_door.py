@@ -1,4 +1,4 @@
-"""What Numba and LLVM must go on doing. Known to hold for KNOWN; with any other version a failure here says what has changed."""
+"""What Numba and LLVM must go on doing: known to hold for KNOWN, each of which ran this file; it needs nothing but Numba and pytest."""
 
 import logging
 from collections.abc import Callable
