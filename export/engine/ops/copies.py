@@ -3,13 +3,14 @@
     target[t + c*tc + i*ti + j*tj] = source[s + c*sc + i*si + j*sj]      for c < C, i < H, j < W; a work item is a row i
 
 Numbers of four bytes, whatever their type, are moved in vectors as float32: where one side has the channels together and the other the
-columns, squares of LANES x LANES of them are transposed in registers. Numbers of one byte are moved one by one.
+columns, squares of LANES x LANES of them are transposed in registers. Of numbers of one byte those are moved
+in vectors that follow each other on both sides.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fineprune.ops.simd import LANES, transpose
+from fineprune.ops.simd import LANES, at, transpose
 from fineprune.ops.simd.vectors import load, store
 
 from ..ir.conv import Op, View
@@ -38,13 +39,19 @@ def plan(source: View, target: View, size: Box, *, kernel: str = "copy", tensor:
 @jit
 def copy(first: int, last: int, source: NDArray, target: NDArray, meta: NDArray, op: int) -> None:
     """Work items first <= k < last from one array of slots to another."""
+    if fields(meta, op).item_bytes == 1:
+        _bytes(first, last, source.view(np.uint8), target.view(np.uint8), meta, op)
+    else:
+        _slots(first, last, source, target, meta, op)
+
+
+@jit
+def _slots(first: int, last: int, source: NDArray, target: NDArray, meta: NDArray, op: int) -> None:
     m = fields(meta, op)
     sc, si, sj, tc, ti, tj = m.source.channel, m.source.row, m.source.pixel, m.target.channel, m.target.row, m.target.pixel
     C, W, rows = m.channels, m.columns, last - first
     s, t = m.source.start + first * si, m.target.start + first * ti
-    if m.item_bytes == 1:
-        _bytes(source.view(np.uint8), s, sc, si, sj, target.view(np.uint8), t, tc, ti, tj, C, rows, W)
-    elif sj == 1 and tj == 1:
+    if sj == 1 and tj == 1:
         _lines(source, s, sc, si, target, t, tc, ti, C, rows, W)
     elif sc == 1 and tc == 1:
         _lines(source, s, si, sj, target, t, ti, tj, rows, W, C)
@@ -54,21 +61,36 @@ def copy(first: int, last: int, source: NDArray, target: NDArray, meta: NDArray,
 
 
 @jit
-def _bytes(
-    source: NDArray, s: int, sc: int, si: int, sj: int, target: NDArray, t: int, tc: int, ti: int, tj: int, C: int, H: int, W: int
+def _bytes(first: int, last: int, source: NDArray, target: NDArray, meta: NDArray, op: int) -> None:
+    """The same from one array of bytes to another."""
+    m = fields(meta, op)
+    sc, si, sj, tc, ti, tj = m.source.channel, m.source.row, m.source.pixel, m.target.channel, m.target.row, m.target.pixel
+    C, W, rows = m.channels, m.columns, last - first
+    s, t = m.source.start + first * si, m.target.start + first * ti
+    if sj == 1 and tj == 1:
+        _byte_lines(source, s, sc, si, target, t, tc, ti, C, rows, W)
+    elif sc == 1 and tc == 1:
+        _byte_lines(source, s, si, sj, target, t, ti, tj, rows, W, C)
+    else:
+        for i in range(rows):
+            _rest(source, s + i * si, sc, sj, target, t + i * ti, tc, tj, C, W)
+
+
+@jit
+def _byte_lines(
+    source: NDArray, s: int, so: int, si: int, target: NDArray, t: int, to: int, ti: int, outer: int, inner: int, n: int
 ) -> None:  # fmt: skip
-    """The equation above; the channels are the inner loop where they lie together."""
-    if sc == 1 and tc == 1:
-        sc, sj, tc, tj, C, W = sj, sc, tj, tc, W, C
-    for i in range(H):
-        for c in range(C):
-            x, y = s + c * sc + i * si, t + c * tc + i * ti
-            if sj == 1 and tj == 1:
-                for j in range(W):
-                    target[y + j] = source[x + j]
-            else:
-                for j in range(W):
-                    target[y + j * tj] = source[x + j * sj]
+    """outer x inner lines of n bytes that follow each other on both sides.
+
+    LLVM makes vectors of the loop because no position can count from the end: neither in `at` nor where it has no sign.
+    """
+    if si == n and ti == n:
+        inner, n = 1, inner * n
+    for a in range(outer):
+        for b in range(inner):
+            x, y = s + a * so + b * si, t + a * to + b * ti
+            for e in range(n):
+                target[np.uint64(y + e)] = at(source, x + e)
 
 
 @jit
