@@ -4,9 +4,10 @@ Weights are frozen, augmentation is off, memory does not grow with the data set.
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -15,10 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fineprune.common.errors import RunError, UsageError
+from fineprune.common.processes import Group, joined
 from fineprune.common.progress import Progress, Silent
 from fineprune.common.seeds import check_seed
 
-from .convolutions import evaluating, find_convolutions
+from .convolutions import ConvSite, evaluating, find_convolutions
 from .layers import Collector, measuring
 from .measures import Measure
 from .statistics import FACTS, Statistics, check_fields, fingerprint, masks_by_layer
@@ -79,6 +81,10 @@ def collect(
 
     The network may carry masks: it is measured as it computes, under them. With `checkpoint` (a folder) a killed pass goes on from
     there. Raises RunError on non-finite activations or an empty source, UsageError where there is nothing to measure.
+
+    In the processes of `torchrun`, or of a process group that the caller has initialised, each calls this, takes every n-th batch and gets
+    the sums of all: the batches are those of one process, so that counts are equal and other sums differ by the order of addition. The
+    first process writes the checkpoint.
     """
     config, progress = config or CalibrationConfig(), progress or Silent()
     sites, _ = find_convolutions(model, input_shape)
@@ -86,38 +92,69 @@ def collect(
         raise RunError("the calibration set is empty; name a data set with training samples")
     if not sites:
         raise UsageError("the network has no convolution that can carry masks")
+    with joined() as group:
+        return _collect(model, source, measure, sites, _Pass(input_shape, config, device, checkpoint, group.speaker(progress), group))
+
+
+class _Pass(NamedTuple):
+    """How one pass is made."""
+
+    input_shape: tuple[int, ...]
+    config: CalibrationConfig
+    device: torch.device | str
+    checkpoint: Path | None
+    progress: Progress
+    group: Group
+
+
+def _collect(model: nn.Module, source: Source, measure: Measure, sites: Sequence[ConvSite], how: _Pass) -> Statistics:
+    config, checkpoint, group = how.config, how.checkpoint, how.group
     collectors = measure.collectors(model, sites, config.seed)
     stream_settings = {k: v for k, v in asdict(config).items() if k in ("samples", "seed", "data")}
     network = fingerprint(model, masks_by_layer(model, (site.name for site in sites)))
-    settings = {**measure.settings(sites), **stream_settings, "input_shape": list(input_shape), "network": network}
+    settings = {**measure.settings(sites), **stream_settings, "input_shape": list(how.input_shape), "network": network}
     order = sample_order(len(source), config)
-    done = _resume(checkpoint, measure.kind, settings, collectors)
+    saved = group.on_first(lambda: _saved(checkpoint, measure.kind, settings, collectors))
+    done = 0 if saved is None else saved.samples
+    if saved is not None and group.first:
+        for name, collector in collectors.items():
+            collector.restore(saved.layers[name])
 
     def snapshot(samples: int) -> Statistics:
         return Statistics(kind=measure.kind, settings=settings, samples=samples, layers={name: c.sums() for name, c in collectors.items()})
 
+    def save(state: Statistics) -> Statistics:
+        """The sums of all processes, kept where there is a place for them."""
+        total = state.total(group)
+        if checkpoint is not None:
+            group.on_first(lambda: total.save(checkpoint))
+        return total
+
     state = snapshot(done)
     if done == len(order):
-        return state
-    first = done // config.batch_size
-    batches = first + -(-(len(order) - done) // config.batch_size)
+        return state.total(group)
+    chunks = order[done:].split(config.batch_size)
+    first, rounds, own = done // config.batch_size // group.size, -(-len(chunks) // group.size), chunks[group.rank :: group.size]
     last_saved = time.monotonic()
     try:
-        with _measured(model, collectors, input_shape, device):
-            stream = source.batches(config.batch_size, indices=order[done:])
-            for batch in progress(stream, total=batches, description=f"calibrating {measure.kind}", start=first):
-                _run_batch(model, batch, collectors, device)
-                state = snapshot(state.samples + len(batch.images))  # whole batches only: an interrupt can come between two layers
-                if checkpoint is not None and time.monotonic() - last_saved > config.checkpoint_every_s:
-                    state.save(checkpoint)
+        with _measured(model, collectors, how.input_shape, how.device):
+            batches = source.batches(config.batch_size, indices=torch.cat(own)) if own else ()
+            stream = chain(batches, [None] * (rounds - len(own)))  # the last round may have fewer batches than there are processes
+            shown = how.progress(stream, total=first + rounds, description=f"calibrating {measure.kind}", start=first)
+            for number, batch in enumerate(shown, 1):
+                if batch is not None:
+                    _run_batch(model, batch, collectors, how.device)
+                # Whole batches only: an interrupt can come between two layers.
+                state = snapshot(min(done + number * group.size * config.batch_size, len(order)))
+                due = checkpoint is not None and time.monotonic() - last_saved > config.checkpoint_every_s
+                if group.any(due)[0]:
+                    save(state)
                     last_saved = time.monotonic()
     except KeyboardInterrupt:
-        if checkpoint is not None:
-            state.save(checkpoint)
+        if group.size == 1:  # others may not have finished their batch: then the last checkpoint stays
+            save(state)
         raise
-    if checkpoint is not None:
-        state.save(checkpoint)
-    return state
+    return save(state)
 
 
 @contextmanager
@@ -205,14 +242,12 @@ def sample_order(size: int, config: CalibrationConfig) -> Tensor:
     return torch.randperm(size, generator=torch.Generator().manual_seed(config.seed))[: config.samples]
 
 
-def _resume(checkpoint: Path | None, kind: str, settings: dict[str, Any], collectors: Mapping[str, Collector]) -> int:
-    """Load sums of an interrupted pass with the same settings; the number of samples that they hold."""
+def _saved(checkpoint: Path | None, kind: str, settings: dict[str, Any], collectors: Mapping[str, Collector]) -> Statistics | None:
+    """The sums of an interrupted pass with the same settings."""
     if checkpoint is None or not (checkpoint / FACTS).is_file():
-        return 0
+        return None
     saved = Statistics.load(checkpoint)
     if saved.kind != kind or saved.settings != settings or not collectors.keys() <= saved.layers.keys():
-        return 0
+        return None
     check_fields(saved, (collector.site for collector in collectors.values()))
-    for name, collector in collectors.items():
-        collector.restore(saved.layers[name])
-    return saved.samples
+    return saved

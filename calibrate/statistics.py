@@ -14,6 +14,7 @@ from fineprune.common.errors import RunError, UsageError
 from fineprune.common.files import atomic_path, own_file, read_json, write_json
 from fineprune.common.files import sha256 as file_digest
 from fineprune.common.form import Maybe, Within, require
+from fineprune.common.processes import Group
 from fineprune.common.tensors import read_tensors
 from fineprune.ops.mask_facts import MASKS, is_mask
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 SCHEMA = 2
 TENSORS, FACTS = "statistics.safetensors", "statistics.json"
 _FORM = {"kind": str, "samples": Within(int, 0, 2**62), "settings": {"keep": Maybe({str: int})}, "layers": [str], "sha256": str}
+
+_NO_SUM = ("groups",)
+"""Fields that are the same in every part."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +55,18 @@ class Statistics:
                 )
         layers = {name: _sum(fields, other.layers[name]) for name, fields in self.layers.items()}
         return replace(self, samples=self.samples + other.samples, layers=layers)
+
+    def total(self, group: Group) -> "Statistics":
+        """The sums of all processes of a group, each of which calls this with its own part and the `samples` of the whole."""
+        if group.size == 1:
+            return self
+        kinds = {(name, key): (value.shape, value.dtype) for name, fields in self.layers.items() for key, value in fields.items()}
+        everywhere = {place: kind for part in group.gather(kinds) for place, kind in part.items()}
+        layers: dict[str, dict[str, Tensor]] = {name: {} for name in self.layers}
+        for (name, key), (shape, dtype) in everywhere.items():
+            own = self.layers[name].get(key, torch.zeros(shape, dtype=dtype))  # a part that no gradient reached has no Taylor scores
+            layers[name][key] = own if key in _NO_SUM else group.total(own)
+        return replace(self, layers=layers)
 
     def save(self, folder: Path | str) -> None:
         """Write the folder whole or not at all; older statistics there are replaced, any other folder is refused (UsageError)."""
@@ -93,7 +109,7 @@ class Statistics:
 
 def _sum(one: dict[str, Tensor], other: dict[str, Tensor]) -> dict[str, Tensor]:
     """A part that no gradient reached has no Taylor scores, which is a sum of zeros."""
-    return {**other, **one, **{key: one[key] + other[key] for key in one.keys() & other.keys() if key != "groups"}}
+    return {**other, **one, **{key: one[key] + other[key] for key in one.keys() & other.keys() if key not in _NO_SUM}}
 
 
 def check_fields(statistics: Statistics, sites: Iterable["ConvSite"]) -> None:

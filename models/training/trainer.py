@@ -15,19 +15,20 @@ from torch import nn
 from fineprune.common.processes import joined
 from fineprune.common.progress import Progress, Silent
 
-from . import synchronous
 from .checks import check_processes, check_request, trainable
 from .config import TrainConfig
 from .device import private_randomness, reproducible_kernels, resolve_device, resolve_precision
-from .distributed import ray_engine, simulated
+from .distributed.ray_engine import opened as open_ray
+from .distributed.simulated import opened as open_simulated
 from .frozen import frozen_line
 from .interfaces import DataLike
 from .interrupt import deferred_interrupts
 from .loop import Engine, Run, Task
 from .results import EpochRecord, TrainResult
 from .state import run_identity
+from .synchronous import opened as open_synchronous
 
-_SERVERS: dict[str, Callable[[Task], AbstractContextManager[Engine]]] = {"simulated": simulated.opened, "ray": ray_engine.opened}
+_SERVERS: dict[str, Callable[[Task], AbstractContextManager[Engine]]] = {"simulated": open_simulated, "ray": open_ray}
 
 _ECHO_S = 10.0
 """torchrun passes on to its processes a signal that they may have got already."""
@@ -86,7 +87,7 @@ def opened(
         rest: dict[str, Any] = {"output": output, "identity": names, "progress": progress, "group": group}
         task = Task(model=model, data=data, config=config, device=where, dtype=dtype, **rest)
         open_engine: Callable[[Task], AbstractContextManager[Engine]]
-        open_engine = synchronous.opened if config.asynchronous is None else _SERVERS[config.asynchronous.engine]
+        open_engine = open_synchronous if config.asynchronous is None else _SERVERS[config.asynchronous.engine]
         stack.enter_context(private_randomness(where))
         stack.enter_context(reproducible_kernels())
         engine = stack.enter_context(open_engine(task))

@@ -8,6 +8,7 @@ Each step's result is in the manifest, so that the bundle says what was saved an
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from fineprune.calibrate.statistics import FACTS, Statistics, fingerprint
 from fineprune.common.copies import copied, working_copy
 from fineprune.common.errors import RunError, UsageError
 from fineprune.common.files import check_writable
+from fineprune.common.processes import Group, joined
 from fineprune.common.progress import Lines, Progress
 from fineprune.common.wrappers import check_network, unwrapped, without_wrappers
 from fineprune.compressor.bundle import Bundle, check_target
@@ -163,7 +165,10 @@ def compress_network(
     output: Path | str | None = None,
     progress: Progress,
 ) -> Bundle:
-    """`compress` with everything resolved. An interrupted run with the same settings goes on from `output`.work."""
+    """`compress` with everything resolved. An interrupted run with the same settings goes on from `output`.work.
+
+    Of several processes (`torchrun`) each calls this: calibration and fine-tuning are shared, all get the bundle, the first one writes it.
+    """
     if output is not None:
         check_target(output)
         check_writable(output)
@@ -182,10 +187,12 @@ def compress_network(
         if given and kind is not None and kind not in given:
             progress.log(f"{statistics} holds no statistics of {kind}: they are collected now")
     key = {"job": job.to_json(), "data": data.to_json(), "network": fingerprint(model)} if output is not None else {}
-    with work_folder(output, key) as folder:
-        bundle = _Run(model, data, job, device, progress, folder).bundle(spec, given)
+    with ExitStack() as stack:
+        group = stack.enter_context(joined())
+        folder = group.on_first(lambda: stack.enter_context(work_folder(output, key)))
+        bundle = _Run(model, data, job, device, group.speaker(progress), folder, group).bundle(spec, given)
         if output is not None:
-            bundle.save(output)
+            group.on_first(lambda: bundle.save(output))
     return bundle
 
 
@@ -199,6 +206,7 @@ class _Run:
     device: torch.device
     progress: Progress
     folder: Path | None
+    group: Group
 
     def bundle(self, spec: ModelSpec | None, statistics: Mapping[str, Statistics]) -> Bundle:
         """All steps in order."""
@@ -276,7 +284,8 @@ class _Run:
         split = getattr(self.data, self.held_out)
         if len(split) == 0:
             return None
-        result = evaluate(model, split, device=self.device, progress=self.progress, description=description)
+        options: dict[str, Any] = {"device": self.device, "progress": self.progress, "group": self.group}
+        result = evaluate(model, split, description=description, **options)
         self.progress.log(f"{description}: {self.held_out} accuracy {result.accuracy:.2%}")
         return result.accuracy
 
@@ -299,7 +308,8 @@ class _Run:
 
     def _validation_loss(self, model: nn.Module) -> float:
         split = self.data.validation if len(self.data.validation) else self.data.train
-        return evaluate(model, split, device=self.device, progress=self.progress, description="choosing BatchNorm statistics").loss
+        options: dict[str, Any] = {"device": self.device, "progress": self.progress, "group": self.group}
+        return evaluate(model, split, description="choosing BatchNorm statistics", **options).loss
 
     def finetune(self, model: nn.Module, name: str) -> dict[str, Any]:
         if self.job.finetune is None:

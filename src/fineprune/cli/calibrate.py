@@ -31,6 +31,7 @@ def calibrate(output: Path, device: str, **options: Any) -> None:
     from fineprune.calibrate.statistics import check_target
     from fineprune.common.copies import working_copy
     from fineprune.common.files import check_writable
+    from fineprune.common.processes import joined
     from fineprune.common.progress import Bars
     from fineprune.compressor.prune import prune
     from fineprune.models.training.device import resolve_device
@@ -49,8 +50,11 @@ def calibrate(output: Path, device: str, **options: Any) -> None:
     warn_random(options)
     data = open_data(options)
     network = open_network(options, data)
-    progress = Bars()
-    pruned = prune(working_copy(network.model, progress), config, calibration_run(data, calibration, where, output, progress))
+    with joined() as group:
+        progress = group.speaker(Bars())
+        pruned = prune(working_copy(network.model, progress), config, calibration_run(data, calibration, where, output, progress))
+    if not group.first:
+        return
     for skipped in pruned.skipped:
         progress.log(f"left dense: {skipped.name}: {skipped.reason}")
     if not kinds:

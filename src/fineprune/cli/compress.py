@@ -50,6 +50,7 @@ def compress(as_json: bool, output: Path, device: str, **options: Any) -> None:
     """
     from fineprune.calibrate.collect import CalibrationConfig
     from fineprune.common.files import check_writable
+    from fineprune.common.processes import joined
     from fineprune.common.progress import Bars
     from fineprune.compressor.bundle import check_target
 
@@ -72,7 +73,11 @@ def compress(as_json: bool, output: Path, device: str, **options: Any) -> None:
     warn_random(options)
     data = open_data(options)
     network = open_network(options, data)
-    bundle = compress_network(network.model, data, job, spec=network.spec, statistics=options["statistics"], output=output, progress=Bars())
+    given: dict[str, Any] = {"spec": network.spec, "statistics": options["statistics"], "output": output}
+    with joined() as group:
+        bundle = compress_network(network.model, data, job, **given, progress=group.speaker(Bars()))
+    if not group.first:
+        return
     if as_json:
         print_json(bundle.facts)
     else:
