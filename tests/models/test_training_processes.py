@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -145,13 +143,3 @@ def test_what_two_processes_cannot_train_is_refused_by_both(both: list[dict[str,
         assert "not finite" in found["diverged"] and "lower learning rate" in found["diverged"]
         assert found["small batch"] == "batch_size 3 is too small for 2 processes (BatchNorm needs two images in each); use at least 4"
         assert found["server"].startswith("a parameter server starts its own workers")
-
-
-@pytest.mark.slow
-def test_torchrun_trains_by_the_command(tmp_path: Path) -> None:
-    asked = ["train", "--model", "resnet8", "--data", "digits", "--epochs", "1", "--output", str(tmp_path / "run")]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fineprune"]
-    done = subprocess.run([*launch, *asked], capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("wrote") == 1 and done.stderr.count("epoch 1/1") == 1
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"model.safetensors", "training.json", "training.pt"}
