@@ -14,7 +14,7 @@ Facts = dict[str, Any]
 
 NOT_COMPARED = {
     *("seconds", "cpu_seconds", "validation_seconds", "policy_seconds", "wall_seconds", "overhead_s"),
-    *("predicted", "measured", "measured_cpu"),  # savings of time
+    *("predicted", "measured", "measured_cpu", "server_ms_per_call"),  # of time
     *("machine", "packages", "fineprune", "commit"),
     "sha256",  # of files that have facts of their own
 }
