@@ -3,7 +3,8 @@
 import numpy as np
 
 from fineprune.export.engine.ir.conv import ConvShape
-from fineprune.export.engine.ir.network import Conv, Map
+from fineprune.export.engine.ops.conv import Conv
+from fineprune.export.engine.ops.maps import Map
 
 BOX = (4, 6, 5)
 

@@ -24,8 +24,8 @@ from fineprune.ops.geometry import windows
 
 from .dtypes import FLOAT32, DType
 
-CONSTANTS, INDEX, HEADER = 0, 1, 2
-"""Positions in an operation's meta: starts of its constants and index (filled in when operations are put together), own integers."""
+CONSTANTS, INDEX = 0, 1
+"""Positions in an operation's meta: starts of its constants and index (filled in when operations are put together)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +51,10 @@ class ConvShape:
         return oh, ow
 
 
+Margins = tuple[int, int, int, int]
+"""top, left, bottom, right"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class View:
     """A tensor [channels, height, width] in the arena, which is seen as an array a of `dtype`: element (c,i,j) is
@@ -69,7 +73,7 @@ class View:
     channel_stride: int
     row_stride: int
     pixel_stride: int
-    margins: tuple[int, int, int, int] = (0, 0, 0, 0)
+    margins: Margins = (0, 0, 0, 0)
     dtype: DType = FLOAT32
 
     @property
@@ -102,7 +106,7 @@ class Op:
     kernel: str
     """Name of the compiled function."""
     meta: NDArray[np.int64]
-    """HEADER integers of the header, then the kernel's own."""
+    """Starts of constants and index, then the kernel's own integers, see record.py."""
     index: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
     constants: NDArray[Any] = field(default_factory=lambda: np.zeros(0, np.float32))
     """Of any type in DTYPES; they begin at a slot, and the kernel sees them through a view."""

@@ -1,101 +1,50 @@
-"""What the engine computes: layers over named tensors of one sample, each [channels, height, width].
+"""What stages hand on: layers over named tensors of one sample, each [channels, height, width], and what the stages may ask a layer.
 
-Conv       y = clip(masked convolution + bias (+ residual), low, high); a linear layer is a convolution whose kernel covers its input
-Pool       maximum or average under a window
-Mean       average over rows and columns
-Map        one or two tensors element by element, then clip
-Assemble   pieces of tensors copied to pieces of one: Concat, Slice, Split, Pad, channel shuffles
-Permute    channels in another order; no node of a file, see reorder.py
+An operation is one file of ops/: a subclass of `Layer` that says what these ask, the operators of a file that it is made of (`onnx`),
+and its compiled functions (`kernel`). See "Adding an operation" in the README.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
+from enum import Enum
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fineprune.ops.multiply_adds import multiply_adds
-
-from .conv import ConvShape
+from .conv import Margins, Op, View
 from .dtypes import FLOAT32, DType
+
+if TYPE_CHECKING:
+    from ..reader.attributes import Node
+    from ..reader.graph import Reader
 
 Box = tuple[int, int, int]
 """channels, height, width"""
+Order = NDArray[np.int64]
+"""Channels in another order: channel k is channel order[k] of the file."""
+
+NHWC, NCHW = "NHWC", "NCHW"
+LAYOUTS = (NHWC, NCHW)
+
+
+class Channels(Enum):
+    """In which order a layer makes its channels."""
+
+    FREE = "in any order"
+    FIRST = "in the order of its first input, in which its other inputs have to come"
+    JOINED = "in the orders of its inputs, one after another"
+    FILE = "in the order of the file, in which its inputs have to come"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layer:
-    """Reads `inputs`, writes `output`; `name` is the file's."""
+class Candidate:
+    """A kernel that can run a layer with its output in `layout`; `any_input`: its first input may be in either."""
 
-    name: str
-    inputs: tuple[str, ...]
-    output: str
-
-    def dtype(self, inputs: Sequence[DType]) -> DType | None:
-        """The type of the output, of inputs of these types; None where the engine cannot compute with them."""
-        return FLOAT32 if all(dtype == FLOAT32 for dtype in inputs) else None
-
-
-def same(inputs: Sequence[DType]) -> DType | None:
-    """The type of what is made of numbers of the inputs as they are: theirs, where all have one."""
-    return inputs[0] if len(set(inputs)) == 1 else None
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Conv(Layer):
-    """Weights float32 [F,C/groups,kh,kw] (dropped ones 0), mask bool [C,oh,ow]; a second input is added before the clip."""
-
-    shape: ConvShape
-    weights: NDArray[np.float32]
-    bias: NDArray[np.float32]
-    mask: NDArray[np.bool_] | None = None
-    low: float = -np.inf
-    high: float = np.inf
-
-    @property
-    def macs_dense(self) -> int:
-        """Multiply-adds a sample if nothing were dropped."""
-        return multiply_adds(self.weights.shape, prod(self.shape.output), self.shape.groups)
-
-    @property
-    def macs(self) -> int:
-        """Multiply-adds a sample of what is kept."""
-        return multiply_adds(self.weights.shape, prod(self.shape.output), self.shape.groups, blocks=self.mask, weights=self.weights)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pool(Layer):
-    """`kind` "max" or "average"; where `counts_padding`, an average divides by the whole window."""
-
-    kind: str
-    kernel: tuple[int, int]
-    strides: tuple[int, int]
-    pads: tuple[int, int, int, int]
-    dilations: tuple[int, int] = (1, 1)
-    counts_padding: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mean(Layer):
-    """y[c] = mean over i,j of x[c,i,j]"""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Map(Layer):
-    """y = clip(function(x...), low, high).
-
-    "identity", "sigmoid", "silu" (x * sigmoid(x)) of x; "hardsigmoid" clip(alpha*x + beta, 0, 1) and "hardswish" x * hardsigmoid(x)
-    of it; "affine" scale[c]*x + shift[c]; "add", "multiply" of two tensors; "scale" x[c,i,j] * z[c,0,0].
-    """
-
-    function: str
-    low: float = -np.inf
-    high: float = np.inf
-    alpha: float = 1 / 6
-    beta: float = 0.5
-    scale: NDArray[np.float32] | None = None
-    shift: NDArray[np.float32] | None = None
+    kernel: str
+    layout: str
+    any_input: bool
+    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,23 +59,146 @@ class Piece:
     to_step: Box = (1, 1, 1)
 
 
+class Wish(Protocol):
+    """The order of its channels that a layer with Channels.FREE would like best (None: the file's), and what orders cost it."""
+
+    order: Order | None
+
+    def seconds(self, order: Order | None) -> float:
+        """Expected time, less that in the file's order."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class Assemble(Layer):
-    """Copies `pieces`, which do not overlap; what they leave is zero."""
+class Layer:
+    """Reads `inputs`, writes `output`; `name` is the file's. What else is here is asked by the stages; subclasses say otherwise."""
 
-    pieces: tuple[Piece, ...]
+    name: str
+    inputs: tuple[str, ...]
+    output: str
+
+    kernel_name: ClassVar[str] = ""
+    """The kernel that runs it, where there is nothing to choose."""
+    layouts: ClassVar[tuple[str, ...]] = LAYOUTS
+    """Of its output."""
+    any_input: ClassVar[bool] = False
+    """Whether its inputs may be in any layout; else they are in that of its output."""
+    easy: ClassVar[bool] = False
+    """Whether it only moves numbers or maps them one by one: between nodes of ONNX Runtime it is not worth a part of its own."""
+    in_place: ClassVar[bool] = False
+    """Whether its output may be written over its first input."""
+    movable: ClassVar[bool] = False
+    """Whether its output may be made as a part of another tensor."""
+
+    @property
+    def candidates(self) -> Sequence[Candidate]:
+        """The kernels to choose from; empty: `kernel_name`, in all `layouts`."""
+        return ()
+
+    @property
+    def margins(self) -> Margins:
+        """Zeros that it needs around its first input."""
+        return 0, 0, 0, 0
+
+    @property
+    def pieces_of_inputs(self) -> Sequence[Piece] | None:
+        """What its output is put together of, where it computes nothing."""
+        return None
+
+    @property
+    def reads(self) -> Sequence[str]:
+        """The inputs, as often as they are read."""
+        pieces = self.pieces_of_inputs
+        return self.inputs if pieces is None else [self.inputs[piece.source] for piece in pieces]
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds a sample of what is kept; 0: nobody counts them."""
+        return 0
+
+    @property
+    def macs_dense(self) -> int:
+        """Multiply-adds a sample if nothing were dropped."""
+        return 0
+
+    @property
+    def fingerprint(self) -> bytes:
+        """What the times of its candidates depend on."""
+        return b""
 
     def dtype(self, inputs: Sequence[DType]) -> DType | None:
-        """The inputs'."""
-        return same(inputs)
+        """The type of the output, of inputs of these types; None where the engine cannot compute with them."""
+        return FLOAT32 if all(dtype == FLOAT32 for dtype in inputs) else None
+
+    def seconds(self, box: Box, layout: str) -> float:
+        """Expected time of its kernel beyond that in the other layout; box: size of its output. Channels together make whole vectors."""
+        return 0.0 if layout == NHWC else 5e-11 * box[0] * box[1] * box[2]
+
+    def channels(self, boxes: Mapping[str, Box]) -> Channels:
+        """The order of its channels; boxes: sizes of all tensors."""
+        return Channels.FILE
+
+    def wish(self, seconds: Callable[[Any], float]) -> Wish:
+        """Of a layer with Channels.FREE; seconds: expected time of such a layer."""
+        raise NotImplementedError(f"{type(self).__name__} makes its channels in any order, and has no wish")
+
+    def ordered(self, x: Order | None, y: Order | None) -> Self:
+        """The layer that reads the channels of its first input in order x and makes those of its output in order y."""
+        return self
+
+    def plan(self, kernel: str, *views: View) -> list[Op]:
+        """Operations; views: of the inputs, and of the output."""
+        raise NotImplementedError(f"{type(self).__name__} has no plan")
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Permute(Layer):
-    """y[c] = x[order[c]]"""
+def same(inputs: Sequence[DType]) -> DType | None:
+    """The type of what is made of numbers of the inputs as they are: theirs, where all have one."""
+    return inputs[0] if len(set(inputs)) == 1 else None
 
-    order: NDArray[np.int64]
 
-    def dtype(self, inputs: Sequence[DType]) -> DType | None:
-        """The inputs'."""
-        return same(inputs)
+Handler = Callable[["Node", "Reader"], Sequence[Layer]]
+"""Makes layers of a node, and checks all that it uses: RunError where the file contradicts itself, UnsupportedError where ONNX
+Runtime has to run the node."""
+
+HANDLERS: dict[tuple[str, str], Handler] = {}
+"""(domain, operator) -> handler."""
+SEQUENCES: dict[tuple[str, ...], Callable[..., Sequence[Layer]]] = {}
+"""Operators that follow each other, each read by the next alone -> handler of their nodes together."""
+KERNELS: dict[str, Any] = {}
+"""Name -> compiled function, of the signature in ir/conv.py."""
+
+
+def onnx(*operators: str, domain: str = "") -> Callable[[Handler], Handler]:
+    """Registers the handler of these operators."""
+
+    def register(handler: Handler) -> Handler:
+        for operator in operators:
+            _add(HANDLERS, (domain, operator), handler)
+        return handler
+
+    return register
+
+
+def onnx_sequence(*operators: str) -> Callable[[Callable[..., Sequence[Layer]]], Callable[..., Sequence[Layer]]]:
+    """Registers the handler of nodes that are one operation together."""
+
+    def register(handler: Callable[..., Sequence[Layer]]) -> Callable[..., Sequence[Layer]]:
+        _add(SEQUENCES, operators, handler)
+        return handler
+
+    return register
+
+
+def kernel(name: str) -> Callable[[Any], Any]:
+    """Registers a compiled function, by which operations are run that are planned for the kernel `name`."""
+
+    def register(run: Any) -> Any:
+        _add(KERNELS, name, run)
+        return run
+
+    return register
+
+
+def _add(registry: dict[Any, Any], key: Any, value: Any) -> None:
+    if key in registry:
+        raise ValueError(f"{key!r} is declared twice, by {registry[key]} and {value}")
+    registry[key] = value

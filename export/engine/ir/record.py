@@ -57,11 +57,14 @@ class Record:
         meta: NDArray[np.int64] = record.view(INT)
         return meta
 
+    def view(self, meta: NDArray) -> Any:
+        """What was packed, by name."""
+        return meta.view(self.dtype)[0]
+
 
 def _reader(dtype: np.dtype) -> Any:
     """fields(meta, op): the record that begins at meta[op]."""
     size = dtype.itemsize // INT.itemsize
-
     record = from_dtype(dtype)
 
     def pointer(e: Emitter) -> Any:

@@ -14,7 +14,7 @@ from fineprune.ops.simd import LANES, at, transpose
 from fineprune.ops.simd.vectors import load, store
 
 from ..ir.conv import Op, View
-from ..ir.network import Box
+from ..ir.network import Box, kernel
 from ..ir.record import INT, PLACE, Record
 from ..jit import jit
 
@@ -136,6 +136,7 @@ def _rest(source: NDArray, s: int, sc: int, sj: int, target: NDArray, t: int, tc
             target[t + c * tc + j * tj] = source[s + c * sc + j * sj]
 
 
+@kernel("copy")
 @jit
 def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
     """Within the arena."""

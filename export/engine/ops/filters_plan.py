@@ -10,24 +10,7 @@ from fineprune.ops.simd import LANES
 
 from ..ir.conv import ConvShape, Epilogue, Op, View
 from .filters_forms import CACHED_WEIGHTS, PASS_WEIGHTS, bounds, pace, panel_form, pass_cycles, taps_of, useful
-from .filters_run import (
-    BIAS,
-    DEPTHWISE,
-    FROM_BIAS,
-    HIGH,
-    ITEMS,
-    LOW,
-    MASKED,
-    META,
-    RESIDUAL,
-    TILES,
-    TO_Y,
-    ZERO_LINES,
-    ZERO_LINES_END,
-    ZEROS,
-    X,
-    Y,
-)
+from .filters_run import BIAS, DEPTHWISE, FROM_BIAS, HIGH, LOW, MASKED, META, TILES, TO_Y
 from .filters_tiles import Block, Entries, Form, Numbers, blocks, passes
 
 
@@ -129,9 +112,16 @@ def operation(
             items.append([panel.vectors, start, panel.first, first, first + steps.size, table, len(block.positions), fetch])
     lines = np.unique(taps // LANES) * LANES if mask is not None and form.vectors != DEPTHWISE else np.zeros(0, int)
     zeros, first_item = index.add(lines), index.add(np.array(items))
-    meta, sums = np.zeros(META, np.int64), slots * max(1, form.vectors) * LANES
-    meta[[X, Y, RESIDUAL]] = layout.first_patch, layout.y.start, layout.residual.start if layout.residual else -1
-    meta[[ITEMS, ZEROS, ZERO_LINES, ZERO_LINES_END]] = first_item, sums, zeros, zeros + len(lines)
+    sums = slots * max(1, form.vectors) * LANES
+    meta = META.pack(
+        x=layout.first_patch,
+        y=layout.y.start,
+        residual=layout.residual.start if layout.residual else -1,
+        items=first_item,
+        zeros=sums,
+        zero_lines=zeros,
+        zero_lines_end=zeros + len(lines),
+    )
     costs = np.array([pass_cycles(steps, lists, panel.vectors) for panel in made for steps in panel.passes])
     scratch = sums + int(lines.max(initial=-LANES)) + LANES
     return Op(kernel="filters", meta=meta, index=index.array(), constants=constants.array(), costs=costs, scratch=scratch)

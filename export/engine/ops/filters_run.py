@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from fineprune.ops.simd import LANES
 from fineprune.ops.simd.vectors import clipped
 
-from ..ir.conv import CONSTANTS, HEADER, INDEX
+from ..ir.network import kernel
+from ..ir.record import INT, Record
 from .filters_simd import (
     REGISTERS,
     add_channels,
@@ -37,10 +38,10 @@ from .filters_simd import (
     store_slots,
 )
 
-X, Y, RESIDUAL, ITEMS, ZEROS, ZERO_LINES, ZERO_LINES_END = range(HEADER, HEADER + 7)
-"""Positions in meta: first element of the first patch of x in the arena, of y and residual (none: -1), of the work items in the index;
-where in scratch the zeros begin, and index[ZERO_LINES:ZERO_LINES_END], the vectors among them that are read."""
-META = HEADER + 7
+META = Record(x=INT, y=INT, residual=INT, items=INT, zeros=INT, zero_lines=INT, zero_lines_end=INT)
+"""First element of the first patch of x in the arena, of y and residual (none: -1), of the work items in the index; where in scratch the
+zeros begin, and index[zero_lines:zero_lines_end], the vectors among them that are read."""
+_fields = META.fields
 VECTORS, WEIGHTS, FILTER, FIRST_PASS, LAST_PASS, TABLES, SLOTS, PACE, ITEM = range(9)
 """Integers of a work item: vectors of its panel; where its weights begin in the constants, and its filters among all; its passes;
 tables of the positions of its slots in x, y and residual, one after another, of SLOTS integers each, for depthwise convolutions with
@@ -236,15 +237,16 @@ _widest = _item(WIDEST) if WIDEST > 2 else _two
 _depthwise = _item(1, add_channels)
 
 
+@kernel("filters")
 @njit(**_OPTIONS)
 def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
-    base, numbers = meta[op + INDEX], meta[op + CONSTANTS]
-    x, y, residual, zeros = meta[op + X], meta[op + Y], meta[op + RESIDUAL], scratch + meta[op + ZEROS]
-    for k in range(base + meta[op + ZERO_LINES], base + meta[op + ZERO_LINES_END]):
+    m = _fields(meta, op)
+    base, numbers, x, y, residual, zeros = m.index, m.constants, m.x, m.y, m.residual, scratch + m.zeros
+    for k in range(base + m.zero_lines, base + m.zero_lines_end):
         for lane in range(LANES):
             arena[zeros + index[k] + lane] = 0
     for k in range(first, last):
-        work = base + meta[op + ITEMS] + k * ITEM
+        work = base + m.items + k * ITEM
         vectors = index[work + VECTORS]
         if vectors == WIDEST:
             _widest(work, base, numbers, scratch, x, zeros - x, y, residual, arena, constants, index)

@@ -13,6 +13,7 @@ from fineprune.ops.simd import LANES, tile_add_scaled, tile_zeros
 from fineprune.ops.simd.vectors import added, load, store
 
 from ..ir.conv import ConvShape, Epilogue, Op, View
+from ..ir.network import kernel
 from ..ir.record import INT, NOWHERE, PLACE, Record
 from ..jit import jit
 
@@ -69,6 +70,7 @@ def plan(shape: ConvShape, weights: NDArray, mask: NDArray | None, bias: NDArray
     )
 
 
+@kernel("linear")
 @jit
 def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
     """Kernel "linear"."""

@@ -7,8 +7,9 @@
 A work item is a row. Where channels lie together, the surplus ones up to whole vectors are computed as well. y may be x.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +18,13 @@ from fineprune.ops.simd import LANES, tile_zeros
 from fineprune.ops.simd.vectors import added, clipped, load, multiplied, multiply_added, same, sigmoid, store
 
 from ..ir.conv import Op, View
-from ..ir.network import Map
+from ..ir.network import Box, Channels, Layer, Order, kernel, onnx
 from ..ir.record import INT, PLACE, Record
 from ..jit import jit
+
+if TYPE_CHECKING:
+    from ..reader.attributes import Node
+    from ..reader.graph import Reader
 
 IDENTITY, AFFINE, ADD, MULTIPLY, SCALE, HARDSIGMOID, HARDSWISH, SIGMOID, SILU = range(9)
 _CODES = {
@@ -39,30 +44,129 @@ _META = Record(function=INT, channels_last=INT, channels=INT, columns=INT, lanes
 _fields = _META.fields
 
 
-def plan(layer: Map, x: View, z: View | None, y: View) -> Op:
-    """`z` is the second input."""
-    other = z or x
-    channels_last = x.layout == "NHWC"
-    width = x.pixel_stride if channels_last else x.channels
-    meta = _META.pack(
-        function=_CODES[layer.function],
-        channels_last=int(channels_last),
-        channels=x.channels,
-        columns=x.width,
-        lanes=width,
-        x=x.place,
-        z=other.place,
-        y=y.place,
-    )
-    constants = np.zeros(_SCALE + 2 * width, np.float32)
-    constants[:_SCALE] = (layer.low, layer.high, layer.alpha, layer.beta)
-    if layer.scale is not None and layer.shift is not None:
-        constants[_SCALE : _SCALE + x.channels] = layer.scale
-        constants[_SCALE + width : _SCALE + width + x.channels] = layer.shift
-    costs = np.full(x.height, (3e-10 if layer.function in ("sigmoid", "silu") else 2e-10) * x.channels * x.width)
-    return Op(kernel="map", meta=meta, constants=constants, costs=costs, scratch=LANES)
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Map(Layer):
+    """y = clip(function(x...), low, high).
+
+    "identity", "sigmoid", "silu" (x * sigmoid(x)) of x; "hardsigmoid" clip(alpha*x + beta, 0, 1) and "hardswish" x * hardsigmoid(x)
+    of it; "affine" scale[c]*x + shift[c]; "add", "multiply" of two tensors; "scale" x[c,i,j] * z[c,0,0].
+    """
+
+    function: str
+    low: float = -np.inf
+    high: float = np.inf
+    alpha: float = 1 / 6
+    beta: float = 0.5
+    scale: NDArray[np.float32] | None = None
+    shift: NDArray[np.float32] | None = None
+
+    kernel_name: ClassVar[str] = "map"
+    easy: ClassVar[bool] = True
+    in_place: ClassVar[bool] = True
+
+    def channels(self, boxes: Mapping[str, Box]) -> Channels:
+        return Channels.FIRST
+
+    def ordered(self, x: Order | None, y: Order | None) -> Self:
+        if x is None or self.scale is None or self.shift is None:
+            return self
+        return replace(self, scale=self.scale[x], shift=self.shift[x])
+
+    def plan(self, kernel: str, *views: View) -> list[Op]:
+        x, other, y = views[0], views[-2], views[-1]
+        channels_last = x.layout == "NHWC"
+        width = x.pixel_stride if channels_last else x.channels
+        meta = _META.pack(
+            function=_CODES[self.function],
+            channels_last=int(channels_last),
+            channels=x.channels,
+            columns=x.width,
+            lanes=width,
+            x=x.place,
+            z=other.place,
+            y=y.place,
+        )
+        constants = np.zeros(_SCALE + 2 * width, np.float32)
+        constants[:_SCALE] = (self.low, self.high, self.alpha, self.beta)
+        if self.scale is not None and self.shift is not None:
+            constants[_SCALE : _SCALE + x.channels] = self.scale
+            constants[_SCALE + width : _SCALE + width + x.channels] = self.shift
+        costs = np.full(x.height, (3e-10 if self.function in ("sigmoid", "silu") else 2e-10) * x.channels * x.width)
+        return [Op(kernel="map", meta=meta, constants=constants, costs=costs, scratch=LANES)]
 
 
+@onnx("Relu", "Clip")
+def clip(node: "Node", reader: "Reader") -> list[Layer]:
+    """Relu, and Clip with constant bounds: min(max(x, low), high), whichever of them is larger."""
+    low, high = 0.0, np.inf
+    if node.op_type == "Clip":
+        node.arity(1, 3)
+        largest = float(np.finfo(np.float32).max)  # what ONNX has where a bound is left out: infinite numbers become finite
+        low, high = (_scalar(node, reader, index, default) for index, default in ((1, -largest), (2, largest)))
+    return _unary(node, reader, function="identity", low=low, high=high)
+
+
+def _scalar(node: "Node", reader: "Reader", index: int, default: float) -> float:
+    if not node.input(index):
+        return default
+    value = reader.constant(node, index)
+    node.require(value.size == 1 and value.dtype == np.float32, f"has a bound {value.dtype} {value.shape}")
+    node.support(not np.isnan(value).any(), "a bound that is no number")
+    return float(value.reshape(()))
+
+
+def _unary(node: "Node", reader: "Reader", **arguments: Any) -> list[Layer]:
+    value = reader.value(node, 0)
+    output = reader.define(node, reader.boxes[value.tensor], value.dims)
+    return [Map(name=node.name, inputs=(value.tensor,), output=output, **arguments)]
+
+
+@onnx("Sigmoid", "HardSigmoid", "HardSwish")
+def activation(node: "Node", reader: "Reader") -> list[Layer]:
+    """Sigmoid, HardSigmoid, HardSwish."""
+    node.arity(1, 1)
+    if node.op_type == "HardSigmoid":
+        return _unary(node, reader, function="hardsigmoid", alpha=node.number("alpha", 0.2), beta=node.number("beta", 0.5))
+    return _unary(node, reader, function=node.op_type.lower())
+
+
+@onnx("BatchNormalization")
+def batchnorm(node: "Node", reader: "Reader") -> list[Layer]:
+    """BatchNormalization in inference: scale[c] * x + shift[c]."""
+    node.arity(5, 5)
+    node.support(not node.integer("training_mode", 0), "training_mode")
+    C = reader.image(node, 0)[0]
+    gamma, beta, running_mean, variance = (reader.weights(node, index).astype(np.float64) for index in range(1, 5))
+    node.require(all(v.shape == (C,) for v in (gamma, beta, running_mean, variance)), f"has parameters that do not fit {C} channels")
+    spread = variance + node.number("epsilon", 1e-5)
+    node.support(bool((spread > 0).all()), "a variance that is not positive")
+    with np.errstate(over="ignore"):
+        scale = (gamma / np.sqrt(spread)).astype(np.float32)
+        shift = (beta - running_mean * (gamma / np.sqrt(spread))).astype(np.float32)
+    node.support(bool(np.isfinite(scale).all() and np.isfinite(shift).all()), "scales that are not finite")
+    return _unary(node, reader, function="affine", scale=scale, shift=shift)
+
+
+@onnx("Add", "Mul")
+def binary(node: "Node", reader: "Reader") -> list[Layer]:
+    """Add and Mul of two tensors alike; Mul by one number a channel."""
+    node.arity(2, 2)
+    values = [reader.value(node, index) for index in (0, 1)]
+    boxes = [reader.boxes[value.tensor] for value in values]
+    function = {"Add": "add", "Mul": "multiply"}[node.op_type]
+    if values[0].dims != values[1].dims:
+        node.support(function == "multiply" and all(len(value.dims) == 3 for value in values), "operands of different shapes")
+        if boxes[1][1:] != (1, 1):
+            values, boxes = values[::-1], boxes[::-1]
+        node.support(boxes[1] == (boxes[0][0], 1, 1), "operands of different shapes")
+        function = "scale"
+    else:
+        node.support(boxes[0] == boxes[1], "operands that were reshaped differently")
+    output = reader.define(node, boxes[0], values[0].dims)
+    return [Map(name=node.name, inputs=(values[0].tensor, values[1].tensor), output=output, function=function)]
+
+
+@kernel("map")
 @jit
 def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
     """Kernel "map"."""

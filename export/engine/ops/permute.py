@@ -1,4 +1,4 @@
-"""Kernel "permute": the channels of a tensor in another order, x and y in the same layout.
+"""Permute: the channels of a tensor in another order, x and y in the same layout.
 
     y[c,i,j] = x[order[c],i,j]
 
@@ -8,6 +8,10 @@ and transposed back. A work item is LANES pixels; in the last one the last pixel
 Numbers of four bytes are moved as float32, whatever their type; those of one byte number by number.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,6 +19,8 @@ from fineprune.ops.simd import LANES
 from fineprune.ops.simd.vectors import transpose_lines
 
 from ..ir.conv import Op, View
+from ..ir.dtypes import DType
+from ..ir.network import Layer, Order, kernel, same
 from ..ir.record import INT, PLACE, Record
 from ..jit import jit
 
@@ -28,41 +34,57 @@ def estimate(channels: int, height: int, width: int) -> float:
     return 3e-7 + 1e-10 * channels * height * width
 
 
-def plan(order: NDArray, x: View, y: View) -> Op:
-    """order: int [C], a permutation. index: for NHWC offsets of the pixels of x and of y, of the lines that each vector of y consists of,
-    and of the lines in a row (of single bytes: their channels in x); for NCHW of the channels of x."""
-    channels_last, pixels, width = x.layout == "NHWC", 0, -(-x.channels // LANES) * LANES
-    if channels_last:
-        padded = np.concatenate([order, np.arange(x.channels, width)])
-        grids = [(v.row_stride * np.arange(v.height)[:, None] + v.pixel_stride * np.arange(v.width)).reshape(-1) for v in (x, y)]
-        grids = [np.pad(grid, (0, -len(grid) % LANES), "edge") for grid in grids]
-        pixels, items = len(grids[0]), len(grids[0]) // LANES
-        if x.dtype.itemsize == 1:
-            index, scratch = np.concatenate([*grids, padded]), 0
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Permute(Layer):
+    """y[c] = x[order[c]]; no node of a file, see passes/reorder.py."""
+
+    order: Order
+
+    kernel_name: ClassVar[str] = "permute"
+
+    def dtype(self, inputs: Sequence[DType]) -> DType | None:
+        """The inputs'."""
+        return same(inputs)
+
+    def plan(self, kernel: str, *views: View) -> list[Op]:
+        """index: for NHWC offsets of the pixels of x and of y, of the lines that each vector of y consists of,
+        and of the lines in a row (of single bytes: their channels in x); for NCHW of the channels of x."""
+        x, y = views
+        channels_last, pixels, width = x.layout == "NHWC", 0, -(-x.channels // LANES) * LANES
+        if channels_last:
+            padded = np.concatenate([self.order, np.arange(x.channels, width)])
+            grids = [(v.row_stride * np.arange(v.height)[:, None] + v.pixel_stride * np.arange(v.width)).reshape(-1) for v in (x, y)]
+            grids = [np.pad(grid, (0, -len(grid) % LANES), "edge") for grid in grids]
+            pixels, items = len(grids[0]), len(grids[0]) // LANES
+            if x.dtype.itemsize == 1:
+                index, scratch = np.concatenate([*grids, padded]), 0
+            else:
+                index, scratch = np.concatenate([*grids, padded * LANES, np.arange(LANES) * LANES]), width * LANES
         else:
-            index, scratch = np.concatenate([*grids, padded * LANES, np.arange(LANES) * LANES]), width * LANES
-    else:
-        index, items, scratch = order * x.channel_stride, x.channels, 0
-    meta = _META.pack(
-        item_bytes=x.dtype.itemsize,
-        channels_last=int(channels_last),
-        pixels=pixels,
-        lanes=width,
-        height=x.height,
-        width=x.width,
-        x=x.place,
-        y=y.place,
-    )
-    seconds = estimate(x.channels, x.height, x.width)
-    return Op(
-        kernel="permute",
-        meta=meta,
-        index=index.astype(np.int32),
-        costs=np.full(items, seconds / items),
-        scratch=scratch,
-    )
+            index, items, scratch = self.order * x.channel_stride, x.channels, 0
+        meta = _META.pack(
+            item_bytes=x.dtype.itemsize,
+            channels_last=int(channels_last),
+            pixels=pixels,
+            lanes=width,
+            height=x.height,
+            width=x.width,
+            x=x.place,
+            y=y.place,
+        )
+        seconds = estimate(x.channels, x.height, x.width)
+        return [
+            Op(
+                kernel="permute",
+                meta=meta,
+                index=index.astype(np.int32),
+                costs=np.full(items, seconds / items),
+                scratch=scratch,
+            )
+        ]
 
 
+@kernel("permute")
 @jit
 def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
     """Kernel "permute"."""

@@ -12,6 +12,7 @@ from fineprune.ops import mask_bits
 from fineprune.ops.simd import LANES
 
 from ..ir.conv import ConvShape, Epilogue, Op, View
+from ..ir.network import kernel
 from ..ir.record import INT, NOWHERE, PLACE, Record, group
 from ..jit import jit
 
@@ -63,6 +64,7 @@ def _words(mask: NDArray | None) -> NDArray[np.int32]:
     return np.pad(bits, (0, -len(bits) % 4)).view("<i4")
 
 
+@kernel("plain")
 @jit
 def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
     """Kernel "plain"."""

@@ -8,20 +8,27 @@ A work item of a pool is a row of y; of a mean, four vectors of channels. Where 
 sides are NCHW, they hold places: the rows of a window become one line, with what lies outside of the image, then its columns one number.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fineprune.ops.geometry import windows
 from fineprune.ops.simd import LANES, pointer, tile_zeros
 from fineprune.ops.simd.vectors import added, load, maximum, multiplied, same, store
 
 from ..ir.conv import Op, View
-from ..ir.network import Pool
+from ..ir.network import Box, Channels, Layer, kernel, onnx
 from ..ir.record import INT, PLACE, Record, group
 from ..jit import jit
 from .positions_simd import pack_line
+
+if TYPE_CHECKING:
+    from ..reader.attributes import Node
+    from ..reader.graph import Reader
 
 _TOGETHER = 4 * LANES
 _FEW_PLACES, _FEW_TAPS = 4, 4
@@ -34,27 +41,83 @@ _MEAN = Record(x=PLACE, y=PLACE, channels=INT, height=INT, width=INT)
 _pool, _mean = _POOL.fields, _MEAN.fields
 
 
-def plan(layer: Pool, x: View, y: View) -> Op:
-    """A maximum or average under a window. constants: 1 / (rows that count) of each row of y, 1 / (columns that count) of each column."""
-    axes, factors = [], []
-    for axis, (size, places) in enumerate(((x.height, y.height), (x.width, y.width))):
-        axes.append((size, layer.kernel[axis], layer.strides[axis], layer.dilations[axis], layer.pads[axis]))
-        factors.append(1 / _counted(layer, axis, size, places))
-    constants = np.concatenate([*factors, np.zeros(LANES)]).astype(np.float32)
-    work = 2e-10 * x.channels * y.width * layer.kernel[0] * layer.kernel[1]
-    line = layer.pads[1] + x.width + (y.width + LANES) * layer.strides[1] + layer.kernel[1] * layer.dilations[1] + 2 * LANES
-    meta = _POOL.pack(
-        x=x.place,
-        y=y.place,
-        channels=x.channels,
-        height=y.height,
-        width=y.width,
-        average=int(layer.kind == "average"),
-        rows=axes[0],
-        columns=axes[1],
-        line=line,
+@dataclass(frozen=True, kw_only=True)
+class Pool(Layer):
+    """`kind` "max" or "average"; where `counts_padding`, an average divides by the whole window."""
+
+    kind: str
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    pads: tuple[int, int, int, int]
+    dilations: tuple[int, int] = (1, 1)
+    counts_padding: bool = False
+
+    kernel_name: ClassVar[str] = "pool"
+    movable: ClassVar[bool] = True
+
+    def channels(self, boxes: Mapping[str, Box]) -> Channels:
+        return Channels.FIRST
+
+    def plan(self, kernel: str, *views: View) -> list[Op]:
+        """constants: 1 / (rows that count) of each row of y, 1 / (columns that count) of each column."""
+        x, y = views
+        axes, factors = [], []
+        for axis, (size, places) in enumerate(((x.height, y.height), (x.width, y.width))):
+            axes.append((size, self.kernel[axis], self.strides[axis], self.dilations[axis], self.pads[axis]))
+            factors.append(1 / _counted(self, axis, size, places))
+        constants = np.concatenate([*factors, np.zeros(LANES)]).astype(np.float32)
+        work = 2e-10 * x.channels * y.width * self.kernel[0] * self.kernel[1]
+        line = self.pads[1] + x.width + (y.width + LANES) * self.strides[1] + self.kernel[1] * self.dilations[1] + 2 * LANES
+        meta = _POOL.pack(
+            x=x.place,
+            y=y.place,
+            channels=x.channels,
+            height=y.height,
+            width=y.width,
+            average=int(self.kind == "average"),
+            rows=axes[0],
+            columns=axes[1],
+            line=line,
+        )
+        return [Op(kernel="pool", meta=meta, constants=constants, costs=np.full(y.height, work), scratch=LANES + 2 * line)]
+
+
+@onnx("MaxPool", "AveragePool")
+def pool(node: "Node", reader: "Reader") -> list[Layer]:
+    """MaxPool and AveragePool."""
+    node.arity(1, 1)
+    x = reader.image(node, 0)
+    height, width = node.sizes("kernel_shape", None, 1)
+    strides, pads, dilations = node.pair("strides"), node.pads(), node.pair("dilations")
+    ceil = node.integer("ceil_mode", 0)
+    node.support(node.integer("storage_order", 0) == 0, "storage_order")
+    kernel, average = (height, width), node.op_type == "AveragePool"
+    node.support(dilations == (1, 1) or not any(pads), "dilation with padding")  # a window may miss the image
+    sizes = []
+    for axis in (0, 1):
+        reach = (kernel[axis] - 1) * dilations[axis] + 1
+        before, after = pads[axis], pads[axis + 2]
+        node.require(before < reach and after < reach, f"has pads {pads} not below its window {kernel}")
+        free = x[axis + 1] + before + after - reach
+        node.require(free >= 0, f"has a window {kernel} larger than its input {x}")
+        size = windows(x[axis + 1] + before + after, kernel[axis], strides[axis], dilations[axis])
+        if ceil and free % strides[axis] and size * strides[axis] < x[axis + 1] + before:
+            size += 1  # a last window that starts inside
+            node.support(not average, "an average with ceil_mode")
+        sizes.append(size)
+    output = reader.define(node, (x[0], sizes[0], sizes[1]))
+    layer = Pool(
+        name=node.name,
+        inputs=(reader.tensor(node.inputs[0]),),
+        output=output,
+        kind="average" if average else "max",
+        kernel=kernel,
+        strides=strides,
+        pads=pads,
+        dilations=dilations,
+        counts_padding=bool(node.integer("count_include_pad", 0)),
     )
-    return Op(kernel="pool", meta=meta, constants=constants, costs=np.full(y.height, work), scratch=LANES + 2 * line)
+    return [layer]
 
 
 def _counted(layer: Pool, axis: int, size: int, places: int) -> NDArray[np.int64]:
@@ -74,6 +137,7 @@ def _window(axis: Any, position: int) -> tuple[int, int, int]:
     return first, last - first, origin + first * axis.dilation
 
 
+@kernel("pool")
 @jit
 def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
     """Kernel "pool"."""
@@ -200,12 +264,39 @@ def _lines(step: int) -> Any:
 _lines_1, _lines_2 = _lines(1), _lines(2)
 
 
-def plan_mean(x: View, y: View) -> Op:
-    """The mean over rows and columns."""
-    meta = _MEAN.pack(x=x.place, y=y.place, channels=x.channels, height=x.height, width=x.width)
-    items = -(-x.channels // _TOGETHER)
-    costs = np.full(items, 1e-10 * _TOGETHER * x.height * x.width)
-    return Op(kernel="mean", meta=meta, costs=costs, scratch=_TOGETHER)
+@dataclass(frozen=True, kw_only=True)
+class Mean(Layer):
+    """y[c] = mean over i,j of x[c,i,j]"""
+
+    kernel_name: ClassVar[str] = "mean"
+    any_input: ClassVar[bool] = True
+
+    def channels(self, boxes: Mapping[str, Box]) -> Channels:
+        return Channels.FIRST
+
+    def plan(self, kernel: str, *views: View) -> list[Op]:
+        x, y = views
+        meta = _MEAN.pack(x=x.place, y=y.place, channels=x.channels, height=x.height, width=x.width)
+        items = -(-x.channels // _TOGETHER)
+        costs = np.full(items, 1e-10 * _TOGETHER * x.height * x.width)
+        return [Op(kernel="mean", meta=meta, costs=costs, scratch=_TOGETHER)]
+
+
+@onnx("GlobalAveragePool", "ReduceMean")
+def mean(node: "Node", reader: "Reader") -> list[Layer]:
+    """GlobalAveragePool, and ReduceMean over rows and columns."""
+    keep = True
+    if node.op_type == "ReduceMean":
+        node.arity(1, 2)
+        node.support(bool(node.input(1)), "no axes")
+        axes = reader.integers(node, 1)
+        node.support(sorted(axes) in ([2, 3], [-2, -1], [-2, 3], [-1, 2]), f"axes {axes}")
+        keep = bool(node.integer("keepdims", 1))
+    else:
+        node.arity(1, 1)
+    C = reader.image(node, 0)[0]
+    output = reader.define(node, (C, 1, 1), (C, 1, 1) if keep else (C,))
+    return [Mean(name=node.name, inputs=(reader.tensor(node.inputs[0]),), output=output)]
 
 
 def _summed(vectors: int) -> Any:
@@ -227,6 +318,7 @@ def _summed(vectors: int) -> Any:
 _summed_1, _summed_4 = _summed(1), _summed(4)
 
 
+@kernel("mean")
 @jit
 def run_mean(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
     """Kernel "mean"."""

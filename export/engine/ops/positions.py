@@ -68,9 +68,7 @@ def plan(shape: ConvShape, weights: NDArray, mask: NDArray | None, bias: NDArray
         works.append(parts.add(state))
         bounds.append((first, len(parts.blocks) - first))
     masks = tile_masks(mask, t).reshape(-1) if mask is not None else np.zeros(0, np.int32)
-    return _assemble(
-        shape, t, parts, [bounds[v] for v in variant_of_tile], [works[v] for v in variant_of_tile], masks, bias, x, y, epilogue
-    )
+    return _assemble(parts, [bounds[v] for v in variant_of_tile], [works[v] for v in variant_of_tile], masks, bias, y, epilogue)
 
 
 class _Parts:
@@ -140,68 +138,53 @@ def _check(shape: ConvShape, x: View, y: View, epilogue: Epilogue) -> None:
 
 
 def _assemble(
-    shape: ConvShape,
-    t: Tiling,
     parts: _Parts,
     tile_blocks: list[tuple[int, int]],
     works: list[NDArray],
     masks: NDArray,
     bias: NDArray,
-    x: View,
     y: View,
     epilogue: Epilogue,
 ) -> Op:
-    lists, residual = parts.lists, epilogue.residual
+    shape, t, x, lists, residual = parts.shape, parts.t, parts.x, parts.lists, epilogue.residual
     halves = np.concatenate([*lists.halves, np.zeros(2, np.uint16)])
     halves = halves[: len(halves) // 2 * 2].view(np.int32)
     jobs = np.array(parts.jobs, np.int64).reshape(-1, kernel.JOB)
     run_pieces, pieces_of_tile = pieces(shape, t, x.row_stride) if t.pitch else (np.zeros(0), np.zeros(0))
     tables = {
-        kernel.TILE_LANES: part_lanes(shape, t),
-        kernel.TILE_PIECES: pieces_of_tile,
-        kernel.PIECES: run_pieces,
-        kernel.TILE_BLOCKS: np.array(tile_blocks),
-        kernel.BLOCKS: np.array(parts.blocks),
-        kernel.JOBS: jobs,
-        kernel.SET_STARTS: np.array(parts.set_starts),
-        kernel.RECORDS: np.array(lists.records),
-        kernel.HALVES: halves,
+        "tile_lanes": part_lanes(shape, t),
+        "tile_pieces": pieces_of_tile,
+        "pieces": run_pieces,
+        "tile_blocks": np.array(tile_blocks),
+        "blocks": np.array(parts.blocks),
+        "jobs": jobs,
+        "set_starts": np.array(parts.set_starts),
+        "records": np.array(lists.records),
+        "halves": halves,
     }
-    meta = np.zeros(kernel.META, np.int64)
-    index, size = [masks], len(masks)
-    for field, table in tables.items():
-        meta[field] = size
-        index.append(table.reshape(-1))
-        size += table.size
+    index = [masks, *(tables[name].reshape(-1) for name in kernel.TABLES)]
     whole = all(opens and closes for _, _, opens, closes, _ in parts.blocks)
     row = t.vectors * LANES
     patches = (parts.lines + 1) * LANES  # what the last piece of a run copies too much is not seen
-    values = {
-        kernel.VECTORS: t.vectors,
-        kernel.SEGMENT: t.segment,
-        kernel.SPAN: t.span,
-        kernel.PADDED_SPAN: t.strip_tiles * t.vectors,
-        kernel.LINES: t.strips * t.strip_tiles * t.vectors,
-        kernel.STRIPS: t.strips,
-        kernel.STRIP_TILES: t.strip_tiles,
-        kernel.SETS: len(parts.sets),
-        kernel.FILTERS: shape.filters,
-        kernel.PATCHES: patches,
-        kernel.X_START: x.at(0, -shape.pads[0], -shape.pads[1]),
-        kernel.X_ROW: x.row_stride,
-        kernel.X_STRIP: t.segment * shape.strides[1],
-        kernel.ROW_STEP: shape.strides[0],
-        kernel.COLUMN_STEP: shape.strides[1],
-        kernel.Y_START: y.start,
-        kernel.Y_CHANNEL: y.channel_stride,
-        kernel.Y_ROW: LANES if t.pitch else y.row_stride,
-        kernel.RESIDUAL: int(residual is not None),
-        kernel.R_START: residual.start if residual else 0,
-        kernel.R_CHANNEL: residual.channel_stride if residual else 0,
-        kernel.R_ROW: 0 if residual is None else LANES if t.pitch else residual.row_stride,
-    }
-    for field, value in values.items():
-        meta[field] = value
+    meta = kernel.META.pack(
+        vectors=t.vectors,
+        segment=t.segment,
+        span=t.span,
+        padded_span=t.strip_tiles * t.vectors,
+        lines=t.strips * t.strip_tiles * t.vectors,
+        strips=t.strips,
+        strip_tiles=t.strip_tiles,
+        sets=len(parts.sets),
+        filters=shape.filters,
+        patches=patches,
+        x=(x.at(0, -shape.pads[0], -shape.pads[1]), x.row_stride, t.segment * shape.strides[1]),
+        row_step=shape.strides[0],
+        column_step=shape.strides[1],
+        y=(y.start, y.channel_stride, LANES if t.pitch else y.row_stride),
+        has_residual=int(residual is not None),
+        residual=(residual.start, residual.channel_stride, LANES if t.pitch else residual.row_stride) if residual else (0, 0, 0),
+        tables=tuple(np.cumsum([table.size for table in index])[:-1].tolist()),
+    )
     constants = [bias, np.array([epilogue.low, epilogue.high]), *lists.weights]
     return Op(
         kernel="positions",

@@ -3,12 +3,12 @@
 A tile of the output is a strip of `segment` columns; each of its vectors holds LANES / segment rows of the strip, `span` rows apart.
 Its patches are packed, block of channels by block of channels, so that the vectors of a tap are aligned loads from the first-level
 cache. Without a neighbourhood, in pointwise convolutions, positions are one run instead, in which a line is LANES of them, whatever
-rows they lie in. Integers of an operation, after the header, are named below; positions in constants and index count from those of
-the operation.
+rows they lie in. Positions in constants and index count from those of the operation.
 """
 
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from fineprune.ops.simd import LANES, pointer
 from fineprune.ops.simd.vectors import clipped, store
 
-from ..ir.conv import CONSTANTS, HEADER, INDEX
+from ..ir.network import kernel
+from ..ir.record import INT, Record, group
 from ..jit import jit, jit_cached
 from .positions_simd import (
     Pointer,
@@ -32,13 +33,15 @@ from .positions_simd import (
     tile_store_rows,
 )
 
-(
-    VECTORS, SEGMENT, SPAN, PADDED_SPAN, LINES, STRIPS, STRIP_TILES, SETS, FILTERS, PATCHES,
-    X_START, X_ROW, X_STRIP, ROW_STEP, COLUMN_STEP,
-    Y_START, Y_CHANNEL, Y_ROW, RESIDUAL, R_START, R_CHANNEL, R_ROW,
-    TILE_LANES, TILE_PIECES, PIECES, TILE_BLOCKS, BLOCKS, JOBS, SET_STARTS, RECORDS, HALVES,
-) = range(HEADER, HEADER + 31)  # fmt: skip
-META = HEADER + 31
+TABLES = ("tile_lanes", "tile_pieces", "pieces", "tile_blocks", "blocks", "jobs", "set_starts", "records", "halves")
+"""Parts of the index, in this order."""
+META = Record(
+    vectors=INT, segment=INT, span=INT, padded_span=INT, lines=INT, strips=INT, strip_tiles=INT, sets=INT, filters=INT, patches=INT,
+    x=group("start", "row", "strip"), row_step=INT, column_step=INT,
+    y=group("start", "channel", "row"), has_residual=INT, residual=group("start", "channel", "row"),
+    tables=group(*TABLES),
+)  # fmt: skip
+_fields = META.fields
 
 ROWS_OF = {8: 2, 7: 2, 4: 4, 1: 8}
 """Vectors of a tile -> filters at a time: some sixteen accumulators hide the latency of multiply-adds and leave registers to spare."""
@@ -53,12 +56,12 @@ def _packer(segment: int, step: int) -> Callable[..., None]:
     """Packs what a block of channels shows under the tile that begins at vector `top` of a strip. `step` 0: any step between columns."""
 
     @jit
-    def pack(arena: Pointer, index: Pointer, meta: Pointer, op: int, block: int, strip: int, top: int, out: int) -> None:
-        advance = at(meta, op + ROW_STEP) * at(meta, op + X_ROW)
-        jump, base = at(meta, op + SPAN) * advance, at(meta, op + X_START) + strip * at(meta, op + X_STRIP)
+    def pack(arena: Pointer, index: Pointer, m: Any, block: int, strip: int, top: int, out: int) -> None:
+        advance = m.row_step * m.x.row
+        jump, base = m.span * advance, m.x.start + strip * m.x.strip
         begin = base + top * advance
-        job = at(meta, op + INDEX) + at(meta, op + JOBS) + at(index, block) * JOB
-        masks = at(meta, op + INDEX) + strip * at(meta, op + PADDED_SPAN) + top
+        job = m.index + m.tables.jobs + at(index, block) * JOB
+        masks = m.index + strip * m.padded_span + top
         for _ in range(at(index, block + 1)):
             start, reach, limit = begin + at(index, job), at(index, job + 1), base + at(index, job + 2)
             count, mask = at(index, job + 3), at(index, job + 4)
@@ -68,7 +71,7 @@ def _packer(segment: int, step: int) -> Callable[..., None]:
             place, stop, bits = out, out + lines * LANES, masks + mask
             if step == 0:
                 bits = bits if mask >= 0 else -1
-                _pack_any(arena, start, advance, jump, limit, lines, index, bits, out, at(meta, op + SEGMENT), at(meta, op + COLUMN_STEP))
+                _pack_any(arena, start, advance, jump, limit, lines, index, bits, out, m.segment, m.column_step)
             elif mask < 0:
                 while place < stop:
                     store(pack_line(arena, start, jump, limit, segment, step), arena, place)
@@ -112,16 +115,16 @@ _pack_by_any = _packer(16, 0)
 
 
 @jit
-def _pack_run(arena: Pointer, index: Pointer, meta: Pointer, op: int, block: int, tile: int, out: int) -> None:
+def _pack_run(arena: Pointer, index: Pointer, m: Any, block: int, tile: int, out: int) -> None:
     """Positions in one run, row after row: what a piece copies too much, the next one overwrites."""
-    start, lines = at(meta, op + INDEX), at(meta, op + VECTORS)
-    pieces = start + at(meta, op + TILE_PIECES) + tile
-    first = start + at(meta, op + PIECES) + at(index, pieces) * PIECE
-    end = start + at(meta, op + PIECES) + at(index, pieces + 1) * PIECE
+    start, lines = m.index, m.vectors
+    pieces = start + m.tables.tile_pieces + tile
+    first = start + m.tables.pieces + at(index, pieces) * PIECE
+    end = start + m.tables.pieces + at(index, pieces + 1) * PIECE
     masks = start + tile * lines
-    job = start + at(meta, op + JOBS) + at(index, block) * JOB
+    job = start + m.tables.jobs + at(index, block) * JOB
     for _ in range(at(index, block + 1)):
-        source, mask = at(meta, op + X_START) + at(index, job), at(index, job + 4)
+        source, mask = m.x.start + at(index, job), at(index, job + 4)
         for piece in range(first, end, PIECE):
             store(pack_line(arena, source + at(index, piece), 0, 0, LANES, 1), arena, out + at(index, piece + 1))
         if mask >= 0:
@@ -133,24 +136,24 @@ def _pack_run(arena: Pointer, index: Pointer, meta: Pointer, op: int, block: int
 
 
 @jit
-def _pack_block(arena: Pointer, index: Pointer, meta: Pointer, op: int, block: int, strip: int, top: int, tile: int, out: int) -> None:
-    segment, step = at(meta, op + SEGMENT), at(meta, op + COLUMN_STEP)
-    if at(meta, op + PIECES) > at(meta, op + TILE_PIECES):
-        _pack_run(arena, index, meta, op, block, tile, out)
+def _pack_block(arena: Pointer, index: Pointer, m: Any, block: int, strip: int, top: int, tile: int, out: int) -> None:
+    segment, step = m.segment, m.column_step
+    if m.tables.pieces > m.tables.tile_pieces:
+        _pack_run(arena, index, m, block, tile, out)
     elif step == 1 and segment == 16:
-        _pack_16(arena, index, meta, op, block, strip, top, out)
+        _pack_16(arena, index, m, block, strip, top, out)
     elif step == 1 and segment == 8:
-        _pack_8(arena, index, meta, op, block, strip, top, out)
+        _pack_8(arena, index, m, block, strip, top, out)
     elif step == 1:
-        _pack_4(arena, index, meta, op, block, strip, top, out)
+        _pack_4(arena, index, m, block, strip, top, out)
     elif step == 2 and segment == 16:
-        _pack_16_by_2(arena, index, meta, op, block, strip, top, out)
+        _pack_16_by_2(arena, index, m, block, strip, top, out)
     elif step == 2 and segment == 8:
-        _pack_8_by_2(arena, index, meta, op, block, strip, top, out)
+        _pack_8_by_2(arena, index, m, block, strip, top, out)
     elif step == 2:
-        _pack_4_by_2(arena, index, meta, op, block, strip, top, out)
+        _pack_4_by_2(arena, index, m, block, strip, top, out)
     else:
-        _pack_by_any(arena, index, meta, op, block, strip, top, out)
+        _pack_by_any(arena, index, m, block, strip, top, out)
 
 
 @cache
@@ -161,25 +164,25 @@ def _multiplier(vectors: int) -> Callable[..., None]:
 
     @jit
     def multiply(
-        arena: Pointer, constants: Pointer, index: Pointer, meta: Pointer, op: int, block: int, begin: int, end: int, patches: int,
+        arena: Pointer, constants: Pointer, index: Pointer, m: Any, block: int, begin: int, end: int, patches: int,
         strip: int, top: int,
     ) -> None:  # fmt: skip
         """Adds what a block of channels gives to the filters of the sets begin <= s < end, and finishes them in the last block."""
-        first, bias = at(meta, op + INDEX), at(meta, op + CONSTANTS)
-        limits = bias + at(meta, op + FILTERS)
+        first, bias = m.index, m.constants
+        limits = bias + m.filters
         low, high = at(constants, limits), at(constants, limits + 1)
-        sums = patches + at(meta, op + PATCHES)
-        opens, closes, has_residual = at(index, block + 2), at(index, block + 3), at(meta, op + RESIDUAL)
-        sets = first + at(meta, op + SET_STARTS) + at(index, block + 4)
-        record = first + at(meta, op + RECORDS) + at(index, sets + begin * SET_START)
-        stop = first + at(meta, op + RECORDS) + at(index, sets + end * SET_START)
-        half = 2 * (first + at(meta, op + HALVES)) + at(index, sets + begin * SET_START + 1)
+        sums = patches + m.patches
+        opens, closes, has_residual = at(index, block + 2), at(index, block + 3), m.has_residual
+        sets = first + m.tables.set_starts + at(index, block + 4)
+        record = first + m.tables.records + at(index, sets + begin * SET_START)
+        stop = first + m.tables.records + at(index, sets + end * SET_START)
+        half = 2 * (first + m.tables.halves) + at(index, sets + begin * SET_START + 1)
         weight = limits + 2 + at(index, sets + begin * SET_START + 2)
-        segment, lines = at(meta, op + SEGMENT), at(meta, op + LINES)
-        y_channel, y_row, r_channel, r_row = at(meta, op + Y_CHANNEL), at(meta, op + Y_ROW), at(meta, op + R_CHANNEL), at(meta, op + R_ROW)
-        lanes = first + at(meta, op + TILE_LANES) + strip * at(meta, op + PADDED_SPAN) + top
-        y_start, y_part = at(meta, op + Y_START) + strip * segment + top * y_row, at(meta, op + SPAN) * y_row - segment
-        r_start, r_part = at(meta, op + R_START) + strip * segment + top * r_row, at(meta, op + SPAN) * r_row - segment
+        segment, lines = m.segment, m.lines
+        y_channel, y_row, r_channel, r_row = m.y.channel, m.y.row, m.residual.channel, m.residual.row
+        lanes = first + m.tables.tile_lanes + strip * m.padded_span + top
+        y_start, y_part = m.y.start + strip * segment + top * y_row, m.span * y_row - segment
+        r_start, r_part = m.residual.start + strip * segment + top * r_row, m.span * r_row - segment
         while record < stop:
             if opens:
                 tile = tile_broadcast(constants, bias, index, record, rows, vectors)
@@ -209,32 +212,33 @@ _multiply_8, _multiply_7, _multiply_4, _multiply_1 = (_multiplier(vectors) for v
 
 
 @jit
-def _run(first: int, last: int, scratch: int, arena: Pointer, constants: Pointer, index: Pointer, meta: Pointer, op: int) -> None:
-    sets, strips, strip_tiles, vectors = at(meta, op + SETS), at(meta, op + STRIPS), at(meta, op + STRIP_TILES), at(meta, op + VECTORS)
-    start = at(meta, op + INDEX)
+def _run(first: int, last: int, scratch: int, arena: Pointer, constants: Pointer, index: Pointer, m: Any) -> None:
+    sets, strips, strip_tiles, vectors = m.sets, m.strips, m.strip_tiles, m.vectors
+    start = m.index
     item = first
     while item < last:
         band, begin = item // sets, item % sets
         end = min(sets, begin + last - item)
         strip, tile = band % strips, band // strips
         top, tile = tile * vectors, tile + strip * strip_tiles
-        blocks = start + at(meta, op + TILE_BLOCKS) + 2 * tile
+        blocks = start + m.tables.tile_blocks + 2 * tile
         for number in range(at(index, blocks + 1)):
-            block = start + at(meta, op + BLOCKS) + (at(index, blocks) + number) * BLOCK
-            _pack_block(arena, index, meta, op, block, strip, top, tile, scratch)
+            block = start + m.tables.blocks + (at(index, blocks) + number) * BLOCK
+            _pack_block(arena, index, m, block, strip, top, tile, scratch)
             if vectors == 8:
-                _multiply_8(arena, constants, index, meta, op, block, begin, end, scratch, strip, top)
+                _multiply_8(arena, constants, index, m, block, begin, end, scratch, strip, top)
             elif vectors == 7:
-                _multiply_7(arena, constants, index, meta, op, block, begin, end, scratch, strip, top)
+                _multiply_7(arena, constants, index, m, block, begin, end, scratch, strip, top)
             elif vectors == 4:
-                _multiply_4(arena, constants, index, meta, op, block, begin, end, scratch, strip, top)
+                _multiply_4(arena, constants, index, m, block, begin, end, scratch, strip, top)
             else:
-                _multiply_1(arena, constants, index, meta, op, block, begin, end, scratch, strip, top)
+                _multiply_1(arena, constants, index, m, block, begin, end, scratch, strip, top)
         item += end - begin
 
 
+@kernel("positions")
 @jit_cached
 def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
-    """See conv.py. Work item: a set of filters in a tile; sets of the same tile share its patches. Tiles side by side follow each other:
+    """See ir/conv.py. Work item: a set of filters in a tile; sets of the same tile share its patches. Tiles side by side follow each other:
     threads that share the rows of a map write to the same cache lines at the ends of their shares only."""
-    _run(first, last, scratch, pointer(arena), pointer(constants), pointer(index), pointer(meta), op)
+    _run(first, last, scratch, pointer(arena), pointer(constants), pointer(index), _fields(meta, op))

@@ -12,7 +12,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ..ir.network import Assemble, Box, Conv, Layer, Map, Piece
+from ..ir.network import Box, Layer, Piece
+from ..ops.assemble import Assemble
+from ..ops.conv import Conv
+from ..ops.maps import Map
 
 _FREE = (float("-inf"), float("inf"))
 

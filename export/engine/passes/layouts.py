@@ -9,25 +9,13 @@ that the minimum cut is the best choice, not an approximation.
 """
 
 from collections import defaultdict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..ir.dtypes import FLOAT32, DType
-from ..ir.network import Assemble, Box, Conv, Layer, Map, Mean, Permute
+from ..ir.network import LAYOUTS, NCHW, NHWC, Box, Candidate, Layer
 
-NHWC, NCHW = "NHWC", "NCHW"
-LAYOUTS = (NHWC, NCHW)
 _NEVER = 1 << 60
-
-
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """A kernel that can run a convolution with its output in `layout`; `any_input`: x may be in either."""
-
-    kernel: str
-    layout: str
-    any_input: bool
-    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,21 +31,22 @@ class Choice:
 def choose(
     layers: Sequence[Layer], boxes: Mapping[str, Box], candidates: Sequence[Sequence[Candidate]], dtypes: Mapping[str, DType] | None = None
 ) -> list[Choice]:
-    """A choice for each layer; candidates[k]: of layer k, empty where it is no convolution. Tensors from outside come in any layout.
+    """A choice for each layer; candidates[k]: of layer k, empty where there is no choice. Tensors from outside come in any layout.
 
     dtypes: of tensors; those that are not named are float32.
     """
     types = dtypes or {}
     best = [{layout: _cheapest(found, layout) for layout in LAYOUTS} for found in candidates]
     options = [
-        {layout: _choice(layer, layout, best[k][layout]) for layout in LAYOUTS if not candidates[k] or best[k][layout]}
-        for k, layer in enumerate(layers)
+        {layout: _choice(layer, layout, best[k][layout]) for layout in _possible(layer, candidates[k])} for k, layer in enumerate(layers)
     ]
     cut = _Cut()
     producers = {layer.output: k for k, layer in enumerate(layers)}
     for k, layer in enumerate(layers):
-        cut.edge(k, "sink", _own_cost(boxes[layer.output], best[k][NHWC], NHWC, bool(candidates[k])))
-        cut.edge("source", k, _own_cost(boxes[layer.output], best[k][NCHW], NCHW, bool(candidates[k])))
+        for layout, (start, end) in ((NHWC, (k, "sink")), (NCHW, ("source", k))):
+            found = best[k][layout]
+            seconds = found.seconds if found else layer.seconds(boxes[layer.output], layout)
+            cut.edge(start, end, round(seconds * 1e12) if layout in options[k] else _NEVER)
     readers: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for k, layer in enumerate(layers):
         for position, name in enumerate(layer.inputs):
@@ -82,11 +71,9 @@ def conversion_cost(box: Box, dtype: DType = FLOAT32) -> float:
     return 3e-7 + _CONVERSION[dtype.itemsize] * box[0] * box[1] * box[2]
 
 
-def _own_cost(box: Box, candidate: Candidate | None, layout: str, convolution: bool) -> int:
-    """Picoseconds of a layer. All but convolutions are alike, but channels together make whole vectors."""
-    if convolution:
-        return round(candidate.seconds * 1e12) if candidate else _NEVER
-    return 0 if layout == NHWC else box[0] * box[1] * box[2] * 50
+def _possible(layer: Layer, found: Sequence[Candidate]) -> Collection[str]:
+    """Layouts in which it can make its output."""
+    return {candidate.layout for candidate in found} if found else layer.layouts
 
 
 def _cheapest(found: Sequence[Candidate], layout: str) -> Candidate | None:
@@ -94,13 +81,10 @@ def _cheapest(found: Sequence[Candidate], layout: str) -> Candidate | None:
 
 
 def _choice(layer: Layer, layout: str, candidate: Candidate | None) -> Choice:
-    if isinstance(layer, Conv) and candidate:
+    if candidate:
         first = None if candidate.any_input else layout
         return Choice(layout=layout, needs=(first, *[layout] * (len(layer.inputs) - 1)), kernel=candidate.kernel)
-    if isinstance(layer, Assemble | Mean):
-        return Choice(layout=layout, needs=(None,) * len(layer.inputs), kernel="copy" if isinstance(layer, Assemble) else "mean")
-    kernel = "map" if isinstance(layer, Map) else "permute" if isinstance(layer, Permute) else "pool"
-    return Choice(layout=layout, needs=(layout,) * len(layer.inputs), kernel=kernel)
+    return Choice(layout=layout, needs=(None if layer.any_input else layout,) * len(layer.inputs), kernel=layer.kernel_name)
 
 
 def _explained(choice: Choice, found: Sequence[Candidate]) -> Choice:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from fineprune.common.errors import RunError
 from fineprune.ops.simd import LANES
 
-from ..ir.conv import View
+from ..ir.conv import Margins, View
 from ..ir.dtypes import FLOAT32, SLOT, DType, per_slot
 from ..ir.network import Box
 
@@ -20,8 +20,6 @@ GUARD = 2 * LANES
 """Slots around a buffer that kernels may read."""
 LARGEST_ARENA = 1 << 29
 """Slots of one sample's activations: 2 GiB."""
-
-Margins = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)

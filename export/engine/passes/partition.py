@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..ir.network import Assemble, Layer, Map
+from ..ir.network import Layer
 from ..reader.graph import Graph, Step
 
 
@@ -52,7 +52,7 @@ def _without_islands(steps: Sequence[Step]) -> list[Step]:
     parts = _parts(steps)
     if len(parts) == 1:
         return list(steps)
-    easy = [taken for native, taken in parts if native and all(isinstance(layer, Map | Assemble) for layer in _layers(taken))]
+    easy = [taken for native, taken in parts if native and all(layer.easy for layer in _layers(taken))]
     islands = {id(step) for taken in easy for step in taken}
     return [replace(step, layers=None, reason="between others") if id(step) in islands else step for step in steps]
 

@@ -19,59 +19,23 @@ others. From several starts (what is best for each alone; one order for all), si
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fineprune.ops.simd import LANES
-
-from ..ir.network import Assemble, Box, Conv, Layer, Map, Mean, Permute, Piece, Pool
-from ..ops import filters, linear, permute
-
-Order = NDArray[np.int64]
+from ..ir.network import Box, Channels, Layer, Order, Wish
+from ..ops import permute
 
 FILE = ""
 """Stands for a maker whose order is that of the file: None as an order."""
-_FILTERS_PER_MASK = 4
-"""On the average, at least; else filters have masks of their own, and hardly any two are alike."""
-_LEAST_GAIN = 0.15
-"""Of the expected time of a convolution: what kernels are expected to take is not known better."""
 _MOST_ROUNDS = 10
 
 
 def reorder(
-    layers: Sequence[Layer], boxes: Mapping[str, Box], outputs: Collection[str], seconds: Callable[[Conv], float]
+    layers: Sequence[Layer], boxes: Mapping[str, Box], outputs: Collection[str], seconds: Callable[[Any], float]
 ) -> tuple[list[Layer], dict[str, Box]]:
     """(the layers with their filters in the orders chosen, sizes of their tensors); `seconds`: expected time of a convolution."""
     return with_orders(layers, boxes, choose(layers, boxes, outputs, seconds))
-
-
-def filter_order(used: NDArray[np.uint8]) -> Order | None:
-    """Filters in vectors of LANES that use few pairs together, similar vectors beside each other; None where masks are not shared.
-
-    used: [F, bytes], a bit for each (channel, tap) pair.
-    """
-    alike: dict[bytes, list[int]] = defaultdict(list)
-    for f, row in enumerate(used):
-        alike[row.tobytes()].append(f)
-    if not 1 < len(alike) <= len(used) // _FILTERS_PER_MASK:
-        return None
-    vectors, left = [], []
-    for group in alike.values():
-        whole = len(group) // LANES * LANES
-        vectors += [group[first : first + LANES] for first in range(0, whole, LANES)]
-        left += [group[whole:]] if whole < len(group) else []
-    vectors += _mixed(used, left)
-    order: Order = np.concatenate(_neighbours(used, _neighbours(used, vectors)))
-    return order
-
-
-def pairs_used(used: NDArray[np.uint8], order: Order | None, vectors: int = 1) -> int:
-    """(channel, tap) pairs of all panels of so many vectors; used: as above."""
-    rows = used if order is None else used[order]
-    panels = np.pad(rows, ((0, -len(rows) % (vectors * LANES)), (0, 0))).reshape(-1, vectors * LANES, rows.shape[1])
-    return int(np.bitwise_count(np.bitwise_or.reduce(panels, 1)).sum())
 
 
 def with_orders(layers: Sequence[Layer], boxes: Mapping[str, Box], orders: Mapping[str, Order]) -> tuple[list[Layer], dict[str, Box]]:
@@ -90,21 +54,21 @@ def with_orders(layers: Sequence[Layer], boxes: Mapping[str, Box], orders: Mappi
         key = name, new.tobytes()
         if key not in permuted:
             permuted[key] = copy = _unused(f"{name} permuted", sizes)
-            result.append(Permute(name=copy, inputs=(name,), output=copy, order=np.argsort(old)[new]))
+            result.append(permute.Permute(name=copy, inputs=(name,), output=copy, order=np.argsort(old)[new]))
             sizes[copy] = boxes[name]
         return permuted[key]
 
     for layer in layers:
-        x = have.get(layer.inputs[0])
-        if _is_free(layer) or _passes_on(layer):
-            order = orders.get(layer.output) if _is_free(layer) else x
+        x, channels = have.get(layer.inputs[0]), layer.channels(boxes)
+        if channels in (Channels.FREE, Channels.FIRST):
+            order = orders.get(layer.output) if channels is Channels.FREE else x
             inputs = (layer.inputs[0], *[ordered(name, order) for name in layer.inputs[1:]])
-        elif _joins(layer, boxes):
+        elif channels is Channels.JOINED:
             order, inputs = _joined([have.get(name, np.arange(boxes[name][0])) for name in layer.inputs]), layer.inputs
         else:
             x = order = None
             inputs = tuple([ordered(name, None) for name in layer.inputs])
-        result.append(_permuted(layer, inputs, x, order))
+        result.append((layer if inputs == layer.inputs else replace(layer, inputs=inputs)).ordered(x, order))
         if order is not None:
             have[layer.output] = order
     return result, sizes
@@ -114,22 +78,23 @@ def makers_of(layers: Sequence[Layer], boxes: Mapping[str, Box]) -> dict[str, tu
     """tensor -> outputs of convolutions whose orders it has, one after another, or FILE."""
     makers: dict[str, tuple[str, ...]] = defaultdict(lambda: (FILE,))
     for layer in layers:
-        if _is_free(layer):
+        channels = layer.channels(boxes)
+        if channels is Channels.FREE:
             makers[layer.output] = (layer.output,)
-        elif _passes_on(layer):
+        elif channels is Channels.FIRST:
             makers[layer.output] = makers[layer.inputs[0]]
-        elif _joins(layer, boxes):
+        elif channels is Channels.JOINED:
             makers[layer.output] = tuple(maker for name in layer.inputs for maker in makers[name])
     return makers
 
 
 def choose(
-    layers: Sequence[Layer], boxes: Mapping[str, Box], outputs: Collection[str], seconds: Callable[[Conv], float]
+    layers: Sequence[Layer], boxes: Mapping[str, Box], outputs: Collection[str], seconds: Callable[[Any], float]
 ) -> dict[str, Order]:
     """Orders of the outputs of convolutions that are better off in another one than the file's."""
     fixed, ties = _bonds(layers, boxes, outputs)
-    free = [layer for layer in layers if isinstance(layer, Conv) and _is_free(layer) and layer.output not in fixed]
-    wishes = {layer.output: _Wish(layer, seconds) for layer in free}
+    free = [layer for layer in layers if layer.channels(boxes) is Channels.FREE and layer.output not in fixed]
+    wishes = {layer.output: layer.wish(seconds) for layer in free}
     chosen: dict[str, Order] = {}
     left = dict(wishes)
     for start, wish in wishes.items():
@@ -155,7 +120,8 @@ def _bonds(layers: Sequence[Layer], boxes: Mapping[str, Box], outputs: Collectio
     fixed = {maker for name in outputs for maker in makers[name]}
     ties: dict[str, list[tuple[str, float]]] = defaultdict(list)
     for layer in layers:
-        if _is_free(layer) or _passes_on(layer):
+        channels = layer.channels(boxes)
+        if channels in (Channels.FREE, Channels.FIRST):
             for name in layer.inputs[1:]:
                 one, other, toll = makers[layer.output], makers[name], permute.estimate(*boxes[name])
                 if one != other and len(one) == len(other) == 1:
@@ -163,12 +129,12 @@ def _bonds(layers: Sequence[Layer], boxes: Mapping[str, Box], outputs: Collectio
                     ties[other[0]].append((one[0], toll))
                 elif one != other:
                     fixed |= {*one, *other}
-        elif not _joins(layer, boxes):
+        elif channels is not Channels.JOINED:
             fixed |= {maker for name in layer.inputs for maker in makers[name]}
     return fixed, ties
 
 
-def _settled(wishes: Mapping[str, "_Wish"], ties: Ties) -> dict[str, Order]:
+def _settled(wishes: Mapping[str, Wish], ties: Ties) -> dict[str, Order]:
     """The best orders found for convolutions that are tied to each other."""
     distinct = {wish.order.tobytes(): wish.order for wish in wishes.values() if wish.order is not None}
     own = {name: None if wish.order is None else distinct[wish.order.tobytes()] for name, wish in wishes.items()}
@@ -195,115 +161,10 @@ def _settled(wishes: Mapping[str, "_Wish"], ties: Ties) -> dict[str, Order]:
     return min([improved(start) for start in starts], key=lambda result: result[0])[1]
 
 
-class _Wish:
-    """The order that is best for a convolution alone, and what it takes in others."""
-
-    def __init__(self, layer: Conv, seconds: Callable[[Conv], float]) -> None:
-        """`order` is None where the file's is best."""
-        self.order: Order | None = None
-        self._layer, self._time, self._gain = layer, seconds, 0.0
-        self._known: dict[int, tuple[Order | None, int]] = {}
-        order = filter_order(self._used) if self._matters else None
-        if order is not None and self._pairs(order) < self._pairs(None):
-            gain = seconds(layer) - filters.estimate(layer.shape, layer.weights[order], layer.mask)
-            if gain > _LEAST_GAIN * seconds(layer):
-                self.order, self._gain = order, gain
-
-    def seconds(self, order: Order | None) -> float:
-        """Expected time, less that in the file's order; others than these two by the pairs that are used."""
-        if order is None or not self._matters:
-            return 0.0
-        less = self._pairs(None) - self._pairs(order)
-        if self.order is None:
-            return -self._time(self._layer) * less / max(1, self._pairs(None))
-        return -self._gain * less / (self._pairs(None) - self._pairs(self.order))
-
-    @cached_property
-    def _matters(self) -> bool:
-        """Not of a single vector; nor where the weights are read but once, which takes its time in any order."""
-        layer = self._layer
-        return layer.shape.filters > LANES and linear.supports(layer.shape, layer.weights, layer.mask) is not None
-
-    @cached_property
-    def _used(self) -> NDArray[np.uint8]:
-        return np.packbits((self._layer.weights != 0).reshape(len(self._layer.weights), -1), 1)
-
-    def _pairs(self, order: Order | None) -> int:
-        if id(order) not in self._known:
-            self._known[id(order)] = order, sum(pairs_used(self._used, order, vectors) for vectors in (1, 2))
-        return self._known[id(order)][1]
-
-
-def _mixed(used: NDArray[np.uint8], left: list[list[int]]) -> list[list[int]]:
-    """Vectors of filters that are too few for vectors of their own; `left`: lists of filters alike."""
-    left = sorted(left, key=len)
-    vectors = []
-    while left:
-        vector = left.pop()
-        union = used[vector[0]]
-        while left and len(vector) < LANES:
-            k = int(np.bitwise_count(used[[others[0] for others in left]] & ~union).sum(1).argmin())
-            taken, left[k] = left[k][: LANES - len(vector)], left[k][LANES - len(vector) :]
-            vector, union = vector + taken, union | used[taken[0]]
-            left = [others for others in left if others]
-        vectors.append(vector)
-    return vectors
-
-
-def _neighbours(used: NDArray[np.uint8], parts: list[list[int]]) -> list[list[int]]:
-    """Parts of equal size joined two by two, each with the one that it uses the fewest pairs together with; what is left over is last."""
-    unions = [np.bitwise_or.reduce(used[part], 0) for part in parts]
-    waiting = [k for k, part in enumerate(parts) if len(part) == len(parts[0])]
-    joined = []
-    while len(waiting) > 1:
-        k = waiting.pop(0)
-        other = min(waiting, key=lambda number: int(np.bitwise_count(unions[k] | unions[number]).sum()))
-        waiting.remove(other)
-        joined.append(parts[k] + parts[other])
-    return joined + [parts[k] for k in waiting] + [part for part in parts if len(part) != len(parts[0])]
-
-
-def _is_free(layer: Layer) -> bool:
-    """Whether it can make its output in any order."""
-    return isinstance(layer, Conv) and layer.shape.groups == 1
-
-
-def _passes_on(layer: Layer) -> bool:
-    """Whether the order of its output is that of its first input."""
-    if isinstance(layer, Conv):
-        return 1 < layer.shape.groups == layer.shape.channels == layer.shape.filters
-    return isinstance(layer, Pool | Mean | Map)
-
-
-def _joins(layer: Layer, boxes: Mapping[str, Box]) -> bool:
-    """Whether its output is its inputs, whole and one after another."""
-    if not isinstance(layer, Assemble):
-        return False
-    starts = np.cumsum([0, *[boxes[name][0] for name in layer.inputs]])
-    whole = [Piece(source=k, size=boxes[name], to=(int(starts[k]), 0, 0)) for k, name in enumerate(layer.inputs)]
-    return list(layer.pieces) == whole and boxes[layer.output] == (int(starts[-1]), *whole[0].size[1:])
-
-
 def _joined(orders: Sequence[Order]) -> Order | None:
     starts = np.cumsum([0, *map(len, orders)])
     order: Order = np.concatenate([start + order for start, order in zip(starts, orders, strict=False)])
     return None if np.array_equal(order, np.arange(len(order))) else order
-
-
-def _permuted(layer: Layer, inputs: tuple[str, ...], x: Order | None, y: Order | None) -> Layer:
-    """The layer that reads its first input in order x and makes its output in order y."""
-    layer = layer if inputs == layer.inputs else replace(layer, inputs=inputs)
-    if isinstance(layer, Conv):
-        weights, mask = layer.weights, layer.mask
-        if x is not None:
-            weights = np.take(weights, x, 1) if layer.shape.groups == 1 else weights
-            mask = mask if mask is None else mask[x]
-        if y is not None:
-            return replace(layer, weights=weights[y], bias=layer.bias[y], mask=mask)
-        return layer if x is None else replace(layer, weights=weights, mask=mask)
-    if isinstance(layer, Map) and x is not None and layer.scale is not None and layer.shift is not None:
-        return replace(layer, scale=layer.scale[x], shift=layer.shift[x])
-    return layer
 
 
 def _unused(name: str, taken: Collection[str]) -> str:

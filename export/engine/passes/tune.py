@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,10 +12,9 @@ from fineprune.common.errors import RunError
 from fineprune.common.files import write_json
 from fineprune.ops import numba_door
 
-from ..ir.network import Conv, Layer
+from ..ir.network import Box, Candidate, Layer
 from ..jit import COMPILER
 from ..run.profile import profile
-from .layouts import Candidate
 from .program import build
 
 _LOG = logging.getLogger(__name__)
@@ -24,7 +23,7 @@ _HOPELESS = 4
 """Times as slow by estimate as the best: not worth a measurement."""
 
 
-def measured(layers: Sequence[Layer], found: Sequence[Sequence[Candidate]]) -> list[list[Candidate]]:
+def measured(layers: Sequence[Layer], boxes: Mapping[str, Box], found: Sequence[Sequence[Candidate]]) -> list[list[Candidate]]:
     """The candidates of each layer with measured seconds."""
     folder = COMPILER.folder
     path = folder / f"times-{_digest(layers)}.json" if folder else None
@@ -36,11 +35,11 @@ def measured(layers: Sequence[Layer], found: Sequence[Sequence[Candidate]]) -> l
         kept = []
         for candidate in candidates:
             key = f"{number} {candidate.kernel} {candidate.layout}"
-            if candidate.seconds > _HOPELESS * best or not isinstance(layer, Conv):
+            if candidate.seconds > _HOPELESS * best:
                 kept.append(replace(candidate, seconds=max(candidate.seconds, _HOPELESS * best)))
                 continue
             if key not in times:
-                times[key], missing = _measure(layer, candidate), True
+                times[key], missing = _measure(layer, boxes, candidate), True
             kept.append(replace(candidate, seconds=times[key]))
         result.append(kept)
     if missing and path:
@@ -51,14 +50,13 @@ def measured(layers: Sequence[Layer], found: Sequence[Sequence[Candidate]]) -> l
     return result
 
 
-def _measure(layer: Conv, candidate: Candidate) -> float:
-    shape = layer.shape
-    boxes = {"x": (shape.channels, shape.height, shape.width), "y": (shape.filters, *shape.output), "r": (shape.filters, *shape.output)}
-    inputs = ("x", "r")[: len(layer.inputs)]
+def _measure(layer: Layer, boxes: Mapping[str, Box], candidate: Candidate) -> float:
+    sizes = {"y": boxes[layer.output], **{f"x{k}": boxes[name] for k, name in enumerate(layer.inputs)}}
+    inputs = tuple(f"x{k}" for k in range(len(layer.inputs)))
     alone = replace(layer, name="layer", inputs=inputs, output="y")
-    program = build([alone], boxes, inputs, ["y"], lambda layers, found: [[candidate] for _ in layers])
+    program = build([alone], sizes, inputs, ["y"], lambda layers, boxes, found: [[candidate] for _ in layers])
     random = np.random.default_rng(0)
-    tensors = [random.standard_normal((1, *boxes[name]), np.float32) for name in inputs]
+    tensors = [random.standard_normal((1, *sizes[name]), np.float32) for name in inputs]
     records = profile(program, tensors, _REPEATS)
     return sum(record.seconds for record in records if record.name == "layer")
 
@@ -76,9 +74,5 @@ def _read(content: bytes) -> dict[str, float]:
 def _digest(layers: Sequence[Layer]) -> str:
     digest = hashlib.sha256(f"{COMPILER.stamp} {numba_door.host_cpu()}".encode())
     for number, layer in enumerate(layers):
-        if isinstance(layer, Conv):
-            digest.update(repr((number, layer.shape, len(layer.inputs))).encode())
-            digest.update(np.packbits(layer.weights != 0).tobytes())
-            if layer.mask is not None:
-                digest.update(np.packbits(layer.mask).tobytes())
+        digest.update(f"{number} ".encode() + layer.fingerprint)
     return digest.hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""A node's attributes and inputs, checked: what a handler in operators.py asks."""
+"""A node's attributes and inputs, checked: what the handlers of operations (ops/) ask."""
 
 from typing import Any
 

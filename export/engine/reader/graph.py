@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from fineprune.common.errors import RunError
 
-from ...functions import DOMAIN, VERSION, functions
+from ...functions import DOMAIN, UNPACK_MASK, UNPACK_WEIGHTS, VERSION, functions
+from .. import ops  # noqa: F401 - the operations register their handlers
 from ..ir.dtypes import DTYPES, FLOAT32, DType
-from ..ir.network import Box, Layer
-from . import channels, operators
+from ..ir.network import HANDLERS, SEQUENCES, Box, Layer
 from .attributes import LARGEST, Node, UnsupportedError
 from .inference import infer_types
 from .ports import Port, input_ports, port, type_text
@@ -27,12 +27,8 @@ from .protobuf import Constants, ContradictionError, check_names, element_count,
 OPSETS = range(18, 24)
 """Versions of the standard operators whose meaning the handlers know."""
 
-_HANDLERS = {
-    **operators.HANDLERS,
-    ("", "Slice"): channels.slice_,
-    ("", "Pad"): channels.pad,
-    ("", "Split"): channels.split,
-}
+_UNPACKING = (UNPACK_MASK, UNPACK_WEIGHTS)
+_LENGTHS = sorted(set(map(len, SEQUENCES)), reverse=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,9 +186,8 @@ class Reader:
         outputs = {value.name for value in self.model.graph.output}
         steps, position = [], 0
         while position < len(nodes):
-            taken = nodes[position : position + 3]
-            if not (known_opset and _is_shuffle(taken, readers, outputs)):
-                taken = taken[:1]
+            parts = [nodes[position : position + length] for length in _LENGTHS] if known_opset else []
+            taken = next((part for part in parts if _belong_together(part, readers, outputs)), nodes[position : position + 1])
             for node in taken:
                 self._declare(node)
             step = self._step(tuple(taken), known_opset)
@@ -217,11 +212,11 @@ class Reader:
             return None
         values, boxes, dtypes = dict(self.values), dict(self.boxes), dict(self.dtypes)
         try:
-            handler = None if (node.domain, node.op_type) in self._foreign_functions else _HANDLERS.get((node.domain, node.op_type))
+            handler = None if (node.domain, node.op_type) in self._foreign_functions else HANDLERS.get((node.domain, node.op_type))
             if not known_opset:
                 raise UnsupportedError(f"operator set, not one of {OPSETS.start} to {OPSETS.stop - 1}")
-            if len(nodes) == 3:
-                return Step(nodes=nodes, layers=self._typed(node, channels.shuffle(*nodes, self)))
+            if len(nodes) > 1:
+                return Step(nodes=nodes, layers=self._typed(node, SEQUENCES[tuple(made.op_type for made in nodes)](*nodes, self)))
             if handler is None:
                 raise UnsupportedError("operator")
             return Step(nodes=nodes, layers=self._typed(node, handler(node, self)))
@@ -244,7 +239,7 @@ class Reader:
     def _fold(self, node: Node) -> bool:
         if (node.domain, node.op_type) in self._foreign_functions:
             return False
-        if node.domain == DOMAIN and node.op_type in operators.UNPACKING:
+        if node.domain == DOMAIN and node.op_type in _UNPACKING:
             node.require(len(node.outputs) == 1, "has several outputs")
             self._constants.unpack(node.proto, node.attributes.get("shape"))
             return True
@@ -346,8 +341,9 @@ def _essence(function: Any) -> Any:
     return [*function.input], [*function.output], sorted(function.attribute), nodes
 
 
-def _is_shuffle(nodes: list[Node], readers: Counter, outputs: set[str]) -> bool:
-    if [node.op_type for node in nodes] != ["Reshape", "Transpose", "Reshape"] or any(node.domain for node in nodes):
+def _belong_together(nodes: list[Node], readers: Counter, outputs: set[str]) -> bool:
+    """Whether one handler takes them all: each is read by the next alone."""
+    if tuple(node.op_type for node in nodes) not in SEQUENCES or any(node.domain for node in nodes):
         return False
     return all(
         len(node.outputs) == 1

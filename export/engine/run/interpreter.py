@@ -6,7 +6,7 @@ A program is these arrays (made by program.py):
     splits [operations, threads + 1]    first work item of each share: as many shares as threads, of about equal cost
     before [operations + 1]             shares that are not empty, of all earlier operations
     spaces [2]                          start of the scratch of the first thread in an arena, floats between those of two threads
-    meta, index, constants              numbers of all operations, see conv.py
+    meta, index, constants              numbers of all operations, see ir/conv.py
     arenas [threads, floats]            activations
     job [6 + 2 * tensors]               what is to be done now, and where the caller's tensors are, of whatever types
     sync                                atomics: what threads tell each other
@@ -18,16 +18,22 @@ holds up nobody. Shares are taken by raising their number in sync to that of the
 earlier job, finds them raised already and takes nothing.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 from numpy.typing import NDArray
 
 from fineprune.ops.simd.atomics import SPACING, add, compare_exchange, exchange, give_way, load, pause, raise_to, store
 from fineprune.ops.simd.vectors import floats
 
+from .. import ops  # noqa: F401 - the operations register their kernels
+from ..ir.network import KERNELS as COMPILED
 from ..jit import jit, jit_cached, jit_inlined
-from ..ops import copies, filters, linear, maps, permute, plain, pools, positions
+from ..ops import copies
 
-KERNELS = ("load", "save", "copy", "permute", "pool", "mean", "map", "linear", "plain", "filters", "positions")
-LOAD, SAVE, COPY, PERMUTE, POOL, MEAN, MAP, LINEAR, PLAIN, FILTERS, POSITIONS = range(len(KERNELS))
+KERNELS = ("load", "save", *sorted(COMPILED))
+"""Numbers of the kernels: the first two are transfers, the others those of ops/."""
+LOAD, SAVE = range(2)
 KERNEL, OP, ITEMS, MEET = range(4)
 COUNT, BEGIN, END, ROUND, NEXT_SAMPLE, DONE_BEFORE, TENSORS = range(7)
 """Positions in job: samples, first operation, end of the operations, number of the first round (sample that is shared), numbers of
@@ -138,29 +144,33 @@ def transfer(kernel: int, first: int, last: int, number: int, job: NDArray, aren
         copies.copy(first, last, arena, outside, meta, op)
 
 
-@jit_inlined
-def perform(
-    kernel: int, first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int
-) -> None:
-    """One operation."""
-    if kernel == FILTERS:
-        filters.run(first, last, scratch, arena, constants, index, meta, op)
-    elif kernel == POSITIONS:
-        positions.run(first, last, scratch, arena, constants, index, meta, op)
-    elif kernel == MAP:
-        maps.run(first, last, scratch, arena, constants, index, meta, op)
-    elif kernel == POOL:
-        pools.run(first, last, scratch, arena, constants, index, meta, op)
-    elif kernel == MEAN:
-        pools.run_mean(first, last, scratch, arena, constants, index, meta, op)
-    elif kernel == COPY:
-        copies.run(first, last, scratch, arena, constants, index, meta, op)
-    elif kernel == PERMUTE:
-        permute.run(first, last, scratch, arena, constants, index, meta, op)
-    elif kernel == LINEAR:
-        linear.run(first, last, scratch, arena, constants, index, meta, op)
-    elif kernel == PLAIN:
-        plain.run(first, last, scratch, arena, constants, index, meta, op)
+def _dispatch(names: Sequence[str]) -> Any:
+    """perform(kernel, first, ..., op): one operation. A function that asks for the first of these kernels and leaves the others to the
+    next one, into which Numba makes it: what comes of it is an `if` with as many branches."""
+    if not names:
+
+        @jit_inlined
+        def nothing(
+            kernel: int, first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int
+        ) -> None:
+            """No such kernel."""
+
+        return nothing
+    number, run, others = KERNELS.index(names[0]), COMPILED[names[0]], _dispatch(names[1:])
+
+    @jit_inlined
+    def perform(
+        kernel: int, first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int
+    ) -> None:
+        if kernel == number:
+            run(first, last, scratch, arena, constants, index, meta, op)
+        else:
+            others(kernel, first, last, scratch, arena, constants, index, meta, op)
+
+    return perform
+
+
+perform = _dispatch(KERNELS[2:])
 
 
 @jit_inlined

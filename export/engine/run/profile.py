@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..ir.network import Conv
 from ..passes.program import Program
 from .threads import Team
 
@@ -44,14 +43,14 @@ def profile(program: Program, inputs: Sequence[NDArray], repeats: int) -> list[R
             samples.append(_turn(team, tensors, operations) - call)
     records = []
     for (instruction, _), samples in zip(spans, seconds, strict=True):
-        conv = instruction.layer if isinstance(instruction.layer, Conv) else None
+        layer = instruction.layer
         records.append(
             Record(
                 name=instruction.name,
                 kernel=instruction.choice.kernel,
                 layout=instruction.choice.layout,
-                macs_dense=conv.macs_dense if conv else 0,
-                macs=conv.macs if conv else 0,
+                macs_dense=layer.macs_dense if layer else 0,
+                macs=layer.macs if layer else 0,
                 seconds=max(0.0, float(np.median(samples))),
                 reason=instruction.choice.reason,
             )

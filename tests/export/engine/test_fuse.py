@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fineprune.export.engine.ir.network import Assemble, Box, Layer, Map, Piece
+from fineprune.export.engine.ir.network import Box, Layer, Piece
+from fineprune.export.engine.ops.assemble import Assemble
+from fineprune.export.engine.ops.maps import Map
 from fineprune.export.engine.passes.fuse import fuse
 from fineprune.export.engine.passes.program import build
 from fineprune.export.engine.run.threads import Team

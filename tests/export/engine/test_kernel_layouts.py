@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from fineprune.export.engine.ir.conv import ConvShape
-from fineprune.export.engine.ir.network import Box, Conv, Layer, Pool
-from fineprune.export.engine.passes.kernels import CONVOLUTIONS, candidates
-from fineprune.export.engine.passes.layouts import LAYOUTS, Candidate
+from fineprune.export.engine.ir.network import LAYOUTS, Box, Candidate, Layer
+from fineprune.export.engine.ops.conv import CONVOLUTIONS, Conv
+from fineprune.export.engine.ops.pools import Pool
 from fineprune.export.engine.passes.program import Program, build
 from fineprune.export.engine.run.threads import Team
 from support.reference import masked_conv2d
@@ -56,7 +56,7 @@ def program_of(layer: Conv, candidate: Candidate, layout: str) -> Program:
     box = (layer.shape.channels, layer.shape.height, layer.shape.width)
     boxes: dict[str, Box] = {"x": box, "x0": box} | dict.fromkeys(("r0", "r", "y"), (layer.shape.filters, *layer.shape.output))
 
-    def only(layers: Sequence[Layer], found: Any) -> Any:
+    def only(layers: Sequence[Layer], boxes: Any, found: Any) -> Any:
         in_layout = Candidate(kernel="", layout=layout, any_input=True, seconds=1e-6)
         return [[candidate] if isinstance(k, Conv) else [in_layout] for k in layers]
 
@@ -73,7 +73,7 @@ def test_every_pair_of_layouts(shape: str, masks: str) -> None:
     layer, x, y = layer_of(shape, masks)
     random = np.random.default_rng(1)
     r = random.standard_normal(y.shape, np.float32)
-    offered = candidates(layer)[0]
+    offered = layer.candidates
     alone = {"linear"} if shape == "one position" and layer.mask is None else CONVOLUTIONS.keys() - {"linear"}
     assert {candidate.kernel for candidate in offered} == alone
     for candidate in offered:

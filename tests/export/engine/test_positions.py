@@ -163,9 +163,11 @@ def test_a_pointwise_convolution_is_one_run_of_positions() -> None:
     """Unless output and residual have rows of different lengths in memory."""
     p = problem(ConvShape(channels=5, filters=6, height=14, width=14, kernel=(1, 1)), 0.5, residual=True)
     op, _, _ = planned(p)
-    assert op.meta[positions.kernel.PIECES] > op.meta[positions.kernel.TILE_PIECES]
+    tables = positions.kernel.META.view(op.meta).tables
+    assert tables.pieces > tables.tile_pieces
     op, arena, y = planned(p, margins=(0, 3, 0, 4))
-    assert op.meta[positions.kernel.PIECES] == op.meta[positions.kernel.TILE_PIECES]
+    tables = positions.kernel.META.view(op.meta).tables
+    assert tables.pieces == tables.tile_pieces
     arena.data = execute(op, arena.data, [(0, len(op.costs))])
     np.testing.assert_allclose(arena.elements(y), p.expected(), rtol=FLOAT32[0], atol=FLOAT32[1])
 

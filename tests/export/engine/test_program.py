@@ -13,8 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fineprune.export.engine.ir.conv import ConvShape
-from fineprune.export.engine.ir.network import Assemble, Box, Conv, Layer, Map, Piece
-from fineprune.export.engine.passes.layouts import LAYOUTS, Candidate, choose, conversion_cost
+from fineprune.export.engine.ir.network import LAYOUTS, Box, Candidate, Layer, Piece
+from fineprune.export.engine.ops.assemble import Assemble
+from fineprune.export.engine.ops.conv import Conv
+from fineprune.export.engine.ops.maps import Map
+from fineprune.export.engine.passes.layouts import choose, conversion_cost
 from fineprune.export.engine.passes.memory import GUARD, Key, arena
 from fineprune.export.engine.passes.program import build
 from fineprune.export.engine.run import interpreter
@@ -164,7 +167,7 @@ def test_parts_are_made_where_they_are_joined(channels: tuple[int, int], copied:
     np.testing.assert_array_equal(outputs[0][0], np.concatenate(outputs[1][:2], 1))
 
 
-def nhwc(layers: Any, found: Any) -> Any:
+def nhwc(layers: Any, boxes: Any, found: Any) -> Any:
     return [[candidate for candidate in some if candidate.layout == "NHWC"] for some in found]
 
 

@@ -16,8 +16,13 @@ from torch import nn
 from fineprune.compressor.layers import MaskedConv2d
 from fineprune.export.engine import Session
 from fineprune.export.engine.ir.conv import ConvShape
-from fineprune.export.engine.ir.network import Assemble, Box, Conv, Layer, Map, Mean, Permute, Piece, Pool
-from fineprune.export.engine.ops import filters, permute
+from fineprune.export.engine.ir.network import Box, Layer, Piece
+from fineprune.export.engine.ops import filter_orders, filters, permute
+from fineprune.export.engine.ops.assemble import Assemble
+from fineprune.export.engine.ops.conv import Conv
+from fineprune.export.engine.ops.maps import Map
+from fineprune.export.engine.ops.permute import Permute
+from fineprune.export.engine.ops.pools import Mean, Pool
 from fineprune.export.engine.passes import reorder
 from fineprune.export.engine.passes.program import build
 from fineprune.export.exporter import export_onnx
@@ -72,13 +77,13 @@ def pairs_of(layer: Layer) -> int:
 )
 def test_filters_with_a_mask_follow_each_other(sizes: list[int], kept: float, seed: int) -> None:
     masks = shared_masks(sizes, 75, seed, kept)
-    order = reorder.filter_order(np.packbits(masks, 1))
+    order = filter_orders.filter_order(np.packbits(masks, 1))
     assert order is not None
     np.testing.assert_array_equal(np.sort(order), np.arange(len(masks)))
     vectors = [masks[order][first : first + LANES] for first in range(0, len(masks), LANES)]
     alone = sum(len(np.unique(vector, axis=0)) == 1 for vector in vectors)
     assert alone >= sum(size // LANES for size in sizes)
-    assert reorder.pairs_used(np.packbits(masks, 1), order) == sum(int(vector.any(0).sum()) for vector in vectors)
+    assert filter_orders.pairs_used(np.packbits(masks, 1), order) == sum(int(vector.any(0).sum()) for vector in vectors)
 
 
 def test_what_is_left_over_goes_where_it_adds_little() -> None:
@@ -86,21 +91,21 @@ def test_what_is_left_over_goes_where_it_adds_little() -> None:
     masks = np.zeros((4, 64), bool)
     masks[0, :20], masks[1, :21], masks[2, 40:60], masks[3, 40:61] = True, True, True, True
     mixed = np.packbits(np.random.default_rng(0).permutation(np.repeat(masks, (5, 11, 5, 11), axis=0)), 1)
-    assert reorder.pairs_used(mixed, None) == 84
-    assert reorder.pairs_used(mixed, reorder.filter_order(mixed)) == 42
+    assert filter_orders.pairs_used(mixed, None) == 84
+    assert filter_orders.pairs_used(mixed, filter_orders.filter_order(mixed)) == 42
 
 
 def test_similar_vectors_are_neighbours() -> None:
     masks = np.zeros((4, 64), bool)
     masks[0, :20], masks[1, 30:50], masks[2, 1:21], masks[3, 31:51] = True, True, True, True
     used = np.packbits(np.repeat(masks, LANES, axis=0), 1)
-    assert reorder.pairs_used(used, None, 2) == 80
-    assert reorder.pairs_used(used, reorder.filter_order(used), 2) == 42
+    assert filter_orders.pairs_used(used, None, 2) == 80
+    assert filter_orders.pairs_used(used, filter_orders.filter_order(used), 2) == 42
 
 
 @pytest.mark.parametrize("masks", [np.ones((64, 9), bool), np.eye(64, dtype=bool), np.eye(3, dtype=bool)])
 def test_without_shared_masks_there_is_no_order(masks: NDArray) -> None:
-    assert reorder.filter_order(np.packbits(masks, 1)) is None
+    assert filter_orders.filter_order(np.packbits(masks, 1)) is None
 
 
 def random_orders(layers: Sequence[Layer], boxes: Any, outputs: Sequence[str], seconds: Any) -> dict[str, reorder.Order]:
@@ -220,7 +225,7 @@ def test_no_single_change_is_better(seed: int, toll: float) -> None:
 
     def time(weights: NDArray) -> float:
         used = np.packbits((weights != 0).reshape(64, -1), 1)
-        return float(reorder.pairs_used(used, None) + reorder.pairs_used(used, None, 2))
+        return float(filter_orders.pairs_used(used, None) + filter_orders.pairs_used(used, None, 2))
 
     def total(orders: dict[str, reorder.Order]) -> float:
         made = reorder.with_orders(layers, boxes, orders)[0]

@@ -15,22 +15,16 @@ from numpy.typing import NDArray
 from fineprune.export.engine.ir.conv import ConvShape, Epilogue, Op, View
 from fineprune.export.engine.ir.dtypes import DTYPES, DType, per_slot
 from fineprune.export.engine.ir.dtypes import FLOAT32 as F32
-from fineprune.export.engine.ir.network import Map, Pool
-from fineprune.export.engine.ops import copies, linear, maps, permute, plain, pools
+from fineprune.export.engine.ir.network import KERNELS, Layer
+from fineprune.export.engine.ops import copies, linear, plain
+from fineprune.export.engine.ops.assemble import part
+from fineprune.export.engine.ops.maps import Map
+from fineprune.export.engine.ops.permute import Permute
+from fineprune.export.engine.ops.pools import Mean, Pool
 from fineprune.export.engine.passes import memory
-from fineprune.export.engine.passes.program import part
 from support.reference import masked_conv2d
 from support.tolerances import FLOAT32
 
-RUN = {
-    "copy": copies.run,
-    "permute": permute.run,
-    "pool": pools.run,
-    "mean": pools.run_mean,
-    "map": maps.run,
-    "linear": linear.run,
-    "plain": plain.run,
-}
 LAYOUTS = st.sampled_from(["NHWC", "NCHW"])
 MARGINS = st.tuples(*[st.integers(0, 2)] * 4)
 NAN = float("nan")
@@ -65,7 +59,7 @@ class Room:
         scratch = self.size
         half = len(op.costs) // 2
         for first, last in ((half, len(op.costs)), (0, half)):
-            RUN[op.kernel](first, last, scratch, self.arena, op.constants, op.index, op.meta, 0)
+            KERNELS[op.kernel](first, last, scratch, self.arena, op.constants, op.index, op.meta, 0)
         for view, start, size, _ in self.views:
             rest = self.arena.copy()
             assert np.isnan(rest[[start - 1, start + size]]).all(), "something was written beside a buffer"
@@ -78,6 +72,11 @@ class Room:
         data = (self.arena if arena is None else arena).view(view.dtype)
         strides = [view.dtype.itemsize * step for step in (view.channel_stride, view.row_stride, view.pixel_stride)]
         return np.lib.stride_tricks.as_strided(data[view.start :], (channels or view.channels, view.height, view.width), strides)
+
+
+def planned(layer: Layer, *views: View) -> Op:
+    [op] = layer.plan(layer.kernel_name, *views)
+    return op
 
 
 def close(actual: NDArray, expected: NDArray) -> None:
@@ -123,7 +122,7 @@ def check_pool(layer: Pool, x: NDArray, layouts: tuple[str, str], margins: tuple
             expected[:, i, j] = np.nansum(window, 1) / (window.shape[1] if layer.counts_padding else (~np.isnan(window[0])).sum())
     room = Room()
     source, target = room.add(x.shape, layouts[0], margins, x), room.add(expected.shape, layouts[1], (1, 0, 2, 1))
-    room.run(pools.plan(layer, source, target))
+    room.run(planned(layer, source, target))
     close(room.grid(target), expected)
 
 
@@ -191,7 +190,7 @@ def test_means(box: tuple[int, int, int], layouts: tuple[str, str], margins: Any
     x = numbers(box, seed)
     room = Room()
     source, target = room.add(box, layouts[0], margins[0], x), room.add((box[0], 1, 1), layouts[1], (0, 0, 0, 0))
-    room.run(pools.plan_mean(source, target))
+    room.run(planned(Mean(name="mean", inputs=("x",), output="y"), source, target))
     close(room.grid(target)[:, 0, 0], x.mean((1, 2), dtype=np.float64))
 
 
@@ -227,7 +226,7 @@ def check_map(function: str, box: tuple[int, int, int], layout: str, margins: An
     room = Room()
     source, target = room.add(box, layout, margins, x), room.add(box, layout, (1, 2, 0, 1))
     other = room.add(z.shape, layout, (0, 1, 0, 0) if function != "scale" else (0, 0, 0, 0), z) if two else None
-    room.run(maps.plan(layer, source, other, target))
+    room.run(planned(layer, source, *([other] if other else []), target))
     close(room.grid(target), np.clip(expected, low, high))
 
 
@@ -252,7 +251,7 @@ def test_sigmoid_is_exact_enough_everywhere() -> None:
     layer = Map(name="map", inputs=("x",), output="y", function="sigmoid")
     room = Room()
     source, target = room.add(x.shape, "NHWC", (0, 0, 0, 0), x), room.add(x.shape, "NHWC", (0, 0, 0, 0))
-    room.run(maps.plan(layer, source, None, target))
+    room.run(planned(layer, source, target))
     expected = 1 / (1 + np.exp(-x.astype(np.float64)))
     np.testing.assert_allclose(room.grid(target), expected, rtol=1e-6, atol=1e-37)
     y = room.grid(target)
@@ -270,7 +269,8 @@ def test_maps_keep_nan_and_may_write_over_their_input(function: str, layout: str
         room = Room()
         source = room.add(x.shape, layout, (0, 1, 0, 0), x)
         target = source if over else room.add(x.shape, layout, (0, 0, 0, 0))
-        room.run(maps.plan(Map(name="map", inputs=("x",), output="y", function=function, low=-1.0, high=3.0), source, None, target))
+        layer = Map(name="map", inputs=("x",), output="y", function=function, low=-1.0, high=3.0)
+        room.run(planned(layer, source, target))
         results.append(room.grid(target).copy())
     np.testing.assert_array_equal(*results)
     np.testing.assert_array_equal(np.isnan(results[0]), np.isnan(x))
@@ -335,7 +335,7 @@ def check_permutation(box: tuple[int, int, int], layout: str, margins: Any, seed
     x, order = any_numbers(box, dtype, seed), np.random.default_rng(seed).permutation(box[0])
     room = Room()
     source, target = room.add(box, layout, margins[0], x, dtype), room.add(box, layout, margins[1], None, dtype)
-    room.run(permute.plan(order, source, target))
+    room.run(planned(Permute(name="permute", inputs=("x",), output="y", order=order), source, target))
     np.testing.assert_array_equal(room.grid(target), x[order])
 
 

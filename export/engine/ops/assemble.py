@@ -1,17 +1,89 @@
-"""Nodes that pick, pad or reorder parts of a tensor -> Assemble layers: Slice, Pad, Split, and the channel shuffle of three nodes."""
+"""Pieces of tensors copied to pieces of one: Concat, Slice, Split, Pad and the channel shuffle of three nodes.
 
-from typing import TYPE_CHECKING
+Where a piece is a whole tensor that nobody else reads, it may be made at its place, and nothing is copied (passes/instructions.py).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from ..ir.network import Assemble, Layer, Piece
-from .attributes import LARGEST, Node
+from ..ir.conv import Op, View
+from ..ir.dtypes import DType
+from ..ir.network import Box, Channels, Layer, Piece, onnx, onnx_sequence, same
+from ..reader.attributes import LARGEST
+from . import copies
 
 if TYPE_CHECKING:
-    from .graph import Reader
+    from ..reader.attributes import Node
+    from ..reader.graph import Reader
 
 
-def slice_(node: Node, reader: "Reader") -> list[Layer]:
+@dataclass(frozen=True, kw_only=True)
+class Assemble(Layer):
+    """Copies `pieces`, which do not overlap; what they leave is zero."""
+
+    pieces: tuple[Piece, ...]
+
+    kernel_name: ClassVar[str] = "copy"
+    any_input: ClassVar[bool] = True
+    easy: ClassVar[bool] = True
+
+    @property
+    def pieces_of_inputs(self) -> Sequence[Piece]:
+        return self.pieces
+
+    def dtype(self, inputs: Sequence[DType]) -> DType | None:
+        """The inputs'."""
+        return same(inputs)
+
+    def channels(self, boxes: Mapping[str, Box]) -> Channels:
+        """Where the output is its inputs, whole and one after another, their orders go on."""
+        starts = np.cumsum([0, *[boxes[name][0] for name in self.inputs]])
+        whole = [Piece(source=k, size=boxes[name], to=(int(starts[k]), 0, 0)) for k, name in enumerate(self.inputs)]
+        joins = list(self.pieces) == whole and boxes[self.output] == (int(starts[-1]), *whole[0].size[1:])
+        return Channels.JOINED if joins else Channels.FILE
+
+    def plan(self, kernel: str, *views: View) -> list[Op]:
+        return put_together(self.pieces, *views)
+
+
+def put_together(pieces: Sequence[Piece], *views: View) -> list[Op]:
+    """Copies; views: of the inputs of which there are pieces, and of the output."""
+    *sources, y = views
+    return [copies.plan(part(sources[p.source], p.start, p.step), part(y, p.to, p.to_step), p.size) for p in pieces]
+
+
+def part(view: View, start: Box, step: Box) -> View:
+    """The elements from `start` in steps of `step`, as a view for copies."""
+    strides = view.channel_stride * step[0], view.row_stride * step[1], view.pixel_stride * step[2]
+    return replace(
+        view, start=view.at(*start), channel_stride=strides[0], row_stride=strides[1], pixel_stride=strides[2], margins=(0, 0, 0, 0)
+    )
+
+
+@onnx("Concat")
+def concat(node: "Node", reader: "Reader") -> list[Layer]:
+    """Concat of channels, or of flattened images: their numbers follow each other in the same order."""
+    node.arity(1, 1 << 12)
+    values = [reader.value(node, index) for index in range(len(node.inputs))]
+    rank = len(values[0].dims)
+    node.require(all(len(value.dims) == rank for value in values), "joins tensors of different ranks")
+    node.support(rank in (1, 3) and node.axis("axis", 1, rank + 1) == 1, "another axis")
+    boxes = [reader.boxes[value.tensor] for value in values]
+    node.require(len({value.dims[1:] for value in values}) == 1, f"joins {[value.dims for value in values]}")
+    node.support(len({box[1:] for box in boxes}) == 1, "flattened images of different sizes")
+    pieces, channels = [], 0
+    for k, box in enumerate(boxes):
+        pieces.append(Piece(source=k, size=box, to=(channels, 0, 0)))
+        channels += box[0]
+    output = reader.define(node, (channels, *boxes[0][1:]), (sum(value.dims[0] for value in values), *values[0].dims[1:]))
+    return [Assemble(name=node.name, inputs=tuple(value.tensor for value in values), output=output, pieces=tuple(pieces))]
+
+
+@onnx("Slice")
+def slice_(node: "Node", reader: "Reader") -> list[Layer]:
     """Slice of channels, rows and columns with positive steps."""
     node.arity(3, 5)
     x = reader.image(node, 0)
@@ -31,7 +103,8 @@ def slice_(node: Node, reader: "Reader") -> list[Layer]:
     return [Assemble(name=node.name, inputs=(reader.tensor(node.inputs[0]),), output=output, pieces=(piece,))]
 
 
-def pad(node: Node, reader: "Reader") -> list[Layer]:
+@onnx("Pad")
+def pad(node: "Node", reader: "Reader") -> list[Layer]:
     """Pad with zeros."""
     node.arity(2, 4)
     node.support(node.text("mode", "constant") == "constant" and not node.input(3), "another mode or axes")
@@ -47,7 +120,8 @@ def pad(node: Node, reader: "Reader") -> list[Layer]:
     return [Assemble(name=node.name, inputs=(reader.tensor(node.inputs[0]),), output=output, pieces=(piece,))]
 
 
-def split(node: Node, reader: "Reader") -> list[Layer]:
+@onnx("Split")
+def split(node: "Node", reader: "Reader") -> list[Layer]:
     """Split of channels."""
     node.arity(1, 2, outputs=1 << 12)
     x = reader.image(node, 0)
@@ -69,7 +143,8 @@ def split(node: Node, reader: "Reader") -> list[Layer]:
     return layers
 
 
-def shuffle(first: Node, middle: Node, last: Node, reader: "Reader") -> list[Layer]:
+@onnx_sequence("Reshape", "Transpose", "Reshape")
+def shuffle(first: "Node", middle: "Node", last: "Node", reader: "Reader") -> list[Layer]:
     """Reshape to [N,g,C/g,H,W], Transpose of g and C/g, Reshape back: output channel k*g + q is input channel q*(C/g) + k."""
     C, H, W = reader.image(first, 0)
     inner = reader.integers(first, 1)
