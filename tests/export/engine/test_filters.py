@@ -20,10 +20,10 @@ from fineprune.export.engine.ops.filters_run import (
     ENTRIES_END,
     FIRST_PASS,
     ITEM,
-    ITEMS,
     KEPT,
     LAST_PASS,
     LIST,
+    META,
     MODE,
     OWN,
     PACE,
@@ -234,7 +234,7 @@ def test_channels_that_no_position_or_only_some_keep() -> None:
 def test_depthwise(density: float | None) -> None:
     shape = ConvShape(channels=37, filters=37, height=6, width=5, kernel=(3, 3), strides=(2, 1), pads=(1,) * 4, groups=37)
     op = check(problem(shape, density, residual=True, clip=True))
-    items = op.index[op.meta[ITEMS] :].reshape(-1, ITEM)
+    items = op.index[META.view(op.meta).items :].reshape(-1, ITEM)
     assert set(items[:, VECTORS]) == {DEPTHWISE}
     assert len(op.constants) == (1 + 3 + 3 * 9) * LANES, "weights stand there once, whatever the masks"
 
@@ -253,13 +253,13 @@ def test_dropped_taps_cost_nothing() -> None:
     rows = TILES[WIDEST][0]
     for kept, form, vectors in ((by_group, None, 1), (by_channel, Form(WIDEST, rows), WIDEST)):
         op = check(problem(shape, kept=kept), form=form)
-        assert op.index[op.meta[ITEMS] + VECTORS] == vectors
+        assert op.index[META.view(op.meta).items + VECTORS] == vectors
         assert len(op.constants) == LANES + 64 + kept.sum()
 
 
 def weights_used(op: Op) -> list[int]:
     """By the passes of the first work item, one after another; it has one tile."""
-    item, used = op.index[op.meta[ITEMS] : op.meta[ITEMS] + ITEM], []
+    item, used = op.index[META.view(op.meta).items : META.view(op.meta).items + ITEM], []
     for step in op.index[item[FIRST_PASS] : item[LAST_PASS]].reshape(-1, PASS):
         end = step[ENTRIES_END]
         if step[MODE] & OWN:
@@ -282,7 +282,7 @@ def test_weights_of_a_single_tile_are_a_stream(monkeypatch: pytest.MonkeyPatch) 
     used = np.array(weights_used(op))
     assert (used == np.arange(len(used)) * WIDEST * LANES).all()
     assert len(used) == p.mask.any((1, 2)).sum()
-    assert op.index[op.meta[ITEMS] + PACE] == LANES
+    assert op.index[META.view(op.meta).items + PACE] == LANES
 
 
 def test_weights_of_many_tiles_are_fetched_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,7 +290,7 @@ def test_weights_of_many_tiles_are_fetched_evenly(monkeypatch: pytest.MonkeyPatc
     p = problem(ConvShape(channels=40, filters=64, height=2, width=2 * TILES[WIDEST][0], kernel=(1, 1)))
     op = check(p, form=Form(WIDEST, TILES[WIDEST][0]))
     blocks = len(op.costs) // (64 // (WIDEST * LANES))  # an item is a panel of filters and a block of positions
-    assert op.index[op.meta[ITEMS] + PACE] == LANES // (4 // blocks)
+    assert op.index[META.view(op.meta).items + PACE] == LANES // (4 // blocks)
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -315,7 +315,7 @@ def test_the_kernel_does_exactly_what_masks_keep(density: float | None) -> None:
     p = problem(shape, density, np.tile(group_taps(16, 9, rng), (4, 1, 1, 1)))
     op = check(p)
     done = 0
-    for item in op.index[op.meta[ITEMS] :].reshape(-1, ITEM):
+    for item in op.index[META.view(op.meta).items :].reshape(-1, ITEM):
         for step in op.index[item[FIRST_PASS] : item[LAST_PASS]].reshape(-1, PASS):
             done += multiply_adds(op, step, TILES[item[VECTORS]][0]) * item[VECTORS] * LANES
     blocks = shape.channels * 99 if p.mask is None else p.mask.sum()
