@@ -34,7 +34,7 @@ class RandomNetwork:
     def _kinds(self) -> list[Callable[[], None]]:
         """What adds nodes, as often as it is to be picked."""
         often = [self._conv] * 6 + [self._unary] * 3 + [self._binary] * 3 + [self._parts] * 2
-        return [*often, self._pool, self._mean, self._shuffle, self._head]
+        return [*often, self._pool, self._mean, self._shuffle, self._resize, self._head]
 
     def serialized(self) -> bytes:
         """The file."""
@@ -187,8 +187,21 @@ class RandomNetwork:
         moved = self._node("Transpose", [inner], None, perm=[0, 2, 1, 3, 4])
         self._node("Reshape", [moved, self._constant(np.array([self._pick(0, -1), C, H, W]))], (C, H, W))
 
+    def _resize(self) -> None:
+        """By factors that are exact, so that no place lies between two pixels by a rounding error."""
+        name = self._image()
+        C, H, W = self._boxes[name]
+        scales = np.array([1, 1, self._pick(0.5, 1, 2), self._pick(1, 2)], np.float32)
+        if H * W > 200 or H == 1:
+            return
+        how = self._pick("nearest", "linear")
+        coordinates = self._pick("half_pixel", "asymmetric")
+        more = {"nearest_mode": "floor"} if how == "nearest" else {}
+        box = (C, int(H * scales[2]), int(W * scales[3]))
+        self._node("Resize", [name, "", self._constant(scales)], box, mode=how, coordinate_transformation_mode=coordinates, **more)
+
     def _head(self) -> None:
-        """Flatten or Reshape, perhaps two of them joined, then Gemm or MatMul, perhaps a Relu."""
+        """Flatten or Reshape, perhaps two of them joined, then Gemm or MatMul, perhaps a Relu or a Softmax."""
         flat, size = [], 0
         for name in [self._image() for _ in range(self._pick(1, 1, 2))]:
             box = self._boxes[name]
@@ -206,7 +219,7 @@ class RandomNetwork:
             made = self._node("Gemm", inputs, None, transB=1, alpha=0.5)
         self._flat[made] = classes
         if self._pick(True, False):
-            self._flat[self._node("Relu", [made], None)] = classes
+            self._flat[self._node(self._pick("Relu", "Softmax"), [made], None)] = classes
 
     def _flattened(self, name: str) -> str:
         if self._pick(True, False):
