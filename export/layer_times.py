@@ -25,6 +25,7 @@ from fineprune.common.errors import RunError
 from fineprune.common.form import require
 from fineprune.common.progress import Progress, Silent
 
+from .engine.ops.conv import CONVOLUTIONS
 from .engine.reader.protobuf import read_model
 
 if TYPE_CHECKING:
@@ -353,8 +354,8 @@ def why(row: LayerTime, facts: Mapping[str, Any]) -> str:
         causes.append("drops nothing")
     elif row.engine_us < FIXED_US:
         causes.append(f"under {FIXED_US} us: fixed cost of a layer")
-    elif row.kernel == "positions":
-        causes.append("weights differ by filter: a load for a multiply-add")
+    elif row.kernel in CONVOLUTIONS and CONVOLUTIONS[row.kernel].limit:
+        causes.append(CONVOLUTIONS[row.kernel].limit)
     elif facts["ffp_kept"] < 1:
         causes.append("block masks: positions gathered one by one")
     return "; ".join(causes)

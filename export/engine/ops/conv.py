@@ -32,11 +32,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Kernel:
-    """A module with supports, estimate and plan (see ir/conv.py); `layouts` that its output can have; x in any layout?"""
+    """A module with supports, estimate and plan; `layouts` that its output can have; x in any layout? `limit`: what keeps it from the
+    speed that dropped multiply-adds promise, in a few words."""
 
     module: Any
     layouts: tuple[str, ...]
     any_input: bool
+    limit: str = ""
 
     @property
     def plan(self) -> Callable[..., Op]:
@@ -47,7 +49,7 @@ class Kernel:
 
 CONVOLUTIONS = {
     "filters": Kernel(module=filters, layouts=(NHWC,), any_input=True),
-    "positions": Kernel(module=positions, layouts=(NCHW,), any_input=False),
+    "positions": Kernel(module=positions, layouts=(NCHW,), any_input=False, limit="weights differ by filter: a load for a multiply-add"),
     "linear": Kernel(module=linear, layouts=(NHWC,), any_input=True),
     "plain": Kernel(module=plain, layouts=LAYOUTS, any_input=True),
 }
