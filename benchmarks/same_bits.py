@@ -38,11 +38,13 @@ ERROR = "error"
 def main() -> int:
     """The exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, metavar="FILE", help="run, and write the facts here")
-    parser.add_argument("--only", nargs="+", default=["*"], metavar="GLOB", help="of the runs")
-    parser.add_argument("--compare", nargs=2, type=Path, metavar="FILE")
-    parser.add_argument("--except", dest="excepted", nargs="+", default=[], metavar="GLOB", help="what may differ: RUN or RUN/FACT")
-    parser.add_argument("--list", action="store_true", help="the names of all runs")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="Do the runs, and write their facts into this file.")
+    parser.add_argument("--only", nargs="+", default=["*"], metavar="GLOB", help="Do only runs whose names match.")
+    parser.add_argument("--compare", nargs=2, type=Path, metavar="FILE", help="Compare the facts of two files instead.")
+    parser.add_argument(
+        "--except", dest="excepted", nargs="+", default=[], metavar="GLOB", help="What may differ in a comparison, as RUN or RUN/FACT."
+    )
+    parser.add_argument("--list", action="store_true", help="Print the names of all runs, and do none.")
     arguments = parser.parse_args()
     if arguments.compare:
         first, second = map(read, arguments.compare)

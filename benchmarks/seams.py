@@ -51,9 +51,9 @@ class Module:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="one checkout, or two to compare")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="all counts with their places")
-    parser.add_argument("--list", type=int, metavar="COUNT", help="print the places of the count with this number")
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="One checkout to count, or two to compare.")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="Write all counts with their places into this JSON file.")
+    parser.add_argument("--list", type=int, metavar="COUNT", help="Print the places of the count with this number.")
     arguments = parser.parse_args()
     found = {str(folder): counts(modules(folder)) for folder in arguments.folders}
     if arguments.json:

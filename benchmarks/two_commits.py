@@ -25,11 +25,11 @@ LOW, HIGH = 0.97, 1.03
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("paths", nargs=2, type=Path, metavar="PATH")
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each that count")
-    parser.add_argument("--warm", action="store_true", help="the compiled code of both is kept from before")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="every figure of every round")
-    parser.add_argument("command", nargs="+", metavar="PROGRAM", help="after --, with its options")
+    parser.add_argument("paths", nargs=2, type=Path, metavar="PATH", help="What PYTHONPATH is to be for the one and for the other.")
+    parser.add_argument("--rounds", type=int, default=3, help="How many runs of each are counted.")
+    parser.add_argument("--warm", action="store_true", help="Count the first run of each as well: compiled code is kept from before.")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="Write every figure of every round into this JSON file.")
+    parser.add_argument("command", nargs="+", metavar="PROGRAM", help="What to run in each: a program after --, with its options.")
     arguments = parser.parse_args()
     rounds: list[list[dict[str, float]]] = []
     for number in range(arguments.rounds + (not arguments.warm)):

@@ -2,8 +2,7 @@
 
 The lanes of a vector are 16 rows, a row being one channel of one sample; all of them are searched at once. The K-th largest score is found
 by halving the interval of float32 numbers that it lies in (as integers, non-negative ones are in order): some 15 comparisons a score,
-without branches, where sorting takes hundreds of cycles. Where more scores equal it than there is room for, the tie-breaking field decides
-between them, found in the same way.
+without branches. Where more scores equal it than there is room for, the tie-breaking field decides between them, found in the same way.
 """
 
 from pathlib import Path

@@ -82,14 +82,15 @@ def phrase_problem(text: str | None) -> str | None:
 
 def test_every_option_is_explained_by_a_phrase() -> None:
     options = {
-        f"{entry.name} {param.opts[0]}": param
+        f"{entry.name} {param.opts[0]}": (param, param.get_help_record(click.Context(entry)))
         for entry in (command, *command.commands.values())
         for param in entry.params
         if isinstance(param, click.Option)
     }
     assert len(options) > 100
-    assert {name: problem for name, option in options.items() if (problem := phrase_problem(option.help))} == {}
-    assert [name for name, option in options.items() if option.multiple != ("(repeatable)" in (option.help or ""))] == []
+    shown = {name: re.sub(r" *\[(default|required).*\]$", "", record[1]) for name, (_, record) in options.items() if record}
+    assert {name: problem for name, text in shown.items() if (problem := phrase_problem(text))} == {}
+    assert [name for name, (option, _) in options.items() if option.multiple != ("(repeatable)" in shown[name])] == []
 
 
 @pytest.mark.parametrize("name", COMMANDS)

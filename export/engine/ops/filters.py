@@ -13,14 +13,7 @@ panels too. The width with the least expected time is chosen for each layer (fil
 A layer whose weights don't stay in the caches is as fast as they arrive: they are stored in the order of use, without those that meet only
 padding and dropped activations, and every entry fetches some lines for later (PACE). Lists are fetched ahead where they are long.
 
-What did not help (Zen 5). 16x32x32 and 32x32x32: two sets of sums for alternate entries (the same time); a loop for each channel of a
-tile, whose places are loaded once (slower, not profiled); places loaded for every entry of tiles of eight slots, also where none drops a
-channel (1.0 instead of 0.65 cycles an entry and slot); tiles in the order of their numbers of entries (the same time, a tile costs 37
-cycles beside its entries either way); tiles of four or five slots for two vectors (0 to 3 % slower than six); places of zeros known when
-a layer is planned, so that none is selected in a run (0 to 1.6 %). 64x56x56: fetching the activations of the next block ahead (2 %
-slower). VGG-16 at 32x32: fetching also weights that are below CACHED_WEIGHTS, other PASS_WEIGHTS (4096, 7680, 9216; 0 to 4 % slower),
-weights in huge pages (0 to 1 %). Everywhere: functions of their own for how a tile begins and ends, inlined by Numba
-(1.4 to 1.8 times slower: tiles leave the registers).
+What the parts cost, and what was tried without gain: docs/notes/kernels.md.
 """
 
 import numpy as np

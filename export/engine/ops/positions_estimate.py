@@ -1,5 +1,4 @@
-"""How long the kernel "positions" takes: a sum of counts times nanoseconds, fitted to 132 layers by themselves (median error 1.4 %, 90 %
-within 5 %).
+"""How long the kernel "positions" takes: a sum of counts times nanoseconds. How it was fitted, and how good it is: docs/notes/kernels.md.
 
 Which taps filters share decides between the dearest counts, so that a sample of the filters is paired as the plan will pair them all.
 """
@@ -21,10 +20,9 @@ SUM_NS, OUTPUT_NS, OUTPUT_PART_NS = 0.64, 0.77, 0.27
 """A vector of sums stored and loaded again, an output vector (one in two has a residual, 0.47), and each further segment of it."""
 ENTRY_BYTES, CACHED_BYTES, BYTE_NS = 6, 1 << 18, 0.025
 """A kept weight with its offset; what of them is taken to lie near from the run before; a byte of the rest, which comes from further away
-than in the layers of the fit: 0.01 in VGG-16 for CIFAR, 0.045 in ResNet-18 at 224x224, within the whole network."""
+within a network than in the layers of the fit."""
 NEAR_BYTES, ACTIVATION_BYTE_NS = 96 << 10, 0.03
-"""What of a layer's input, and of its output, lies near within a network; a byte of the rest: of 287 layers of twelve files the estimates
-are 8 % off in the mean then, not 10, and the kernels chosen by them take 1 % longer than the fastest, not 7."""
+"""What of a layer's input, and of its output, lies near within a network; a byte of the rest."""
 FIXED_NS = 100.0
 
 
