@@ -65,8 +65,10 @@ _research = stack(
     click.option("--ffp-propagate", help="What deeper layers see while blocks are calibrated: masked or dense."),
     click.option("--fwp-criterion", help="What a weight is ranked by: taylor, wis, wis-signed or magnitude."),
     click.option("--fwp-scope", help="Weights that are ranked together: global, kernel, group, channel, filter or layer."),
-    click.option("--fwp-share", help="With scope layer or global: drop a tap for one filter, a group or all of a channel."),
-    click.option("--lanes", type=int, help="Filters in a group (scope or share `group`)."),
+    click.option(
+        "--fwp-share", help="Which filters drop a tap together (scopes layer and global): filter (each alone), group, or channel (all)."
+    ),
+    click.option("--lanes", type=int, help="How many filters form a group (scope or share `group` only)."),
     click.option("--pointwise", help="What becomes of 1x1 kernels: they are ranked within a filter (filter) or left dense (exempt)."),
     section=RESEARCH,
 )
