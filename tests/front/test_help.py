@@ -13,7 +13,7 @@ from fineprune.cli import command
 from support.command import fineprune, succeed
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("bench", "calibrate", "compress", "eval", "export", "macs", "models", "plan-training", "report", "run", "train")
+COMMANDS = ("bench", "calibrate", "compress", "eval", "export", "macs", "methods", "models", "plan-training", "report", "run", "train")
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -141,3 +141,14 @@ def test_every_argument_of_a_benchmark_is_explained_by_a_phrase() -> None:
 def test_the_check_of_phrases_can_tell(text: str | None, problem: str | None) -> None:
     found = phrase_problem(text)
     assert found is None if problem is None else problem in (found or "")
+
+
+def test_pruning_methods_are_listed_from_the_registry() -> None:
+    from fineprune.compressor.criteria import criteria
+
+    table = succeed("methods").out
+    assert len(criteria()) >= 8
+    for method in criteria():
+        row = next(line for line in table.splitlines() if line.split()[:2] == ["│", method.name] and f"--{method.unit.kind}-" in line)
+        assert method.summary in row
+        assert f"{method.name}" in succeed("compress", "--help").out

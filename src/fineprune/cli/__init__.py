@@ -9,6 +9,7 @@ from .compress import compress
 from .evaluate import evaluate
 from .export import export
 from .macs import macs
+from .methods import methods
 from .models import models
 from .plan_training import plan_training
 from .report import report
@@ -26,5 +27,5 @@ def command(debug: bool) -> None:
     """
 
 
-for _command in (compress, export, train, calibrate, evaluate, macs, bench, report, run, models, plan_training):
+for _command in (compress, export, train, calibrate, evaluate, macs, bench, report, run, models, methods, plan_training):
     command.add_command(_command)

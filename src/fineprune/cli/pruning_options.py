@@ -29,6 +29,17 @@ class _Ratio(click.ParamType):
             self.fail(f"{value!r} is no fraction such as 0.3.", param, ctx)
 
 
+class _Method(click.Option):
+    """An option that names a pruning method; its help lists those that there are, and imports them only to be shown."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        from fineprune.compressor.criteria import criteria
+
+        record = super().get_help_record(ctx)
+        kind = (self.name or "").partition("_")[0]
+        return record and (record[0], f"{record[1]} {', '.join(method.name for method in criteria(kind))}; see `fineprune methods`.")
+
+
 _usual = stack(
     click.option(
         "--prune", "ratio", type=_Ratio(), metavar="RATIO", help="The fraction of the convolutions' multiply-adds to remove, e.g. 0.7."
@@ -60,10 +71,10 @@ _usual = stack(
 _research = stack(
     click.option("--ffp-layer", multiple=True, metavar="GLOB=RATIO", help="Another FFP ratio for these layers (repeatable)."),
     click.option("--fwp-layer", multiple=True, metavar="GLOB=RATIO", help="Another FWP ratio for these layers (repeatable)."),
-    click.option("--ffp-criterion", help="What a block is ranked by: taylor, l2, l1 or apoz."),
+    click.option("--ffp-criterion", cls=_Method, metavar="NAME", help="The method that ranks blocks:"),
     click.option("--ffp-scope", help="Blocks that are ranked together: global, channel, layer or position."),
     click.option("--ffp-propagate", help="What deeper layers see while blocks are calibrated: masked or dense."),
-    click.option("--fwp-criterion", help="What a weight is ranked by: taylor, wis, wis-signed or magnitude."),
+    click.option("--fwp-criterion", cls=_Method, metavar="NAME", help="The method that ranks weights:"),
     click.option("--fwp-scope", help="Weights that are ranked together: global, kernel, group, channel, filter or layer."),
     click.option(
         "--fwp-share", help="Which filters drop a tap together (scopes layer and global): filter (each alone), group, or channel (all)."

@@ -1,0 +1,36 @@
+"""`fpgm`: filters near the geometric median of their layer go, for the others can stand in for them (He et al., CVPR 2019, arXiv 1811.00250).
+
+    score[f] = sum over f' of || w[f] - w[f'] ||_2          w[f]: all weights of filter f as one vector
+
+Collects nothing: the weights say it all, and no pass over the samples is made. Use: `fwp_criterion = "fpgm"`; a ratio r drops int(r * F)
+filters of each layer (scope `layer`; scores of layers of different sizes do not compare). Filters that are outputs of the network stay.
+Block masks go on top (`ffp`), in the same run or later on. Deviations: the source chooses the filters again after every epoch of training;
+here they are chosen once, and fine-tuning follows under the mask. A dropped filter's output is its bias, and the channels that read it are
+not dropped with it. Attribution: He, Liu, Wang, Hu, Yang, "Filter Pruning via Geometric Median".
+"""
+
+import torch
+from torch import Tensor
+
+from ..criterion import Criterion, Layer
+from ..units import FILTER
+
+
+def distances(weight: Tensor) -> Tensor:
+    """For each filter of weight[F,C/groups,kh,kw], the sum of its distances from all filters of the layer: float64 [F]."""
+    vectors = weight.detach().cpu().double().flatten(1)
+    return torch.stack([(vectors - vector).norm(dim=1).sum() for vector in vectors])
+
+
+class GeometricMedian(Criterion):
+    """Distances from all other filters; the least ones go."""
+
+    name, summary, unit = "fpgm", "distance of a filter from the geometric median of its layer", FILTER
+    defaults = {"scope": "layer"}  # noqa: RUF012
+
+    def scores(self, layer: Layer) -> Tensor:
+        """[F]."""
+        return distances(layer.weight)
+
+
+METHODS = (GeometricMedian(),)

@@ -1,0 +1,26 @@
+"""`fineprune methods`."""
+
+import click
+
+from .sections import Command
+
+
+@click.command(cls=Command, short_help="List the pruning methods known by name.")
+def methods() -> None:
+    """List the pruning methods that --ffp-criterion and --fwp-criterion know by name: what each ranks, and whether it reads the data."""
+    from fineprune.compressor.criteria import criteria
+
+    from .render import print_table
+
+    rows = [
+        [
+            method.name,
+            f"--{method.unit.kind}-criterion",
+            f"{method.unit.name}s",
+            ", ".join(scope for scope in method.unit.scopes if method.comparable or scope != "global"),
+            "no" if method.collects is None else "yes",
+            method.summary,
+        ]
+        for method in criteria()
+    ]
+    print_table("pruning methods", ["name", "option", "ranks", "scopes", "needs data", "by"], rows)
