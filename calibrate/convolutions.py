@@ -143,7 +143,7 @@ def own_forward(conv: nn.Conv2d) -> str | None:
     """
     kind = type(conv)
     own = kind.forward is not nn.Conv2d.forward or kind._conv_forward is not nn.Conv2d._conv_forward
-    if own and not hasattr(conv, "ffp_mask"):
+    if own and not hasattr(conv, "block_mask"):
         return f"{kind.__name__} replaces the forward of Conv2d"
     changed = next((name for name in ("forward", "_conv_forward") if name in vars(conv)), None)
     return changed and f"its {changed} is replaced on the module itself"

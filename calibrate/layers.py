@@ -103,6 +103,11 @@ def weight_of(conv: nn.Conv2d) -> Tensor:
     return conv.weight if masked is None else masked()
 
 
+def block_mask_of(conv: nn.Conv2d) -> Tensor | None:
+    """The block mask bool [C,oh,ow] that a convolution carries."""
+    return getattr(conv, "block_mask", None)
+
+
 class BlockFrequency(Collector):
     """Algorithm 8 stage 1: count which blocks are among the top K of their channel, and convolve under that mask."""
 
@@ -119,7 +124,9 @@ class BlockFrequency(Collector):
         self.add(frequency=chosen.frequency, norm=chosen.norm)
         if not self.masks_samples or self.keep == self.site.positions:
             return self.convolve(input)
-        return masked_conv2d(padded, conv.weight, conv.bias, chosen.mask, conv.stride, padding, conv.dilation, conv.groups)
+        carried = block_mask_of(conv)
+        mask = chosen.mask if carried is None else chosen.mask & carried
+        return masked_conv2d(padded, weight_of(conv), conv.bias, mask, conv.stride, padding, conv.dilation, conv.groups)
 
 
 class BlockTaylor(Collector):
@@ -133,7 +140,7 @@ class BlockTaylor(Collector):
         y = self.convolve(input)
 
         def backward(grad: Tensor) -> None:
-            self.add(taylor=block_taylor(padded.detach(), grad, self.conv.weight, self.geometry(padding), self.conv.groups))
+            self.add(taylor=block_taylor(padded.detach(), grad, weight_of(self.conv), self.geometry(padding), self.conv.groups))
 
         return self.differentiated(y, backward)
 
@@ -149,7 +156,7 @@ class WeightScores(Collector):
     def forward(self, input: Tensor) -> Tensor:
         """x[N,C,H,W] -> y[N,F,oh,ow] of the layer as it is, its masks included."""
         padded, padding = explicit_padding(self.conv, input)
-        mask = getattr(self.conv, "ffp_mask", None)
+        mask = block_mask_of(self.conv)
         y = self.convolve(input)
         stride, _, dilation = self.geometry(padding)
         with torch.no_grad():
@@ -159,7 +166,7 @@ class WeightScores(Collector):
         if assignment is not None:
 
             def backward(grad: Tensor) -> None:
-                scores = tap_taylor(padded.detach(), grad, self.conv.weight, mask, self.geometry(padding), self.conv.groups, assignment)
+                scores = tap_taylor(padded.detach(), grad, weight_of(self.conv), mask, self.geometry(padding), self.conv.groups, assignment)
                 self.add(taylor=scores.kernel, taylor_group=scores.group, taylor_channel=scores.channel)
 
             return self.differentiated(y, backward)

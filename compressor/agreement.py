@@ -4,7 +4,7 @@ Masks that drop nothing, masks beside weights that are zero in their place, and 
 they are. Where they don't, masks would be chosen for another network than the one that is run.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,9 @@ from fineprune.calibrate.steadiness import answers, difference, unsteadiness
 from fineprune.common.errors import RunError
 from fineprune.common.progress import Progress
 
-from .bake import bake, dense_twin, masked_layers
+from .bake import Masks, bake, masked_layers
 from .config import PruneConfig
+from .masks import KINDS
 
 TOLERANCE = 1e-4
 """Of the largest output, as for exported files: sums of masked layers are taken in another order."""
@@ -34,8 +35,7 @@ def check_agreement(model: nn.Module, sites: Sequence[ConvSite], config: PruneCo
     if vary is not None:
         progress.log(f"warning: {vary.cause}; scores, accuracies and exported files hold for batches like those measured alone")
     expected = answers(model, images)
-    blocks, taps = (part.chosen(sites) if part.prunes else [] for part in (config.ffp, config.fwp))
-    _check_masks(model, blocks, taps, images, expected)
+    _check_masks(model, sites, config, images, expected)
     for part in config.parts:
         chosen = part.chosen(sites)
         if (measure := part.method.measure(part, sites)) is None or not chosen:
@@ -52,24 +52,34 @@ def check_agreement(model: nn.Module, sites: Sequence[ConvSite], config: PruneCo
             )
 
 
-def _check_masks(model: nn.Module, blocks: Sequence[ConvSite], taps: Sequence[ConvSite], images: Tensor, expected: Tensor) -> None:
-    ffp = {site.name: torch.ones(site.in_channels, *site.output_size, dtype=torch.bool) for site in blocks}
-    fwp = {site.name: torch.ones_like(conv_at(model, site).weight, dtype=torch.bool) for site in taps}
-    half = {name: (torch.arange(mask.numel()) % 2 == 0).view(mask.shape) for name, mask in fwp.items()}
+def _check_masks(model: nn.Module, sites: Sequence[ConvSite], config: PruneConfig, images: Tensor, expected: Tensor) -> None:
+    ones: dict[str, dict[str, Tensor]] = {}
+    half: dict[str, dict[str, Tensor]] = {}
+    for kind in KINDS:
+        chosen = [site for part in config.parts if part.mask == kind.name for site in part.chosen(sites)]
+        shapes = {s.name: kind.shape(conv_at(model, s).weight.shape, s.groups, s.output_size) for s in chosen}
+        ones[kind.name] = {name: torch.ones([size or 0 for size in shape], dtype=torch.bool) for name, shape in shapes.items()}
+        every_other = {name: (torch.arange(mask.numel()) % 2 == 0).view(mask.shape) for name, mask in ones[kind.name].items()}
+        half[kind.name] = {name: mask for name, mask in every_other.items() if kind.as_weight_mask(mask) is not None}
 
     def changed(names: Iterable[str]) -> float:
-        masked = bake(model, ffp_masks=_of(ffp, names), fwp_masks=_of(fwp, names))
+        masked = bake(model, _of(ones, names))
         for _, layer in masked_layers(masked):  # the order in memory is not what is tried here: some networks read it (x.view)
             layer.register_forward_hook(lambda layer, inputs, output: output.contiguous(), prepend=True)
         return difference(expected, answers(masked, images))
 
     def unseen(names: Iterable[str]) -> float:
-        masked = bake(model, fwp_masks=_of(half, names))
-        return difference(answers(dense_twin(masked), images), answers(masked, images))
+        masked, zeroed = (bake(model, _of(half, names)) for _ in range(2))
+        for _, layer in masked_layers(zeroed):
+            layer.fold_weight_masks()
+        return difference(answers(zeroed, images), answers(masked, images))
 
-    where = list(dict.fromkeys([*ffp, *fwp]))
-    _require(changed, where, "masks that drop nothing change the network's outputs", "its code asks for the layer's type or the like")
-    _require(unseen, list(fwp), "weights that masks drop still act on the network's outputs", "its code uses them outside the layer, too")
+    _require(
+        changed, _layers(ones), "masks that drop nothing change the network's outputs", "its code asks for the layer's type or the like"
+    )
+    _require(
+        unseen, _layers(half), "weights that masks drop still act on the network's outputs", "its code uses them outside the layer, too"
+    )
 
 
 def _require(apart: Callable[[Iterable[str]], float], names: Sequence[str], what: str, why: str) -> None:
@@ -80,5 +90,10 @@ def _require(apart: Callable[[Iterable[str]], float], names: Sequence[str], what
     raise RunError(f"{what} (by {far:.2%} of the largest) in {', '.join(at_fault)}: {why}; leave that dense: {remedy}")
 
 
-def _of(masks: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
-    return {name: masks[name] for name in names if name in masks}
+def _of(masks: Masks, names: Iterable[str]) -> dict[str, dict[str, Tensor]]:
+    names = set(names)
+    return {kind: {name: mask for name, mask in of_kind.items() if name in names} for kind, of_kind in masks.items()}
+
+
+def _layers(masks: Masks) -> list[str]:
+    return list(dict.fromkeys(name for of_kind in masks.values() for name in of_kind))

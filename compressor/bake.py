@@ -9,23 +9,26 @@ from fineprune.common.copies import copied
 from fineprune.common.errors import UsageError
 
 from .layers import MaskedConv2d, mask, unmask
+from .masks import KINDS
+from .masks.kind import buffer
+
+Masks = Mapping[str, Mapping[str, Tensor]]
+"""Masks by kind ("ffp", "fwp") and layer."""
 
 
-def bake(
-    model: nn.Module,
-    *,
-    ffp_masks: Mapping[str, Tensor] | None = None,
-    fwp_masks: Mapping[str, Tensor] | None = None,
-    input_shape: Sequence[int] | None = None,
-) -> nn.Module:
-    """A copy of `model` whose convolutions named in the masks carry them (bool [C,oh,ow] and [F,C/groups,kh,kw]).
+def bake(model: nn.Module, masks: Masks, *, input_shape: Sequence[int] | None = None) -> nn.Module:
+    """A copy of `model` whose convolutions named in `masks` carry them, beside those that they carry already: what either drops is dropped.
 
+    masks: {"ffp": {layer: bool [C,oh,ow]}, "fwp": {layer: bool [F,C/groups,kh,kw]}}.
     input_shape: (C,H,W) of a sample, by which it is found out whether block-masked layers must answer as NCHW (`wants_nchw`).
     UsageError for a name that is no Conv2d, a mask of the wrong shape or a layer with a forward of its own.
     """
-    ffp_masks, fwp_masks = ffp_masks or {}, fwp_masks or {}
+    by_layer: dict[str, dict[str, Tensor]] = {}
+    for kind in KINDS:
+        for name, one in masks.get(kind.name, {}).items():
+            by_layer.setdefault(name, {})[buffer(kind)] = one
     masked = copied(model)
-    for name in dict.fromkeys([*ffp_masks, *fwp_masks]):
+    for name, of_layer in by_layer.items():
         try:
             conv = masked.get_submodule(name)
         except AttributeError:
@@ -33,10 +36,10 @@ def bake(
         if not isinstance(conv, nn.Conv2d):
             raise UsageError(f"the masks name {name!r}, which is a {type(conv).__name__} and not a Conv2d")
         try:
-            mask(conv, ffp_mask=ffp_masks.get(name), fwp_mask=fwp_masks.get(name))
+            mask(conv, **of_layer)
         except UsageError as error:
             raise UsageError(f"{name}: {error}") from error
-    blocked = [masked.get_submodule(name) for name in ffp_masks]
+    blocked = [layer for name, layer in masked_layers(masked) if name in by_layer and layer.block_mask is not None]
     if input_shape is not None and wants_nchw(masked, blocked, input_shape):
         answer_as_nchw(blocked)
     return masked
@@ -57,9 +60,7 @@ def masked_layers(model: nn.Module) -> Iterator[tuple[str, MaskedConv2d]]:
             yield name, module
 
 
-def masks_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The FFP and the FWP masks that a baked network carries, by layer."""
-    layers = list(masked_layers(model))
-    ffp = {name: layer.ffp_mask for name, layer in layers if layer.ffp_mask is not None}
-    fwp = {name: layer.fwp_mask for name, layer in layers if layer.fwp_mask is not None}
-    return ffp, fwp
+def masks_of(model: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """The masks that a network carries, by kind and layer."""
+    layers = [(name, layer.masks) for name, layer in masked_layers(model)]
+    return {kind.name: {name: masks[kind.name] for name, masks in layers if kind.name in masks} for kind in KINDS}

@@ -3,7 +3,7 @@
 manifest.json        schema, model and data specs, settings, ratios asked and achieved, MACs, accuracies, hashes of the other files;
                      what the state dict holds beside tensors: metadata (versions of modules) and plain values
 weights.safetensors  the state dict, dropped weights at zero
-masks.safetensors    LAYER/ffp and LAYER/fwp: uint8, eight mask elements a byte, first element in the highest bit, row-major;
+masks.safetensors    LAYER/KIND, such as ffp or fwp: uint8, eight mask elements a byte, first element in the highest bit, row-major;
                      LAYER/groups: int16 [F], filters that share taps (scope "group" only)
 """
 
@@ -26,15 +26,17 @@ from fineprune.common.wrappers import unwrapped, without_wrappers
 from fineprune.ops import mask_bits
 from fineprune.ops.mask_facts import is_mask
 
-from .bake import bake, masks_of
+from .bake import Masks, bake, masks_of
 from .facts import digest_of, facts_of, measured_on
 from .layers import MaskedConv2d
+from .masks import KINDS
+from .masks.kind import label
 
 SCHEMA = 1
 MANIFEST, WEIGHTS, MASKS = "manifest.json", "weights.safetensors", "masks.safetensors"
 _SIZE = Within(int, 0, 2**31)
 _FORM = {
-    "mask_shapes": {str: {"ffp": Maybe([_SIZE]), "fwp": Maybe([_SIZE])}},
+    "mask_shapes": {str: {kind.name: Maybe([_SIZE]) for kind in KINDS}},
     "sha256": {WEIGHTS: str, MASKS: str},
     "measured_on": Maybe({"weights": str, "accuracy": str}),
     "state": Maybe({"metadata": {str: {}}, "values": {}}),
@@ -52,8 +54,8 @@ class Bundle:
 
     facts: dict[str, Any]
     weights: dict[str, Tensor]
-    ffp_masks: dict[str, Tensor]
-    fwp_masks: dict[str, Tensor]
+    masks: dict[str, dict[str, Tensor]]
+    """By kind ("ffp", "fwp") and layer."""
     groups: dict[str, Tensor] = field(default_factory=dict)
     folder: Path | None = None
     """Where it was read from: what such a bundle names is a file's word. None for a bundle made in this process."""
@@ -83,13 +85,12 @@ class Bundle:
                 weights[name][dropped[id(value)]] = 0
         if (broken := _nonfinite(model)) is not None:
             raise RunError(f"{broken} has NaN or infinite values; the bundle was not written, lower the learning rate and fine-tune again")
-        ffp, fwp = (_on_cpu(masks) for masks in masks_of(model))
+        masks = {kind: {name: mask.cpu() for name, mask in of_kind.items()} for kind, of_kind in masks_of(model).items()}
         metadata = {name: _plain(name, dict(entry)) for name, entry in getattr(state, "_metadata", {}).items()}
         return cls(
-            facts=facts_of(model, facts, _digest(weights, ffp, fwp)),
+            facts=facts_of(model, facts, _digest(weights, masks)),
             weights=weights,
-            ffp_masks=ffp,
-            fwp_masks=fwp,
+            masks=masks,
             groups=dict(groups or {}),
             metadata=metadata,
             values=values,
@@ -99,7 +100,7 @@ class Bundle:
         """A copy of `model` (the dense architecture) with this bundle's masks and weights, in eval mode. RunError when it does not fit."""
         model = without_wrappers(model)
         try:
-            masked = bake(model, ffp_masks=self.ffp_masks, fwp_masks=self.fwp_masks, input_shape=self.facts.get("input_shape"))
+            masked = bake(model, self.masks, input_shape=self.facts.get("input_shape"))
             for name, parameter in masked.named_parameters():
                 if name in self.weights and parameter.dtype != self.weights[name].dtype:
                     masked.to(self.weights[name].dtype)  # a half network comes back in float32, in which it was compressed
@@ -127,7 +128,7 @@ class Bundle:
             temporary.mkdir()
             shapes: dict[str, dict[str, list[int]]] = {}
             packed: dict[str, Tensor] = {f"{name}/groups": value.to(torch.int16) for name, value in self.groups.items()}
-            for kind, masks in (("ffp", self.ffp_masks), ("fwp", self.fwp_masks)):
+            for kind, masks in self.masks.items():
                 for name, mask in masks.items():
                     shapes.setdefault(name, {})[kind] = list(mask.shape)
                     packed[f"{name}/{kind}"] = torch.from_numpy(mask_bits.pack(mask.cpu().numpy(), mask_bits.BUNDLE))
@@ -152,7 +153,7 @@ class Bundle:
             if sha256(own_file(folder, name)) != manifest["sha256"][name]:
                 raise RunError(f"{folder / name} does not match the hash in {MANIFEST}; it was truncated or altered, compress again")
             tensors[name] = read_tensors(folder / name, "compress again")
-        masks: dict[str, dict[str, Tensor]] = {"ffp": {}, "fwp": {}}
+        masks: dict[str, dict[str, Tensor]] = {kind.name: {} for kind in KINDS}
         for name, kinds in manifest["mask_shapes"].items():
             for kind in masks:
                 if (shape := kinds.get(kind)) is not None:
@@ -161,10 +162,8 @@ class Bundle:
         facts = {key: value for key, value in manifest.items() if key not in _NOT_FACTS}
         state = manifest.get("state") or {"metadata": None, "values": {}}  # a bundle of an earlier version has none
         if "accuracy" in facts:  # an earlier version does not say whose it is
-            facts.setdefault("measured_on", measured_on(_digest(tensors[WEIGHTS], masks["ffp"], masks["fwp"]), facts["accuracy"]))
-        return cls(
-            facts=facts, weights=tensors[WEIGHTS], ffp_masks=masks["ffp"], fwp_masks=masks["fwp"], groups=groups, folder=folder, **state
-        )
+            facts.setdefault("measured_on", measured_on(_digest(tensors[WEIGHTS], masks), facts["accuracy"]))
+        return cls(facts=facts, weights=tensors[WEIGHTS], masks=masks, groups=groups, folder=folder, **state)
 
 
 def is_bundle(folder: Path | str) -> bool:
@@ -193,8 +192,7 @@ def _difference(a: Bundle, b: Bundle) -> str | None:
     """The name of a part in which two bundles differ, None where they are the same."""
     for what, mine, theirs in (
         ("", a.weights, b.weights),
-        ("the FFP mask of ", a.ffp_masks, b.ffp_masks),
-        ("the FWP mask of ", a.fwp_masks, b.fwp_masks),
+        *((f"the {label(kind)} mask of ", a.masks[kind.name], b.masks[kind.name]) for kind in KINDS),
         ("the filter groups of ", a.groups, b.groups),
     ):
         for name in {**mine, **theirs}:
@@ -203,9 +201,8 @@ def _difference(a: Bundle, b: Bundle) -> str | None:
     return None if (a.metadata, a.values) == (b.metadata, b.values) else "the state"
 
 
-def _digest(weights: dict[str, Tensor], ffp: dict[str, Tensor], fwp: dict[str, Tensor]) -> str:
-    masks = {f"{name}/{kind}": mask for kind, of_kind in (("ffp", ffp), ("fwp", fwp)) for name, mask in of_kind.items()}
-    return digest_of({**weights, **masks})
+def _digest(weights: Mapping[str, Tensor], masks: Masks) -> str:
+    return digest_of({**weights, **{f"{name}/{kind}": mask for kind, of_kind in masks.items() for name, mask in of_kind.items()}})
 
 
 def check_storable(bundle: Bundle) -> None:
@@ -243,7 +240,7 @@ def _nonfinite(model: nn.Module) -> str | None:
 
 def _dropped_weights(model: nn.Module) -> dict[int, Tensor]:
     """Where weights are dropped, by the identity of the parameter. One that layers share is dropped only where all of them drop it."""
-    masks = {f"{name}.weight": m.fwp_mask for name, m in model.named_modules(remove_duplicate=False) if isinstance(m, MaskedConv2d)}
+    masks = {f"{name}.weight": m.weight_mask for name, m in model.named_modules(remove_duplicate=False) if isinstance(m, MaskedConv2d)}
     dropped: dict[int, Tensor] = {}
     for name, weight in model.named_parameters(remove_duplicate=False):
         mask = masks.get(name)
@@ -271,7 +268,3 @@ def _unpack(packed: Tensor | None, shape: list[int], where: str) -> Tensor:
     if packed is None or packed.dtype != torch.uint8 or packed.numel() != mask_bits.size(math.prod(shape)) or len(shape) > 4:
         raise RunError(f"{where} does not hold a mask of shape {shape!r:.80}; the bundle is damaged, compress again")
     return torch.from_numpy(mask_bits.unpack(packed.numpy(), shape, mask_bits.BUNDLE))
-
-
-def _on_cpu(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: mask.cpu() for name, mask in masks.items()}

@@ -52,7 +52,7 @@ class Part:
             able = " or ".join(repr(other.name) for other in criteria(self.mask) if other.comparable)
             raise UsageError(f"{self.kind} scope 'global' needs the criterion {able}, got {self.criterion!r}: its layers do not compare")
         if self.scope not in self.method.unit.scopes:
-            able = " or ".join(map(repr, self.method.unit.scopes))
+            able = " or ".join(repr(scope) for scope in self.method.scopes)
             raise UsageError(
                 f"the {self.kind} criterion {self.criterion!r} ranks {self.method.unit.name}s in scope {able}, not {self.scope!r}"
             )
@@ -147,6 +147,11 @@ class PruneConfig:
 
     ffp: FFPConfig = field(default_factory=FFPConfig)
     fwp: FWPConfig = field(default_factory=FWPConfig)
+
+    @property
+    def asked(self) -> dict[str, float]:
+        """By kind of mask, the pruned fraction that is asked for."""
+        return {part.mask: part.ratio for part in (self.ffp, self.fwp)}
 
     @property
     def parts(self) -> tuple[Part, ...]:

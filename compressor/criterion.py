@@ -88,6 +88,11 @@ class Criterion:
     defaults: Mapping[str, Any] = {}
     """Settings that take the place of the preset's."""
 
+    @property
+    def scopes(self) -> tuple[str, ...]:
+        """What may be ranked together by this method."""
+        return tuple(scope for scope in self.unit.scopes if self.comparable or scope != "global")
+
     def measure(self, config: Any, sites: Sequence[ConvSite]) -> Measure | None:
         """What to collect for these settings."""
         return None

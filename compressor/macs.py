@@ -10,9 +10,9 @@ for a bias, two per element for BatchNorm, one per element for activation module
 Residual additions and whatever is called as a function are not counted. A mask reduces the convolution's term alone.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from math import prod
 from typing import Any
 
@@ -27,6 +27,7 @@ from fineprune.calibrate.convolutions import evaluating
 from fineprune.common.errors import FinepruneError, UsageError
 from fineprune.ops.multiply_adds import multiply_adds
 
+from .masks import KINDS
 from .products import FORMULAS, Uncounted
 
 FUNCTIONAL = "(functional)"
@@ -58,11 +59,20 @@ class LayerMacs:
     weights_kept: int = 0
     input_shape: tuple[int, ...] = ()
     output_shape: tuple[int, ...] = ()
-    ffp_kept: float | None = None
-    """Kept fraction of the blocks; None without an FFP mask."""
-    fwp_kept: float | None = None
-    """Kept fraction of the weights; None without an FWP mask."""
+    kept: Mapping[str, float] = field(default_factory=dict)
+    """By kind of mask, the kept fraction of what it masks; kinds that the layer does not carry are left out."""
     calls: int = 1
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values: NAME_kept for every kind of mask, None without one."""
+        facts: dict[str, Any] = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name == "kept":
+                facts |= {f"{kind.name}_kept": value.get(kind.name) for kind in KINDS}
+            else:
+                facts[f.name] = list(value) if isinstance(value, tuple) else value
+        return facts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,11 +103,17 @@ class MacReport:
 
     @property
     def pruned(self) -> dict[str, float]:
-        """Pruned fractions of the multiply-adds of 2-D convolutions: `ffp` by block masks, `fwp` by weight masks of what those left."""
+        """By kind of mask, the fraction of 2-D convolutions' multiply-adds that it pruned of what the kinds before it left."""
         layers = [layer for layer in self.layers if layer.kind == "conv2d"]
-        after_ffp = sum((layer.macs_dense * (1.0 if layer.ffp_kept is None else layer.ffp_kept) for layer in layers), 0.0)
-        total, kept = sum(layer.macs_dense for layer in layers), sum(layer.macs for layer in layers)
-        return {"ffp": 1 - after_ffp / max(total, 1), "fwp": 1 - kept / max(after_ffp, 1)}
+        before: float = sum(layer.macs_dense for layer in layers)
+        kept = [float(layer.macs_dense) for layer in layers]
+        pruned = {}
+        for kind in KINDS:
+            kept = [macs * layer.kept.get(kind.name, 1.0) for macs, layer in zip(kept, layers, strict=True)]
+            left = sum((layer.macs for layer in layers), 0) if kind is KINDS[-1] else sum(kept, 0.0)  # the last one exactly
+            pruned[kind.name] = 1 - left / max(before, 1)
+            before = left
+        return pruned
 
     @property
     def conv_macs(self) -> int:
@@ -134,7 +150,7 @@ class MacReport:
             "thesis_ops": self.thesis_ops,
             "thesis_ops_dense": self.thesis_ops_dense,
             "uncounted": list(self.uncounted),
-            "layers": [{key: list(v) if isinstance(v, tuple) else v for key, v in asdict(layer).items()} for layer in self.layers],
+            "layers": [layer.to_json() for layer in self.layers],
         }
 
 
@@ -261,13 +277,14 @@ def _conv_row(facts: dict[str, Any], conv: _ConvNd, x: Tensor, y: Tensor) -> Lay
     positions = x.numel() if transposed else y.numel()  # a transposed convolution spends one kernel per input element
     macs_dense = positions * prod(conv.weight.shape[1:])
     bias = y.numel() if conv.bias is not None else 0
-    ffp_mask, fwp_mask = getattr(conv, "ffp_mask", None), getattr(conv, "fwp_mask", None)
+    masks: dict[str, Tensor] = getattr(conv, "masks", {})
+    blocks, kept = getattr(conv, "block_mask", None), getattr(conv, "weight_mask", None)
     macs, macs_zero = macs_dense, _zeros(conv.weight) * (macs_dense // max(conv.weight.numel(), 1))
-    if ffp_mask is not None or fwp_mask is not None:
-        shape = (conv.weight.shape, y.shape[2:], conv.groups, ffp_mask)
-        macs = y.shape[0] * masked_conv_macs(*shape, fwp_mask)
+    if masks:
+        shape = (conv.weight.shape, y.shape[2:], conv.groups, blocks)
+        macs = y.shape[0] * masked_conv_macs(*shape, kept)
         zero = conv.weight == 0
-        macs_zero = y.shape[0] * masked_conv_macs(*shape, zero if fwp_mask is None else zero & fwp_mask)
+        macs_zero = y.shape[0] * masked_conv_macs(*shape, zero if kept is None else zero & kept)
     return LayerMacs(
         kind=f"conv{'_transpose' if transposed else ''}{conv.weight.dim() - 2}d",
         macs_dense=macs_dense,
@@ -276,9 +293,8 @@ def _conv_row(facts: dict[str, Any], conv: _ConvNd, x: Tensor, y: Tensor) -> Lay
         thesis_ops_dense=macs_dense + bias,
         thesis_ops=macs + bias,
         weights=conv.weight.numel(),
-        weights_kept=conv.weight.numel() if fwp_mask is None else int(fwp_mask.sum()),
-        ffp_kept=_fraction(ffp_mask),
-        fwp_kept=_fraction(fwp_mask),
+        weights_kept=conv.weight.numel() if kept is None else int(kept.sum()),
+        kept={name: int(mask.sum()) / mask.numel() for name, mask in masks.items()},
         **facts,
     )
 
@@ -292,10 +308,6 @@ def _add(row: LayerMacs, call: LayerMacs) -> LayerMacs:
 def _zeros(weight: Tensor) -> int:
     """How many weights are exactly zero (none, where there are only shapes)."""
     return 0 if weight.is_meta else weight.numel() - int(weight.count_nonzero())
-
-
-def _fraction(mask: Tensor | None) -> float | None:
-    return None if mask is None else int(mask.sum()) / mask.numel()
 
 
 def _first_tensor(values: Iterable[Any]) -> Tensor:

@@ -16,7 +16,7 @@ from fineprune.common.errors import UsageError
 from fineprune.common.progress import Progress, Silent
 
 from .agreement import check_agreement
-from .bake import bake, masked_layers
+from .bake import bake, masked_layers, masks_of
 from .config import Part, PruneConfig
 from .outputs import output_layers
 from .selection import layers_of, select
@@ -24,14 +24,13 @@ from .selection import layers_of, select
 
 @dataclass(frozen=True, kw_only=True)
 class Pruned:
-    """A masked network (before fine-tuning), the masks it carries, and what stayed dense and why.
+    """A masked network (before fine-tuning), the masks it carries by kind and layer, and what stayed dense and why.
 
     `groups` has, for the scope "group", each layer's int64 [F]: filters of one number share their taps.
     """
 
     model: nn.Module
-    ffp_masks: dict[str, Tensor] = field(default_factory=dict)
-    fwp_masks: dict[str, Tensor] = field(default_factory=dict)
+    masks: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     groups: dict[str, Tensor] = field(default_factory=dict)
     skipped: list[Skipped] = field(default_factory=list)
 
@@ -70,8 +69,6 @@ def prunable(model: nn.Module, config: PruneConfig, run: CalibrationRun) -> tupl
     if not sites:
         reasons = "".join(f"; {s.name}: {s.reason}" for s in skipped)
         raise UsageError(f"the network has no convolution that can carry masks{reasons}; give one with nn.Conv2d layers")
-    if any(masked_layers(model)):
-        raise UsageError("the network carries masks already; prune the dense network it came from")
     for part in (config.ffp, config.fwp):
         part.chosen(sites)
     if len(run.source):
@@ -92,14 +89,18 @@ def prune(
 ) -> Pruned:
     """Mask `model` by `config`; statistics already at hand ("blocks", "weights") are used instead of a pass over the samples.
 
+    A network that carries masks is measured under them and keeps them: what the old or the new masks drop is dropped. Ratios stay
+    those of the dense layer: 15 % of the blocks on top of a network without 40 % of its filters are 15 % of all its blocks, and what a mask
+    of the same kind has dropped before counts towards the ratio (it goes first), so that 0.3 and then 0.5 is 0.5 in all.
+
     found: what `prunable` gave, where it was asked before. The model given is left as it is. UsageError when statistics belong to
     another network, or when it has nothing to mask.
     """
     sites, skipped = found or prunable(model, config, run)
-    masks: dict[str, dict[str, Tensor]] = {"ffp": {}, "fwp": {}}
+    masks = masks_of(model)
     groups: dict[str, Tensor] = {}
     unreached: set[str] = set()
-    masked = bake(model, input_shape=run.input_shape)
+    masked = bake(model, {}, input_shape=run.input_shape)
     outputs = output_layers(model, run.input_shape, [site.name for site in sites]) if config.parts else frozenset()
     for part in config.parts:
         at_hand = _at_hand(part, masked, sites, run, statistics or {})
@@ -107,15 +108,17 @@ def prune(
             part.method.check(at_hand, part, sites)
             unreached |= {site.name for site in part.chosen(sites)} & part.method.unreached(at_hand)
         weights = {site.name: weight_of(conv_at(masked, site)) for site in sites}
-        layers = layers_of(at_hand, weights, masks["ffp"], sites, part, outputs)
-        masks[part.mask] = select(layers, part, outputs=outputs)
+        blocks = {name: kept for name, layer in masked_layers(masked) if (kept := layer.block_mask) is not None}
+        layers = layers_of(at_hand, weights, blocks, sites, part, outputs)
+        new = select(layers, part, outputs=outputs, carried=masks[part.mask])
+        masks[part.mask] |= new
         if part.sharing == "group":
-            groups = {layer.site.name: layer.sets for layer in layers if layer.site.name in masks[part.mask]}
-        masked = bake(model, ffp_masks=masks["ffp"], fwp_masks=masks["fwp"], input_shape=run.input_shape)
+            groups = {layer.site.name: layer.sets for layer in layers if layer.site.name in new}
+        masked = bake(model, masks, input_shape=run.input_shape)
     _warn(masks, run.progress)
     reason = "no gradient reaches it, by which its worth is measured; the preset thesis needs none"
     skipped = [*skipped, *(Skipped(name=name, reason=reason) for name in sorted(unreached.difference(*masks.values())))]
-    return Pruned(model=masked, ffp_masks=masks["ffp"], fwp_masks=masks["fwp"], groups=groups, skipped=skipped)
+    return Pruned(model=masked, masks=masks, groups=groups, skipped=skipped)
 
 
 def _at_hand(

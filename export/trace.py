@@ -159,10 +159,7 @@ def _prepare_masked_layers(model: nn.Module) -> None:
     for layer in model.modules():
         if not isinstance(layer, MaskedConv2d):
             continue
-        if layer.fwp_mask is not None:
-            # A parameter of its own: tied layers may carry different masks.
-            layer.weight = nn.Parameter(layer.masked_weight().detach(), requires_grad=False)
-            layer.fwp_mask = None
+        layer.fold_weight_masks()
         # The operator answers in channels-last strides; ONNX has none, and torch would decompose later pooling into gathers.
         layer.register_forward_hook(_contiguous)
 

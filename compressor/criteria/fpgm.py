@@ -1,4 +1,5 @@
-"""`fpgm`: filters near the geometric median of their layer go, for the others can stand in for them (He et al., CVPR 2019, arXiv 1811.00250).
+"""`fpgm`: filters near the geometric median of their layer go, for the others can stand in for them
+(He et al., CVPR 2019, arXiv 1811.00250).
 
     score[f] = sum over f' of || w[f] - w[f'] ||_2          w[f]: all weights of filter f as one vector
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fineprune.common.errors import RunError, UsageError
+from fineprune.ops.mask_facts import is_mask
 
 from .fitting import fitting_arguments
 from .registry import ModelSpec
@@ -34,7 +35,7 @@ def load_checkpoint(model: nn.Module, path: Path | str, spec: ModelSpec | None =
     own = model.state_dict()
     _check_network(own)
     state = fitted(unwrapped(read_content(path), path, notes), own, path, notes)
-    masks = [name for name in state if name.endswith((".ffp_mask", ".fwp_mask")) and name not in own]
+    masks = [name for name in state if is_mask(name) and name not in own]
     if masks:
         raise RunError(
             f"{path} is of a network with masks ({masks[0]}), which the network as it was before does not have; "

@@ -24,7 +24,7 @@ _DATA = (
 )
 _BUNDLE = "a bundle (what fineprune.compress returns) or the path of its folder"
 _ACCEPTED: dict[str, tuple[tuple[type, ...], str]] = {
-    "model": ((nn.Module, ModelSpec, str), "an nn.Module, or a name such as 'resnet20' or 'file.py:factory'"),
+    "model": ((nn.Module, ModelSpec, Bundle, str), "an nn.Module, or a name such as 'resnet20' or 'file.py:factory'"),
     "data": ((ImageData, str), _DATA),
     "checkpoint": (_PATH, "the path of a weights file"),
     "model_args": ((Mapping,), "a dict of the network's arguments, such as {'width': 32}"),

@@ -1,7 +1,7 @@
 """What a compression may say of itself, in one line each; an empty one where there is nothing to say."""
 
 from collections.abc import Sequence
-from math import sqrt
+from math import prod, sqrt
 from typing import Any
 
 from torch import Tensor
@@ -76,9 +76,9 @@ _SHOWN = 0.0005
 def saved(config: PruneConfig, pruned: Pruned, dense: MacReport, masked: MacReport) -> dict[str, Any]:
     """What the masks drop, for the manifest: `zero_weights` are multiply-adds of weights that were zero in the network given."""
     return {
-        "ratios": {"asked": {"ffp": config.ffp.ratio, "fwp": config.fwp.ratio}, "achieved": masked.pruned},
+        "ratios": {"asked": config.asked, "achieved": masked.pruned},
         "macs": masked.to_json(),
-        "conv_macs_kept": masked.conv_macs / max(dense.conv_macs, 1),
+        "conv_macs_kept": masked.conv_macs / max(dense.conv_macs_dense, 1),
         "zero_weights": {"macs_dense": dense.macs_zero, "macs_pruned": dense.macs_zero - masked.macs_zero},
         "left_dense": [{"name": s.name, "reason": s.reason} for s in pruned.skipped],
     }
@@ -86,7 +86,7 @@ def saved(config: PruneConfig, pruned: Pruned, dense: MacReport, masked: MacRepo
 
 def shortfall(config: PruneConfig, pruned: Pruned, report: MacReport) -> str:
     """Why clearly less was pruned than asked; empty where it was not, or where the request spares some layers itself."""
-    asked = 1 - (1 - config.ffp.ratio) * (1 - config.fwp.ratio)
+    asked = 1 - prod(1 - ratio for ratio in config.asked.values())
     missing = asked - (1 - report.conv_macs / max(report.conv_macs_dense, 1))
     chosen = any(part.per_layer or part.include or part.exclude for part in (config.ffp, config.fwp))
     if missing < _CLEARLY or chosen or config.fwp.pointwise == "exempt":
@@ -95,8 +95,7 @@ def shortfall(config: PruneConfig, pruned: Pruned, report: MacReport) -> str:
     dense = sum(layer.macs for layer in report.layers if layer.name in names) / report.conv_macs_dense
     causes = [f"{dense:.1%} are in layers left dense"] if dense else []
     if missing - asked * dense >= _CLEARLY:
-        by_channel = config.ffp.prunes and config.ffp.scope == "channel"
-        whole = by_channel or (config.fwp.prunes and config.fwp.scope in ("kernel", "group", "channel"))
+        whole = any(part.scope in ("kernel", "group", "channel") for part in config.parts)
         one_by_one = "each channel or kernel drops whole blocks or taps and keeps at least one"
         causes.append(one_by_one if whole else "of every layer some stays, so that none is cut off")
     return f"{asked - missing:.1%} of the convolution multiply-adds are pruned, not {asked:.1%}: {'; '.join(causes)}"

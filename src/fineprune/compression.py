@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from fineprune.calibrate.collect import CalibrationConfig, sample_order
-from fineprune.calibrate.statistics import FACTS, Statistics, fingerprint
+from fineprune.calibrate.statistics import FACTS, Statistics, fingerprint, masks_by_layer
 from fineprune.common.copies import copied, working_copy
 from fineprune.common.errors import RunError, UsageError
 from fineprune.common.files import check_writable
@@ -43,7 +43,7 @@ from fineprune.models.zoo import ModelSpec, build
 
 from .arguments import check_arguments, check_named, check_progress
 from .claims import beforehand, chance_level, few_samples, saved, shortfall, zero_weights
-from .networks import check_channels, completed, open_model
+from .networks import check_channels, completed, network_of, open_model
 from .round_trip import check_before, check_restored
 from .work_folder import work_folder
 
@@ -77,7 +77,7 @@ class Job:
 
 
 def compress(
-    model: nn.Module | ModelSpec | str,
+    model: nn.Module | ModelSpec | Bundle | str,
     data: ImageData | str,
     *,
     checkpoint: Path | str | None = None,
@@ -97,11 +97,12 @@ def compress(
 ) -> Bundle:
     """Compress a trained network and return its bundle (also written to `output`, where given).
 
-    model: a module, or a name with `model_args` and `checkpoint`. data: a data set or its spec string. prune: the fraction of the
-    convolutions' multiply-adds to drop, which the preset splits between blocks and weights; or ffp, fwp: the fraction of blocks and of
-    weights, each also as a mapping with any field of FFPConfig and FWPConfig. epochs: of fine-tuning (0: none); `finetune` gives all its
-    settings. samples: calibrate on so many training samples. statistics: a folder of `fineprune calibrate`. progress: `Lines()` (the
-    default: a line on stderr now and then), `Bars()` or `Silent()` of fineprune.common.progress.
+    model: a module, or a name with `model_args` and `checkpoint`, or a bundle, which keeps its masks and gets more on top (the accuracy
+    that others stand beside is then the bundle's; `pruned_before` says by what it was pruned). data: a data set or its spec string.
+    prune: the fraction of the convolutions' multiply-adds to drop, which the preset splits between blocks and weights; or ffp, fwp: the
+    fraction of blocks and of weights, each also as a mapping with any field of FFPConfig and FWPConfig. epochs: of fine-tuning (0: none);
+    `finetune` gives all its settings. samples: calibrate on so many training samples. statistics: a folder of `fineprune calibrate`.
+    progress: `Lines()` (the default: a line on stderr now and then), `Bars()` or `Silent()` of fineprune.common.progress.
 
     UsageError for other arguments, and (also RunError) for a network that a bundle would not give back: before any work.
     """
@@ -120,13 +121,17 @@ def compress(
     loaded = load_data(data) if isinstance(data, str) else data
     spec = ModelSpec(name=model, args=dict(model_args or {})) if isinstance(model, str) else model
     progress = progress or Lines()
-    if isinstance(spec, ModelSpec):
+    before = None
+    if isinstance(spec, Bundle):
+        before, opened = spec, network_of(spec)
+        module, named = opened.model, opened.spec
+    elif isinstance(spec, ModelSpec):
         network = open_model(spec, checkpoint=checkpoint, data=loaded, progress=progress)
         module, named = network.model, network.spec
     else:
         module, named = spec, None
         check_channels(module, loaded.input_shape)
-    return compress_network(module, loaded, job, spec=named, statistics=statistics, output=output, progress=progress)
+    return compress_network(module, loaded, job, spec=named, before=before, statistics=statistics, output=output, progress=progress)
 
 
 def calibration_run(
@@ -161,12 +166,14 @@ def compress_network(
     job: Job,
     *,
     spec: ModelSpec | None = None,
+    before: Bundle | None = None,
     statistics: Path | str | None = None,
     output: Path | str | None = None,
     progress: Progress,
 ) -> Bundle:
-    """`compress` with everything resolved. An interrupted run with the same settings goes on from `output`.work.
+    """`compress` with everything resolved; before: the bundle of `model`, if any.
 
+    An interrupted run with the same settings goes on from `output`.work.
     Of several processes (`torchrun`) each calls this: calibration and fine-tuning are shared, all get the bundle, the first one writes it.
     """
     if output is not None:
@@ -186,11 +193,12 @@ def compress_network(
     for kind in [part.method.collects for part in job.config.parts]:
         if given and kind is not None and kind not in given:
             progress.log(f"{statistics} holds no statistics of {kind}: they are collected now")
-    key = {"job": job.to_json(), "data": data.to_json(), "network": fingerprint(model)} if output is not None else {}
+    carried = masks_by_layer(model, (name for name, _ in model.named_modules()))
+    key = {"job": job.to_json(), "data": data.to_json(), "network": fingerprint(model, carried)} if output is not None else {}
     with ExitStack() as stack:
         group = stack.enter_context(joined())
         folder = group.on_first(lambda: stack.enter_context(work_folder(output, key)))
-        bundle = _Run(model, data, job, device, group.speaker(progress), folder, group).bundle(spec, given)
+        bundle = _Run(model, data, job, device, group.speaker(progress), folder, group).bundle(spec, given, before)
         if output is not None:
             group.on_first(lambda: bundle.save(output))
     return bundle
@@ -208,7 +216,7 @@ class _Run:
     folder: Path | None
     group: Group
 
-    def bundle(self, spec: ModelSpec | None, statistics: Mapping[str, Statistics]) -> Bundle:
+    def bundle(self, spec: ModelSpec | None, statistics: Mapping[str, Statistics], before: Bundle | None = None) -> Bundle:
         """All steps in order."""
         report = count_macs(self.model, self.data.input_shape)
         where = self.folder and self.folder / "statistics"
@@ -238,6 +246,7 @@ class _Run:
                 accuracy["dense_finetuned"] = self.accuracy(dense, "dense, fine-tuned alike")
         facts = {
             **self.identity(spec),
+            **pruned_before(before),
             **saved(self.job.config, pruned, report, masked_report),
             "accuracy": {**accuracy, "split": self.held_out, "samples": len(getattr(self.data, self.held_out))},
             "training": history,
@@ -317,6 +326,14 @@ class _Run:
         output = self.folder / name if self.folder else None
         result = train(model, self.data, self.job.finetune, output=output, device=self.device, progress=self.progress)
         return result.to_json()
+
+
+def pruned_before(bundle: Bundle | None) -> dict[str, Any]:
+    """For the manifest of a network that carried masks: what the bundle says of them, and of those before."""
+    if bundle is None:
+        return {}
+    earlier = bundle.facts.get("pruned_before", [])
+    return {"pruned_before": [*earlier, {key: bundle.facts[key] for key in ("ratios", "settings") if key in bundle.facts}]}
 
 
 def ratio_settings(value: float | Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 from fineprune.common.errors import RunError
 from fineprune.common.form import Maybe, Within, require
 from fineprune.compressor.bundle import MANIFEST, Bundle
+from fineprune.compressor.masks import KINDS
 
 STEPS = {
     "dense": "dense",
@@ -35,7 +36,7 @@ _FACTS = {
     "input_shape": [_SIDE, _SIDE, _SIDE],
     "zero_weights": Maybe({"macs_dense": _COUNT, "macs_pruned": _COUNT}),
     "conv_macs_kept": _SHARE,
-    "ratios": {"asked": {"ffp": _SHARE, "fwp": _SHARE}, "achieved": {"ffp": _SHARE, "fwp": _SHARE}},
+    "ratios": {key: {kind.name: _SHARE for kind in KINDS} for key in ("asked", "achieved")},
     "macs": {
         **dict.fromkeys(("macs", "macs_dense", "conv_macs", "conv_macs_dense", "thesis_ops", "thesis_ops_dense"), _COUNT),
         "layers": [{"name": str, "macs": _COUNT, "macs_dense": _COUNT}],

@@ -10,6 +10,8 @@ import torch
 from fineprune.common.files import write_bytes
 from fineprune.common.text import printable
 from fineprune.compressor.bundle import Bundle
+from fineprune.compressor.masks import KINDS
+from fineprune.compressor.masks.kind import label
 
 from .manifest import STEPS, check_facts, read_bundle, zeros_pruned
 from .pictures import picture, plain
@@ -41,9 +43,11 @@ def write_report(bundle: Bundle | Path | str, path: Path | str, *, bench: dict[s
     if any(accuracy.get(step) is not None for step in STEPS):
         sections.append(_section("Accuracy", accuracy_figure(accuracy), f"on {accuracy['samples']} {accuracy['split']} images"))
     sections.append(_section("Multiply-adds by layer", macs_figure(macs["layers"]), "light: dense, dark: kept under the masks"))
-    if bundle.ffp_masks:
-        caption = "for each output position, the fraction of input channels whose block is kept (white: none, dark: all)"
-        sections.append(_section("Where blocks are kept", masks_figure(bundle.ffp_masks), caption))
+    for kind in KINDS:
+        masks = {name: at for name, mask in bundle.masks[kind.name].items() if (at := kind.as_block_mask(mask)) is not None}
+        if masks:
+            caption = "for each output position, the fraction of input channels whose block is kept (white: none, dark: all)"
+            sections.append(_section(f"Where {kind.what} are kept", masks_figure(masks), caption))
     if facts.get("training", {}).get("finetune"):
         sections.append(_section("Fine-tuning", training_figure(facts["training"]), "validation accuracy after each epoch"))
     if bench:
@@ -104,11 +108,11 @@ def masks_figure(masks: dict[str, torch.Tensor]) -> "Figure":
 def training_figure(training: dict[str, Any]) -> "Figure":
     """Validation accuracy by epoch, of the masked network and (where it was trained) of the dense one."""
     figure, axes = _figure(8, 2.8)
-    for key, label, colour in (("finetune", "masked", KEPT), ("dense_finetune", "dense", ACCENT)):
+    for key, name, colour in (("finetune", "masked", KEPT), ("dense_finetune", "dense", ACCENT)):
         history = training.get(key, {}).get("history", [])
         points = [(r["epoch"], r["validation_accuracy"] * 100) for r in history if r["validation_accuracy"] is not None]
         if points:
-            axes.plot(*zip(*points, strict=True), "o-", color=colour, label=label)
+            axes.plot(*zip(*points, strict=True), "o-", color=colour, label=name)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("epoch")
     axes.set_ylabel("validation accuracy, %")
@@ -165,8 +169,7 @@ def _summary(facts: dict[str, Any]) -> str:
         ("all multiply-adds, million", f"{macs['macs_dense'] / 1e6:.2f}", f"{macs['macs'] / 1e6:.2f}"),
         ("convolution multiply-adds, million", f"{macs['conv_macs_dense'] / 1e6:.2f}", f"{macs['conv_macs'] / 1e6:.2f}"),
         *((f"pruned convolution multiply-adds {what}", "", f"{share:.1%}") for what, share in zeros_pruned(facts)),
-        ("blocks pruned (FFP)", "", f"{ratios['achieved']['ffp']:.1%}"),
-        ("weights pruned of what is left (FWP)", "", f"{ratios['achieved']['fwp']:.1%}"),
+        *((f"{f'{kind.what} pruned {kind.rest}'.strip()} ({label(kind)})", "", f"{ratios['achieved'][kind.name]:.1%}") for kind in KINDS),
     ]
     if accuracy.get("dense_finetuned") is not None:
         rows.insert(0, ("accuracy, dense network fine-tuned alike", f"{accuracy['dense_finetuned']:.2%}", ""))

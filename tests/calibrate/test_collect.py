@@ -50,7 +50,7 @@ def blocks(
 
 def weights(source: Source, model: nn.Module | None = None, *, taylor: bool = True, lanes: int = 2, **options: object) -> Statistics:
     measure = WeightSums(taylor=taylor, lanes=lanes)
-    return collect(model or bake(varied(), ffp_masks=masks()), source, measure, **{"input_shape": SHAPE, "config": SMALL, **options})  # type: ignore[arg-type]
+    return collect(model or bake(varied(), {"ffp": masks()}), source, measure, **{"input_shape": SHAPE, "config": SMALL, **options})  # type: ignore[arg-type]
 
 
 def assert_same(a: Statistics, b: Statistics, *, exactly: bool = False) -> None:
@@ -100,7 +100,7 @@ def test_tap_taylor_is_the_squared_gradient_of_a_gate_on_every_set_of_weights() 
 
 @pytest.mark.parametrize("taylor", [True, False])
 def test_weight_sums_equal_the_naive_loops_under_the_masks(taylor: bool) -> None:
-    source, model = data(), bake(varied(), ffp_masks=masks())
+    source, model = data(), bake(varied(), {"ffp": masks()})
     got = weights(source, taylor=taylor)
     slow = exchanged(model, dict.fromkeys(CONVOLUTIONS), lambda name, conv: SumsConv(conv, masks().get(name)))
     with torch.no_grad():
@@ -220,7 +220,7 @@ def test_parts_of_other_passes_do_not_add() -> None:
         with pytest.raises(UsageError, match=f"statistics differ in {key}: "):
             taylor + other
     with pytest.raises(UsageError, match="statistics differ in network"):
-        weights(data()) + weights(data(), bake(varied(), ffp_masks=masks(0.5)))
+        weights(data()) + weights(data(), bake(varied(), {"ffp": masks(0.5)}))
 
 
 # Interruption

@@ -29,14 +29,14 @@ def test_the_copy_is_masked_and_the_original_is_not() -> None:
     model, images = varied().eval(), samples(4, dtype=torch.float64).images
     before, names = model(images), list(model.state_dict())
     ffp, fwp = masks()
-    masked = bake(model, ffp_masks=ffp, fwp_masks=fwp)
+    masked = bake(model, {"ffp": ffp, "fwp": fwp})
     assert [name for name, _ in masked_layers(masked)] == ["stem", "grouped", "depthwise", "down"]
     assert not any(isinstance(module, MaskedConv2d) for module in model.modules())
     assert torch.equal(model(images), before)
     assert not torch.equal(masked(images), before)
     assert [name for name in masked.state_dict() if not name.endswith("_mask")] == names
     assert masked.down.weight is not model.down.weight
-    got_ffp, got_fwp = masks_of(masked)
+    got_ffp, got_fwp = masks_of(masked).values()
     for got, given in ((got_ffp, ffp), (got_fwp, fwp)):
         assert got.keys() == given.keys()
         assert all(torch.equal(got[name], given[name]) for name in given)
@@ -45,8 +45,8 @@ def test_the_copy_is_masked_and_the_original_is_not() -> None:
 def test_masks_of_ones_and_no_masks_change_nothing() -> None:
     model, images = varied().eval(), samples(4, dtype=torch.float64).images
     ffp, fwp = ({name: torch.ones_like(mask) for name, mask in each.items()} for each in masks())
-    torch.testing.assert_close(bake(model, ffp_masks=ffp, fwp_masks=fwp)(images), model(images))
-    assert not list(masked_layers(bake(model)))
+    torch.testing.assert_close(bake(model, {"ffp": ffp, "fwp": fwp})(images), model(images))
+    assert not list(masked_layers(bake(model, {})))
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_masks_of_ones_and_no_masks_change_nothing() -> None:
 )
 def test_masks_that_do_not_fit_are_named(name: str, mask: Tensor, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        bake(varied(), ffp_masks={name: mask})
+        bake(varied(), {"ffp": {name: mask}})
 
 
 class Viewing(nn.Module):
@@ -77,7 +77,7 @@ class Viewing(nn.Module):
 @pytest.mark.parametrize("silent", [False, True])
 def test_block_masked_layers_answer_in_the_order_that_the_forward_needs(silent: bool) -> None:
     model, x = Viewing(silent=silent).eval(), torch.randn(2, 3, 7, 5, generator=torch.Generator().manual_seed(0))
-    masked = bake(model, ffp_masks={"conv": torch.ones(3, 7, 5, dtype=torch.bool)}, input_shape=(3, 7, 5))
+    masked = bake(model, {"ffp": {"conv": torch.ones(3, 7, 5, dtype=torch.bool)}}, input_shape=(3, 7, 5))
     torch.testing.assert_close(masked(x), model(x))
     torch.testing.assert_close(deepcopy(masked)(x), model(x))
 
@@ -128,7 +128,7 @@ def test_what_was_changed_on_a_layer_and_what_refers_to_it_stay(change: Callable
     model, images = Referred(change), samples(2).images
     before = model(images)
     ones = torch.ones(3, 5, 3, dtype=torch.bool) if kind == "ffp" else torch.ones(4, 3, 3, 3, dtype=torch.bool)
-    same, none = (bake(model, **{f"{kind}_masks": {"conv": mask}}) for mask in (ones, ~ones))
+    same, none = (bake(model, {kind: {"conv": mask}}) for mask in (ones, ~ones))
     torch.testing.assert_close(same(images), before)
     assert [name for name in same.state_dict() if not is_mask(name)] == list(model.state_dict())
     assert same.body[0] is same.plain[0] is same.bound.__self__ is same.conv
@@ -156,12 +156,12 @@ def test_a_layer_with_a_forward_of_its_own_is_refused() -> None:
     model = varied()
     model.down.forward = lambda x: 2 * nn.Conv2d.forward(model.down, x)
     with pytest.raises(UsageError, match="down: it cannot carry masks: its forward is replaced on the module itself"):
-        bake(model, fwp_masks={"down": torch.ones(5, 6, 3, 3, dtype=torch.bool)})
+        bake(model, {"fwp": {"down": torch.ones(5, 6, 3, 3, dtype=torch.bool)}})
     with pytest.raises(UsageError, match="0: it is lazy and was never called; call the network once on a sample before"):
-        bake(nn.Sequential(nn.LazyConv2d(3, 3)), fwp_masks={"0": torch.ones(3, 3, 3, 3, dtype=torch.bool)})
+        bake(nn.Sequential(nn.LazyConv2d(3, 3)), {"fwp": {"0": torch.ones(3, 3, 3, 3, dtype=torch.bool)}})
 
 
 def test_activations_that_the_network_keeps_do_not_hinder() -> None:
     model = varied()
     model.kept = [model(samples(2, dtype=torch.float64).images)]
-    assert torch.equal(bake(model).kept[0], model.kept[0])
+    assert torch.equal(bake(model, {}).kept[0], model.kept[0])

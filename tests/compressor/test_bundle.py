@@ -27,7 +27,7 @@ def masked(seed: int = 0) -> nn.Module:
 
     ffp = {"stem": random(3, 7, 5), "down": random(6, 3, 2), "pointwise": random(4, 7, 5)}
     fwp = {"down": random(5, 6, 3, 3), "grouped": random(4, 3, 3, 2), "depthwise": random(4, 1, 3, 3)}
-    return bake(varied(seed), ffp_masks=ffp, fwp_masks=fwp).eval()
+    return bake(varied(seed), {"ffp": ffp, "fwp": fwp}).eval()
 
 
 def bundle(seed: int = 0) -> Bundle:
@@ -40,7 +40,7 @@ def test_a_round_trip_is_bit_exact(tmp_path: Path) -> None:
     loaded = Bundle.load(tmp_path / "b")
     assert loaded.facts == FACTS
     assert loaded.groups["down"].tolist() == [0, 1, 1, 0, 2]
-    for got, expected in ((loaded.ffp_masks, masks_of(model)[0]), (loaded.fwp_masks, masks_of(model)[1])):
+    for got, expected in ((loaded.masks["ffp"], masks_of(model)["ffp"]), (loaded.masks["fwp"], masks_of(model)["fwp"])):
         assert got.keys() == expected.keys()
         assert all(got[name].dtype == torch.bool and torch.equal(got[name], expected[name]) for name in expected)
     restored = loaded.restore(varied(seed=9))
@@ -54,12 +54,12 @@ def test_a_round_trip_is_bit_exact(tmp_path: Path) -> None:
 
 def test_masks_are_packed_eight_to_a_byte_and_dropped_weights_are_zero(tmp_path: Path) -> None:
     model = bake(
-        nn.Sequential(nn.Conv2d(1, 1, 3)), ffp_masks={"0": torch.tensor([[[True, False, True], [True, True, True], [True, True, True]]])}
+        nn.Sequential(nn.Conv2d(1, 1, 3)), {"ffp": {"0": torch.tensor([[[True, False, True], [True, True, True], [True, True, True]]])}}
     )
     Bundle.of(model, {}).save(tmp_path / "b")
     assert load_file(tmp_path / "b" / MASKS)["0/ffp"].tolist() == [0b10111111, 0b10000000]
     weights = bundle().weights["down.weight"]
-    mask = masks_of(masked())[1]["down"]
+    mask = masks_of(masked())["fwp"]["down"]
     assert (weights[~mask] == 0).all()
     assert (weights[mask] != 0).all()
 
@@ -78,12 +78,12 @@ def test_layers_that_share_weights_keep_what_any_of_them_keeps() -> None:
     dense[1].weight = dense[0].weight
     first, second = torch.zeros(2, 2, 3, 3, dtype=torch.bool), torch.zeros(2, 2, 3, 3, dtype=torch.bool)
     first[0], second[:, 0] = True, True
-    model, x = bake(dense, fwp_masks={"0": first, "1": second}).eval(), torch.ones(1, 2, 9, 9)
+    model, x = bake(dense, {"fwp": {"0": first, "1": second}}).eval(), torch.ones(1, 2, 9, 9)
     held = Bundle.of(model, {})
     assert torch.equal(held.restore(dense)(x), model(x))
     for name in ("0.weight", "1.weight"):
         assert torch.equal(held.weights[name] != 0, first | second)
-    assert torch.equal(Bundle.of(bake(dense, fwp_masks={"0": first}), {}).weights["0.weight"], dense[0].weight), "the other layer is dense"
+    assert torch.equal(Bundle.of(bake(dense, {"fwp": {"0": first}}), {}).weights["0.weight"], dense[0].weight), "the other layer is dense"
 
 
 def test_the_same_bundle_makes_the_same_files(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_a_bundle_holds_copies() -> None:
 
 def test_a_network_without_masks_is_a_bundle_too(tmp_path: Path) -> None:
     Bundle.of(varied(), {}).save(tmp_path / "b")
-    assert Bundle.load(tmp_path / "b").ffp_masks == {}
+    assert Bundle.load(tmp_path / "b").masks["ffp"] == {}
 
 
 class Versioned(nn.Conv2d):
@@ -178,7 +178,7 @@ def test_whatever_a_network_keeps_comes_back(kind: str, tmp_path: Path) -> None:
     names = ["0", "a/ffp"] if kind == "names" else ["0"]
     masks = {name: torch.arange(dense.get_submodule(name).weight.numel()) % 3 > 0 for name in names}  # type: ignore[union-attr]
     masks = {name: mask.view(dense.get_submodule(name).weight.shape) for name, mask in masks.items()}  # type: ignore[union-attr, arg-type]
-    held = Bundle.of(bake(dense, fwp_masks=masks), {}, {name: torch.zeros(2, dtype=torch.int64) for name in names})
+    held = Bundle.of(bake(dense, {"fwp": masks}), {}, {name: torch.zeros(2, dtype=torch.int64) for name in names})
     check_storable(held)
     held.save(tmp_path / "b")
     fresh = ODD[kind]()
@@ -190,7 +190,7 @@ def test_whatever_a_network_keeps_comes_back(kind: str, tmp_path: Path) -> None:
             value.zero_()
     again = Bundle.of(Bundle.load(tmp_path / "b").restore(fresh), {})
     assert all(same_bits(value, again.weights[name]) for name, value in held.weights.items())
-    assert (again.values, again.weights.keys(), again.fwp_masks.keys()) == (held.values, held.weights.keys(), set(names))
+    assert (again.values, again.weights.keys(), again.masks["fwp"].keys()) == (held.values, held.weights.keys(), set(names))
     for name in names:
         weight = held.weights[f"net.{name}.weight" if kind == "hooks" else f"{name}.weight"]
         assert torch.equal(weight != 0, masks[name])
@@ -246,7 +246,7 @@ def test_accuracies_belong_to_the_weights_that_they_were_measured_on(tmp_path: P
     assert trained["accuracy"] == {"dense": 0.9, "split": "test", "samples": 50, "note": note}
     assert Bundle.of(model, {**loaded.facts, "accuracy": {**ACCURACY, "finetuned": 0.7}}).facts["accuracy"]["finetuned"] == 0.7, "new"
     assert trained["macs"] == loaded.facts["macs"]
-    other_masks = Bundle.of(bake(varied().float(), fwp_masks={"down": torch.eye(3).expand(5, 6, 3, 3) > 0}), loaded.facts).facts
+    other_masks = Bundle.of(bake(varied().float(), {"fwp": {"down": torch.eye(3).expand(5, 6, 3, 3) > 0}}), loaded.facts).facts
     assert other_masks["macs"]["macs"] != loaded.facts["macs"]["macs"] and "masked" not in other_masks["accuracy"]
     manifest = json.loads((tmp_path / "b" / MANIFEST).read_text())
     del manifest["measured_on"]  # as earlier versions wrote it

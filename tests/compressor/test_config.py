@@ -7,6 +7,12 @@ import pytest
 
 from fineprune.common.errors import UsageError
 from fineprune.compressor.config import FFPConfig, FWPConfig, prune_config
+from fineprune.compressor.criteria import criteria
+
+
+def known(kind: str) -> str:
+    """The names of the methods that there are."""
+    return ", ".join(method.name for method in criteria(kind))
 
 
 @pytest.mark.parametrize("value", [1.0, -0.1, math.nan, math.inf])
@@ -21,11 +27,11 @@ def test_ratios_are_pruned_fractions(config: type, kind: str, value: float) -> N
 @pytest.mark.parametrize(
     ("config", "options", "message"),
     [
-        (FFPConfig, {"criterion": "l3"}, "unknown FFP criterion 'l3'; choose one of apoz, l1, l2, taylor"),
+        (FFPConfig, {"criterion": "l3"}, "unknown FFP criterion 'l3'; choose one of " + known("ffp")),
         (FFPConfig, {"scope": "kernel"}, "unknown FFP scope 'kernel'; choose one of channel, layer, position, global"),
         (FFPConfig, {"propagate": "no"}, "unknown FFP propagate 'no'; choose one of masked, dense"),
         (FFPConfig, {"criterion": "l2"}, "FFP scope 'global' needs the criterion 'taylor', got 'l2'"),
-        (FWPConfig, {"criterion": "l2"}, "unknown FWP criterion 'l2'; choose one of magnitude, taylor, wis, wis-signed"),
+        (FWPConfig, {"criterion": "l2"}, "unknown FWP criterion 'l2'; choose one of " + known("fwp")),
         (FWPConfig, {"scope": "position"}, "unknown FWP scope 'position'; choose one of kernel, group, channel, filter, layer, global"),
         (FWPConfig, {"share": "all"}, "unknown FWP share 'all'; choose one of filter, group, channel"),
         (FWPConfig, {"pointwise": "no"}, "unknown FWP pointwise 'no'; choose one of filter, exempt"),

@@ -58,7 +58,7 @@ def test_classes_that_no_sample_shows_stay_connected() -> None:
         split = FakeSplit(torch.randn(9, 3, 5, 7), torch.arange(9) % 3)
     run = CalibrationRun(source=split, input_shape=(3, 5, 7), config=CalibrationConfig(), progress=Recorder())
     pruned = prune(model, prune_config("taylor", ratio=0.8, fwp={"scope": "global"}), run)
-    assert pruned.fwp_masks["head"].flatten(1).any(1).all()
+    assert pruned.masks["fwp"]["head"].flatten(1).any(1).all()
 
 
 def test_a_layer_that_is_cut_off_is_named() -> None:

@@ -12,6 +12,7 @@ from fineprune.calibrate.convolutions import find_convolutions
 from fineprune.calibrate.measures import BlockScores
 from fineprune.calibrate.statistics import Statistics
 from fineprune.common.errors import RunError, UsageError
+from fineprune.compressor.bake import bake
 from fineprune.compressor.config import prune_config
 from fineprune.compressor.macs import count_macs
 from fineprune.compressor.prune import CalibrationRun, prune
@@ -62,8 +63,8 @@ def test_the_thesis_on_one_convolution_equals_naive_loops(ffp: float, fwp: float
     expected = reference.masked_conv2d(x, w * taps, bias, mask, **where)
 
     pruned = prune(model, prune_config("thesis", ffp={"ratio": ffp}, fwp={"ratio": fwp}), calibration(source=source))
-    assert np.array_equal(pruned.ffp_masks["conv"], mask)
-    assert np.array_equal(pruned.fwp_masks["conv"], taps)
+    assert np.array_equal(pruned.masks["ffp"]["conv"], mask)
+    assert np.array_equal(pruned.masks["fwp"]["conv"], taps)
     rtol, atol = FLOAT64
     np.testing.assert_allclose(pruned.model(source.images).detach(), expected.mean((2, 3)), rtol=rtol, atol=atol)
 
@@ -84,18 +85,18 @@ def test_both_presets_cut_a_varied_network(preset: str) -> None:
 
 def test_one_half_alone() -> None:
     blocks_only = prune(varied(), prune_config(ffp={"ratio": 0.3}), calibration())
-    assert blocks_only.fwp_masks == {}
-    assert blocks_only.ffp_masks
+    assert blocks_only.masks["fwp"] == {}
+    assert blocks_only.masks["ffp"]
     weights_only = prune(varied(), prune_config("thesis", fwp={"per_layer": {"stem": 0.5}}), calibration())
-    assert weights_only.ffp_masks == {}
-    assert list(weights_only.fwp_masks) == ["stem"]
+    assert weights_only.masks["ffp"] == {}
+    assert list(weights_only.masks["fwp"]) == ["stem"]
 
 
 def test_groups_come_with_the_scope_that_has_them() -> None:
     config = prune_config("thesis", fwp={"ratio": 0.5, "scope": "group", "lanes": 2})
     pruned = prune(varied(), config, calibration())
-    assert set(pruned.groups) == set(pruned.fwp_masks) == set(CONVOLUTIONS)
-    for name, mask in pruned.fwp_masks.items():
+    assert set(pruned.groups) == set(pruned.masks["fwp"]) == set(CONVOLUTIONS)
+    for name, mask in pruned.masks["fwp"].items():
         for number in pruned.groups[name].unique():
             members = mask[pruned.groups[name] == number]
             assert (members == members[:1]).all()
@@ -105,7 +106,7 @@ def test_nothing_to_prune_is_said() -> None:
     progress = Recorder()
     pruned = prune(varied(), prune_config(), calibration(progress=progress))
     assert progress.lines == ["warning: nothing was pruned; give --prune, --ffp or --fwp a fraction above 0"]
-    assert (pruned.ffp_masks, pruned.fwp_masks, progress.loops) == ({}, {}, [])
+    assert (pruned.masks["ffp"], pruned.masks["fwp"], progress.loops) == ({}, {}, [])
 
 
 def test_finished_passes_are_used_again(tmp_path: Path) -> None:
@@ -115,7 +116,7 @@ def test_finished_passes_are_used_again(tmp_path: Path) -> None:
     assert len(source.seen) == 1 + 4, "two samples to try the masks on, then two passes"
     again = prune(varied(), config, calibration(source=source, folder=tmp_path / "statistics"))
     assert len(source.seen) == 1 + 4 + 1
-    for one, other in ((first.ffp_masks, again.ffp_masks), (first.fwp_masks, again.fwp_masks)):
+    for one, other in ((first.masks["ffp"], again.masks["ffp"]), (first.masks["fwp"], again.masks["fwp"])):
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
@@ -124,7 +125,7 @@ def test_statistics_at_hand_replace_a_pass_and_must_fit() -> None:
     statistics = collect(model, source, BlockScores(), input_shape=SHAPE)
     source.seen.clear()
     config = prune_config(ffp={"ratio": 0.3})
-    assert prune(model, config, calibration(source=source), statistics={"blocks": statistics}).ffp_masks
+    assert prune(model, config, calibration(source=source), statistics={"blocks": statistics}).masks["ffp"]
     assert [places.tolist() for places in source.seen] == [[0, 1]], "no more than the two samples that masks are tried on"
     with pytest.raises(UsageError, match="the blocks statistics were collected on another network; calibrate again with the same options"):
         prune(varied(seed=1), config, calibration(), statistics={"blocks": statistics})
@@ -143,7 +144,7 @@ def test_frequencies_serve_only_the_ratio_that_they_were_counted_with(tmp_path: 
     config = prune_config("thesis", ffp={"ratio": 0.3})
     prune(varied(), config, calibration(folder=tmp_path))
     frequencies = Statistics.load(tmp_path / "blocks")
-    assert prune(varied(), config, calibration(source=[]), statistics={"blocks": frequencies}).ffp_masks
+    assert prune(varied(), config, calibration(source=[]), statistics={"blocks": frequencies}).masks["ffp"]
     message = "the frequencies of stem were counted with 25 blocks kept of a channel and not 17; calibrate again with the ratios"
     with pytest.raises(UsageError, match=message):
         prune(varied(), prune_config("thesis", ffp={"ratio": 0.5}), calibration(), statistics={"blocks": frequencies})
@@ -184,14 +185,14 @@ class Aside(nn.Module):
 def test_a_layer_that_no_gradient_reaches_is_left_dense_and_named(half: str, tmp_path: Path) -> None:
     run = calibration(folder=tmp_path)
     pruned = prune(Aside(), prune_config(**{half: {"ratio": 0.3}}), run)
-    assert set(pruned.ffp_masks) | set(pruned.fwp_masks) == {"stem", "body"}
+    assert set(pruned.masks["ffp"]) | set(pruned.masks["fwp"]) == {"stem", "body"}
     reason = "no gradient reaches it, by which its worth is measured; the preset thesis needs none"
     assert [(s.name, s.reason) for s in pruned.skipped] == [("head", reason)]
     again = prune(Aside(), prune_config(**{half: {"ratio": 0.3, "exclude": ("head",)}}), run)
     assert again.skipped == [], "what was asked to stay dense needs no reason"
-    assert set(again.ffp_masks) | set(again.fwp_masks) == {"stem", "body"}
+    assert set(again.masks["ffp"]) | set(again.masks["fwp"]) == {"stem", "body"}
     thesis = prune(Aside(), prune_config("thesis", **{half: {"ratio": 0.3}}), calibration())
-    assert set(thesis.ffp_masks) | set(thesis.fwp_masks) == {"stem", "body", "head"} and thesis.skipped == []
+    assert set(thesis.masks["ffp"]) | set(thesis.masks["fwp"]) == {"stem", "body", "head"} and thesis.skipped == []
 
 
 class Asks(Aside):
@@ -208,9 +209,50 @@ def test_what_masks_would_change_stops_before_any_pass() -> None:
     assert progress.loops == []
 
 
-def test_a_masked_network_is_not_masked_again() -> None:
-    config = prune_config(ffp={"ratio": 0.3})
-    masked = prune(varied(), config, calibration()).model
-    assert len(find_convolutions(masked, SHAPE)[0]) == len(CONVOLUTIONS)
-    with pytest.raises(UsageError, match="the network carries masks already; prune the dense network it came from"):
-        prune(masked, config, calibration())
+def test_blocks_are_pruned_on_top_of_filters() -> None:
+    """The source's combination: 15 % of all blocks of the dense layers, measured under the masks that are there, which stay."""
+    filters = prune(varied(), prune_config(fwp={"criterion": "fpgm", "ratio": 0.4}), calibration())
+    both = prune(filters.model, prune_config("thesis", ffp={"ratio": 0.15}), calibration())
+    assert all(torch.equal(both.masks["fwp"][name], mask) for name, mask in filters.masks["fwp"].items())
+    assert both.masks["ffp"]["stem"].flatten(1).sum(1).tolist() == [35 - round(0.15 * 35)] * 3
+    report = count_macs(both.model, SHAPE)
+    for layer in report.layers:
+        if layer.kind != "conv2d":
+            continue
+        module = both.model.get_submodule(layer.name)
+        blocks = both.masks["ffp"].get(layer.name, torch.ones(module.in_channels, *layer.output_shape[1:], dtype=torch.bool))  # type: ignore[arg-type]
+        taps = both.masks["fwp"].get(layer.name, torch.ones(module.weight.shape, dtype=torch.bool))  # type: ignore[union-attr, arg-type]
+        filters_of, per_group = len(taps) // module.groups, taps.shape[1]  # type: ignore[operator]
+        by_hand = sum(
+            int(blocks[f // filters_of * per_group + c].sum()) * int(taps[f, c].sum()) for f in range(len(taps)) for c in range(per_group)
+        )
+        assert layer.macs == by_hand, layer.name
+    twin = bake(varied(), both.masks).eval()
+    images = samples(2, dtype=torch.float64).images
+    torch.testing.assert_close(both.model.eval()(images), twin(images))
+
+
+@pytest.mark.parametrize("preset", ["thesis", "taylor"])
+@pytest.mark.parametrize("half", ["ffp", "fwp"])
+def test_what_was_dropped_before_counts_towards_the_ratio_and_stays_dropped(half: str, preset: str) -> None:
+    first = prune(varied(), prune_config(preset, **{half: {"ratio": 0.3}}), calibration())
+    again = prune(first.model, prune_config(preset, **{half: {"ratio": 0.3}}), calibration())
+    more = prune(first.model, prune_config(preset, **{half: {"ratio": 0.6}}), calibration())
+    alone = prune(varied(), prune_config(preset, **{half: {"ratio": 0.6}}), calibration())
+    for name, mask in first.masks[half].items():
+        assert torch.equal(again.masks[half][name], mask), "0.3 twice is 0.3"
+        assert not (more.masks[half][name] & ~mask).any(), "what is dropped stays dropped"
+    kept = [sum(int(mask.sum()) for mask in pruned.masks[half].values()) for pruned in (more, alone)]
+    assert kept[0] == pytest.approx(kept[1], abs=6)
+
+
+def test_what_is_measured_on_top_is_the_network_under_its_masks() -> None:
+    """A channel without weights is worth nothing, so its blocks go first."""
+    model = varied()
+    taps = torch.ones(6, 3, 3, 3, dtype=torch.bool)
+    taps[:, 1] = False
+    masked = bake(model, {"fwp": {"stem": taps}})
+    pruned = prune(masked, prune_config(ffp={"per_layer": {"stem": 0.3}, "include": ("stem",)}), calibration())
+    kept = pruned.masks["ffp"]["stem"].flatten(1).sum(1).tolist()
+    assert kept[0] == kept[2] == 35 and kept[1] == 105 - round(0.3 * 105) - 70
+    assert len(find_convolutions(pruned.model, SHAPE)[0]) == len(CONVOLUTIONS)

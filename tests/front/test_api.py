@@ -52,7 +52,7 @@ def test_a_wrapped_network_gives_the_bundle_of_the_network_inside(wrap: Callable
     plain, wrapped = (fineprune.compress(model, loaded, prune=0.4, epochs=0, samples=40) for model in (own_module(), wrap(own_module())))
     assert all(torch.equal(plain.weights[name], value) for name, value in wrapped.weights.items())
     masked = plain.restore(wrap(own_module()))
-    assert not hasattr(masked, "module") and list(fineprune.Bundle.of(wrap(masked), plain.facts).fwp_masks) == list(plain.fwp_masks)
+    assert not hasattr(masked, "module") and list(fineprune.Bundle.of(wrap(masked), plain.facts).masks["fwp"]) == list(plain.masks["fwp"])
 
 
 class Flattening(nn.Module):
@@ -75,8 +75,8 @@ def test_a_network_that_flattens_by_view_gives_what_flatten_gives(settings: dict
     loaded, settings = load_data(data), {"epochs": 0, "samples": 40, **settings}
     flat, viewed = (fineprune.compress(Flattening(view=view), loaded, **settings) for view in (False, True))
     assert flat.facts["accuracy"]["masked"] == viewed.facts["accuracy"]["masked"]
-    for kind in ("ffp_masks", "fwp_masks"):
-        assert all(torch.equal(mask, getattr(viewed, kind)[name]) for name, mask in getattr(flat, kind).items())
+    for kind, masks in flat.masks.items():
+        assert all(torch.equal(mask, viewed.masks[kind][name]) for name, mask in masks.items())
     for name, weight in flat.weights.items():
         torch.testing.assert_close(viewed.weights[name], weight, rtol=1e-3, atol=1e-4)
     viewed.save(tmp_path / "bundle")
@@ -150,7 +150,7 @@ def test_own_files_by_name(folder: Path, network: str, own_environment: pytest.M
     bundle = fineprune.compress(network, "mydata.py:digits", model_args={"width": 6}, ffp=0.3, fwp=0.4, epochs=0, output=tmp_path / "b")
     assert bundle.facts["model"]["args"] == {"width": 6, "num_classes": 10}
     assert [entry["name"] for entry in bundle.facts["left_dense"]] == ["up"]
-    assert {"depthwise", "grouped"} <= bundle.ffp_masks.keys()
+    assert {"depthwise", "grouped"} <= bundle.masks["ffp"].keys()
     assert fineprune.load(tmp_path / "b", trust=[network]).head.in_features == 6
 
 
@@ -197,3 +197,17 @@ def test_frozen_batchnorm_keeps_its_statistics(epochs: int, data: str) -> None:
     model[1].eval().requires_grad_(False)
     bundle = fineprune.compress(model, load_data(data), prune=0.4, epochs=epochs, samples=40)
     assert torch.equal(bundle.weights["1.running_mean"], torch.full((6,), 0.3))
+
+
+def test_a_bundle_is_compressed_again_on_top_of_its_masks(data: str, tmp_path: Path) -> None:
+    loaded = load_data(data)
+    filters = fineprune.compress(own_module(), loaded, fwp={"criterion": "fpgm", "ratio": 0.4}, epochs=0, samples=40)
+    filters.save(tmp_path / "filters")
+    model = fineprune.load(tmp_path / "filters", own_module())
+    both = fineprune.compress(model, loaded, preset="thesis", ffp=0.15, epochs=0, samples=40, output=tmp_path / "both")
+    assert all(torch.equal(both.masks["fwp"][name], mask) for name, mask in filters.masks["fwp"].items())
+    assert both.masks["ffp"] and not filters.masks["ffp"]
+    assert both.facts["conv_macs_kept"] < filters.facts["conv_macs_kept"]
+    images = next(iter(loaded.test.batches(8))).images
+    with torch.no_grad():
+        assert torch.isfinite(fineprune.load(tmp_path / "both", own_module())(images)).all()

@@ -44,7 +44,7 @@ def test_compress_leaves_a_bundle_and_no_work_folder(bundle: Path) -> None:
     assert kept < facts["conv_macs_kept"] < 1, "the transposed convolution stays dense and counts"
     assert {"dense", "masked", "finetuned"} <= facts["accuracy"].keys()
     assert {path.name for path in bundle.parent.iterdir() if path.name.startswith("bundle")} == {"bundle"}
-    masks = Bundle.load(bundle).ffp_masks
+    masks = Bundle.load(bundle).masks["ffp"]
     assert masks and not all(mask.all() for mask in masks.values())
 
 
@@ -53,8 +53,8 @@ def test_thesis_preset_with_layers_of_their_own(trained: list[object], network: 
     result = succeed("compress", *trained, *arguments, "--samples", 100, "--output", tmp_path / "b")
     assert f"next: fineprune export {tmp_path / 'b'} --model {network} --data {data} --output" in result.out
     written = Bundle.load(tmp_path / "b")
-    assert written.ffp_masks.keys() == {"depthwise"}
-    assert written.fwp_masks.keys() == {"depthwise", "grouped"}
+    assert written.masks["ffp"].keys() == {"depthwise"}
+    assert written.masks["fwp"].keys() == {"depthwise", "grouped"}
     assert written.facts["training"] == {}
     assert "finetuned" not in written.facts["accuracy"]
     assert written.facts["settings"]["ffp"]["criterion"] == "l2"
@@ -75,9 +75,9 @@ def test_statistics_of_calibrate_give_the_masks_of_compress(trained: list[object
     result = succeed("compress", *trained, *ratios, "--statistics", tmp_path / "s", "--epochs", 0, "--output", tmp_path / "b")
     assert "wrote" in result.out
     own, given = Bundle.load(bundle), Bundle.load(tmp_path / "b")
-    assert own.ffp_masks.keys() == given.ffp_masks.keys()
-    assert all((own.ffp_masks[name] == mask).all() for name, mask in given.ffp_masks.items())
-    assert all((own.fwp_masks[name] == mask).all() for name, mask in given.fwp_masks.items())
+    assert own.masks["ffp"].keys() == given.masks["ffp"].keys()
+    assert all((own.masks["ffp"][name] == mask).all() for name, mask in given.masks["ffp"].items())
+    assert all((own.masks["fwp"][name] == mask).all() for name, mask in given.masks["fwp"].items())
 
 
 def test_eval_reproduces_the_manifest(bundle: Path, trained: list[object], checkpoint: Path, trust: list[object]) -> None:
@@ -111,7 +111,7 @@ def test_macs_of_a_bundle_are_exact_under_its_masks(bundle: Path, trust: list[ob
     rows = {layer["name"]: layer for layer in report["layers"]}
     total = 0
     for name, row in rows.items():
-        blocks, taps = written.ffp_masks.get(name), written.fwp_masks.get(name)
+        blocks, taps = written.masks["ffp"].get(name), written.masks["fwp"].get(name)
         if row["kind"] != "conv2d" or blocks is None or taps is None:
             total += row["macs"]
             continue
@@ -232,3 +232,15 @@ def test_image_folder_and_torchvision(tmp_path: Path) -> None:
     assert result.json()["data"]["classes"] == ["dark", "light"]
     assert "the weights are random" in result.err
     assert fineprune("eval", tmp_path / "b", *named, "--json").json()["samples"] == 12
+
+
+def test_a_bundle_is_compressed_again_on_the_command_line(bundle: Path, tmp_path: Path, trust: list[object]) -> None:
+    more = ["--preset", "thesis", "--ffp", 0.5, "--samples", 40, "--epochs", 0]
+    facts = fineprune("compress", bundle, *trust, *more, "--output", tmp_path / "more", "--json").json()
+    before, after = Bundle.load(bundle), Bundle.load(tmp_path / "more")
+    for kind, masks in before.masks.items():
+        for name, mask in masks.items():
+            assert not (after.masks[kind][name] & ~mask).any(), (kind, name)
+    assert facts["conv_macs_kept"] < before.facts["conv_macs_kept"]
+    assert facts["pruned_before"] == [{"ratios": before.facts["ratios"], "settings": before.facts["settings"]}]
+    assert fineprune("eval", tmp_path / "more", *trust, "--json").json()["samples"] == 80

@@ -129,7 +129,7 @@ def test_your_own_bundle_is_read_by_every_command(data: str, tmp_path: Path) -> 
 
     mask = torch.ones(4, 1, 3, 3, dtype=torch.bool)
     mask[:2] = False
-    model = bake(Net(), fwp_masks={"conv": mask})
+    model = bake(Net(), {"fwp": {"conv": mask}})
     fineprune.Bundle.of(model, {}).save(tmp_path / "bare")
     assert torch.equal(fineprune.load(tmp_path / "bare", Net()).conv.fwp_mask, mask)
     with pytest.raises(RunError, match=r"input_shape is missing; .*give Bundle\.of the facts \{'input_shape': \(C, H, W\)\}"):

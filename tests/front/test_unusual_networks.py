@@ -106,7 +106,7 @@ def test_unusual_networks_are_compressed(make: Callable[[], nn.Module], dense: d
     assert state(model) == before
     left = {layer["name"]: layer["reason"] for layer in bundle.facts["left_dense"] if layer["name"] != "aside" or "aside" in dense}
     assert left.keys() == dense.keys() and all(left[name].startswith(reason) for name, reason in dense.items())
-    assert set(bundle.fwp_masks) == {"first", "second"} - dense.keys()
+    assert set(bundle.masks["fwp"]) == {"first", "second"} - dense.keys()
     images = next(iter(data.test.batches(4))).images
     once, again = (bundle.restore(make())(images.clone()) for _ in range(2))
     assert once.dtype == torch.float32 and torch.equal(once, again)

@@ -294,7 +294,7 @@ def test_masks_in_a_networks_state_leave_its_identity_as_it_was() -> None:
     """Runs that an earlier version began, which kept no masks in the state dict, go on."""
     mask = torch.ones(5, 3, 3, 3, dtype=torch.bool)
     mask[0] = False
-    masked = bake(small_network(), fwp_masks={"0": mask})
+    masked = bake(small_network(), {"fwp": {"0": mask}})
     dense, own = (run_identity(model, fake_data(), TrainConfig(epochs=1), None) for model in (small_network(), masked))
     assert own.keys() - dense.keys() == {"mask 0.fwp_mask"}
 

@@ -5,13 +5,24 @@ from typing import Any
 
 import click
 
-from .options import check_named, data_options, device_option, json_option, model_options, open_data, open_network, warn_random
+from .options import (
+    bundle_argument,
+    check_named,
+    data_options,
+    device_option,
+    json_option,
+    model_options,
+    open_data,
+    open_network_and_data,
+    warn_random,
+)
 from .pruning_options import calibration_options, prune_options, prune_settings
 from .sections import CALIBRATION, RESULT, TRAINING, Command, stack
 from .training_options import training_options, training_settings
 
 
 @click.command(cls=Command, short_help="Prune and fine-tune a trained network into a bundle.")
+@bundle_argument
 @model_options
 @data_options
 @prune_options
@@ -46,6 +57,9 @@ from .training_options import training_options, training_settings
 def compress(as_json: bool, output: Path, device: str, **options: Any) -> None:
     """Prune --model with --checkpoint on --data: calibrate, mask, fine-tune, and write a bundle. Run it again to resume.
 
+    BUNDLE is a folder that this command wrote before: in the place of --model it keeps its masks and gets more on top, on its own data
+    where --data is not given.
+
     The training options belong to the fine-tuning; --epochs 0 leaves it out.
     """
     from fineprune.calibrate.collect import CalibrationConfig
@@ -55,7 +69,7 @@ def compress(as_json: bool, output: Path, device: str, **options: Any) -> None:
     from fineprune.compressor.bundle import check_target
 
     from ..compression import Job, compress_network, finetune_config
-    from ..networks import load_arguments
+    from ..networks import load_arguments, named_data
     from ..trust import named_again
     from .render import print_compression, print_json, say
 
@@ -71,9 +85,9 @@ def compress(as_json: bool, output: Path, device: str, **options: Any) -> None:
     check_writable(output)
     check_named(options)
     warn_random(options)
-    data = open_data(options)
-    network = open_network(options, data)
-    given: dict[str, Any] = {"spec": network.spec, "statistics": options["statistics"], "output": output}
+    network, found = open_network_and_data(options)
+    data = found or (named_data(network) if network.bundle else open_data(options))
+    given: dict[str, Any] = {"spec": network.spec, "before": network.bundle, "statistics": options["statistics"], "output": output}
     with joined() as group:
         bundle = compress_network(network.model, data, job, **given, progress=group.speaker(Bars()))
     if not group.first:

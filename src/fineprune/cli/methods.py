@@ -17,7 +17,7 @@ def methods() -> None:
             method.name,
             f"--{method.unit.kind}-criterion",
             f"{method.unit.name}s",
-            ", ".join(scope for scope in method.unit.scopes if method.comparable or scope != "global"),
+            ", ".join(method.scopes),
             "no" if method.collects is None else "yes",
             method.summary,
         ]

@@ -37,7 +37,7 @@ class _Method(click.Option):
 
         record = super().get_help_record(ctx)
         kind = (self.name or "").partition("_")[0]
-        return record and (record[0], f"{record[1]} {', '.join(method.name for method in criteria(kind))}; see `fineprune methods`.")
+        return record and (record[0], f"{record[1]} There are {', '.join(method.name for method in criteria(kind))}.")
 
 
 _usual = stack(
@@ -71,10 +71,14 @@ _usual = stack(
 _research = stack(
     click.option("--ffp-layer", multiple=True, metavar="GLOB=RATIO", help="Another FFP ratio for these layers (repeatable)."),
     click.option("--fwp-layer", multiple=True, metavar="GLOB=RATIO", help="Another FWP ratio for these layers (repeatable)."),
-    click.option("--ffp-criterion", cls=_Method, metavar="NAME", help="The method that ranks blocks:"),
+    click.option(
+        "--ffp-criterion", cls=_Method, metavar="NAME", help="Method that ranks blocks, of those that `fineprune methods` explains."
+    ),
     click.option("--ffp-scope", help="Blocks that are ranked together: global, channel, layer or position."),
     click.option("--ffp-propagate", help="What deeper layers see while blocks are calibrated: masked or dense."),
-    click.option("--fwp-criterion", cls=_Method, metavar="NAME", help="The method that ranks weights:"),
+    click.option(
+        "--fwp-criterion", cls=_Method, metavar="NAME", help="Method that ranks weights, of those that `fineprune methods` explains."
+    ),
     click.option("--fwp-scope", help="Weights that are ranked together: global, kernel, group, channel, filter or layer."),
     click.option(
         "--fwp-share", help="Which filters drop a tap together (scopes layer and global): filter (each alone), group, or channel (all)."

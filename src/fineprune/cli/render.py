@@ -48,17 +48,18 @@ def _print(table: "Table") -> None:
 
 def print_macs(report: "MacReport", name: str) -> None:
     """Per layer and in total, in both conventions."""
+    from fineprune.compressor.masks import KINDS
+
     rows = []
     for layer in report.layers:
         if not layer.macs_dense:
             continue
-        kept = "" if layer.ffp_kept is None else f"{layer.ffp_kept:.1%}"
-        weights = "" if layer.fwp_kept is None else f"{layer.fwp_kept:.1%}"
+        kept = [f"{layer.kept[kind.name]:.1%}" if kind.name in layer.kept else "" for kind in KINDS]
         shape = "x".join(map(str, layer.output_shape))
-        rows.append([layer.name, layer.kind, shape, *_counts(layer.macs_dense, layer.macs), kept, weights])
-    rows.append(["total", "", "", *_counts(report.macs_dense, report.macs), "", ""])
+        rows.append([layer.name, layer.kind, shape, *_counts(layer.macs_dense, layer.macs), *kept])
+    rows.append(["total", "", "", *_counts(report.macs_dense, report.macs), *([""] * len(KINDS))])
     title = f"{name}: multiply-adds of one {'x'.join(map(str, report.input_shape))} sample"
-    print_table(title, ["layer", "kind", "output", "dense", "kept", "kept %", "blocks", "weights"], rows)
+    print_table(title, ["layer", "kind", "output", "dense", "kept", "kept %", *(kind.what for kind in KINDS)], rows)
     if report.macs_zero:
         say(f"of the kept ones {report.macs_zero / 1e6:.3f} M are with weights that are zero though no mask drops them")
     say(
@@ -75,6 +76,9 @@ def _counts(dense: int, kept: int) -> list[str]:
 
 def print_compression(facts: dict[str, Any]) -> None:
     """What a compression saved and what it cost, from a bundle's manifest."""
+    from fineprune.compressor.masks import KINDS
+    from fineprune.compressor.masks.kind import label
+
     macs, accuracy, ratios = facts["macs"], facts["accuracy"], facts["ratios"]
     click.echo(f"MACs {macs['macs'] / 1e6:.3f} M of {macs['macs_dense'] / 1e6:.3f} M ({macs['macs'] / max(macs['macs_dense'], 1):.1%})")
     steps = {
@@ -89,8 +93,10 @@ def print_compression(facts: dict[str, Any]) -> None:
         print_table(f"accuracy on {accuracy['samples']} {accuracy['split']} images", ["", "accuracy"], rows)
     asked, achieved = ratios["asked"], ratios["achieved"]
     rows = [
-        ["blocks (FFP)", f"{asked['ffp']:.1%}", f"{achieved['ffp']:.1%}"],
-        ["weights (FWP), of what is left", f"{asked['fwp']:.1%}", f"{achieved['fwp']:.1%}"],
+        *(
+            [f"{kind.what} ({label(kind)}){kind.rest and f', {kind.rest}'}", f"{asked[kind.name]:.1%}", f"{achieved[kind.name]:.1%}"]
+            for kind in KINDS
+        ),
         ["convolution multiply-adds", "", f"{1 - facts['conv_macs_kept']:.1%}"],
     ]
     rows += [[f"- {text}", "", f"{share:.1%}"] for text, share in zeros_pruned(facts)]

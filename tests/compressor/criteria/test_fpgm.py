@@ -44,7 +44,7 @@ def test_whole_filters_go_as_in_the_paper_without_a_pass_over_the_data(ratio: fl
     for name, conv in model.named_modules():
         if isinstance(conv, nn.Conv2d):
             expected = naive(conv.weight.detach().numpy(), ratio)
-            mask = pruned.fwp_masks.get(name, torch.ones(conv.weight.shape, dtype=torch.bool)).numpy()
+            mask = pruned.masks["fwp"].get(name, torch.ones(conv.weight.shape, dtype=torch.bool)).numpy()
             assert (mask == expected[:, None, None, None]).all(), name
     report = count_macs(pruned.model, SHAPE)
     assert report.macs < count_macs(model, SHAPE).macs
@@ -65,13 +65,13 @@ class Classifier(nn.Module):
 
 def test_no_class_is_dropped() -> None:
     pruned = prune(Classifier(), prune_config(fwp={"criterion": "fpgm", "ratio": 0.5}), run())
-    assert pruned.fwp_masks.keys() == {"body"}
+    assert pruned.masks["fwp"].keys() == {"body"}
 
 
 def test_layers_do_not_share_a_list_and_taps_are_not_shared() -> None:
-    with pytest.raises(UsageError, match="FWP scope 'global' needs the criterion .*, got 'fpgm': its layers do not compare"):
+    with pytest.raises(UsageError, match=r"FWP scope 'global' needs the criterion .*, got 'fpgm': its layers do not compare"):
         FWPConfig(criterion="fpgm", scope="global", ratio=0.4)
-    with pytest.raises(UsageError, match="the FWP criterion 'fpgm' ranks filters in scope 'layer' or 'global', not 'kernel'"):
+    with pytest.raises(UsageError, match="the FWP criterion 'fpgm' ranks filters in scope 'layer', not 'kernel'"):
         FWPConfig(criterion="fpgm", scope="kernel", ratio=0.4)
     with pytest.raises(UsageError, match="FWP share='group' is of taps, and 'fpgm' ranks filters; leave it out"):
         FWPConfig(criterion="fpgm", scope="layer", share="group", ratio=0.4)

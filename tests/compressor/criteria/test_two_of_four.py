@@ -56,7 +56,7 @@ def naive(weight: np.ndarray) -> np.ndarray:
 def test_two_of_every_four_input_channels_stay_without_a_pass_over_the_data() -> None:
     model, progress = Net(), Recorder()
     model.plain.weight.data[0, :4, 0, 0] = torch.tensor([1.0, -1.0, 1.0, -2.0])  # two of those that tie go
-    masks = prune(model, prune_config(fwp={"criterion": "2:4", "ratio": 0.5}), run(progress=progress)).fwp_masks
+    masks = prune(model, prune_config(fwp={"criterion": "2:4", "ratio": 0.5}), run(progress=progress)).masks["fwp"]
     assert progress.loops == [], "it needs no data"
     assert set(masks) == {"plain", "grouped", "pointwise"}, "a depthwise filter reads one channel"
     for name, mask in masks.items():
@@ -67,7 +67,7 @@ def test_two_of_every_four_input_channels_stay_without_a_pass_over_the_data() ->
 
 def test_a_layer_may_be_spared_and_no_other_ratio_makes_sense() -> None:
     config = prune_config(fwp={"criterion": "2:4", "ratio": 0.5, "per_layer": {"plain": 0.0}})
-    assert "plain" not in prune(Net(), config, run()).fwp_masks
+    assert "plain" not in prune(Net(), config, run()).masks["fwp"]
     for wrong in ({"ratio": 0.3}, {"ratio": 0.5, "per_layer": {"plain": 0.25}}):
         with pytest.raises(UsageError, match=r"the FWP criterion '2:4' drops 0.5 of the weights, not 0\.\d+; give 0.5"):
             FWPConfig(criterion="2:4", scope="layer", **wrong)  # type: ignore[arg-type]
