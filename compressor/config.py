@@ -160,8 +160,13 @@ class PruneConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for manifests and hashes."""
-        parts = {key: {**part, "floor": part.pop("floor")} for key, part in asdict(self).items()}  # last, as it always stood
-        return {key: {k: list(v) if isinstance(v, tuple) else v for k, v in part.items()} for key, part in parts.items()}
+
+        def plain(part: Part) -> dict[str, Any]:
+            values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(part).items()}
+            floor = values.pop("floor")
+            return {**values, "floor": floor}  # last, where manifests always had it
+
+        return {"ffp": plain(self.ffp), "fwp": plain(self.fwp)}
 
 
 PRESETS: dict[Preset, dict[str, dict[str, Any]]] = {
