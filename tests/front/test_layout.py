@@ -33,7 +33,7 @@ MAY_IMPORT = {
 WIDE = {
     *("compress", "load_data", "data_from_arrays"),  # public: their arguments are settings with defaults
     *("masked_conv2d", "_backward", "_backward_fake"),  # operators of torch.library: their schemas know no records
-    *("collect_block_statistics", "collect_weight_statistics", "_stream", "_assemble", "bench"),
+    *("_assemble", "bench"),
     *("_numpy_add_tap", "_numpy_add_channels", "_numpy_add_kept"),
 }
 """Functions with more than 8 parameters. The list becomes shorter, never longer."""
