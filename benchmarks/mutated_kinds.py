@@ -88,7 +88,7 @@ def _read_statistics(folder: Path) -> None:
         part + part
     of_thesis = any(b'"l2"' in content for content in _read_folder(folder).values())
     config = prune_config("thesis" if of_thesis else "taylor", **_PRUNE)
-    prune(build(NETWORK, seed=0), config, _calibration(_data()), **statistics)
+    prune(build(NETWORK, seed=0), config, _calibration(_data()), statistics=statistics)
 
 
 def _bundles() -> list[Files]:
