@@ -33,11 +33,10 @@ MAY_IMPORT = {
 WIDE = {
     *("compress", "load_data", "data_from_arrays"),  # public: their arguments are settings with defaults
     *("masked_conv2d", "_backward", "_backward_fake"),  # operators of torch.library: their schemas know no records
-    *("_assemble", "bench"),
-    *("_numpy_add_tap", "_numpy_add_channels", "_numpy_add_kept"),
+    "bench",  # a command: what its options make
 }
 """Functions with more than 8 parameters. The list becomes shorter, never longer."""
-LONG = {"_assemble"}
+LONG: set[str] = set()
 """Functions of more than 60 lines, likewise."""
 
 
