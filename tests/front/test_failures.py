@@ -49,8 +49,11 @@ def output(tmp_path: Path) -> Iterator[Path]:
         (["--ffp-layer", "conv1"], "--ffp-layer is GLOB=RATIO such as layer3.*=0.2, got 'conv1'"),
         (["--ffp", 0.3, "--exclude", "layer9*"], "layer9"),
         (["--ffp", 0.3, "--preset", "best"], "unknown preset 'best'; choose one of thesis, taylor"),
-        (["--ffp", 0.3, "--ffp-criterion", "l3"], "unknown FFP criterion 'l3'; choose one of l2, l1, apoz, taylor"),
-        (["--fwp", 0.3, "--fwp-criterion", "size"], "unknown FWP criterion 'size'; choose one of wis, wis-signed, magnitude, taylor"),
+        (["--ffp", 0.3, "--ffp-criterion", "l3"], "unknown FFP criterion 'l3'; choose one of apoz, l1, l2, taylor"),
+        (
+            ["--fwp", 0.3, "--fwp-criterion", "size"],
+            "unknown FWP criterion 'size'; choose one of 2:4, fpgm, magnitude, taylor, wis, wis-signed",
+        ),
         (["--ffp", 0.3, "--samples", 0], "samples must be at least 1, got 0"),
         (["--ffp", 0.3, "--epochs", -1], "epochs is a whole number of at least 1, got -1"),
         (["--ffp", 0.3, "--lr", 0], "lr is above 0, got 0.0"),

@@ -50,12 +50,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 CASES = [
-    ("compress resnet20", "(resnet20): did you mean `fineprune compress --model resnet20`?"),
+    ("compress resnet20", "resnet20 is a network and no bundle; did you mean `fineprune compress --model resnet20`?"),
     ("compress torchvision:resnet18 w.pt digits", "`fineprune compress --model torchvision:resnet18 --checkpoint w.pt --data digits`?"),
     ("calibrate my.py:net photos", "did you mean `fineprune calibrate --model my.py:net --data imagefolder:photos`?"),
     ("train my.py gray.npz width=3", "`fineprune train --model my.py:net --data npz:gray.npz --model-arg width=3`?"),
-    ("compress bundle --prune 0.5", "(bundle): a bundle is compressed already; this command takes a network"),
-    ("compress what", "Got unexpected extra argument (what) (see `fineprune compress --help`)"),
+    ("calibrate bundle --prune 0.5", "(bundle): a bundle is compressed already; this command takes a network"),
+    ("train what", "Got unexpected extra argument (what) (see `fineprune train --help`)"),
     ("macs bundle more", "Got unexpected extra argument (more) (see"),
     ("macs resnet20", "resnet20 is a network and no bundle; did you mean `fineprune macs --model resnet20`?"),
     ("eval my.py:net", "did you mean `fineprune eval --model my.py:net`?"),

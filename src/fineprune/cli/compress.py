@@ -13,6 +13,7 @@ from .options import (
     json_option,
     model_options,
     open_data,
+    open_network,
     open_network_and_data,
     warn_random,
 )
@@ -85,8 +86,12 @@ def compress(as_json: bool, output: Path, device: str, **options: Any) -> None:
     check_writable(output)
     check_named(options)
     warn_random(options)
-    network, found = open_network_and_data(options)
-    data = found or (named_data(network) if network.bundle else open_data(options))
+    if options["bundle"] is None:
+        data = open_data(options)
+        network = open_network(options, data)
+    else:
+        network, given_data = open_network_and_data(options)
+        data = given_data or named_data(network)
     given: dict[str, Any] = {"spec": network.spec, "before": network.bundle, "statistics": options["statistics"], "output": output}
     with joined() as group:
         bundle = compress_network(network.model, data, job, **given, progress=group.speaker(Bars()))

@@ -8,7 +8,6 @@ import click
 
 from fineprune.common.errors import UsageError
 
-from . import hints
 from .sections import NETWORK, stack
 
 if TYPE_CHECKING:
@@ -158,7 +157,6 @@ def check_named(options: dict[str, Any]) -> None:
     from fineprune.models.zoo import accepted_by, missing_checkpoint
 
     if options.get("bundle") is not None:
-        hints.check_bundle(options["bundle"], click.get_current_context().info_name or "")
         return
     accepted_by(model_spec(options["model"], options["model_args"]).name)
     checkpoint = options["checkpoint"]

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import click
 
-from .hints import check_bundle
 from .sections import Command
 
 
@@ -26,7 +25,6 @@ def report(bundle: Path, output: Path | None, bench: Path | None) -> None:
     from ..report import write_report
     from .render import say
 
-    check_bundle(bundle, "report")
     output = output or Path(f"{bundle}.html")
     if output.is_dir() or (output.exists() and output.suffix != ".html"):
         raise UsageError(f"{output} exists and is not named as an HTML file; give another name with --output")

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -39,12 +40,17 @@ class Command(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if "" in args:  # would be taken for the current folder
             ctx.fail("An argument is empty; perhaps a variable of the shell is not set.")
-        rest = self.make_parser(ctx).parse_args(list(args))[1]
-        if rest and not ctx.resilient_parsing and not set(ctx.help_option_names) & set(args):
-            takes_bundle = any(param.name == "bundle" for param in self.params)
-            meant = hints.misplaced(ctx.info_name or "", rest, takes_bundle)
-            count = "argument" if len(rest) == 1 else "arguments"
-            ctx.fail(f"Got unexpected extra {count} ({' '.join(map(str, rest))}){f': {meant}' if meant else ''}")
+        if not ctx.resilient_parsing and not set(ctx.help_option_names) & set(args):
+            values, rest, _ = self.make_parser(ctx).parse_args(list(args))
+            bundle = values.get("bundle")
+            if rest:
+                takes_bundle = any(param.name == "bundle" for param in self.params)
+                words = [*([bundle] if isinstance(bundle, str) else []), *rest]
+                meant = hints.misplaced(ctx.info_name or "", words, takes_bundle)
+                count = "argument" if len(rest) == 1 else "arguments"
+                ctx.fail(f"Got unexpected extra {count} ({' '.join(map(str, rest))}){f': {meant}' if meant else ''}")
+            if isinstance(bundle, str):  # before a missing option is named that belongs to another command line
+                hints.check_bundle(Path(bundle), ctx.info_name or "")
         return super().parse_args(ctx, args)
 
 
