@@ -5,7 +5,8 @@
 PATH_A and PATH_B are what PYTHONPATH is to be: folders from which `import fineprune` gives the one and the other (or the Python of an
 environment where one is installed). Each runs the benchmark of its own checkout, if that has one of this name: benchmarks may import what
 has moved. The program must take --json FILE: engine.py and training_step.py do. Turns are A B, B A, A B, ..., so that a machine which
-becomes slower meets both. A row is the median over the rounds of time B / time A; rows beyond 0.97 to 1.03 are marked. The first turn of
+becomes slower meets both. For a machine that is never quiet, engine.py has a second row for each runtime: its time in times of dense ONNX
+Runtime's of the same round. A row is the median over the rounds of time B / time A; rows beyond 0.97 to 1.03 are marked. The first turn of
 each compiles, and is not counted (--warm leaves it out).
 """
 
@@ -65,7 +66,9 @@ def times(results: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """(row, seconds or milliseconds): of engine.py latencies and layers, of training_step.py steps and calibration passes."""
     for network, facts in results.get("networks", {}).items():
         for row in facts["latency"]:
-            yield f"{network}: {row['runtime']}, batch {row['batch_size']}, threads {row['threads']}", row["median_ms"]
+            name = f"{network}: {row['runtime']}, batch {row['batch_size']}, threads {row['threads']}"
+            yield name, row["median_ms"]
+            yield f"{name}, in times of the baseline", 1 / row["speedup"]
     for row in results.get("rows", []):
         yield f"{row['network']}: step, {row['variant']}", row["seconds"]
     for row in results.get("calibration", []):

@@ -34,10 +34,11 @@ def test_turns_alternate_and_each_row_is_a_ratio(
 
 
 def test_rows_of_both_benchmarks_are_read() -> None:
-    latency = {"runtime": "fineprune dense", "batch_size": 1, "threads": 2, "median_ms": 0.5}
+    latency = {"runtime": "fineprune dense", "batch_size": 1, "threads": 2, "median_ms": 0.5, "speedup": 4.0}
     step, calibration = {"network": "n", "variant": "v", "seconds": 0.1}, {"network": "n", "pass": "p", "samples_per_second": 4.0}
     found = dict(two_commits.times({"networks": {"r": {"latency": [latency]}}, "rows": [step], "calibration": [calibration]}))
-    assert found == {"r: fineprune dense, batch 1, threads 2": 0.5, "n: step, v": 0.1, "n: p": 0.25}
+    row = "r: fineprune dense, batch 1, threads 2"
+    assert found == {row: 0.5, f"{row}, in times of the baseline": 0.25, "n: step, v": 0.1, "n: p": 0.25}
 
 
 def test_each_checkout_runs_its_own_benchmark(tmp_path: Path) -> None:
