@@ -16,7 +16,7 @@ from fineprune.ops.simd.vectors import load, store
 from ..ir.conv import Op, View
 from ..ir.network import Box, kernel
 from ..ir.record import INT, PLACE, Record
-from ..jit import jit
+from ..jit import jit, jit_inlined
 
 META = Record(source=PLACE, target=PLACE, channels=INT, rows=INT, columns=INT, item_bytes=INT, tensor=INT)
 """item_bytes: of a number. tensor: for transfers the number of the caller's tensor."""
@@ -45,7 +45,7 @@ def copy(first: int, last: int, source: NDArray, target: NDArray, meta: NDArray,
         _slots(first, last, source, target, meta, op)
 
 
-@jit
+@jit_inlined
 def _slots(first: int, last: int, source: NDArray, target: NDArray, meta: NDArray, op: int) -> None:
     m = fields(meta, op)
     sc, si, sj, tc, ti, tj = m.source.channel, m.source.row, m.source.pixel, m.target.channel, m.target.row, m.target.pixel
@@ -60,7 +60,7 @@ def _slots(first: int, last: int, source: NDArray, target: NDArray, meta: NDArra
             _row(source, s + i * si, sc, sj, target, t + i * ti, tc, tj, C, W)
 
 
-@jit
+@jit_inlined
 def _bytes(first: int, last: int, source: NDArray, target: NDArray, meta: NDArray, op: int) -> None:
     """The same from one array of bytes to another."""
     m = fields(meta, op)

@@ -18,7 +18,6 @@ holds up nobody. Shares are taken by raising their number in sync to that of the
 earlier job, finds them raised already and takes nothing.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 from numpy.typing import NDArray
@@ -132,45 +131,29 @@ def halt(sync: NDArray) -> None:
     store(sync, STOP, 1)
 
 
-@jit
+@jit_inlined
 def transfer(kernel: int, first: int, last: int, number: int, job: NDArray, arena: NDArray, meta: NDArray, op: int) -> None:
     """Between sample `number` of a tensor of the caller and the arena."""
     tensor = copies.fields(meta, op).tensor
     size = job[TENSORS + 2 * tensor + 1]
     outside = floats(job[TENSORS + 2 * tensor] + number * size, (size + 3) // 4)  # of a last slot that is not whole nobody touches more
-    if kernel == LOAD:
-        copies.copy(first, last, outside, arena, meta, op)
-    else:
-        copies.copy(first, last, arena, outside, meta, op)
+    source, target = (outside, arena) if kernel == LOAD else (arena, outside)
+    copies.copy(first, last, source, target, meta, op)  # one call: each is translated with all that it calls
 
 
-def _dispatch(names: Sequence[str]) -> Any:
-    """perform(kernel, first, ..., op): one operation. A function that asks for the first of these kernels and leaves the others to the
-    next one, into which Numba makes it: what comes of it is an `if` with as many branches."""
-    if not names:
+def _dispatch() -> Any:
+    """perform(kernel, first, ..., op): one operation, by the registered function of its kernel.
 
-        @jit_inlined
-        def nothing(
-            kernel: int, first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int
-        ) -> None:
-            """No such kernel."""
-
-        return nothing
-    number, run, others = KERNELS.index(names[0]), COMPILED[names[0]], _dispatch(names[1:])
-
-    @jit_inlined
-    def perform(
-        kernel: int, first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int
-    ) -> None:
-        if kernel == number:
-            run(first, last, scratch, arena, constants, index, meta, op)
-        else:
-            others(kernel, first, last, scratch, arena, constants, index, meta, op)
-
-    return perform
+    Written out as one chain of branches: Numba took three seconds more for functions that were made of the registry and called each other.
+    """
+    given = "first, last, scratch, arena, constants, index, meta, op"
+    branches = [f"    if kernel == {KERNELS.index(name)}:\n        return {name}({given})" for name in COMPILED]
+    names = dict(COMPILED)
+    exec("\n".join([f"def perform(kernel, {given}):", *branches]), names)
+    return jit_inlined(names["perform"])
 
 
-perform = _dispatch(KERNELS[2:])
+perform = _dispatch()
 
 
 @jit_inlined
