@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import seams
 
 ROOT = Path(__file__).resolve().parents[2]
 HIDDEN = re.compile(r"(^|/)(\.|runs/|build/|dist/)")
@@ -24,17 +25,9 @@ def cited(text: str) -> Iterator[str]:
         yield from re.split(", | and ", match[1]) if match[1] else "?"
 
 
-def modules() -> Iterator[Path]:
-    """Every module of the product, wherever its package lies."""
-    yield from (ROOT / "src").rglob("*.py")
-    for package in ROOT.glob("*/__init__.py"):
-        if package.parent.name != "tests":
-            yield from package.parent.rglob("*.py")
-
-
 def test_every_section_of_the_methods_that_code_cites_is_there() -> None:
     there = sections((ROOT / "docs/methods.md").read_text())
-    found = {path.relative_to(ROOT).as_posix(): set(cited(path.read_text())) for path in modules()}
+    found = {module.path: set(cited((ROOT / module.path).read_text())) for module in seams.modules(ROOT)}
     assert {name: numbers - there for name, numbers in found.items() if numbers - there} == {}
     assert {"1", "1b", "2", "3"} <= set().union(*found.values())
 

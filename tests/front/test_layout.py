@@ -5,22 +5,14 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import seams
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = {
-    "fineprune.common": ROOT / "common",
-    "fineprune.ops": ROOT / "ops",
-    "fineprune.models": ROOT / "models",
-    "fineprune.calibrate": ROOT / "calibrate",
-    "fineprune.compressor": ROOT / "compressor",
-    "fineprune.export": ROOT / "export",
-    "fineprune": ROOT / "src/fineprune",
-}
+FOLDERS = {package: ROOT / folder for package, folder in seams.PACKAGES.items()}
+MODULES = seams.modules(ROOT)
 MAY_IMPORT = {
     "fineprune.common": set(),
     "fineprune.ops": {"fineprune.common"},
@@ -35,27 +27,14 @@ WIDE = {
     *("masked_conv2d", "_backward", "_backward_fake"),  # operators of torch.library: their schemas know no records
     "bench",  # a command: what its options make
 }
-"""Functions with more than 8 parameters. The list becomes shorter, never longer."""
+"""The functions with more than 8 parameters: these and no others. The list becomes shorter, never longer."""
 LONG: set[str] = set()
 """Functions of more than 60 lines, likewise."""
 
 
-def modules(package: str) -> Iterator[tuple[str, Path]]:
-    """(dotted name of the package that holds the module, file)."""
-    folder = FOLDERS[package]
-    for path in sorted(folder.rglob("*.py")):
-        yield ".".join([package, *path.relative_to(folder).parts[:-1]]), path
-
-
-def imports(holder: str, source: str) -> Iterator[str]:
-    """Dotted names that a module of the package `holder` imports."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = holder.split(".")[: len(holder.split(".")) - node.level + 1] if node.level else []
-            module = ".".join([*base, *([node.module] if node.module else [])])
-            yield from (f"{module}.{alias.name}" for alias in node.names)
+def modules(package: str) -> list[seams.Module]:
+    """Those in the folder of a package."""
+    return [module for module in MODULES if (ROOT / module.path).is_relative_to(FOLDERS[package])]
 
 
 def package_of(name: str) -> str | None:
@@ -63,16 +42,14 @@ def package_of(name: str) -> str | None:
     return next((package for package in FOLDERS if name == package or name.startswith(f"{package}.")), None)
 
 
-def wrong_arrows(package: str, holder: str, source: str) -> list[str]:
-    return [name for name in imports(holder, source) if package_of(name) not in {None, package, *MAY_IMPORT[package]}]
+def wrong_arrows(package: str, module: seams.Module) -> list[str]:
+    return [name for name, _ in seams.imports(module) if package_of(name) not in {None, package, *MAY_IMPORT[package]}]
 
 
 @pytest.mark.parametrize("package", FOLDERS)
 def test_dependencies_point_one_way(package: str) -> None:
-    found = list(modules(package))
-    assert found
-    wrong = {str(path.relative_to(ROOT)): names for holder, path in found if (names := wrong_arrows(package, holder, path.read_text()))}
-    assert wrong == {}
+    assert modules(package)
+    assert {module.path: names for module in modules(package) if (names := wrong_arrows(package, module))} == {}
 
 
 @pytest.mark.parametrize(
@@ -92,14 +69,16 @@ def test_dependencies_point_one_way(package: str) -> None:
     ],
 )
 def test_the_reader_of_imports_can_tell(package: str, line: str, allowed: bool) -> None:
-    assert (wrong_arrows(package, package, line) == []) == allowed
+    module = seams.Module(f"{package}.module", "module.py", ast.parse(line), 1)
+    assert (wrong_arrows(package, module) == []) == allowed
 
 
 @pytest.mark.parametrize("package", FOLDERS)
 def test_a_relative_import_exists_on_disk_as_it_reads(package: str) -> None:
     """Dots stay inside one top-level folder; across folders imports are absolute."""
-    for _, path in modules(package):
-        for node in ast.walk(ast.parse(path.read_text())):
+    for module in modules(package):
+        path = ROOT / module.path
+        for node in ast.walk(module.tree):
             if isinstance(node, ast.ImportFrom) and node.level:
                 base = path.parents[node.level - 1]
                 assert base.is_relative_to(FOLDERS[package]), f"{path}: {ast.unparse(node)}"
@@ -109,26 +88,25 @@ def test_a_relative_import_exists_on_disk_as_it_reads(package: str) -> None:
                 assert found or ((base / "__init__.py").is_file() and not node.module), f"{path}: {ast.unparse(node)}"
 
 
-DOOR = ROOT / "ops/numba_door.py"
+DOOR = "ops/numba_door.py"
 DOCUMENTED = {"numba.config", "numba.from_dtype", "numba.njit", "numba.types"}
 """What everybody may take from Numba; the rest passes through the door."""
 
 
 def test_what_numba_does_not_promise_passes_through_one_door() -> None:
-    names = {(name, path) for package in FOLDERS for holder, path in modules(package) for name in imports(holder, path.read_text())}
-    private = {(name, path) for name, path in names if name.split(".")[0] in {"numba", "llvmlite"} and name not in DOCUMENTED}
-    assert {path for _, path in private} == {DOOR}
+    names = {(name, module.path) for module in MODULES for name, _ in seams.imports(module)}
+    assert {path for name, path in names if name.split(".")[0] in {"numba", "llvmlite"} and name not in DOCUMENTED} == {DOOR}
 
 
 def test_modules_import_each_other_in_no_circle() -> None:
-    assert seams.import_circles(seams.modules(ROOT), lazy=False) == []
+    assert seams.import_circles(MODULES, lazy=False) == []
 
 
 @pytest.mark.parametrize(("wide", "known"), [(True, WIDE), (False, LONG)], ids=["parameters", "lines"])
 def test_functions_have_at_most_8_parameters_and_60_lines(wide: bool, known: set[str]) -> None:
     """Keyword-only parameters and the options of commands count; compiled functions (Numba, Triton) are exempt."""
-    beyond = seams.functions(seams.modules(ROOT), compiled=False, wide=wide)
-    assert [place for place in beyond if place.split()[1] not in known] == []
+    beyond = seams.functions(MODULES, compiled=False, wide=wide)
+    assert {place.split()[1] for place in beyond} == known
 
 
 def test_every_package_says_that_it_is_typed() -> None:
@@ -159,6 +137,6 @@ def test_the_wheel_has_one_top_level_name_and_every_module(tmp_path: Path) -> No
     assert {name.split("/")[0] for name in names} == {"fineprune"}
     for package, folder in FOLDERS.items():
         prefix = package.replace(".", "/")
-        expected = {f"{prefix}/{path.relative_to(folder).as_posix()}" for _, path in modules(package)}
+        expected = {f"{prefix}/{(ROOT / module.path).relative_to(folder).as_posix()}" for module in modules(package)}
         assert expected <= set(names), sorted(expected - set(names))
         assert f"{prefix}/py.typed" in names
