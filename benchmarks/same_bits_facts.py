@@ -73,11 +73,6 @@ def prefixed(prefix: str, facts: Facts) -> Facts:
     return {f"{prefix}:{name}" if name else prefix: value for name, value in facts.items()}
 
 
-def read_output(text: str) -> Any:
-    """What a command with --json has printed."""
-    return json.loads(text)
-
-
 def array_digest(array: np.ndarray) -> str:
     """Of type, shape and every bit."""
     return digest(f"{array.dtype} {array.shape}".encode(), np.ascontiguousarray(array).tobytes())

@@ -7,6 +7,7 @@ relative to it, so that no path gets into a file.
 
 import contextlib
 import io
+import json
 import os
 import shlex
 import tempfile
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from same_bits_facts import Facts, array_digest, flat, folder_facts, onnx_facts, prefixed, read_output
+from same_bits_facts import Facts, array_digest, flat, folder_facts, onnx_facts, prefixed
 
 BATCHES, THREADS = (1, 4), (1, 2)
 CHECKPOINT = "resnet20-12fca82f.th"
@@ -26,6 +27,9 @@ TRUST = "--trust npz:colour.npz --trust npz:cifar.npz"
 """The images that bundles name."""
 
 _LENET = "--model lenet --data digits --batch-size 128"
+_EVERY = "--policy-arg start=1 --policy-arg block=1 --policy-arg prune_epochs=1"
+"""A policy that prunes all epochs but the first."""
+_RANDOM = f"--policy random --policy-arg window=2 {_EVERY}"
 _SERVER = f"{_LENET} --epochs 1 --lr 0.05 --workers 4"
 TRAININGS = {
     "cosine": f"{_LENET} --epochs 2 --warmup-epochs 0.5 --label-smoothing 0.1 --max-grad-norm 1",
@@ -35,13 +39,11 @@ TRAININGS = {
     "bfloat16": f"{_LENET} --epochs 1 --precision bfloat16",
     "auto-rate": f"{_LENET} --epochs 14 --schedule auto --auto-arg interval=2 --auto-arg threshold=0.3 --lr 0.05",
     "auto-rate-literal": f"{_LENET} --epochs 8 --schedule auto --auto-arg rule=literal --auto-arg interval=2 --auto-arg threshold=0.5",
-    "fine-pruning": f"{_LENET} --epochs 5 --suspects 8 --policy fine-pruning --policy-arg window=3 --policy-arg start=1 "
-    "--policy-arg block=1 --policy-arg prune_epochs=1 --policy-arg rescale=true",
-    "fine-pruning-easiest": f"{_LENET} --epochs 4 --policy fine-pruning --policy-arg window=2 --policy-arg start=1 "
-    "--policy-arg block=1 --policy-arg prune_epochs=1 --policy-arg order=easiest --policy-arg tie_break=loss",
+    "fine-pruning": f"{_LENET} --epochs 5 --suspects 8 --policy fine-pruning --policy-arg window=3 {_EVERY} --policy-arg rescale=true",
+    "fine-pruning-easiest": f"{_LENET} --epochs 4 --policy fine-pruning --policy-arg window=2 {_EVERY} --policy-arg order=easiest "
+    "--policy-arg tie_break=loss",
     "infobatch": f"{_LENET} --epochs 4 --suspects 8 --policy infobatch",
-    "random": f"{_LENET} --epochs 4 --policy random --policy-arg window=2 --policy-arg start=1 --policy-arg block=1 "
-    "--policy-arg prune_epochs=1",
+    "random": f"{_LENET} --epochs 4 {_RANDOM}",
     "batchnorm": "--model resnet8 --model-arg width=8 --data npz:colour.npz --epochs 2 --batch-size 32",
     "dropout": "--model wrn10 --model-arg k=1 --model-arg dropout=0.3 --data npz:colour.npz --epochs 2 --batch-size 32",
     "ssgd": f"{_SERVER} --trainer ssgd",
@@ -82,8 +84,7 @@ BUNDLES = {
     "resnet8-shared": f"{_RESNET} {_QUICK} --fwp 0.5 --fwp-scope layer --fwp-share group --exclude conv1",
     "resnet8-layers": f"{_RESNET} {_QUICK} --ffp 0.2 --ffp-layer layer3.*=0.6 --fwp-layer layer2.*=0.7",
     "resnet8-finetuned": f"{_RESNET} {_FEW} --prune 0.7 --epochs 2 --batch-size 32 --lr 0.02 --compare-dense",
-    "lenet-policy": f"{_LENET} --samples 200 --preset thesis --prune 0.5 --epochs 4 --policy random --policy-arg window=2 "
-    "--policy-arg start=1 --policy-arg block=1 --policy-arg prune_epochs=1",
+    "lenet-policy": f"{_LENET} --samples 200 --preset thesis --prune 0.5 --epochs 4 {_RANDOM}",
     "lenet-server": f"{_LENET} --samples 200 --prune 0.5 --epochs 1 --trainer dc-asgd --workers 2",
     "shortcut-a": f"--model resnet14 --model-arg shortcut=A --data npz:colour.npz {_QUICK} --ffp 0.37 --fwp 0.556",
     "bottleneck": f"--model resnet50-3stage --data npz:colour.npz {_QUICK} --prune 0.6",
@@ -164,8 +165,8 @@ def compress(text: str, *, plain: bool = False) -> Facts:
     """A bundle, and what becomes of it."""
     said = command(f"compress {text} --output out")
     facts = {**prefixed("said", {"": said}), **bundle_facts("out", plain=plain)}
-    facts |= prefixed("eval", flat(read_output(command(f"eval out --json {TRUST}"))))
-    return facts | prefixed("macs", flat(read_output(command("macs out --json"))))
+    facts |= prefixed("eval", flat(json.loads(command(f"eval out --json {TRUST}"))))
+    return facts | prefixed("macs", flat(json.loads(command("macs out --json"))))
 
 
 def dense(text: str) -> Facts:

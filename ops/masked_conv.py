@@ -24,8 +24,6 @@ from fineprune.common.errors import UsageError
 from . import kernels, masked_conv_torch
 from .geometry import Conv, output_size
 
-__all__ = ["explicit_padding", "masked_conv2d", "output_size"]
-
 
 def masked_conv2d(
     x: Tensor,
