@@ -70,6 +70,7 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (packages,) = (folder / "venv").glob("lib/python*/site-packages")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(packages)
+    assert [path.read_bytes() for path in packages.glob("*.dist-info/licenses/*")] == [(ROOT / "LICENSE").read_bytes()]
     for found in required(project("runtime/pyproject.toml")["dependencies"]).values():
         for name in {file.parts[0] for file in found.files or () if file.parts[0] != ".."}:
             if not (packages / name).exists():
