@@ -17,7 +17,7 @@ from fineprune.calibrate.convolutions import own_forward
 from fineprune.common.errors import UsageError
 from fineprune.ops.masked_conv import explicit_padding, masked_conv2d
 
-from .masks import KINDS
+from .masks import KINDS, MaskKind
 from .masks.kind import buffer, label
 
 
@@ -34,20 +34,24 @@ class MaskedConv2d(nn.Conv2d):
         vars(layer).update({key: copy(value) if isinstance(value, dict | set) else value for key, value in vars(conv).items()})
         return mask(layer, **masks)
 
+    def carried(self) -> list[tuple[MaskKind, Tensor]]:
+        """The kinds of masks that the layer carries, and the masks."""
+        return [(kind, mask) for kind in KINDS if (mask := self._buffers[buffer(kind)]) is not None]
+
     @property
     def masks(self) -> dict[str, Tensor]:
         """The masks that the layer carries, by the name of their kind."""
-        return {kind.name: mask for kind in KINDS if (mask := getattr(self, buffer(kind))) is not None}
+        return {kind.name: mask for kind, mask in self.carried()}
 
     @property
     def block_mask(self) -> Tensor | None:
         """What all masks together keep of the blocks, bool [C,oh,ow]; None for everything."""
-        return _joint([kind.as_block_mask(self.masks[kind.name]) for kind in KINDS if kind.name in self.masks])
+        return _joint([kind.as_block_mask(mask) for kind, mask in self.carried()])
 
     @property
     def weight_mask(self) -> Tensor | None:
         """What all masks together keep of the weights, bool [F,C/groups,kh,kw]; None for everything."""
-        return _joint([kind.as_weight_mask(self.masks[kind.name]) for kind in KINDS if kind.name in self.masks])
+        return _joint([kind.as_weight_mask(mask) for kind, mask in self.carried()])
 
     def masked_weight(self) -> Tensor:
         """weight[F,C/groups,kh,kw] with the dropped taps at exactly zero."""
@@ -59,8 +63,8 @@ class MaskedConv2d(nn.Conv2d):
         if self.weight_mask is None:
             return
         self.weight = nn.Parameter(self.masked_weight().detach(), requires_grad=False)
-        for kind in KINDS:
-            if kind.name in self.masks and kind.as_weight_mask(self.masks[kind.name]) is not None:
+        for kind, mask in self.carried():
+            if kind.as_weight_mask(mask) is not None:
                 setattr(self, buffer(kind), None)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -75,9 +79,8 @@ class MaskedConv2d(nn.Conv2d):
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         """The masks are in the state dict too: a dense network that is given it says so, instead of computing without them."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        for kind in KINDS:
-            if kind.name in self.masks:
-                destination[prefix + buffer(kind)] = self.masks[kind.name]
+        for kind, mask in self.carried():
+            destination[prefix + buffer(kind)] = mask
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, missing: Any, unexpected: Any, errors: list[str]
