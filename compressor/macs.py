@@ -17,6 +17,7 @@ from math import prod
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -27,6 +28,7 @@ from fineprune.calibrate.convolutions import evaluating
 from fineprune.common.errors import FinepruneError, UsageError
 from fineprune.ops.multiply_adds import multiply_adds
 
+from .layers import MaskedConv2d
 from .masks import KINDS
 from .products import FORMULAS, Uncounted
 
@@ -179,17 +181,6 @@ def count_macs(model: nn.Module, input_shape: Sequence[int]) -> MacReport:
     )
 
 
-def masked_conv_macs(
-    weight_shape: Sequence[int], output_size: Sequence[int], groups: int, ffp_mask: Tensor | None, fwp_mask: Tensor | None
-) -> int:
-    """Remaining multiply-adds of a convolution for one sample: sum over input channels c of |M_c| * nnz(Wmask[:,c]).
-
-    weight_shape (F, C/groups, kh, kw); output_size (oh, ow); ffp_mask bool [C,oh,ow] or None; fwp_mask bool [F,C/groups,kh,kw] or None.
-    """
-    blocks, weights = (None if mask is None else mask.cpu().numpy() for mask in (ffp_mask, fwp_mask))
-    return multiply_adds(weight_shape, prod(output_size), groups, blocks=blocks, weights=weights)
-
-
 @dataclass
 class _Tally:
     """Collects rows while the model runs; `flops` sees every product, and what ran inside counted modules is taken off again."""
@@ -277,14 +268,15 @@ def _conv_row(facts: dict[str, Any], conv: _ConvNd, x: Tensor, y: Tensor) -> Lay
     positions = x.numel() if transposed else y.numel()  # a transposed convolution spends one kernel per input element
     macs_dense = positions * prod(conv.weight.shape[1:])
     bias = y.numel() if conv.bias is not None else 0
-    masks: dict[str, Tensor] = getattr(conv, "masks", {})
-    blocks, kept = getattr(conv, "block_mask", None), getattr(conv, "weight_mask", None)
-    macs, macs_zero = macs_dense, _zeros(conv.weight) * (macs_dense // max(conv.weight.numel(), 1))
-    if masks:
-        shape = (conv.weight.shape, y.shape[2:], conv.groups, blocks)
-        macs = y.shape[0] * masked_conv_macs(*shape, kept)
-        zero = conv.weight == 0
-        macs_zero = y.shape[0] * masked_conv_macs(*shape, zero if kept is None else zero & kept)
+    masks = conv.masks if isinstance(conv, MaskedConv2d) else {}
+    macs, macs_zero, kept = macs_dense, _zeros(conv.weight) * (macs_dense // max(conv.weight.numel(), 1)), None
+    if isinstance(conv, MaskedConv2d):
+        blocks, kept, zero = conv.block_mask, conv.weight_mask, conv.weight == 0
+        shape = (conv.weight.shape, prod(y.shape[2:]), conv.groups)
+        macs, macs_zero = (
+            y.shape[0] * multiply_adds(*shape, blocks=_array(blocks), weights=_array(weights))
+            for weights in (kept, zero if kept is None else zero & kept)
+        )
     return LayerMacs(
         kind=f"conv{'_transpose' if transposed else ''}{conv.weight.dim() - 2}d",
         macs_dense=macs_dense,
@@ -303,6 +295,10 @@ def _add(row: LayerMacs, call: LayerMacs) -> LayerMacs:
     """One more call of the same layer."""
     counts = ("macs_dense", "macs", "macs_zero", "thesis_ops_dense", "thesis_ops", "calls")
     return replace(call, **{count: getattr(row, count) + getattr(call, count) for count in counts})
+
+
+def _array(mask: Tensor | None) -> NDArray | None:
+    return None if mask is None else mask.cpu().numpy()
 
 
 def _zeros(weight: Tensor) -> int:

@@ -15,7 +15,7 @@ from fineprune.calibrate.convolutions import ConvSite
 from fineprune.calibrate.statistics import Statistics
 
 from .config import Part
-from .criterion import Layer
+from .ranked import Layer
 from .ranking import global_threshold, rows_reserved
 
 

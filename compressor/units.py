@@ -1,4 +1,4 @@
-"""What is ranked: blocks, taps, filters, n of every m weights. A unit knows its cost, what a ratio means of it, and its mask.
+"""What is ranked: blocks, taps, quads, filters, n of every m weights. A unit knows its cost, what a ratio means of it, and its mask.
 
 A method gives one score a unit; whatever is left of a layer's list is decided here or, over all layers, by one threshold.
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 from fineprune.calibrate.convolutions import ConvSite
 from fineprune.common.errors import UsageError
 
-from .criterion import Layer
+from .ranked import Layer
 from .ranking import keep_count, rows_reserved, top_k
 
 
@@ -65,7 +65,8 @@ class _Blocks(Unit):
     def keep(self, scores: Tensor, ties: Tensor | None, ratio: float, layer: Layer) -> Tensor:
         channels, oh, ow = scores.shape
         if layer.config.scope == "position":
-            totals = scores.sum(0).view(1, -1)
+            gone = scores == -torch.inf  # blocks that a mask has dropped before say nothing of a position, unless all have gone
+            totals = torch.where(gone.all(0), -torch.inf, scores.masked_fill(gone, 0).sum(0)).view(1, -1)
             tie_totals = None if ties is None else ties.sum(0).view(1, -1)
             return top_k(totals, keep_count(oh * ow, ratio), tie_break=tie_totals).view(1, oh, ow).expand(channels, oh, ow).clone()
         # A layer with a ratio of its own in a global selection is ranked as a layer.
@@ -85,6 +86,9 @@ class _Weights(Unit):
 
     kind = "fwp"
 
+    def ranks(self, site: ConvSite, config: Any, outputs: Collection[str]) -> bool:
+        return not (config.pointwise == "exempt" and site.taps == 1)
+
     def check(self, config: Any) -> None:
         if config.share != "filter":
             raise UsageError(f"FWP share={config.share!r} is of taps, and {config.criterion!r} ranks {self.name}s; leave it out")
@@ -101,16 +105,9 @@ class _Taps(_Weights):
                 f"FWP share={config.share!r} goes with scope 'layer' or 'global'; scope {config.scope!r} has a sharing of its own"
             )
 
-    def ranks(self, site: ConvSite, config: Any, outputs: Collection[str]) -> bool:
-        return not (config.pointwise == "exempt" and site.taps == 1)
-
     def costs(self, layer: Layer) -> Tensor:
         """Filters that share the tap times positions at which its channel is kept."""
-        site, sizes = layer.site, layer.sets.bincount()
-        conv_group = torch.zeros(len(sizes), dtype=torch.int64)
-        conv_group[layer.sets] = torch.arange(site.out_channels) // site.filters_per_group
-        positions = layer.used.view(site.groups, -1)[conv_group]
-        return (sizes[:, None] * positions)[:, :, None, None].expand(-1, -1, *site.kernel)
+        return layer.over_sets(layer.macs.double())
 
     def reserved(self, scores: Tensor, costs: Tensor, ratio: float, layer: Layer) -> Tensor:
         """Every filter keeps some taps, however little the samples need it; the scopes within a filter do so by themselves."""
@@ -133,6 +130,34 @@ class _Taps(_Weights):
         return layer.over_sets(mask.double()) > 0
 
 
+class _Quads(_Weights):
+    """The same tap in one filter's kernels of four input channels that follow each other: scores [F,ceil(C/groups/4),kh,kw].
+
+    The last quad has fewer channels where four does not divide their number.
+    """
+
+    name, scopes = "quad", ("filter", "layer", "global")
+    reserved = _Taps.reserved
+
+    def total(self, weights: Tensor) -> Tensor:
+        """Values of weights [F,C/groups,kh,kw] added up over each quad: what a method's scores are made by."""
+        missing = -weights.shape[1] % 4
+        return torch.nn.functional.pad(weights, (0, 0, 0, 0, 0, missing)).unflatten(1, (-1, 4)).sum(2)
+
+    def costs(self, layer: Layer) -> Tensor:
+        return self.total(layer.macs)
+
+    def keep(self, scores: Tensor, ties: Tensor | None, ratio: float, layer: Layer) -> Tensor:
+        flat = scores.reshape(len(scores) if layer.config.scope == "filter" else 1, -1)
+        return top_k(flat, keep_count(flat.shape[1], ratio)).view(scores.shape)
+
+    def mask(self, kept: Tensor, layer: Layer) -> Tensor:
+        return kept.repeat_interleave(4, 1)[:, : layer.weight.shape[1]].contiguous()
+
+    def alive(self, mask: Tensor, layer: Layer) -> Tensor:
+        return self.total(mask.long()) > 0
+
+
 class _Filters(_Weights):
     """All weights of one output channel: scores [F]. Of a ratio r, int(r * F) filters are dropped; at least one stays."""
 
@@ -140,11 +165,10 @@ class _Filters(_Weights):
 
     def ranks(self, site: ConvSite, config: Any, outputs: Collection[str]) -> bool:
         """Where filters are outputs of the network, none is dropped."""
-        return site.name not in outputs
+        return super().ranks(site, config, outputs) and site.name not in outputs
 
     def costs(self, layer: Layer) -> Tensor:
-        site = layer.site
-        return (layer.used.view(site.groups, -1).sum(1) * site.taps).repeat_interleave(site.filters_per_group)
+        return layer.macs.flatten(1).sum(1)
 
     def keep(self, scores: Tensor, ties: Tensor | None, ratio: float, layer: Layer) -> Tensor:
         dropped = int(ratio * len(scores) + 1e-9)  # 0.29 * 100 is a little below 29
@@ -178,9 +202,7 @@ class NOfM(_Weights):
                 )
 
     def costs(self, layer: Layer) -> Tensor:
-        site = layer.site
-        used = layer.used.view(site.groups, -1).repeat_interleave(site.filters_per_group, 0)
-        return used[:, :, None, None].expand(-1, -1, *site.kernel)
+        return layer.macs
 
     def keep(self, scores: Tensor, ties: Tensor | None, ratio: float, layer: Layer) -> Tensor:
         if ratio == 0:
@@ -199,4 +221,4 @@ class NOfM(_Weights):
         return mask
 
 
-BLOCK, TAP, FILTER = _Blocks(), _Taps(), _Filters()
+BLOCK, TAP, QUAD, FILTER = _Blocks(), _Taps(), _Quads(), _Filters()

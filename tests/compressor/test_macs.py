@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from fineprune.common.errors import UsageError
 from fineprune.compressor.layers import MaskedConv2d
-from fineprune.compressor.macs import FUNCTIONAL, count_macs, masked_conv_macs
+from fineprune.compressor.macs import FUNCTIONAL, count_macs
 from fineprune.models.zoo import build
 
 BASELINES = [
@@ -171,8 +171,10 @@ def test_masked_convolutions_are_exact(
     assert row.weights_kept == int(kept[1].sum())
 
 
-def test_masked_count_without_masks_is_the_dense_one() -> None:
-    assert masked_conv_macs((4, 3, 3, 3), (5, 7), 2, None, None) == 4 * 3 * 9 * 35
+def test_what_a_network_of_your_own_calls_masks_is_its_own() -> None:
+    conv = nn.Conv2d(3, 4, 3)
+    conv.masks, conv.block_mask = ["mine"], torch.ones(2)  # type: ignore[assignment]
+    assert count_macs(nn.Sequential(conv), (3, 5, 7)).macs == 3 * 4 * 9 * 15
 
 
 def test_counting_leaves_the_model_as_it_was() -> None:
