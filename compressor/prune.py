@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,7 +27,7 @@ from .selection import layers_of, select
 class Pruned:
     """A masked network (before fine-tuning), the masks it carries by kind and layer, and what stayed dense and why.
 
-    `groups` has, for the scope "group", each layer's int64 [F]: filters of one number share their taps.
+    `groups` has, for taps that groups of filters share, each layer's int64 [F]: filters of one number have the same weight mask.
     """
 
     model: nn.Module
@@ -113,12 +114,22 @@ def prune(
         new = select(layers, part, outputs=outputs, carried=masks[part.mask])
         masks[part.mask] |= new
         if part.sharing == "group":
-            groups = {layer.site.name: layer.sets for layer in layers if layer.site.name in new}
+            groups = sharing({layer.site.name: layer.sets for layer in layers}, masks[part.mask])
         masked = bake(model, masks, input_shape=run.input_shape)
     _warn(masks, run.progress)
     reason = "no gradient reaches it, by which its worth is measured; the preset thesis needs none"
     skipped = [*skipped, *(Skipped(name=name, reason=reason) for name in sorted(unreached.difference(*masks.values())))]
     return Pruned(model=masked, masks=masks, groups=groups, skipped=skipped)
+
+
+def sharing(groups: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of the groups, int64 [F] by layer, whose filters have the same mask [F,...]: an earlier mask may tell them apart."""
+    found = {}
+    for name, sets in groups.items():
+        _, first, of = np.unique(sets.numpy(), return_index=True, return_inverse=True)
+        if name in masks and bool((masks[name] == masks[name][first[of]]).all()):
+            found[name] = sets
+    return found
 
 
 def _at_hand(

@@ -28,7 +28,8 @@ from fineprune.common.wrappers import check_network, unwrapped, without_wrappers
 from fineprune.compressor.bundle import Bundle, check_target
 from fineprune.compressor.config import PruneConfig, prune_config
 from fineprune.compressor.macs import count_macs
-from fineprune.compressor.prune import CalibrationRun, prunable
+from fineprune.compressor.masks import WEIGHTS
+from fineprune.compressor.prune import CalibrationRun, prunable, sharing
 from fineprune.compressor.prune import prune as prune_network
 from fineprune.export.machine import machine_facts, package_versions
 from fineprune.models.data import ImageData, load_data
@@ -251,7 +252,8 @@ class _Run:
             "accuracy": {**accuracy, "split": self.held_out, "samples": len(getattr(self.data, self.held_out))},
             "training": history,
         }
-        bundle = Bundle.of(pruned.model, facts, pruned.groups)
+        earlier = sharing(before.groups, pruned.masks[WEIGHTS.name]) if before else {}
+        bundle = Bundle.of(pruned.model, facts, earlier | pruned.groups)
         check_restored(bundle, pruned.model, self.fresh(spec), self.image())
         return bundle
 

@@ -15,7 +15,7 @@ from fineprune.common.errors import RunError, UsageError
 from fineprune.compressor.bake import bake
 from fineprune.compressor.config import prune_config
 from fineprune.compressor.macs import count_macs
-from fineprune.compressor.prune import CalibrationRun, prune
+from fineprune.compressor.prune import CalibrationRun, prune, sharing
 from support import reference
 from support.fakes import FakeSplit, Recorder
 from support.networks import CONVOLUTIONS, SHAPE, samples, varied
@@ -100,6 +100,20 @@ def test_groups_come_with_the_scope_that_has_them() -> None:
         for number in pruned.groups[name].unique():
             members = mask[pruned.groups[name] == number]
             assert (members == members[:1]).all()
+
+
+def test_groups_that_an_earlier_mask_tells_apart_are_none() -> None:
+    carried = torch.ones(6, 3, 3, 3, dtype=torch.bool)
+    carried[0, 0, 0, 0] = False
+    config = prune_config("thesis", fwp={"ratio": 0.5, "scope": "group", "lanes": 2})
+    pruned = prune(bake(varied(), {"fwp": {"stem": carried}}), config, calibration())
+    for name, sets in pruned.groups.items():
+        for number in sets.unique():
+            members = pruned.masks["fwp"][name][sets == number]
+            assert (members == members[:1]).all(), name
+    sets = {"a": torch.tensor([0, 1, 0, 1]), "b": torch.tensor([1, 1, 0, 0]), "none": torch.tensor([0])}
+    mask = torch.tensor([[True], [False], [True], [False]])
+    assert set(sharing(sets, {"a": mask, "b": mask})) == {"a"}
 
 
 def test_nothing_to_prune_is_said() -> None:

@@ -55,6 +55,24 @@ def test_a_wrapped_network_gives_the_bundle_of_the_network_inside(wrap: Callable
     assert not hasattr(masked, "module") and list(fineprune.Bundle.of(wrap(masked), plain.facts).masks["fwp"]) == list(plain.masks["fwp"])
 
 
+def test_a_bundle_is_pruned_again_as_its_network_is(data: str, tmp_path: Path) -> None:
+    shared = {"ratio": 0.4, "scope": "group", "lanes": 2}
+    first = fineprune.compress("lenet", load_data("digits"), preset="thesis", fwp=shared, epochs=0, samples=40)
+    more: dict[str, Any] = {"preset": "thesis", "ffp": 0.3, "epochs": 0, "samples": 40}
+    again = fineprune.compress(first, load_data("digits"), **more)
+    same = fineprune.compress(network_of(first).model, load_data("digits"), **more)
+    for kind, masks in same.masks.items():
+        assert all(torch.equal(mask, again.masks[kind][name]) for name, mask in masks.items()), kind
+    assert all(torch.equal(mask, again.masks["fwp"][name]) for name, mask in first.masks["fwp"].items())
+    assert again.facts["pruned_before"] == [{"ratios": first.facts["ratios"], "settings": first.facts["settings"]}]
+    assert again.groups.keys() == first.groups.keys() and first.groups, "no weight was dropped: filters share what they shared"
+    third = fineprune.compress(again, load_data("digits"), fwp=0.7, epochs=0, samples=40)
+    assert not third.groups and [step["settings"]["preset"] for step in third.facts["pruned_before"]] == ["thesis", "thesis"]
+    own = fineprune.compress(own_module(), load_data(data), fwp=0.3, epochs=0, samples=40)
+    with pytest.raises(UsageError, match="made from a network without a name"):
+        fineprune.compress(own, data)
+
+
 class Flattening(nn.Module):
     """Flattens by view, which takes NCHW memory only, or by flatten."""
 

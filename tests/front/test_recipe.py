@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fineprune.common.errors import UsageError
+from fineprune.compressor.bundle import Bundle
 from fineprune.recipe import read_recipe
 from support.command import fineprune, succeed
 
@@ -108,6 +109,23 @@ def test_checkpoint_in_place_of_training(data: str, network: str, trust: list[ob
     summary = fineprune("run", path, "--output", tmp_path / "run", *trust, "--trust", checkpoint, "--json").json()
     assert summary["parity"] is None
     assert summary["latency_ms"] == {}
+
+
+@pytest.mark.parametrize(("criterion", "ratio"), [("fpgm", 0.3), ("2:4", 0.5)])
+def test_any_method_by_its_name(criterion: str, ratio: float, data: str, network: str, trust: list[object], tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    tables = {"finetune": "epochs = 0", "bench": "", "export": "parity_samples = 4"}
+    method = f'fwp = {{ criterion = "{criterion}", scope = "layer", ratio = {ratio}, include = ["grouped"] }}'
+    path.write_text(recipe(data, network, model=f'name = "{network}"\nargs = {{ width = 8 }}', compress=method, **tables))
+    summary = fineprune("run", path, "--output", tmp_path / "run", *trust, "--json").json()
+    bundle = Bundle.load(tmp_path / "run" / "bundle")
+    assert summary["conv_macs_kept"] == bundle.facts["conv_macs_kept"] < 1 and summary["parity_max_abs_error"] < 1e-4
+    (mask,) = bundle.masks["fwp"].values()
+    if criterion == "fpgm":
+        whole, none = mask.flatten(1).all(1), ~mask.flatten(1).any(1)
+        assert (whole | none).all() and int(none.sum()) == int(0.3 * len(mask))
+    else:
+        assert (mask.unflatten(1, (-1, 4)).sum(2) == 2).all()
 
 
 @pytest.mark.parametrize(
