@@ -7,11 +7,13 @@ and its compiled functions (`kernel`). See "Adding an operation" in the README.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from . import costs
 from .conv import Margins, Op, View
 from .dtypes import FLOAT32, DType
 
@@ -131,7 +133,7 @@ class Layer:
 
     def seconds(self, box: Box, layout: str) -> float:
         """Expected time of its kernel beyond that in the other layout; box: size of its output. Channels together make whole vectors."""
-        return 0.0 if layout == NHWC else 5e-11 * box[0] * box[1] * box[2]
+        return 0.0 if layout == NHWC else costs.seconds({"nchw.number": prod(box)})
 
     def channels(self, boxes: Mapping[str, Box]) -> Channels:
         """The order of its channels; boxes: sizes of all tensors."""

@@ -19,15 +19,16 @@ What the parts cost, and what was tried without gain: docs/notes/kernels.md.
 import numpy as np
 from numpy.typing import NDArray
 
+from ..ir import costs
 from ..ir.conv import ConvShape, Epilogue, Op, View
-from .filters_forms import expected_cycles, forms, useful
+from ..ir.costs import Counts
+from . import filters_forms
+from .filters_forms import useful
 from .filters_plan import Layout, operation
 from .filters_run import run
 from .filters_tiles import Form
 
-__all__ = ["estimate", "plan", "run", "supports"]
-
-SECONDS_PER_CYCLE = 0.26e-9
+__all__ = ["counts", "estimate", "forms", "plan", "run", "supports"]
 
 
 def supports(shape: ConvShape, weights: NDArray, mask: NDArray | None) -> str | None:
@@ -35,20 +36,36 @@ def supports(shape: ConvShape, weights: NDArray, mask: NDArray | None) -> str | 
     return None
 
 
+def forms(shape: ConvShape, weights: NDArray, mask: NDArray | None) -> list[Form]:
+    """In which it can be planned."""
+    return list(filters_forms.forms(shape))
+
+
+def counts(shape: ConvShape, weights: NDArray, mask: NDArray | None, form: Form) -> Counts:
+    """What it comes to in a form."""
+    return filters_forms.counts(shape, useful(shape, weights, mask), _kept(shape, mask), form)
+
+
 def estimate(shape: ConvShape, weights: NDArray, mask: NDArray | None) -> float:
     """Expected seconds on one core."""
-    return _choice(shape, weights, mask)[0] * SECONDS_PER_CYCLE
+    return _choice(shape, weights, mask)[0]
 
 
-def plan(shape: ConvShape, weights: NDArray, mask: NDArray | None, bias: NDArray, x: View, y: View, epilogue: Epilogue) -> Op:
-    """weights: float32 [F,C/groups,kh,kw], dropped ones 0; mask: bool [C,oh,ow], None: all kept; bias: float32 [F]. ValueError: the
-    margins of x don't hold the padding."""
+def plan(
+    shape: ConvShape, weights: NDArray, mask: NDArray | None, bias: NDArray, x: View, y: View, epilogue: Epilogue, form: Form | None = None
+) -> Op:
+    """weights: float32 [F,C/groups,kh,kw], dropped ones 0; mask: bool [C,oh,ow], None: all kept; bias: float32 [F]; form: None: the one
+    that is expected to take least. ValueError: the margins of x don't hold the padding."""
     layout = Layout(shape, x, y, epilogue.residual)
-    return operation(shape, weights, mask, bias, layout, epilogue, _choice(shape, weights, mask)[1])
+    return operation(shape, weights, mask, bias, layout, epilogue, form or _choice(shape, weights, mask)[1])
 
 
 def _choice(shape: ConvShape, weights: NDArray, mask: NDArray | None) -> tuple[float, Form]:
-    """Expected cycles in the form that needs the least, and that form."""
-    weights, positions = useful(shape, weights, mask), shape.output[0] * shape.output[1]
-    kept = np.ones((shape.channels, positions), bool) if mask is None else mask.reshape(-1, positions)
-    return min((expected_cycles(shape, weights, kept, form), form) for form in forms(shape))
+    """Expected seconds in the form that needs the least, and that form."""
+    weights, kept = useful(shape, weights, mask), _kept(shape, mask)
+    return min((costs.seconds(filters_forms.counts(shape, weights, kept, form)), form) for form in forms(shape, weights, mask))
+
+
+def _kept(shape: ConvShape, mask: NDArray | None) -> NDArray:
+    positions = shape.output[0] * shape.output[1]
+    return np.ones((shape.channels, positions), bool) if mask is None else mask.reshape(-1, positions)

@@ -1,5 +1,6 @@
 """What a convolution is expected to cost in each form of the kernel "filters", and where its positions are cut into blocks."""
 
+from collections import defaultdict
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -8,23 +9,10 @@ from numpy.typing import NDArray
 
 from fineprune.ops.simd import LANES
 
+from ..ir import costs
 from ..ir.conv import ConvShape
-from .filters_costs import (
-    LISTED,
-    PER_DEPTHWISE_LINE,
-    PER_DEPTHWISE_MASK,
-    PER_DEPTHWISE_RESULT,
-    PER_ENTRY,
-    PER_KEPT,
-    PER_LIST,
-    PER_PASS,
-    PER_PLACE,
-    PER_RESULT,
-    PER_SCATTERED,
-    PER_SUM,
-    PER_SUM_VECTOR,
-    PER_WEIGHT,
-)
+from ..ir.costs import Counts
+from .filters_costs import ENTRY, KEPT_ENTRY, LISTED
 from .filters_run import COUNT, DEPTHWISE, KEPT, MODE, OWN, PASS, TILES, WIDEST
 from .filters_tiles import Form, block
 
@@ -88,16 +76,21 @@ def _evenly(first: int, last: int, most: int, tile: int) -> NDArray:
     return np.arange(first, last, -(-(last - first) // (parts * tile)) * tile)
 
 
-def pass_cycles(steps: NDArray, index: NDArray, vectors: int) -> float:
+def pass_seconds(steps: NDArray, index: NDArray, vectors: int) -> float:
     """Expected time of the passes of a work item, for a panel of so many vectors."""
-    total, tile = 0.0, panel_form(vectors).tile
+    counts: defaultdict[str, float] = defaultdict(float)
+    tile = panel_form(vectors).tile
     for step in steps.reshape(-1, PASS):
         whole, part = _entries(step, index, tile)
-        count, own = step[COUNT], bool(step[MODE] & OWN)
-        entries = whole * PER_ENTRY[vectors] + (part * PER_KEPT[vectors] if part else 0)
-        total += PER_LIST * (count // tile if own else 1) + count * (PER_SUM + PER_SUM_VECTOR * max(vectors, 1))
-        total += (tile if own else count) * entries
-    return total
+        count, own = int(step[COUNT]), bool(step[MODE] & OWN)
+        slots = tile if own else count
+        counts["filters.list"] += count // tile if own else 1
+        counts["filters.sums"] += count
+        counts["filters.sum"] += count * max(vectors, 1)
+        counts[ENTRY[vectors]] += slots * whole
+        if part:
+            counts[KEPT_ENTRY[vectors]] += slots * part
+    return costs.seconds(counts)
 
 
 def pace(weights: int, steps: NDArray, index: NDArray, vectors: int) -> int:
@@ -132,28 +125,38 @@ def useful(shape: ConvShape, weights: NDArray, mask: NDArray | None) -> NDArray:
     return result
 
 
-def expected_cycles(shape: ConvShape, weights: NDArray, kept: NDArray, form: Form) -> float:
-    """Expected time of a convolution; kept: bool [C,positions]."""
+def counts(shape: ConvShape, weights: NDArray, kept: NDArray, form: Form) -> Counts:
+    """What a convolution comes to; kept: bool [C,positions]."""
     positions, vectors = kept.shape[1], -(-shape.filters // LANES)
-    total = PER_PASS + PER_RESULT * positions * vectors
+    found: defaultdict[str, float] = defaultdict(float)
+    found["filters.operation"] = 1
+    found["filters.result"] = positions * vectors
     if form.vectors == DEPTHWISE:
-        per_result = PER_DEPTHWISE_RESULT + weights[0].size * PER_ENTRY[DEPTHWISE] + (0 if kept.all() else PER_DEPTHWISE_MASK)
-        return total + vectors * (positions * per_result + shape.height * shape.width * PER_DEPTHWISE_LINE)
+        found["depthwise.result"] = vectors * positions
+        found["depthwise.entry"] = vectors * positions * weights[0].size
+        found["depthwise.mask"] = 0 if kept.all() else vectors * positions
+        found["depthwise.line"] = vectors * shape.height * shape.width
+        return found
     sampled: dict[int, tuple[NDArray, NDArray, NDArray, NDArray, float]] = {}
     for width, taps in _panels(shape, weights, form.vectors):
         if width not in sampled:
             sampled[width] = _sampled(shape, weights, kept, form, width)
         together, partly, left_over, passes, lists = sampled[width]
-        used, sums = taps > 0, PER_SUM + PER_SUM_VECTOR * width
-        more_parts = taps.sum() * width * LANES // PASS_WEIGHTS
-        total += float(together @ taps * PER_ENTRY[width] + partly @ taps * PER_KEPT[width] + partly @ used * PER_PLACE)
-        total += float(left_over @ taps * LISTED * PER_ENTRY[width] + left_over @ used * sums + passes @ used * PER_PASS)
-        total += (1 + more_parts) * lists * PER_LIST + more_parts * positions * sums
+        used, more_parts = taps > 0, taps.sum() * width * LANES // PASS_WEIGHTS
+        sums = float(left_over @ used) + more_parts * positions
+        found[ENTRY[width]] += float(together @ taps)
+        found[KEPT_ENTRY[width]] += float(partly @ taps)
+        found["filters.place"] += float(partly @ used)
+        found[LISTED[width]] += float(left_over @ taps)
+        found["filters.sums"] += sums
+        found["filters.sum"] += sums * width
+        found["filters.pass"] += float(passes @ used)
+        found["filters.list"] += (1 + more_parts) * lists
         if shape.kernel == (1, 1) and width < WIDEST and not kept.all() and shape.channels * positions > NEAR:
-            total += shape.channels * positions / LANES * PER_SCATTERED
+            found["filters.scattered"] += shape.channels * positions / LANES
         if weights.size > CACHED_WEIGHTS:
-            total += float(taps.sum() * width * LANES * PER_WEIGHT)
-    return total
+            found["filters.weight"] += float(taps.sum() * width * LANES)
+    return found
 
 
 def _sampled(shape: ConvShape, weights: NDArray, kept: NDArray, form: Form, width: int) -> tuple[NDArray, NDArray, NDArray, NDArray, float]:

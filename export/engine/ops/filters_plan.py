@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from fineprune.ops.simd import LANES
 
 from ..ir.conv import ConvShape, Epilogue, Op, View
-from .filters_forms import CACHED_WEIGHTS, PASS_WEIGHTS, bounds, pace, panel_form, pass_cycles, taps_of, useful
+from .filters_forms import CACHED_WEIGHTS, PASS_WEIGHTS, bounds, pace, panel_form, pass_seconds, taps_of, useful
 from .filters_run import BIAS, DEPTHWISE, FROM_BIAS, HIGH, LOW, MASKED, META, TILES, TO_Y
 from .filters_tiles import Block, Entries, Form, Numbers, blocks, passes
 
@@ -122,7 +122,7 @@ def operation(
         zero_lines=zeros,
         zero_lines_end=zeros + len(lines),
     )
-    costs = np.array([pass_cycles(steps, lists, panel.vectors) for panel in made for steps in panel.passes])
+    costs = np.array([pass_seconds(steps, lists, panel.vectors) for panel in made for steps in panel.passes])
     scratch = sums + int(lines.max(initial=-LANES)) + LANES
     return Op(kernel="filters", meta=meta, index=index.array(), constants=constants.array(), costs=costs, scratch=scratch)
 

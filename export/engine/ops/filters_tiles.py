@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .filters_costs import PER_KEPT, PER_PASS, left_over_cycles
+from ..ir import costs
+from .filters_costs import KEPT_ENTRY, left_over
 from .filters_run import FROM_BIAS, OWN, PASS, TILES, TO_Y
 
 
@@ -95,13 +96,14 @@ def _enough(counts: NDArray, form: Form, taps: NDArray) -> NDArray:
     best, least = np.full(len(taps), np.inf), np.full(len(taps), form.tile)
     if form.vectors not in TILES:
         return least
+    table = costs.current()
     # Where all keep it, that is no question.
-    whole, alone = form.tile * PER_KEPT[form.vectors] * taps, left_over_cycles(form.vectors, taps)
+    whole, alone = form.tile * table[KEPT_ENTRY[form.vectors]] * taps, left_over(form.vectors, taps)
     counts = np.where(counts == form.tile, 0, counts)
     for enough in range(1, form.tile + 1):
-        left_over = np.where(counts < enough, counts, 0).sum(1)
-        cycles = (counts >= enough).sum(1) * whole + left_over * alone + (left_over > 0) * PER_PASS
-        least, best = np.where(cycles < best, enough, least), np.minimum(best, cycles)
+        rest = np.where(counts < enough, counts, 0).sum(1)
+        time = (counts >= enough).sum(1) * whole + rest * alone + (rest > 0) * table["filters.pass"]
+        least, best = np.where(time < best, enough, least), np.minimum(best, time)
     return least
 
 

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from fineprune.ops.simd import LANES, tile_add_scaled, tile_zeros
 from fineprune.ops.simd.vectors import added, load, store
 
+from ..ir import costs
 from ..ir.conv import ConvShape, Epilogue, Op, View
+from ..ir.costs import Counts
 from ..ir.network import kernel
 from ..ir.record import INT, NOWHERE, PLACE, Record
 from ..jit import jit
@@ -32,12 +34,24 @@ def supports(shape: ConvShape, weights: NDArray, mask: NDArray | None) -> str | 
     return None if shape.groups == 1 else "groups"
 
 
+def forms(shape: ConvShape, weights: NDArray, mask: NDArray | None) -> list[None]:
+    """There is one, without a name."""
+    return [None]
+
+
+def counts(shape: ConvShape, weights: NDArray, mask: NDArray | None, form: None = None) -> Counts:
+    """What it comes to: weights, which come from far away."""
+    return {"linear.operation": 1, "linear.weight": weights.size}
+
+
 def estimate(shape: ConvShape, weights: NDArray, mask: NDArray | None) -> float:
-    """Seconds: weights come from far away, about 15 GB/s."""
-    return 2e-7 + weights.size * 4 / 15e9
+    """Expected seconds."""
+    return costs.seconds(counts(shape, weights, mask))
 
 
-def plan(shape: ConvShape, weights: NDArray, mask: NDArray | None, bias: NDArray, x: View, y: View, epilogue: Epilogue) -> Op:
+def plan(
+    shape: ConvShape, weights: NDArray, mask: NDArray | None, bias: NDArray, x: View, y: View, epilogue: Epilogue, form: None = None
+) -> Op:
     """index: for each block its number of inputs, start of its offsets, start of its weights; constants: low, high, bias, weights."""
     F = shape.filters
     blocks = -(-F // BLOCK)
@@ -65,7 +79,7 @@ def plan(shape: ConvShape, weights: NDArray, mask: NDArray | None, bias: NDArray
         meta=_META.pack(x=x.place, y=y.place, residual=residual.place if residual else NOWHERE, filters=F),
         index=np.concatenate([heads, *lists]).astype(np.int32),
         constants=np.concatenate([np.array([epilogue.low, epilogue.high], np.float32), padded, *values]),
-        costs=1e-8 + np.array(heads[::3]) * BLOCK * 4 / 15e9,
+        costs=1.0 + np.array(heads[::3]),
         scratch=BLOCK,
     )
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from fineprune.ops.simd import LANES
 from fineprune.ops.simd.vectors import transpose_lines
 
+from ..ir import costs
 from ..ir.conv import Op, View
 from ..ir.dtypes import DType
 from ..ir.network import Layer, Order, kernel, same
@@ -31,7 +32,7 @@ _fields = _META.fields
 
 def estimate(channels: int, height: int, width: int) -> float:
     """Seconds, of either layout."""
-    return 3e-7 + 1e-10 * channels * height * width
+    return costs.seconds({"permute.operation": 1, "permute.number": channels * height * width})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,13 +73,12 @@ class Permute(Layer):
             x=x.place,
             y=y.place,
         )
-        seconds = estimate(x.channels, x.height, x.width)
         return [
             Op(
                 kernel="permute",
                 meta=meta,
                 index=index.astype(np.int32),
-                costs=np.full(items, seconds / items),
+                costs=np.ones(items),
                 scratch=scratch,
             )
         ]

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from fineprune.ops import mask_bits
 from fineprune.ops.simd import LANES
 
+from ..ir import costs
 from ..ir.conv import ConvShape, Epilogue, Op, View
+from ..ir.costs import Counts
 from ..ir.network import kernel
 from ..ir.record import INT, NOWHERE, PLACE, Record, group
 from ..jit import jit
@@ -26,13 +28,25 @@ def supports(shape: ConvShape, weights: NDArray, mask: NDArray | None) -> str | 
     return None
 
 
-def estimate(shape: ConvShape, weights: NDArray, mask: NDArray | None) -> float:
-    """Seconds: one multiply-add a nanosecond."""
+def forms(shape: ConvShape, weights: NDArray, mask: NDArray | None) -> list[None]:
+    """There is one, without a name."""
+    return [None]
+
+
+def counts(shape: ConvShape, weights: NDArray, mask: NDArray | None, form: None = None) -> Counts:
+    """What it comes to."""
     oh, ow = shape.output
-    return 1e-6 + 1e-9 * oh * ow * float(np.count_nonzero(weights))
+    return {"plain.operation": 1, "plain.add": oh * ow * int(np.count_nonzero(weights))}
 
 
-def plan(shape: ConvShape, weights: NDArray, mask: NDArray | None, bias: NDArray, x: View, y: View, epilogue: Epilogue) -> Op:
+def estimate(shape: ConvShape, weights: NDArray, mask: NDArray | None) -> float:
+    """Expected seconds."""
+    return costs.seconds(counts(shape, weights, mask))
+
+
+def plan(
+    shape: ConvShape, weights: NDArray, mask: NDArray | None, bias: NDArray, x: View, y: View, epilogue: Epilogue, form: None = None
+) -> Op:
     """index: first tap of each filter, end [F + 1]; (offset, channel) of each tap [2K]; mask. constants: low, high, bias, weights."""
     filters, channels, rows, columns = np.nonzero(weights)
     per_group = weights.shape[1]
@@ -54,7 +68,7 @@ def plan(shape: ConvShape, weights: NDArray, mask: NDArray | None, bias: NDArray
         y=y.place,
         residual=residual.place if residual else NOWHERE,
     )
-    return Op(kernel="plain", meta=meta, index=index, constants=constants, costs=np.full(items, estimate(shape, weights, mask) / items))
+    return Op(kernel="plain", meta=meta, index=index, constants=constants, costs=np.ones(items))
 
 
 def _words(mask: NDArray | None) -> NDArray[np.int32]:

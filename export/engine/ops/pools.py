@@ -66,7 +66,6 @@ class Pool(Layer):
             axes.append((size, self.kernel[axis], self.strides[axis], self.dilations[axis], self.pads[axis]))
             factors.append(1 / _counted(self, axis, size, places))
         constants = np.concatenate([*factors, np.zeros(LANES)]).astype(np.float32)
-        work = 2e-10 * x.channels * y.width * self.kernel[0] * self.kernel[1]
         line = self.pads[1] + x.width + (y.width + LANES) * self.strides[1] + self.kernel[1] * self.dilations[1] + 2 * LANES
         meta = _POOL.pack(
             x=x.place,
@@ -79,7 +78,7 @@ class Pool(Layer):
             columns=axes[1],
             line=line,
         )
-        return [Op(kernel="pool", meta=meta, constants=constants, costs=np.full(y.height, work), scratch=LANES + 2 * line)]
+        return [Op(kernel="pool", meta=meta, constants=constants, costs=np.ones(y.height), scratch=LANES + 2 * line)]
 
 
 @onnx("MaxPool", "AveragePool")
@@ -278,8 +277,7 @@ class Mean(Layer):
         x, y = views
         meta = _MEAN.pack(x=x.place, y=y.place, channels=x.channels, height=x.height, width=x.width)
         items = -(-x.channels // _TOGETHER)
-        costs = np.full(items, 1e-10 * _TOGETHER * x.height * x.width)
-        return [Op(kernel="mean", meta=meta, costs=costs, scratch=_TOGETHER)]
+        return [Op(kernel="mean", meta=meta, costs=np.ones(items), scratch=_TOGETHER)]
 
 
 @onnx("GlobalAveragePool", "ReduceMean")

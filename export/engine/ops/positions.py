@@ -10,9 +10,10 @@ a channel is masked in a whole tile of positions (some hundred of them).
 import numpy as np
 from numpy.typing import NDArray
 
+from ..ir import costs
 from ..ir.conv import ConvShape, Epilogue, Op, View
 from . import positions_kernel as kernel
-from .positions_estimate import estimate
+from .positions_estimate import counts
 from .positions_plan import (
     BLOCK_LINES,
     MASKED,
@@ -33,7 +34,7 @@ from .positions_plan import (
 )
 from .positions_simd import LANES, OFFSET_UNIT
 
-__all__ = ["estimate", "plan", "run", "supports"]
+__all__ = ["counts", "estimate", "forms", "plan", "run", "supports"]
 
 run = kernel.run
 
@@ -45,17 +46,37 @@ def supports(shape: ConvShape, weights: NDArray, mask: NDArray | None) -> str | 
     """None, or why this kernel cannot do it."""
     if min(shape.output) < 1:
         return f"no output positions: {shape.output}"
-    t = tiling(shape, shape.output[1], np.count_nonzero(weights) / shape.filters, mask is not None)
+    t = _tiling(shape, weights, mask, shape.output[1])
     if channel_lines(shape, t, np.ones(shape.kernel, bool), mask is not None).count > _MOST_LINES:
         return f"a kernel of {shape.kernel} is too large"
     return None
 
 
-def plan(shape: ConvShape, weights: NDArray, mask: NDArray | None, bias: NDArray, x: View, y: View, epilogue: Epilogue) -> Op:
-    """weights: float32[F,C/groups,kh,kw], dropped ones 0; mask: bool[C,oh,ow] or None; bias: float32[F]; views in NCHW layout."""
+def forms(shape: ConvShape, weights: NDArray, mask: NDArray | None) -> list[Tiling]:
+    """The tiling that it is planned in, where rows follow each other without margins."""
+    return [_tiling(shape, weights, mask, shape.output[1])]
+
+
+def estimate(shape: ConvShape, weights: NDArray, mask: NDArray | None) -> float:
+    """Expected seconds of a run on one thread."""
+    return min(costs.seconds(counts(shape, weights, mask, form)) for form in forms(shape, weights, mask))
+
+
+def plan(
+    shape: ConvShape,
+    weights: NDArray,
+    mask: NDArray | None,
+    bias: NDArray,
+    x: View,
+    y: View,
+    epilogue: Epilogue,
+    form: Tiling | None = None,
+) -> Op:
+    """weights: float32[F,C/groups,kh,kw], dropped ones 0; mask: bool[C,oh,ow] or None; bias: float32[F]; views in NCHW layout; form:
+    None: the one that is expected to take least."""
     _check(shape, x, y, epilogue)
     pitch = y.row_stride if epilogue.residual is None or epilogue.residual.row_stride == y.row_stride else 0
-    t = tiling(shape, pitch, np.count_nonzero(weights) / shape.filters, mask is not None)
+    t = form or _tiling(shape, weights, mask, pitch)
     kept = weights != 0
     used = kept.reshape(shape.groups, -1, *kept.shape[1:]).any(1).reshape(shape.channels, *shape.kernel)
     states, variant_of_tile = variants(channel_states(mask, used.any((1, 2)), t, shape), int(kept.sum()))
@@ -69,6 +90,10 @@ def plan(shape: ConvShape, weights: NDArray, mask: NDArray | None, bias: NDArray
         bounds.append((first, len(parts.blocks) - first))
     masks = tile_masks(mask, t).reshape(-1) if mask is not None else np.zeros(0, np.int32)
     return _assemble(parts, [bounds[v] for v in variant_of_tile], [works[v] for v in variant_of_tile], masks, bias, y, epilogue)
+
+
+def _tiling(shape: ConvShape, weights: NDArray, mask: NDArray | None, pitch: int) -> Tiling:
+    return tiling(shape, pitch, np.count_nonzero(weights) / shape.filters, mask is not None)
 
 
 class _Parts:

@@ -74,8 +74,8 @@ class Tiling:
         return self.tiles * self.vectors * (multiplying + packing + OUTPUT_NS[self.segment])
 
 
-def tiling(shape: ConvShape, pitch: int, kept: float, masked: bool) -> Tiling:
-    """The fastest. pitch: of rows in memory, 0: several; kept: weights of a filter; masked: whether positions are."""
+def tilings(shape: ConvShape, pitch: int) -> list[Tiling]:
+    """All there are. pitch: of rows in memory, 0: several."""
     oh, ow = shape.output
     choices = []
     for segment in (16, 8, 4):
@@ -84,7 +84,12 @@ def tiling(shape: ConvShape, pitch: int, kept: float, masked: bool) -> Tiling:
     if pitch and (shape.kernel, shape.strides, shape.pads) == ((1, 1), (1, 1), (0, 0, 0, 0)):
         span = -(-((oh - 1) * pitch + ow) // LANES)
         choices += [Tiling(vectors=vectors, segment=LANES, span=span, strips=1, pitch=pitch) for vectors in ROWS_OF]
-    return min(choices, key=lambda choice: (choice.cost(shape, kept, masked), -choice.pitch))
+    return choices
+
+
+def tiling(shape: ConvShape, pitch: int, kept: float, masked: bool) -> Tiling:
+    """The fastest. kept: weights of a filter; masked: whether positions are."""
+    return min(tilings(shape, pitch), key=lambda choice: (choice.cost(shape, kept, masked), -choice.pitch))
 
 
 def tile_masks(mask: NDArray, t: Tiling) -> NDArray[np.int32]:

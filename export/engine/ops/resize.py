@@ -72,9 +72,10 @@ class Resize(Layer):
         x, y = views
         meta = _META.pack(x=x.place, y=y.place, lanes=x.pixel_stride, height=y.height, width=y.width, linear=int(self.linear))
         offsets = [(self.rows[0] * x.row_stride).T.reshape(-1), (self.columns[0] * x.pixel_stride).T.reshape(-1)]
-        costs = np.full(y.height, (4e-10 if self.linear else 1e-10) * x.pixel_stride * y.width)
         constants = np.concatenate([self.rows[1], self.columns[1]])
-        return [Op(kernel="resize", meta=meta, index=np.concatenate(offsets).astype(np.int32), constants=constants, costs=costs)]
+        return [
+            Op(kernel="resize", meta=meta, index=np.concatenate(offsets).astype(np.int32), constants=constants, costs=np.ones(y.height))
+        ]
 
 
 @onnx("Resize")

@@ -38,7 +38,7 @@ class Softmax(Layer):
     def plan(self, kernel: str, *views: View) -> list[Op]:
         x, y = views
         meta = _META.pack(x=x.place, y=y.place, channels=x.channels, width=x.width)
-        return [Op(kernel="softmax", meta=meta, costs=np.full(x.height, 5e-9 * x.channels * x.width))]
+        return [Op(kernel="softmax", meta=meta, costs=np.ones(x.height))]
 
 
 @onnx("Softmax")

@@ -11,7 +11,9 @@ that the minimum cut is the best choice, not an approximation.
 from collections import defaultdict, deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
+from ..ir import costs
 from ..ir.dtypes import FLOAT32, DType
 from ..ir.network import LAYOUTS, NCHW, NHWC, Box, Candidate, Layer
 
@@ -62,13 +64,9 @@ def choose(
     return [_explained(options[k][layout], candidates[k]) for k, layout in enumerate(chosen)]
 
 
-_CONVERSION = {4: 1.5e-10, 1: 5e-10}
-"""Seconds a number, by its bytes: single bytes are not moved in vectors."""
-
-
 def conversion_cost(box: Box, dtype: DType = FLOAT32) -> float:
     """Seconds to write a tensor in the other layout."""
-    return 3e-7 + _CONVERSION[dtype.itemsize] * box[0] * box[1] * box[2]
+    return costs.seconds({"convert.operation": 1, f"convert.{dtype.itemsize}": prod(box)})
 
 
 def _possible(layer: Layer, found: Sequence[Candidate]) -> Collection[str]:

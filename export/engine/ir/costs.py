@@ -1,0 +1,133 @@
+"""What the parts of operations cost on a machine: nanoseconds by name.
+
+    expected time = sum over the names of  how often * what one costs
+
+A kernel says how often (`Counts`); how long one takes is a table of the machine (`Costs`). This module has the tables that are assumed of
+machines whose costs nobody has measured, one for each kind of registers; run/machine.py measures. A table holds within `using`.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
+from typing import Self
+
+from fineprune.ops import numba_door
+
+Counts = Mapping[str, float]
+"""Name -> how often."""
+
+AVX512, AVX2, NEON = "avx512", "avx2", "neon"
+
+ROWS: tuple[tuple[str, str, float | None, float | None, float | None], ...] = (
+    # name, what one is; nanoseconds with AVX-512 (Zen 5), AVX2 (the same), NEON (guessed); None: kernels made for such registers have none
+    ("filters.operation", "an operation", 9.36, 9.36, 9.36),
+    ("filters.result", "a vector of results", 0.52, 0.52, 1.04),
+    ("filters.entry.1", "an entry at a slot of a whole tile, one vector", 0.169, 0.273, 0.546),
+    ("filters.entry.2", "the same, two vectors", 0.26, 0.585, 1.17),
+    ("filters.entry.4", "the same, four vectors", 0.533, None, None),
+    ("filters.kept.1", "an entry at a slot, where some slots of the tile drop it, one vector", 0.286, 0.364, 0.728),
+    ("filters.kept.2", "the same, two vectors", 0.312, 0.65, 1.3),
+    ("filters.kept.4", "the same, four vectors", 0.559, None, None),
+    ("filters.listed.1", "an entry at a slot of a list, whose last tiles may be smaller, one vector", 0.1859, 0.3003, 0.6006),
+    ("filters.listed.2", "the same, two vectors", 0.286, 0.6435, 1.287),
+    ("filters.listed.4", "the same, four vectors", 0.5863, None, None),
+    ("filters.place", "the place of a slot in a tile in which some slots drop a channel", 0.078, 0.078, 0.078),
+    ("filters.weight", "a weight that comes from memory, with what it drives out of the caches", 0.065, 0.065, 0.065),
+    ("filters.pass", "a pass of a channel", 9.36, 9.36, 9.36),
+    ("filters.list", "the pass of all slots, or its part for a tile", 5.2, 5.2, 5.2),
+    ("filters.sums", "loading and storing the sums of a slot", 0.65, 0.65, 0.65),
+    ("filters.sum", "each vector of them", 0.156, 0.156, 0.312),
+    ("filters.scattered", "a vector of x from beyond the second-level cache, where masks scatter the slots of a tile", 9.88, 9.88, 9.88),
+    ("depthwise.entry", "an entry at a slot", 0.221, 0.221, 0.442),
+    ("depthwise.result", "a vector of results, beyond that of other convolutions", 0.26, 0.26, 0.52),
+    ("depthwise.mask", "a vector of results under a mask", 0.26, 0.26, 0.52),
+    ("depthwise.line", "a vector of x", 0.39, 0.39, 0.78),
+    ("positions.operation", "an operation", 100.0, 100.0, 100.0),
+    ("positions.pair.8", "two multiply-adds of a vector that two filters share, tiles of eight vectors", 0.240, 0.240, 0.480),
+    ("positions.pair.7", "the same, seven vectors", 0.240, 0.240, 0.480),
+    ("positions.pair.4", "the same, four vectors", 0.261, 0.261, 0.522),
+    ("positions.pair.1", "the same, one vector", 0.350, 0.350, 0.700),
+    ("positions.single.8", "two multiply-adds of vectors of their own, tiles of eight vectors", 0.307, 0.307, 0.614),
+    ("positions.single.7", "the same, seven vectors", 0.307, 0.307, 0.614),
+    ("positions.single.4", "the same, four vectors", 0.308, 0.308, 0.616),
+    ("positions.single.1", "the same, one vector", 0.420, 0.420, 0.840),
+    ("positions.pack", "a packed vector", 0.50, 0.50, 1.0),
+    ("positions.pack.masked", "a packed vector of a masked channel", 0.35, 0.35, 0.70),
+    ("positions.pack.part", "each further segment of a packed vector", 0.46, 0.46, 0.46),
+    ("positions.pack.step", "each further step between the columns of a packed vector", 0.23, 0.23, 0.23),
+    ("positions.job", "a run of packed vectors", 2.3, 2.3, 2.3),
+    ("positions.sum", "a vector of sums stored and loaded again", 0.64, 0.64, 1.28),
+    ("positions.output", "an output vector", 0.77, 0.77, 1.54),
+    ("positions.output.part", "each further segment of an output vector", 0.27, 0.27, 0.27),
+    ("positions.weight.byte", "a byte of weights and offsets beyond those that lie near from the run before", 0.025, 0.025, 0.025),
+    ("positions.activation.byte", "a byte of input or output beyond what lies near within a network", 0.03, 0.03, 0.03),
+    ("linear.operation", "an operation", 200.0, 200.0, 200.0),
+    ("linear.weight", "a weight, which comes from far away", 0.2667, 0.2667, 0.2667),
+    ("plain.operation", "an operation", 1000.0, 1000.0, 1000.0),
+    ("plain.add", "a multiply-add", 1.0, 1.0, 1.0),
+    ("convert.operation", "an operation that writes a tensor in the other layout", 300.0, 300.0, 300.0),
+    ("convert.4", "a number of four bytes", 0.15, 0.15, 0.15),
+    ("convert.1", "a number of a single byte, which is not moved in vectors", 0.5, 0.5, 0.5),
+    ("permute.operation", "an operation that puts channels in another order", 300.0, 300.0, 300.0),
+    ("permute.number", "a number", 0.1, 0.1, 0.1),
+    ("nchw.number", "a number of the output of an operation without kernels to choose from, beyond its cost in NHWC", 0.05, 0.05, 0.05),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Nanoseconds by name."""
+
+    nanoseconds: Mapping[str, float]
+
+    def __getitem__(self, name: str) -> float:
+        return self.nanoseconds[name]
+
+    def seconds(self, counts: Counts) -> float:
+        """What so much takes."""
+        return 1e-9 * sum(count * self.nanoseconds[name] for name, count in counts.items() if count)
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the table: plans that were made by it are right for it alone."""
+        return hashlib.sha256(repr(sorted(self.nanoseconds.items())).encode()).hexdigest()[:16]
+
+    @classmethod
+    def assumed(cls, registers: str) -> Self:
+        """Of a machine with such registers."""
+        column = 2 + (AVX512, AVX2, NEON).index(registers)
+        return cls(MappingProxyType({row[0]: row[column] for row in ROWS if row[column] is not None}))  # type: ignore[misc]
+
+
+def registers() -> str:
+    """Those that code is compiled for."""
+    features = numba_door.host_features()
+    return AVX512 if "+avx512f" in features else NEON if "+neon" in features else AVX2
+
+
+_CURRENT: ContextVar[Costs | None] = ContextVar("costs", default=None)
+_ASSUMED = Costs.assumed(registers())
+
+
+def current() -> Costs:
+    """The table that holds here: that of `using`, else what is assumed of this machine."""
+    return _CURRENT.get() or _ASSUMED
+
+
+@contextmanager
+def using(costs: Costs) -> Iterator[None]:
+    """Within it, operations are expected to take what this table says."""
+    token = _CURRENT.set(costs)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)
+
+
+def seconds(counts: Counts) -> float:
+    """What so much takes on this machine."""
+    return current().seconds(counts)

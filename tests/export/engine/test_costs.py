@@ -1,0 +1,35 @@
+"""Tables of costs, and what holds where."""
+
+import pytest
+
+from fineprune.export.engine.ir import costs
+from fineprune.export.engine.ir.costs import AVX2, AVX512, NEON, Costs
+
+
+@pytest.mark.parametrize("registers", [AVX512, AVX2, NEON])
+def test_assumed_costs_are_positive_and_said_in_words(registers: str) -> None:
+    assumed = Costs.assumed(registers)
+    names = [row[0] for row in costs.ROWS]
+    assert len(set(names)) == len(names)
+    assert set(assumed.nanoseconds) <= set(names)
+    assert all(value > 0 for value in assumed.nanoseconds.values())
+    assert all(row[1] for row in costs.ROWS)
+
+
+def test_expected_time_is_counts_times_costs() -> None:
+    assert Costs({"a": 2.0, "b": 3.0, "c": 5.0}).seconds({"a": 7, "c": 1.5}) == pytest.approx(21.5e-9)
+
+
+def test_a_table_holds_within() -> None:
+    before = costs.current()
+    table = Costs({"a": 1.0})
+    with costs.using(table):
+        assert costs.current() is table
+        assert costs.seconds({"a": 4}) == pytest.approx(4e-9)
+        with pytest.raises(KeyError, match="b"):
+            costs.seconds({"b": 1})
+    assert costs.current() is before
+
+
+def test_digest_is_that_of_the_numbers() -> None:
+    assert Costs({"a": 1.0, "b": 2.0}).digest == Costs({"b": 2.0, "a": 1.0}).digest != Costs({"a": 1.0, "b": 2.5}).digest
