@@ -4,6 +4,7 @@ Every method of a group is called by all of its processes, in the same order. In
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .errors import RunError, UsageError
 from .progress import Progress, Silent
 
 T = TypeVar("T")
@@ -81,18 +83,34 @@ class Group:
 def joined() -> Iterator[Group]:
     """The group that this process belongs to: the caller's, the one that torchrun's environment names, or one of itself alone.
 
-    With CUDA each process of a machine takes a device of its own.
+    With CUDA each process of a machine takes a device of its own. RunError in the block where another process has ended meanwhile;
+    UsageError for a group of the caller's that moves no tensors of the CPU.
     """
-    if dist.is_available() and dist.is_initialized():
-        yield Group(dist.get_rank(), dist.get_world_size())
-        return
-    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys() or os.environ["WORLD_SIZE"] == "1":
-        yield Group()
-        return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    callers = dist.is_available() and dist.is_initialized()
+    if not callers:
+        if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys() or os.environ["WORLD_SIZE"] == "1":
+            yield Group()
+            return
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    group = Group(dist.get_rank(), dist.get_world_size())
+    if group.size > 1 and "cpu:" not in dist.get_backend_config():
+        raise UsageError(
+            f"the process group ({dist.get_backend_config()}) moves no tensors of the CPU; initialise it with cpu:gloo,cuda:nccl"
+        )
     try:
-        yield Group(dist.get_rank(), dist.get_world_size())
+        yield group
+    except RuntimeError as error:
+        if not _is_left(error):
+            raise
+        message = "another process of this run has ended or cannot be reached; what it said last tells why, mend that and start all again"
+        raise RunError(message) from error
     finally:
-        dist.destroy_process_group()
+        if not callers:
+            dist.destroy_process_group()
+
+
+def _is_left(error: BaseException | None) -> bool:
+    """Whether the error, or one that it was made from, is gloo's about another process that does not answer."""
+    return error is not None and (re.search(r"gloo.transport", str(error)) is not None or _is_left(error.__cause__))

@@ -12,34 +12,28 @@ from .layout import left_as_it_is, trains
 from .loop import Task
 
 
-def shared_network(model: nn.Module, task: Task, layout: torch.memory_format) -> nn.Module:
+def shared_network(model: nn.Module, task: Task) -> nn.Module:
     """What computes `model` in the processes of the task's group, whose gradients it averages; the model itself in a group of one.
 
     All start with the weights and buffers of the first process.
     """
     if task.group.size == 1:
         return model
-    share_buffers(model, task.group, everything=True)
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, _boolean(model))
+    masks = {name: value for name, value in model.named_buffers() if value.dtype == torch.bool}
+    for mask in masks.values():
+        dist.broadcast(mask.view(torch.uint8), 0)
+    # They do not change in training: nothing to send around before every step.
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, list(masks))
     return DistributedDataParallel(model, find_unused_parameters=_leaves_parameters_out(model, task))
 
 
-def share_buffers(model: nn.Module, group: Group, *, everything: bool = False) -> None:
-    """Give all processes the buffers of the first one: the running statistics; `everything`: masks too."""
+def share_buffers(model: nn.Module, group: Group) -> None:
+    """Give all processes the buffers of the first one that training changes: the running statistics."""
     if group.size == 1:
         return
     for value in model.buffers():
-        if value.dtype == torch.bool and everything:
-            bits = value.to(torch.uint8)
-            dist.broadcast(bits, 0)
-            value.copy_(bits)
-        elif value.dtype != torch.bool:
+        if value.dtype != torch.bool:
             dist.broadcast(value, 0)
-
-
-def _boolean(model: nn.Module) -> list[str]:
-    """Masks do not change in training, and gloo moves no booleans."""
-    return [name for name, value in model.named_buffers() if value.dtype == torch.bool]
 
 
 def _leaves_parameters_out(model: nn.Module, task: Task) -> bool:

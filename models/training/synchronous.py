@@ -54,7 +54,7 @@ def opened(task: Task) -> Iterator["Synchronous"]:
     nhwc = choose_nhwc(model, task.data, where, config.channels_last, task.progress)
     with memory_format(model, where, nhwc) as layout:
         scaler = torch.amp.GradScaler(where.type, enabled=task.dtype == torch.float16)
-        network = shared_network(model, task, layout)
+        network = shared_network(model, task)
         yield Synchronous(
             task=task,
             stepper=Stepper(model, make_optimizer(model, config), scaler, config, where, task.dtype, layout, frozen, network),

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from fineprune.common.errors import FinepruneError
+from fineprune.common.errors import FinepruneError, UsageError
 from fineprune.models.training import TrainConfig, TrainResult, train
 from fineprune.models.training.sampling.time_model import trained_batches
 from support.fakes import Recorder, fake_data, small_network
@@ -76,6 +77,8 @@ def several(rank: int, folder: Path) -> dict[str, Any]:
     found["diverged"] = refusal(lr=1e20)
     found["small batch"] = refusal(batch_size=3)
     found["server"] = refusal(asynchronous={"algorithm": "asgd"})
+    if rank == 0:  # the other process ends here
+        found["left"] = refusal()
     return found
 
 
@@ -87,6 +90,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def both(folder: Path) -> list[dict[str, Any]]:
     return in_two(several, folder)
+
+
+def test_a_process_that_is_left_says_so(both: list[dict[str, Any]]) -> None:
+    assert both[0]["left"].startswith("another process of this run has ended or cannot be reached; ")
+
+
+def test_a_group_for_gpus_alone_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = {"is_initialized": True, "get_rank": 1, "get_world_size": 2, "get_backend_config": "cuda:nccl"}
+    for name, value in facts.items():
+        monkeypatch.setattr(dist, name, lambda value=value: value)
+    with pytest.raises(UsageError, match=r"\(cuda:nccl\) moves no tensors of the CPU; initialise it with cpu:gloo,cuda:nccl"):
+        trained(Half(), config())
 
 
 def assert_close(one: dict[str, Any], other: dict[str, Any]) -> None:
