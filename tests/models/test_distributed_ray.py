@@ -30,11 +30,17 @@ def config(**changes: object) -> TrainConfig:
     return TrainConfig(**given)  # type: ignore[arg-type]
 
 
-def run(data: FakeData, recorder: Any = None, changes: dict[str, object] | None = None, **settings: object) -> tuple[Any, Any]:
+def run(
+    data: FakeData,
+    recorder: Any = None,
+    changes: dict[str, object] | None = None,
+    output: Path | None = None,
+    **settings: object,
+) -> tuple[Any, Any]:
     model = small_network()
     chosen = AsyncConfig(engine="ray", **{"algorithm": "asgd", "workers": 2, **settings})  # type: ignore[arg-type]
     asked = config(asynchronous=chosen, **(changes or {}))
-    result = train(model, data, asked, device="cpu", progress=recorder or Recorder())
+    result = train(model, data, asked, device="cpu", progress=recorder or Recorder(), output=output)
     return model, result
 
 
@@ -139,6 +145,14 @@ class TestDeaths:
         thread.join()
         assert stopped.is_set() and result.asynchronous["gradients"] == result.asynchronous["updates"] == 600
         assert any("has been silent" in line for line in killer.lines)
+
+    def test_a_run_that_the_rate_ended_early_is_finished_when_it_is_resumed(self, tmp_path: Path) -> None:
+        changes = {"epochs": 30, "schedule": "auto", "auto_lr": {"rule": "literal", "interval": 2, "max_drops": 1}}
+        data = fake_data(64, 24)
+        _, first = run(data, changes=changes, output=tmp_path)
+        assert 8 <= len(first.history) < 30
+        _, again = run(data, changes=changes, output=tmp_path)
+        assert again.history == first.history
 
     def test_divergence_comes_back_as_one_line(self) -> None:
         with pytest.raises(RunError, match="lower learning rate") as caught:

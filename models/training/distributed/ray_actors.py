@@ -139,9 +139,9 @@ class ServerActor:
         """Weights and statistics of now."""
         return _arrays(self._weights())
 
-    def kept_state(self) -> dict[str, Any] | None:
-        """What the driver gave to keep, perhaps to an earlier incarnation."""
-        return self.kept
+    def kept_state(self) -> tuple[dict[str, Any] | None, bool]:
+        """What the driver gave to keep, perhaps to an earlier incarnation; whether the learning rate has nothing left to try."""
+        return self.kept, self.server.rate.finished
 
     def keep(self, state: dict[str, Any] | None, closed: tuple[int, float | None] | None) -> bool:
         """Save, with the driver's `state` where there is a new one; whether the learning rate has nothing left to try.

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fineprune.common.errors import FinepruneError, RunError, UsageError
+from fineprune.common.errors import FinepruneError, RunError, UsageError, said_by
 
 from ..evaluate import Evaluation, NonFiniteLossError, evaluate
 from ..interfaces import SplitLike
@@ -105,8 +105,7 @@ def _cluster(settings: AsyncConfig) -> Iterator[None]:
     try:
         ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"Ray does not start{f' at {settings.address}' if settings.address else ''}: {reason}") from error
+        raise UsageError(f"Ray does not start{f' at {settings.address}' if settings.address else ''}: {said_by(error)}") from error
     try:
         cpus = ray.cluster_resources().get("CPU", 0)
         if cpus < settings.workers + 1:
@@ -241,7 +240,8 @@ class RayEngine:
         """The server has done so."""
 
     def load(self) -> dict[str, Any] | None:
-        state: dict[str, Any] | None = self._call("kept_state")
+        state: dict[str, Any] | None
+        state, self.finished = self._call("kept_state")
         return state
 
     def save(self, state: Mapping[str, Any]) -> None:
@@ -273,7 +273,7 @@ class RayEngine:
             except RayTaskError as error:
                 if isinstance(error.cause, FinepruneError):
                     raise error.cause from None
-                raise RunError(f"worker {m} failed: {_first_line(error.cause or error)}") from error
+                raise RunError(f"worker {m} failed: {said_by(error.cause or error)}") from error
 
     def _replace(self, m: int, error: Exception) -> None:
         self.deaths[m] += 1
@@ -281,7 +281,7 @@ class RayEngine:
         if getattr(error, "actor_init_failed", False):
             raise RunError(f"worker {m} cannot start: {_last_line(error)}") from error
         if self.deaths[m] > _MAX_DEATHS:
-            raise RunError(f"worker {m} died {self.deaths[m]} times, lastly: {_first_line(error)}") from error
+            raise RunError(f"worker {m} died {self.deaths[m]} times, lastly: {said_by(error)}") from error
         self.task.progress.log(f"worker {m} died and is restarted; its batch is handed out again")
         self._call("give_up", m)
         self._start(m)
@@ -326,7 +326,7 @@ class RayEngine:
                 raise (error.cause if isinstance(error.cause, FinepruneError) else error) from None
             except (RayActorError, GetTimeoutError) as error:
                 if time.monotonic() > deadline:
-                    raise RunError(f"the server cannot be reached for {_RESTART_S:.0f} s: {_first_line(error)}") from error
+                    raise RunError(f"the server cannot be reached for {_RESTART_S:.0f} s: {said_by(error)}") from error
                 time.sleep(_POLL_S)
 
 
@@ -354,7 +354,3 @@ def _ship_by_value(model: nn.Module, split: Any) -> None:
 
 def _last_line(error: BaseException) -> str:
     return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
