@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from fineprune.common.errors import RunError
+from fineprune.common.errors import RunError, said_by
 from fineprune.common.files import atomic_path, own_file, remove_leftovers
 from fineprune.common.processes import Group
 
@@ -60,7 +60,7 @@ def load_state(output: Path, identity: Mapping[str, str]) -> dict[str, Any] | No
         state = torch.load(path, map_location="cpu", weights_only=True)
         version, theirs = state["format"], dict(state["identity"])
     except Exception as error:  # torch raises many kinds for damaged archives
-        raise RunError(f"{path} is not a whole training state ({_first_line(error)}); delete it to train from the start") from error
+        raise RunError(f"{path} is not a whole training state ({said_by(error)}); delete it to train from the start") from error
     if version != _FORMAT:
         raise RunError(f"{path} has format {version}, this version reads {_FORMAT}; delete it to train from the start")
     differences = [
@@ -119,13 +119,9 @@ def restoring(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # whatever a part of the training says to values that are not its own
-        what = f"{type(error).__name__}: {_first_line(error)}"
+        what = f"{type(error).__name__}: {said_by(error)}"
         raise RunError(f"{path} is not a whole training state ({what}); delete it to train from the start") from error
 
 
 def _digest(mask: Tensor) -> str:
     return hashlib.sha256(mask.cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

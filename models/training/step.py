@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fineprune.common.errors import FinepruneError, RunError
+from fineprune.common.errors import FinepruneError, RunError, said_by
 
 from .config import TrainConfig
 from .device import autocast
@@ -106,7 +106,7 @@ def forward(model: nn.Module, x: Tensor) -> Any:
     except Exception as error:  # the network's own code may raise anything
         shape = "x".join(map(str, x.shape[1:]))
         remedy = _why_unfit(model, x) or "build it for such images"
-        raise RunError(f"the model failed on {x.shape[0]} images of {shape}: {_first_line(error)}; {remedy}") from error
+        raise RunError(f"the model failed on {x.shape[0]} images of {shape}: {said_by(error)}; {remedy}") from error
 
 
 def backward(loss: Tensor, images: int) -> None:
@@ -116,7 +116,7 @@ def backward(loss: Tensor, images: int) -> None:
     except torch.OutOfMemoryError as error:
         raise RunError(f"{loss.device} has too little memory for {images} images at a time; use a smaller batch size") from error
     except Exception as error:  # as above
-        raise RunError(f"no gradient can be computed through the model's forward: {_first_line(error)}; change that operation") from error
+        raise RunError(f"no gradient can be computed through the model's forward: {said_by(error)}; change that operation") from error
 
 
 def _why_unfit(model: nn.Module, x: Tensor) -> str | None:
@@ -126,10 +126,6 @@ def _why_unfit(model: nn.Module, x: Tensor) -> str | None:
             kind = str(weight.dtype).removeprefix("torch.")
             return f"{name} is {kind} and the images are {str(x.dtype).removeprefix('torch.')}: call .float() on the network first"
     return None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def check_logits(logits: Any, labels: Tensor) -> None:
