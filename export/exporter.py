@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fineprune.common.errors import RunError, UsageError
 from fineprune.common.files import atomic_path
 
-from .functions import OPSETS
+from .functions import MASKED_CONVS, OPSETS
 from .graph import Refusal
 
 if TYPE_CHECKING:
@@ -43,11 +43,11 @@ class ExportReport:
     @property
     def masked_layers(self) -> tuple[str, ...]:
         """Names of the convolutions that drop blocks."""
-        return tuple(layer.name for layer in self.layers if layer.ffp_kept < 1)
+        return tuple(layer.name for layer in self.layers if layer.op in MASKED_CONVS)
 
     def to_json(self) -> dict[str, Any]:
         """As plain values, for manifests and reports."""
-        return {**asdict(self), "masked_layers": list(self.masked_layers)}
+        return {**asdict(self), "layers": [layer.to_json() for layer in self.layers], "masked_layers": list(self.masked_layers)}
 
 
 def export_onnx(
@@ -82,7 +82,7 @@ def export_onnx(
         inline(graph, opset=opset)
     else:
         refusals += pack(graph, opset=opset)
-    properties["fineprune.layers"] = json.dumps([asdict(layer) for layer in layers])
+    properties["fineprune.layers"] = json.dumps([layer.to_json() for layer in layers])
     nodes = Counter(f"{node.domain}::{node.op_type}" if node.domain else node.op_type for node in graph.graph)
     content = _serialize(graph, properties)
     del graph

@@ -27,6 +27,7 @@ from fineprune.common.progress import Progress, Silent
 
 from .engine.ops.conv import CONVOLUTIONS
 from .engine.reader.protobuf import read_model
+from .functions import MASKED_CONVS
 
 if TYPE_CHECKING:
     from .engine.run.profile import Record
@@ -177,7 +178,7 @@ def _facts(path: Path | str) -> dict[str, Mapping[str, Any]]:
         layers = json.loads(properties["fineprune.layers"])
     except ValueError as error:
         raise RunError(f"{path}: fineprune.layers is not valid JSON ({error}); {_EDITED}") from error
-    require(layers, [{"name": str, "macs": int, "macs_dense": int, "ffp_kept": float}], f"{path}: fineprune.layers", _EDITED)
+    require(layers, [{"name": str, "macs": int, "macs_dense": int, "op": str}], f"{path}: fineprune.layers", _EDITED)
     return {layer["name"]: layer for layer in layers}
 
 
@@ -356,7 +357,7 @@ def why(row: LayerTime, facts: Mapping[str, Any]) -> str:
         causes.append(f"under {FIXED_US} us: fixed cost of a layer")
     elif row.kernel in CONVOLUTIONS and CONVOLUTIONS[row.kernel].limit:
         causes.append(CONVOLUTIONS[row.kernel].limit)
-    elif facts["ffp_kept"] < 1:
+    elif facts["op"] in MASKED_CONVS:
         causes.append("block masks: positions gathered one by one")
     return "; ".join(causes)
 

@@ -4,7 +4,7 @@
     pack_masks        M bool                      ->  UnpackMask(bits)               1 bit an element
     pack_weights      W float32 with zeros        ->  UnpackWeights(values, bits)    4 bytes a nonzero + 1 bit an element
 
-The bits are those of ops/mask_bits.py. A weight of exactly zero counts as dropped, whoever set it: an FWP mask needs no tensor of
+The bits are those of ops/mask_bits.py. A weight of exactly zero counts as dropped, whoever set it: a weight mask needs no tensor of
 its own, and filters zeroed by another method shrink as well.
 """
 

@@ -39,7 +39,7 @@ class Traced:
 def trace(model: nn.Module, input_shape: tuple[int, int, int], *, opset: int) -> tuple[Any, Traced]:
     """The ONNX graph (`onnxscript.ir.Model`) of `model` in eval mode, batch dimension symbolic, no function bodies yet.
 
-    Weights come out with their FWP mask applied. Raises UsageError for a model in training mode or one that does not accept
+    Weights come out with their masks applied. Raises UsageError for a model in training mode or one that does not accept
     `input_shape`, RunError for weights that are not finite, outputs that are random, or a model that torch cannot export for any batch.
     """
     _check_ready(model)

@@ -3,13 +3,14 @@
 trace -> simplify -> layer_facts -> pack (functions, compact tensors) or inline (standard operators only) -> serialised by exporter.py
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from fineprune.common.errors import RunError
+from fineprune.compressor.masks import KINDS
 from fineprune.ops.multiply_adds import multiply_adds
 
 from .fold_batchnorm import fold_batchnorm, fold_bias
@@ -46,10 +47,15 @@ class LayerFacts:
 
     name: str
     op: str
-    ffp_kept: float
-    fwp_kept: float
+    kept: Mapping[str, float]
+    """By kind of mask."""
     macs_dense: int
     macs: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, as files have them: NAME_kept for every kind of mask."""
+        kept = {f"{name}_kept": fraction for name, fraction in self.kept.items()}
+        return {"name": self.name, "op": self.op, **kept, "macs_dense": self.macs_dense, "macs": self.macs}
 
 
 def simplify(model: Any) -> list[Refusal]:
@@ -147,12 +153,12 @@ def layer_facts(model: Any) -> list[LayerFacts]:
         group = node.attributes["group"].as_int() if "group" in node.attributes else 1
         mask = constant(node.inputs[2]) if is_masked_conv(node) else None
         convolution = weights.shape, int(np.prod(shape[2:])), group
+        kept = 1.0 if mask is None else float(mask.mean()), float(np.count_nonzero(weights) / weights.size)
         facts.append(
             LayerFacts(
                 name=node.name,
                 op=node.op_type,
-                ffp_kept=1.0 if mask is None else float(mask.mean()),
-                fwp_kept=float(np.count_nonzero(weights) / weights.size),
+                kept={kind.name: kind.kept_in_file(*kept) for kind in KINDS},
                 macs_dense=multiply_adds(*convolution),
                 macs=multiply_adds(*convolution, blocks=mask, weights=weights),
             )

@@ -36,6 +36,10 @@ class MaskKind(Protocol):
         """What it drops of the weights, bool [F,C/groups,kh,kw]: layers, counts, export and engine need nothing else of it."""
         ...
 
+    def kept_in_file(self, blocks: float, weights: float) -> float:
+        """Of the fractions that an exported file keeps of blocks and of weights (zeros, whatever dropped them): that of what it masks."""
+        ...
+
 
 def buffer(kind: MaskKind) -> str:
     """What a layer, and its network's state dict, call a mask."""

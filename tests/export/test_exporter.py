@@ -99,8 +99,11 @@ def test_metadata(packed: Any) -> None:
     assert layers["body"]["macs_dense"] == 6 * 5 * 20 * 2 * 9
     assert layers["body"]["ffp_kept"] == pytest.approx(body.ffp_mask.float().mean().item())
     assert layers["weights_only"]["ffp_kept"] == 1 and layers["stem"]["fwp_kept"] == 1
+    assert list(layers["body"]) == ["name", "op", "ffp_kept", "fwp_kept", "macs_dense", "macs"]
     assert proto.producer_name == "fineprune"
-    assert json.loads(json.dumps(packed.report.to_json(), allow_nan=False))["masked_layers"] == list(packed.report.masked_layers)
+    report = json.loads(json.dumps(packed.report.to_json(), allow_nan=False))
+    assert report["layers"] == list(layers.values())
+    assert report["masked_layers"] == list(packed.report.masked_layers) == [name for name in layers if layers[name]["ffp_kept"] < 1]
 
 
 def test_no_paths_of_this_machine_in_the_file(packed: Any, dense: Any) -> None:
