@@ -113,6 +113,7 @@ def resize(node: "Node", reader: "Reader") -> list[Layer]:
 def _wanted(node: "Node", reader: "Reader", sizes: list[int]) -> tuple[list[Any], list[int]]:
     """(scales, sizes) of rows and columns, from whichever of the two inputs is there."""
     axes = node.attributes.get("axes", [0, 1, 2, 3])
+    node.require(isinstance(axes, list) and all(type(axis) is int for axis in axes), f"has axes={axes!r}, not whole numbers")
     node.support([axis % 4 for axis in axes] in ([0, 1, 2, 3], [2, 3]), f"axes {axes}")
     scaled = bool(node.input(2)) and reader.constant(node, 2).size > 0
     node.require(scaled != bool(node.input(3)), "has scales and sizes, or none of them")
@@ -120,7 +121,10 @@ def _wanted(node: "Node", reader: "Reader", sizes: list[int]) -> tuple[list[Any]
         scales = reader.weights(node, 2).reshape(-1)
         node.require(len(scales) == len(axes) and bool((scales > 0).all()), f"has scales {scales.tolist()} of axes {axes}")
         node.support(bool((scales[:-2] == 1).all()), "scales of the batch or of channels")
-        return [*scales[-2:]], [int(np.floor(np.float32(size) * scale)) for size, scale in zip(sizes, scales[-2:], strict=True)]
+        with np.errstate(over="ignore"):
+            made = np.floor(np.array(sizes, np.float32) * scales[-2:])
+        node.require(bool(np.isfinite(made).all()), f"makes {made.tolist()} of {sizes}")
+        return [*scales[-2:]], [int(size) for size in made]
     wanted = reader.integers(node, 3)
     node.require(len(wanted) == len(axes), f"has sizes {wanted} of axes {axes}")
     same_batch = len(axes) == 2 or (wanted[0] == reader.batch and wanted[1] == reader.image(node, 0)[0])

@@ -1,5 +1,6 @@
 """Resize in the engine, against ONNX Runtime."""
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -113,6 +114,18 @@ def test_other_forms_go_to_onnx_runtime(why: str, content: bytes) -> None:
         np.testing.assert_array_equal(session.run(None, {"x": x})[0], expected)
 
 
-def test_neither_scales_nor_sizes() -> None:
-    with pytest.raises(RunError, match="scales and sizes, or none of them"):
-        Session(network((3, 4, 5)), fallback=False)
+@pytest.mark.parametrize(
+    ("why", "content"),
+    [
+        ("scales and sizes, or none of them", network((3, 4, 5))),
+        (r"makes \[inf, 10.0\] of \[4, 5\]", network((3, 4, 5), (1, 1, 3e38, 2))),
+        (r"makes \[0, 10\] of \[4, 5\]", network((3, 4, 5), (1, 1, 0.1, 2))),
+        ("has axes=2, not whole numbers", network((3, 4, 5), (2, 2), axes=2)),
+        ("not whole numbers", network((3, 4, 5), (2, 2), axes=["a", "b"])),
+    ],
+)
+def test_damaged_files(why: str, content: bytes) -> None:
+    with pytest.raises(RunError, match=f"{why}.*the file is damaged"):
+        Session(content, fallback=False)
+    with contextlib.suppress(RunError):  # ONNX Runtime loads some of them
+        Session(content).close()
