@@ -131,8 +131,8 @@ def split(node: "Node", reader: "Reader") -> list[Layer]:
     else:
         count = node.integer("num_outputs", len(node.outputs))
         node.require(0 < count == len(node.outputs), f"has num_outputs={count} and {len(node.outputs)} outputs")
-        part = -(-x[0] // count)
-        sizes = [part] * (count - 1) + [x[0] - part * (count - 1)]
+        share = -(-x[0] // count)
+        sizes = [share] * (count - 1) + [x[0] - share * (count - 1)]
     node.require(len(sizes) == len(node.outputs) and min(sizes) > 0 and sum(sizes) == x[0], f"makes {sizes} of {x[0]} channels")
     layers: list[Layer] = []
     for k, first in enumerate(np.cumsum([0, *sizes[:-1]]).tolist()):
@@ -148,13 +148,13 @@ def shuffle(first: "Node", middle: "Node", last: "Node", reader: "Reader") -> li
     """Reshape to [N,g,C/g,H,W], Transpose of g and C/g, Reshape back: output channel k*g + q is input channel q*(C/g) + k."""
     C, H, W = reader.image(first, 0)
     inner = reader.integers(first, 1)
-    same = (-1, 0, reader.batch)
-    first.support(len(inner) == 5 and inner[0] in same and inner[3:] == [H, W], f"a reshape to {inner}")
+    batch = (-1, 0, reader.batch)
+    first.support(len(inner) == 5 and inner[0] in batch and inner[3:] == [H, W], f"a reshape to {inner}")
     groups = inner[1]
     first.support(groups > 0 and C % groups == 0 and inner[2] == C // groups, f"a reshape to {inner}")
     middle.support(middle.attributes.get("perm") == [0, 2, 1, 3, 4], "another permutation")
     outer = reader.integers(last, 1)
-    last.support(outer[1:] == [C, H, W] and outer[0] in same, f"a reshape to {outer}")
+    last.support(outer[1:] == [C, H, W] and outer[0] in batch, f"a reshape to {outer}")
     size = (C // groups, H, W)
     pieces = tuple(Piece(source=0, size=size, start=(q * size[0], 0, 0), to=(q, 0, 0), to_step=(groups, 1, 1)) for q in range(groups))
     output = reader.define(last, (C, H, W))

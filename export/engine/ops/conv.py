@@ -160,9 +160,16 @@ def conv(node: "Node", reader: "Reader") -> list[Layer]:
         node.require(node.integer("channels", x[0]) == x[0], f"has channels={node.integer('channels', 0)}, its input {x[0]}")
     mask = _mask(node, reader, (x[0], *shape.output)) if masked else None
     bias = _bias(node, reader, 3 if masked else 2, F)
-    output = reader.define(node, (F, *shape.output))
-    name = node.name if node.name else output
-    return [Conv(name=name, inputs=(reader.tensor(node.inputs[0]),), output=output, shape=shape, weights=weights, bias=bias, mask=mask)]
+    layer = Conv(
+        name=node.name,
+        inputs=(reader.tensor(node.inputs[0]),),
+        output=reader.define(node, (F, *shape.output)),
+        shape=shape,
+        weights=weights,
+        bias=bias,
+        mask=mask,
+    )
+    return [layer]
 
 
 def _mask(node: "Node", reader: "Reader", shape: Box) -> NDArray[np.bool_]:

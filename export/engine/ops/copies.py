@@ -7,6 +7,9 @@ columns, squares of LANES x LANES of them are transposed in registers. Of number
 in vectors that follow each other on both sides.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -34,46 +37,6 @@ def plan(source: View, target: View, size: Box, *, kernel: str = "copy", tensor:
     item_bytes = source.dtype.itemsize
     meta = META.pack(source=source.place, target=target.place, channels=C, rows=H, columns=W, item_bytes=item_bytes, tensor=tensor)
     return Op(kernel=kernel, meta=meta, costs=np.ones(H))
-
-
-@jit
-def copy(first: int, last: int, source: NDArray, target: NDArray, meta: NDArray, op: int) -> None:
-    """Work items first <= k < last from one array of slots to another."""
-    if fields(meta, op).item_bytes == 1:
-        _bytes(first, last, source.view(np.uint8), target.view(np.uint8), meta, op)
-    else:
-        _slots(first, last, source, target, meta, op)
-
-
-@jit_inlined
-def _slots(first: int, last: int, source: NDArray, target: NDArray, meta: NDArray, op: int) -> None:
-    m = fields(meta, op)
-    sc, si, sj, tc, ti, tj = m.source.channel, m.source.row, m.source.pixel, m.target.channel, m.target.row, m.target.pixel
-    C, W, rows = m.channels, m.columns, last - first
-    s, t = m.source.start + first * si, m.target.start + first * ti
-    if sj == 1 and tj == 1:
-        _lines(source, s, sc, si, target, t, tc, ti, C, rows, W)
-    elif sc == 1 and tc == 1:
-        _lines(source, s, si, sj, target, t, ti, tj, rows, W, C)
-    else:
-        for i in range(rows):
-            _row(source, s + i * si, sc, sj, target, t + i * ti, tc, tj, C, W)
-
-
-@jit_inlined
-def _bytes(first: int, last: int, source: NDArray, target: NDArray, meta: NDArray, op: int) -> None:
-    """The same from one array of bytes to another."""
-    m = fields(meta, op)
-    sc, si, sj, tc, ti, tj = m.source.channel, m.source.row, m.source.pixel, m.target.channel, m.target.row, m.target.pixel
-    C, W, rows = m.channels, m.columns, last - first
-    s, t = m.source.start + first * si, m.target.start + first * ti
-    if sj == 1 and tj == 1:
-        _byte_lines(source, s, sc, si, target, t, tc, ti, C, rows, W)
-    elif sc == 1 and tc == 1:
-        _byte_lines(source, s, si, sj, target, t, ti, tj, rows, W, C)
-    else:
-        for i in range(rows):
-            _rest(source, s + i * si, sc, sj, target, t + i * ti, tc, tj, C, W)
 
 
 @jit
@@ -134,6 +97,38 @@ def _rest(source: NDArray, s: int, sc: int, sj: int, target: NDArray, t: int, tc
     for j in range(W):
         for c in range(C):
             target[t + c * tc + j * tj] = source[s + c * sc + j * sj]
+
+
+def _rows(lines: Callable[..., None], row: Callable[..., None]) -> Any:
+    """Work items first <= k < last; lines: moves numbers that follow each other on both sides, row: a row of others."""
+
+    @jit_inlined
+    def rows(first: int, last: int, source: NDArray, target: NDArray, meta: NDArray, op: int) -> None:
+        m = fields(meta, op)
+        sc, si, sj, tc, ti, tj = m.source.channel, m.source.row, m.source.pixel, m.target.channel, m.target.row, m.target.pixel
+        C, W, count = m.channels, m.columns, last - first
+        s, t = m.source.start + first * si, m.target.start + first * ti
+        if sj == 1 and tj == 1:
+            lines(source, s, sc, si, target, t, tc, ti, C, count, W)
+        elif sc == 1 and tc == 1:
+            lines(source, s, si, sj, target, t, ti, tj, count, W, C)
+        else:
+            for i in range(count):
+                row(source, s + i * si, sc, sj, target, t + i * ti, tc, tj, C, W)
+
+    return rows
+
+
+_slots, _bytes = _rows(_lines, _row), _rows(_byte_lines, _rest)
+
+
+@jit
+def copy(first: int, last: int, source: NDArray, target: NDArray, meta: NDArray, op: int) -> None:
+    """Work items first <= k < last from one array of slots to another."""
+    if fields(meta, op).item_bytes == 1:
+        _bytes(first, last, source.view(np.uint8), target.view(np.uint8), meta, op)
+    else:
+        _slots(first, last, source, target, meta, op)
 
 
 @kernel("copy")

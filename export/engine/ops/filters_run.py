@@ -16,7 +16,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from fineprune.ops.simd import LANES
@@ -24,6 +23,7 @@ from fineprune.ops.simd.vectors import clipped
 
 from ..ir.network import kernel
 from ..ir.record import INT, Record
+from ..jit import jit, jit_merged
 from .filters_simd import (
     REGISTERS,
     add_channels,
@@ -68,10 +68,7 @@ DEPTHWISE = 0
 """Stands for the vectors of a panel of LANES channels of a depthwise convolution, whose activations are in the lanes too."""
 
 
-_OPTIONS = {"nogil": True, "boundscheck": False, "error_model": "numpy"}
-
-
-@njit(forceinline=True, **_OPTIONS)
+@jit_merged
 def fetch(constants: NDArray, ahead: int, pace: int, count: int) -> int:
     """Fetch so many lines of weights; where to go on."""
     for k in range(count):
@@ -119,7 +116,7 @@ def _tiles(rows: int, vectors: int, add: Callable[..., Any]) -> Any:
             at += rows
         return at
 
-    return njit(forceinline=True, **_OPTIONS)(tiles)
+    return jit_merged(tiles)
 
 
 def _own(rows: int, vectors: int) -> Any:
@@ -181,7 +178,7 @@ def _own(rows: int, vectors: int) -> Any:
             ends += 2
         return ahead
 
-    return njit(forceinline=True, **_OPTIONS)(tiles)
+    return jit_merged(tiles)
 
 
 def _item(vectors: int, add: Callable[..., Any] = add_tap) -> Any:
@@ -229,7 +226,7 @@ def _item(vectors: int, add: Callable[..., Any] = add_tap) -> Any:
             at = small(at, stop, mode, first, last, weights, bias, sums, x, y, residual, tables, slots, arena, constants, index, low, high)
             one(at, stop, mode, first, last, weights, bias, sums, x, y, residual, tables, slots, arena, constants, index, low, high)
 
-    return njit(**_OPTIONS)(item)
+    return jit(item)
 
 
 _one, _two = _item(1), _item(2)
@@ -238,7 +235,7 @@ _depthwise = _item(1, add_channels)
 
 
 @kernel("filters")
-@njit(**_OPTIONS)
+@jit
 def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
     m = _fields(meta, op)
     base, numbers, x, y, residual, zeros = m.index, m.constants, m.x, m.y, m.residual, scratch + m.zeros

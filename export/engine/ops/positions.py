@@ -10,6 +10,8 @@ a channel is masked in a whole tile of positions (some hundred of them).
 import numpy as np
 from numpy.typing import NDArray
 
+from fineprune.ops.simd import LANES
+
 from ..ir import costs
 from ..ir.conv import ConvShape, Epilogue, Op, View
 from . import positions_kernel as kernel
@@ -32,7 +34,7 @@ from .positions_plan import (
     tiling,
     variants,
 )
-from .positions_simd import LANES, OFFSET_UNIT
+from .positions_simd import OFFSET_UNIT
 
 __all__ = ["counts", "estimate", "forms", "plan", "run", "supports"]
 

@@ -6,10 +6,11 @@ Which taps filters share decides between the dearest counts, so that a sample of
 import numpy as np
 from numpy.typing import NDArray
 
+from fineprune.ops.simd import LANES
+
 from ..ir.conv import ConvShape
 from ..ir.costs import Counts
 from .positions_plan import BLOCK_LINES, DROPPED, MASKED, MOST_FILTERS, WHOLE, Tiling, channel_lines, channel_states, pairs
-from .positions_simd import LANES
 
 ENTRY_BYTES, CACHED_BYTES = 6, 1 << 18
 """A kept weight with its offset; what of them is taken to lie near from the run before: the rest comes from further away within a network

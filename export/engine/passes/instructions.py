@@ -8,7 +8,7 @@ from functools import partial
 
 from fineprune.ops.simd import LANES
 
-from ..ir.conv import Op, View
+from ..ir.conv import Margins, Op, View
 from ..ir.dtypes import DType
 from ..ir.network import NCHW, Box, Layer, Piece
 from ..ops import copies
@@ -60,7 +60,7 @@ class Instructions:
     def __init__(self, boxes: Mapping[str, Box], dtypes: dict[str, DType], movable: set[str]) -> None:
         self.dtypes = dtypes
         self.list: list[Instruction] = []
-        self.margins: dict[Key, memory.Margins] = {}
+        self.margins: dict[Key, Margins] = {}
         self.over: dict[Key, Key] = {}
         self.within: dict[Key, tuple[Key, Piece]] = {}
         self.partial: set[Key] = set()

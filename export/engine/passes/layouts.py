@@ -10,7 +10,7 @@ that the minimum cut is the best choice, not an approximation.
 
 from collections import defaultdict, deque
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from ..ir import costs
@@ -89,7 +89,7 @@ def _explained(choice: Choice, found: Sequence[Candidate]) -> Choice:
     if not found:
         return choice
     listed = ", ".join(f"{c.kernel} {c.layout} {c.seconds * 1e6:.1f} us" for c in sorted(found, key=lambda c: c.seconds))
-    return Choice(layout=choice.layout, needs=choice.needs, kernel=choice.kernel, reason=listed)
+    return replace(choice, reason=listed)
 
 
 Node = int | str | tuple[str, str]

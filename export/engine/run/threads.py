@@ -43,8 +43,9 @@ class Team:
         for worker in self._workers:
             worker.start()
 
-    def run(self, count: int, tensors: Sequence[NDArray[np.float32]], operations: range | None = None) -> None:
-        """A batch of `count` samples: inputs, then outputs, each [count, ...], float32, contiguous; all operations, or only some."""
+    def run(self, count: int, tensors: Sequence[NDArray], operations: range | None = None) -> None:
+        """A batch of `count` samples: inputs, then outputs, each [count, ...], of the program's types, contiguous; all operations, or
+        only some."""
         chosen = self._operations if operations is None else operations
         self._fields[interpreter.COUNT] = count
         self._fields[interpreter.BEGIN], self._fields[interpreter.END] = chosen.start, chosen.stop
