@@ -16,6 +16,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +40,8 @@ def main() -> None:
     if arguments.worker:
         serve(dict(runs(arguments.files, arguments.threads, arguments.training, arguments.paths[0])), arguments.turn)
         return
-    sides = [Side(path, arguments) for path in arguments.paths]
-    ratios: dict[str, list[float]] = {}
-    for name in sides[0].names:
-        for side in sides:
-            side.run(name)
-        pairs = [paired(sides, name, turn % 2 == 1) for turn in range(arguments.pairs)]
-        ratios[name] = [b / a for a, b in pairs]
-        print(row(name, ratios[name], statistics.median(a for a, _ in pairs)), flush=True)
-        if arguments.json:
-            arguments.json.write_text(json.dumps(ratios, indent=1) + "\n")
+    with closing(Side(arguments.paths[0], arguments)) as one, closing(Side(arguments.paths[1], arguments)) as other:
+        ratios = compare((one, other), arguments)
     medians = [statistics.median(found) for found in ratios.values()]
     print(f"| median of {len(medians)} rows | | {statistics.median(medians):.3f} | {min(medians):.3f} to {max(medians):.3f} | |")
 
@@ -74,12 +68,30 @@ class Side:
         print(name, file=self._process.stdin, flush=True)
         return float(self._answer())
 
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate()
+
     def _answer(self) -> Any:
         assert self._process.stdout is not None
         return json.loads(self._process.stdout.readline())
 
 
-def paired(sides: list[Side], name: str, other_first: bool) -> tuple[float, float]:
+def compare(sides: tuple[Side, Side], arguments: argparse.Namespace) -> dict[str, list[float]]:
+    """The ratios of all pairs by the names of the rows, which are printed as they are made."""
+    ratios: dict[str, list[float]] = {}
+    for name in sides[0].names:
+        for side in sides:
+            side.run(name)
+        pairs = [paired(sides, name, turn % 2 == 1) for turn in range(arguments.pairs)]
+        ratios[name] = [b / a for a, b in pairs]
+        print(row(name, ratios[name], statistics.median(a for a, _ in pairs)), flush=True)
+        if arguments.json:
+            arguments.json.write_text(json.dumps(ratios, indent=1) + "\n")
+    return ratios
+
+
+def paired(sides: tuple[Side, Side], name: str, other_first: bool) -> tuple[float, float]:
     """Seconds of both, one right after the other."""
     found = {number: sides[number].run(name) for number in ((1, 0) if other_first else (0, 1))}
     return found[0], found[1]
@@ -115,8 +127,8 @@ def runs(files: list[Path], threads: list[int], training: bool, path: Path) -> I
         for count in threads:
             session = Session(file, threads=count)
             [given] = session.get_inputs()
-            x = np.random.default_rng(0).standard_normal((1, *given.shape[1:]), np.float32)
-            yield f"{file.parent.name}/{file.stem}, {count} thread{'s' * (count > 1)}", lambda s=session, n=given.name, x=x: s.run(None, {n: x})  # type: ignore[misc]
+            feeds = {given.name: np.random.default_rng(0).standard_normal((1, *given.shape[1:]), np.float32)}
+            yield f"{file.parent.name}/{file.stem}, {count} thread{'s' * (count > 1)}", partial(session.run, None, feeds)
     if training:
         sys.path.insert(0, str(program(path, "benchmarks/training_step.py").parent))
         import torch
