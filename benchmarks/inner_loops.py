@@ -1,0 +1,118 @@
+"""The inner loops of a kernel of the engine as they are emitted for any CPU, on any machine: where the multiply-adds are, and what spills.
+
+    python benchmarks/inner_loops.py positions --target neon
+
+Numba translates a kernel to LLVM's language, for registers like the target's and without optimisation; LLVM optimises that and emits it for
+the target. A loop here is a run of instructions that ends with a branch back to its first one, and holds no other loop.
+"""
+
+import os
+import re
+import tempfile
+import warnings
+from dataclasses import dataclass
+
+import click
+from llvmlite import binding
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A kind of CPU: LLVM's names of it."""
+
+    triple: str
+    cpu: str
+    features: str
+
+
+TARGETS = {
+    "avx512": Target(triple="x86_64-unknown-linux-gnu", cpu="znver5", features="+avx512f,+avx2,+fma"),
+    "avx2": Target(triple="x86_64-unknown-linux-gnu", cpu="znver3", features="+avx2,+fma"),
+    "neon": Target(triple="aarch64-unknown-linux-gnu", cpu="cortex-a72", features="+neon"),
+}
+_LABEL = re.compile(r"^([.\w$]+):")
+_BRANCH = re.compile(r"^\s+(?:j\w+|b|b\.\w+|cbn?z|tbn?z)\s.*?([.\w$]+)\s*(?:[#/].*)?$")
+_MULTIPLY_ADD = re.compile(r"^\s+(?:vfn?m(?:add|sub)\w*ps|fml[as])\s")
+_SPILL = re.compile(r"(?:Spill|Reload)")
+_VECTOR = re.compile(r"\b(?:[xyz]mm|q|v)\d+\b")
+
+
+@dataclass(frozen=True)
+class Loop:
+    """Instructions of an inner loop."""
+
+    lines: tuple[str, ...]
+
+    @property
+    def multiply_adds(self) -> int:
+        """Vector instructions that multiply and add."""
+        return sum(bool(_MULTIPLY_ADD.match(line)) for line in self.lines)
+
+    @property
+    def spills(self) -> int:
+        """Instructions that keep a vector on the stack or fetch it from there."""
+        return sum(bool(_SPILL.search(line) and _VECTOR.search(line)) for line in self.lines)
+
+
+def language(kernel: str, target: Target) -> str:
+    """What Numba makes of a kernel for the registers of `target`, unoptimised. Once in a process, before anything imports Numba."""
+    os.environ |= {"NUMBA_OPT": "0", "NUMBA_CACHE_DIR": tempfile.mkdtemp()}
+    warnings.simplefilter("ignore")  # what isn't optimised isn't kept
+    from numba import float32, int32, int64
+
+    from fineprune.ops import numba_door
+
+    numba_door.host_features = lambda: target.features  # the engine's tiles depend on it
+    from fineprune.export.engine import Session  # noqa: F401 - loads the operations
+    from fineprune.export.engine.ir.network import KERNELS
+
+    if kernel not in KERNELS:
+        raise click.UsageError(f"no kernel {kernel!r}; there are {', '.join(sorted(KERNELS))}")
+    function = KERNELS[kernel]
+    function.compile((int64, int64, int64, float32[::1], float32[::1], int32[::1], int64[::1], int64))
+    return str(function.inspect_llvm(function.signatures[0]))
+
+
+def emit(text: str, target: Target) -> str:
+    """Assembly of a module in LLVM's language."""
+    binding.initialize_all_targets()
+    binding.initialize_all_asmprinters()
+    machine = binding.Target.from_triple(target.triple).create_target_machine(cpu=target.cpu, features=target.features, opt=3)
+    machine.set_asm_verbosity(True)
+    text = re.sub(r"^target (?:triple|datalayout) = .*$", "", text, flags=re.MULTILINE)
+    module = binding.parse_assembly(text)
+    module.triple, module.data_layout = target.triple, str(machine.target_data)
+    options = binding.create_pipeline_tuning_options(speed_level=3)
+    options.loop_vectorization = options.loop_unrolling = options.slp_vectorization = True
+    builder = binding.create_pass_builder(machine, options)
+    builder.getModulePassManager().run(module, builder)
+    return str(machine.emit_assembly(module))
+
+
+def inner_loops(assembly: str) -> list[Loop]:
+    """In their order."""
+    loops, lines, label = [], list[str](), ""
+    for line in assembly.splitlines():
+        if found := _LABEL.match(line):
+            label, lines = found[1], []
+        elif line.startswith("\t") and not line.startswith("\t."):
+            lines.append(line)
+            if (branch := _BRANCH.match(line)) and branch[1] == label:
+                loops.append(Loop(tuple(lines)))
+    return loops
+
+
+@click.command(help="Show the inner loops of a kernel with the most multiply-adds.")
+@click.argument("kernel")
+@click.option("--target", type=click.Choice(list(TARGETS)), default="neon", show_default=True)
+@click.option("--loops", default=1, show_default=True, help="How many of them to print.")
+def main(kernel: str, target: str, loops: int) -> None:
+    found = [loop for loop in inner_loops(emit(language(kernel, TARGETS[target]), TARGETS[target])) if loop.multiply_adds]
+    for loop in found:
+        print(f"{kernel}, {target}: {len(loop.lines)} instructions, {loop.multiply_adds} multiply-adds, {loop.spills} spills")
+    for loop in sorted(found, key=lambda loop: -loop.multiply_adds)[:loops]:
+        print("", *loop.lines, sep="\n")
+
+
+if __name__ == "__main__":
+    main()
