@@ -5,40 +5,38 @@ that a new one is tried by tests/ops/test_numba_door.py, which exercises each na
 """
 
 import contextlib
+import ctypes
 import functools
 import inspect
 import logging
 import pickle
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import llvmlite
-import numba
-import numpy as np
 from llvmlite import binding, ir
-from numba import config
+from numba import config, njit
 from numba.core import cgutils
 from numba.core.caching import Cache, CompileResultCacheImpl, _CacheLocator
 from numba.core.ccallback import CFunc
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.extending import intrinsic, models, register_model
-from numba.misc.appdirs import AppDirs
 from numba.np.arrayobj import make_array, populate_array
 
 __all__ = [
     "array_at",
     "array_data",
     "callback",
+    "compiled",
     "declared",
     "host_cpu",
     "host_features",
     "inlined",
     "ir",
     "keep",
+    "part",
     "registered",
-    "user_cache_folder",
-    "versions",
 ]
 
 _LOG = logging.getLogger(__name__)
@@ -54,11 +52,6 @@ class Place(Protocol):
     def stamp(self) -> str: ...
 
 
-def versions() -> tuple[str, ...]:
-    """Of everything that turns a function into machine code."""
-    return numba.__version__, llvmlite.__version__, np.__version__, sys.version
-
-
 def host_cpu() -> str:
     """LLVM's name of the CPU."""
     return str(binding.get_host_cpu_name())
@@ -69,11 +62,6 @@ def host_features() -> str:
     return str(binding.get_host_cpu_features().flatten() if config.CPU_FEATURES is None else config.CPU_FEATURES)
 
 
-def user_cache_folder(application: str) -> Path:
-    """Where this user's applications keep what they can make again."""
-    return Path(AppDirs(appname=application, appauthor=False).user_cache_dir)
-
-
 def callback(function: Callable[..., Any], kind: Any, options: Mapping[str, Any], place: Place) -> Any:
     """Compile `function` now, as C code calls it (`address`, `ctypes`), and keep the result; `kind`: its Numba signature."""
     compiled: Any = CFunc(function, (kind.args, kind.return_type), {}, dict(options))
@@ -81,6 +69,70 @@ def callback(function: Callable[..., Any], kind: Any, options: Mapping[str, Any]
         compiled._cache = _cache(function, place)
     compiled.compile()
     return compiled
+
+
+def compiled(function: Callable[..., Any], kind: Any, options: Mapping[str, Any]) -> tuple[str, tuple[str, ...], bytes]:
+    """`function` as C code calls it, `kind` being its Numba signature: its name in its object code, what that needs of others, the code."""
+    made: Any = CFunc(function, (kind.args, kind.return_type), {}, dict(options), pipeline_class=_WholeCompiler)
+    made.compile()
+    library = made._library
+    needs = [found.name for found in library._final_module.functions if found.is_declaration and not found.name.startswith("llvm.")]
+    return made.native_name, tuple(needs), library._get_compiled_object()
+
+
+def part(function: Callable[..., Any], options: Mapping[str, Any]) -> Any:
+    """`function` for what compiled functions call. Numba would optimise and translate each with all that it calls, for Python and for C
+    code, and then again as part of its callers; this does so only where a whole is made. Python cannot call it."""
+    return njit(pipeline_class=_PartCompiler, no_cpython_wrapper=True, no_cfunc_wrapper=True, **options)(function)
+
+
+class _Compiler(CompilerBase):
+    _library: type[JITCodeLibrary]
+
+    def define_pipelines(self) -> list[Any]:
+        self.state.library = self._library(self.state.targetctx.codegen(), self.state.func_id.func_qualname)
+        self.state.library.enable_object_caching()
+        return [DefaultPassBuilder.define_nopython_pipeline(self.state)]
+
+
+class _Whole(JITCodeLibrary):
+    """What is called from outside by one name. LLVM is told so: what is left of the others is what it calls, as it calls it."""
+
+    def _optimize_final_module(self) -> None:
+        for function in self._final_module.functions:
+            if not function.is_declaration and not function.name.startswith("cfunc."):
+                function.linkage = "internal"
+        super()._optimize_final_module()
+
+
+class _Part(JITCodeLibrary):
+    """What others link, neither optimised nor translated on its own."""
+
+    def _optimize_final_module(self) -> None: ...
+
+    def _finalize_final_module(self) -> None:
+        self._finalize_dynamic_globals()
+        self._finalized = True
+
+    def get_pointer_to_function(self, name: str) -> int:
+        """Of something that raises TypeError: what Numba would call from Python is not there."""
+        self._ensure_finalized()
+        return int(ctypes.cast(ctypes.pythonapi.PyObject_GetIter, ctypes.c_void_p).value or 0)
+
+    @property
+    def codegen(self) -> "_Part":
+        """Who is asked to tell code where its environment lies, which a part has none of."""
+        return self
+
+    def set_env(self, name: str, environment: Any) -> None: ...
+
+
+class _WholeCompiler(_Compiler):
+    _library = _Whole
+
+
+class _PartCompiler(_Compiler):
+    _library = _Part
 
 
 def keep(compiled: Any, place: Place) -> Any:

@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fineprune.ops.jit import Compiler
+from fineprune.ops.keeper import Keeper
 from fineprune.ops.kernels import jit as kernels
 from fineprune.ops.kernels.layout import Map
 from fineprune.ops.kernels.simd import halve, tile_add, tile_count, tile_row_sums, tile_store_bytes, tile_where
 from fineprune.ops.simd import LANES, tile_load, tile_store, tile_zeros, transpose
 
-jit = Compiler("ranking", Path(__file__).parent, Path(kernels.__file__).parent).jit_cached
+jit = Compiler(Keeper("ranking", Path(__file__).parent, Path(kernels.__file__).parent)).jit_cached
 
 L2, L1, APOZ = 0, 1, 2
 NORMS = {"l2": L2, "l1": L1, "apoz": APOZ}

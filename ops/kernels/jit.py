@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from ..jit import Compiler
+from ..keeper import Keeper
 
-COMPILER = Compiler("kernels", Path(__file__).parent)
+COMPILER = Compiler(Keeper("kernels", Path(__file__).parent))
 
 jit = COMPILER.jit_cached

@@ -12,9 +12,6 @@ from numpy.typing import NDArray
 from ..numba_door import ir
 from .declare import Emitter, operation
 
-SPACING = 16
-"""int64s between atomics: each has cache lines of its own (two of them, since cores fetch pairs)."""
-
 _BYTES = 8
 _LOCK = threading.Lock()
 

@@ -159,10 +159,37 @@ def transpose_lines(source: NDArray, start: int, index: NDArray, lines: int, out
 _FLOATS = types.Array(types.float32, 1, "C")
 
 
-@operation(
-    lambda e: numba_door.array_at(e.context, e.builder, _FLOATS, *e.args),
-    lambda address, size: _FLOATS(types.intp, types.intp),
-)
+def _array(kind: Any) -> Any:
+    return operation(lambda e: numba_door.array_at(e.context, e.builder, kind, *e.args), lambda address, size: kind(types.intp, types.intp))
+
+
+@_array(_FLOATS)
 def floats(address: int, size: int) -> NDArray:
     """The float32 numbers at an address as an array; its owner has to keep them."""
     return np.ctypeslib.as_array((ctypes.c_float * int(size)).from_address(int(address)))
+
+
+@_array(types.Array(types.int32, 1, "C"))
+def ints(address: int, size: int) -> NDArray:
+    """Likewise int32 numbers."""
+    return np.ctypeslib.as_array((ctypes.c_int32 * int(size)).from_address(int(address)))
+
+
+@_array(types.Array(types.int64, 1, "C"))
+def longs(address: int, size: int) -> NDArray:
+    """Likewise int64 numbers."""
+    return np.ctypeslib.as_array((ctypes.c_int64 * int(size)).from_address(int(address)))
+
+
+_BYTES = types.Array(types.uint8, 1, "C")
+
+
+def _octets(e: Emitter) -> Any:
+    address = e.builder.ptrtoint(e.data(0), ir.IntType(64))
+    return numba_door.array_at(e.context, e.builder, _BYTES, address, ir.IntType(64)(1 << 48))
+
+
+@operation(_octets, lambda array: _BYTES(array))
+def octets(array: NDArray) -> NDArray:
+    """The bytes of an array, of a length that nobody asks."""
+    return array.view(np.uint8)

@@ -8,7 +8,6 @@ from pathlib import Path
 KERNELS = """
 from pathlib import Path
 from numba import types
-from fineprune.ops.jit import Compiler
 from helper import COMPILER, add
 
 @COMPILER.jit_cached
@@ -16,15 +15,16 @@ def twice(x):
     return add(x, x)
 
 called = COMPILER.callback(types.int64(types.int64), twice.py_func)
-print(twice(3), called.ctypes(3), sum(twice._cache_hits.values()), called.cache_hits, COMPILER.folder)
+print(twice(3), called.ctypes(3), sum(twice._cache_hits.values()), called.cache_hits, COMPILER.keeper.folder)
 """
 HELPER = """
 from pathlib import Path
 from fineprune.ops.jit import Compiler
+from fineprune.ops.keeper import Keeper
 
-COMPILER = Compiler("tested", Path(__file__).parent)
+COMPILER = Compiler(Keeper("tested", Path(__file__).parent))
 
-@COMPILER.jit
+@COMPILER.part
 def add(x, y):
     return x + y
 """
@@ -58,7 +58,7 @@ def test_compiled_code_depends_on_the_operations_that_all_kernels_share() -> Non
     from fineprune.ops.kernels.jit import COMPILER
     from fineprune.ops.simd import atomics, declare, tiles, vectors
 
-    sources = {file.resolve() for file in COMPILER.sources()}
+    sources = {file.resolve() for file in COMPILER.keeper.sources()}
     assert {Path(module.__file__).resolve() for module in (numba_door, atomics, declare, tiles, vectors) if module.__file__} <= sources
 
 

@@ -114,3 +114,5 @@ class Op:
     """[work items]: expected time of each, in any unit; threads get contiguous runs of about equal sums."""
     scratch: int = 0
     """Floats of scratch that a thread needs."""
+    tensor: int | None = None
+    """The number of a tensor of the caller, which the kernel is given as its constants."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from . import costs
 from .conv import Margins, Op, View
 from .dtypes import FLOAT32, DType
+from .kernel import Kernel
 
 if TYPE_CHECKING:
     from ..reader.attributes import Node
@@ -165,8 +166,7 @@ HANDLERS: dict[tuple[str, str], Handler] = {}
 """(domain, operator) -> handler."""
 SEQUENCES: dict[tuple[str, ...], Callable[..., Sequence[Layer]]] = {}
 """Operators that follow each other, each read by the next alone -> handler of their nodes together."""
-KERNELS: dict[str, Any] = {}
-"""Name -> compiled function, of the signature in ir/conv.py."""
+KERNELS: dict[str, Kernel] = {}
 
 
 def onnx(*operators: str, domain: str = "") -> Callable[[Handler], Handler]:
@@ -190,12 +190,13 @@ def onnx_sequence(*operators: str) -> Callable[[Callable[..., Sequence[Layer]]],
     return register
 
 
-def kernel(name: str) -> Callable[[Any], Any]:
-    """Registers a compiled function, by which operations are run that are planned for the kernel `name`."""
+def kernel(name: str) -> Callable[[Callable[..., None]], Kernel]:
+    """Makes a kernel of a function of the signature in ir/conv.py: it runs the operations that are planned for `name`."""
 
-    def register(run: Any) -> Any:
-        _add(KERNELS, name, run)
-        return run
+    def register(run: Callable[..., None]) -> Kernel:
+        made = Kernel(name, run)
+        _add(KERNELS, name, made)
+        return made
 
     return register
 

@@ -14,29 +14,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fineprune.ops.simd import LANES, at, transpose
-from fineprune.ops.simd.vectors import load, store
+from fineprune.ops.simd.vectors import load, octets, store
 
 from ..ir.conv import Op, View
 from ..ir.network import Box, kernel
 from ..ir.record import INT, PLACE, Record
-from ..jit import jit, jit_inlined
+from ..jit import jit, jit_merged
 
-META = Record(source=PLACE, target=PLACE, channels=INT, rows=INT, columns=INT, item_bytes=INT, tensor=INT)
-"""item_bytes: of a number. tensor: for transfers the number of the caller's tensor."""
-fields = META.fields
+_META = Record(source=PLACE, target=PLACE, channels=INT, rows=INT, columns=INT, item_bytes=INT, way=INT)
+"""item_bytes: of a number; way: between what."""
+_fields = _META.fields
+WITHIN, IN, OUT = range(3)
+"""Within the arena; into it, from the tensor of the caller that stands for the constants; out of it, to such a tensor."""
 
 
-def plan(source: View, target: View, size: Box, *, kernel: str = "copy", tensor: int = 0) -> Op:
-    """Copies size = (C, H, W) elements from (0, 0, 0) of `source` to (0, 0, 0) of `target`.
-
-    `kernel` "load": from the caller's tensor number `tensor`; "save": to it.
-    """
+def plan(source: View, target: View, size: Box, way: int = WITHIN, tensor: int | None = None) -> Op:
+    """Copies size = (C, H, W) elements from (0, 0, 0) of `source` to (0, 0, 0) of `target`; tensor: number of the caller's tensor that one
+    of them is."""
     if source.dtype != target.dtype:
         raise TypeError(f"a copy of {source.dtype} to {target.dtype}")
     C, H, W = size
     item_bytes = source.dtype.itemsize
-    meta = META.pack(source=source.place, target=target.place, channels=C, rows=H, columns=W, item_bytes=item_bytes, tensor=tensor)
-    return Op(kernel=kernel, meta=meta, costs=np.ones(H))
+    meta = _META.pack(source=source.place, target=target.place, channels=C, rows=H, columns=W, item_bytes=item_bytes, way=way)
+    return Op(kernel="copy", meta=meta, costs=np.ones(H), tensor=tensor)
 
 
 @jit
@@ -102,9 +102,9 @@ def _rest(source: NDArray, s: int, sc: int, sj: int, target: NDArray, t: int, tc
 def _rows(lines: Callable[..., None], row: Callable[..., None]) -> Any:
     """Work items first <= k < last; lines: moves numbers that follow each other on both sides, row: a row of others."""
 
-    @jit_inlined
+    @jit_merged
     def rows(first: int, last: int, source: NDArray, target: NDArray, meta: NDArray, op: int) -> None:
-        m = fields(meta, op)
+        m = _fields(meta, op)
         sc, si, sj, tc, ti, tj = m.source.channel, m.source.row, m.source.pixel, m.target.channel, m.target.row, m.target.pixel
         C, W, count = m.channels, m.columns, last - first
         s, t = m.source.start + first * si, m.target.start + first * ti
@@ -123,16 +123,17 @@ _slots, _bytes = _rows(_lines, _row), _rows(_byte_lines, _rest)
 
 
 @jit
-def copy(first: int, last: int, source: NDArray, target: NDArray, meta: NDArray, op: int) -> None:
+def _copy(first: int, last: int, source: NDArray, target: NDArray, meta: NDArray, op: int) -> None:
     """Work items first <= k < last from one array of slots to another."""
-    if fields(meta, op).item_bytes == 1:
-        _bytes(first, last, source.view(np.uint8), target.view(np.uint8), meta, op)
+    if _fields(meta, op).item_bytes == 1:
+        _bytes(first, last, octets(source), octets(target), meta, op)
     else:
         _slots(first, last, source, target, meta, op)
 
 
 @kernel("copy")
-@jit
 def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
-    """Within the arena."""
-    copy(first, last, arena, arena, meta, op)
+    """See ir/conv.py. One call: each is translated with all that it calls."""
+    way = _fields(meta, op).way
+    source, target = constants if way == IN else arena, constants if way == OUT else arena
+    _copy(first, last, source, target, meta, op)

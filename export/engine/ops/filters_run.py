@@ -235,7 +235,6 @@ _depthwise = _item(1, add_channels)
 
 
 @kernel("filters")
-@jit
 def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
     m = _fields(meta, op)
     base, numbers, x, y, residual, zeros = m.index, m.constants, m.x, m.y, m.residual, scratch + m.zeros

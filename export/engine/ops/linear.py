@@ -17,7 +17,6 @@ from ..ir.conv import ConvShape, Epilogue, Op, View
 from ..ir.costs import Counts
 from ..ir.network import kernel
 from ..ir.record import INT, NOWHERE, PLACE, Record
-from ..jit import jit
 
 BLOCK = 2 * LANES
 _LOW, _HIGH, _BIAS = 0, 1, 2
@@ -85,7 +84,6 @@ def plan(
 
 
 @kernel("linear")
-@jit
 def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
     """Kernel "linear"."""
     m = _fields(meta, op)

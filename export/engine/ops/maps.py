@@ -166,7 +166,6 @@ def binary(node: "Node", reader: "Reader") -> list[Layer]:
 
 
 @kernel("map")
-@jit
 def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
     """Kernel "map"."""
     m = _fields(meta, op)

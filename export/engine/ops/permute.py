@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fineprune.ops.simd import LANES
-from fineprune.ops.simd.vectors import transpose_lines
+from fineprune.ops.simd.vectors import octets, transpose_lines
 
 from ..ir import costs
 from ..ir.conv import Op, View
@@ -85,13 +85,12 @@ class Permute(Layer):
 
 
 @kernel("permute")
-@jit
 def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
     """Kernel "permute"."""
     m = _fields(meta, op)
     k, channels_last, pixels, width, x, y = m.index, m.channels_last == 1, m.pixels, m.lanes, m.x.start, m.y.start
     if m.item_bytes == 1:
-        _bytes(first, last, arena.view(np.uint8), index, meta, op)
+        _bytes(first, last, octets(arena), index, meta, op)
     elif channels_last:
         lines = k + 2 * pixels
         for item in range(first * LANES, last * LANES, LANES):

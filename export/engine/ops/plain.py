@@ -16,7 +16,6 @@ from ..ir.conv import ConvShape, Epilogue, Op, View
 from ..ir.costs import Counts
 from ..ir.network import kernel
 from ..ir.record import INT, NOWHERE, PLACE, Record, group
-from ..jit import jit
 
 _META = Record(filters=INT, height=INT, width=INT, masked=INT, taps=INT, x=group("start", "row", "pixel"), y=PLACE, residual=PLACE)
 """height, width: of y; x: the first tap of the first place, distance of places; taps: of all filters."""
@@ -79,7 +78,6 @@ def _words(mask: NDArray | None) -> NDArray[np.int32]:
 
 
 @kernel("plain")
-@jit
 def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
     """Kernel "plain"."""
     m = _fields(meta, op)

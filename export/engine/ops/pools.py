@@ -137,7 +137,6 @@ def _window(axis: Any, position: int) -> tuple[int, int, int]:
 
 
 @kernel("pool")
-@jit
 def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
     """Kernel "pool"."""
     m = _pool(meta, op)
@@ -222,10 +221,9 @@ def _lines(step: int) -> Any:
         W, kw, dw, left = m.columns.places, m.columns.taps, m.columns.dilation, m.columns.before
         nothing, factors = np.float32(0) if average else np.float32(-np.inf), m.constants + m.height
         size, seen = m.line, (ow - 1) * step + (kw - 1) * dw + 1
-        begin, end = scratch + LANES, scratch + LANES + 2 * size
-        for start in range(begin, end, size):
-            for k in range(left):
-                arena[start + k] = nothing
+        begin = scratch + LANES
+        for k in range(left):
+            arena[begin + k] = arena[begin + size + k] = nothing
         for c in range(m.channels):
             for i in range(first, last + 1):
                 line = begin + i % 2 * size
@@ -317,7 +315,6 @@ _summed_1, _summed_4 = _summed(1), _summed(4)
 
 
 @kernel("mean")
-@jit
 def run_mean(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
     """Kernel "mean"."""
     m = _mean(meta, op)

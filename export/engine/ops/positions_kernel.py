@@ -18,7 +18,7 @@ from fineprune.ops.simd.vectors import clipped, store
 
 from ..ir.network import kernel
 from ..ir.record import INT, Record, group
-from ..jit import jit, jit_cached
+from ..jit import jit
 from .positions_simd import (
     Pointer,
     at,
@@ -237,7 +237,6 @@ def _run(first: int, last: int, scratch: int, arena: Pointer, constants: Pointer
 
 
 @kernel("positions")
-@jit_cached
 def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
     """See ir/conv.py. Work item: a set of filters in a tile; sets of the same tile share its patches. Tiles side by side follow each other:
     threads that share the rows of a map write to the same cache lines at the ends of their shares only."""

@@ -133,7 +133,6 @@ def _wanted(node: "Node", reader: "Reader", sizes: list[int]) -> tuple[list[Any]
 
 
 @kernel("resize")
-@jit
 def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
     """Kernel "resize"."""
     m = _fields(meta, op)

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from ..ir.conv import Op, View
 from ..ir.network import Box, Channels, Layer, kernel, onnx
 from ..ir.record import INT, PLACE, Record
-from ..jit import jit
 
 if TYPE_CHECKING:
     from ..reader.attributes import Node
@@ -54,7 +53,6 @@ def softmax(node: "Node", reader: "Reader") -> list[Layer]:
 
 
 @kernel("softmax")
-@jit
 def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
     """Kernel "softmax"."""
     m = _fields(meta, op)

@@ -65,7 +65,7 @@ class Instructions:
         self.within: dict[Key, tuple[Key, Piece]] = {}
         self.partial: set[Key] = set()
         self._movable = movable
-        self._boxes = boxes
+        self.boxes = boxes
         self._homes: dict[str, Key] = {}
         self._made: set[Key] = set()
 
@@ -73,19 +73,19 @@ class Instructions:
         """The caller's tensor `number`, in the layout that its readers need, or as it comes."""
         needs = [c.needs[k] for layer, c in zip(layers, chosen, strict=True) for k, read in enumerate(layer.inputs) if read == name]
         layout = next((layout for layout in needs if layout), NCHW)
-        key, box = self._home(name, layout), self._boxes[name]
+        key, box = self._home(name, layout), self.boxes[name]
 
         def plan(y: View) -> list[Op]:
-            return [copies.plan(memory.outside(box, y.dtype), y, box, kernel="load", tensor=number)]
+            return [copies.plan(memory.outside(box, y.dtype), y, box, copies.IN, number)]
 
         self._append(None, f"load {name}", (), key, plan, Choice(layout=layout, needs=(), kernel="load"))
 
     def save(self, name: str, number: int) -> None:
         """To the caller's tensor `number`."""
-        key, box = self._homes[name], self._boxes[name]
+        key, box = self._homes[name], self.boxes[name]
 
         def plan(x: View) -> list[Op]:
-            return [copies.plan(x, memory.outside(box, x.dtype), box, kernel="save", tensor=number)]
+            return [copies.plan(x, memory.outside(box, x.dtype), box, copies.OUT, number)]
 
         self._append(None, f"save {name}", (key,), None, plan, Choice(layout=key.layout, needs=(), kernel="save"))
 
@@ -106,7 +106,7 @@ class Instructions:
 
     def _assemble(self, layer: Layer, pieces: Sequence[Piece], choice: Choice, reads: tuple[Key, ...], key: Key) -> None:
         """What is made where it is to go needs no copy."""
-        box = self._boxes[layer.output]
+        box = self.boxes[layer.output]
         if sum(math.prod(piece.size) for piece in pieces) < math.prod(box):
             self.partial.add(key)
         else:
@@ -120,7 +120,7 @@ class Instructions:
     def _is_part(self, source: Key, target: Key, piece: Piece) -> bool:
         """Whether a tensor can be made where it is to go; channels that lie together have to be whole vectors."""
         plain = piece.start == (0, 0, 0) and piece.step == piece.to_step == (1, 1, 1) and piece.to[1:] == (0, 0)
-        whole = piece.size == self._boxes[source.tensor] and piece.size[1:] == self._boxes[target.tensor][1:]
+        whole = piece.size == self.boxes[source.tensor] and piece.size[1:] == self.boxes[target.tensor][1:]
         vectors = target.layout == NCHW or (piece.size[0] % LANES == 0 and piece.to[0] % LANES == 0)
         return plain and whole and vectors and source.layout == target.layout and source.tensor in self._movable
 
@@ -134,7 +134,7 @@ class Instructions:
         key = replace(home, layout=layout) if layout else home
         if key not in self._made:
             self._made.add(key)
-            box = self._boxes[name]
+            box = self.boxes[name]
             choice = Choice(layout=key.layout, needs=(), kernel="copy")
             self._append(None, f"{name} to {layout}", (home,), key, lambda x, y: [copies.plan(x, y, box)], choice)
         return key

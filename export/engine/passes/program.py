@@ -2,19 +2,18 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fineprune.common.errors import RunError
 
 from ..ir.conv import CONSTANTS, INDEX, Op
-from ..ir.dtypes import FLOAT32, SLOT, DType, slots
+from ..ir.dtypes import FLOAT32, DType, slots
 from ..ir.network import Box, Candidate, Layer
+from ..ir.program import Operation, Program, aligned
 from ..ops.assemble import part
-from ..run.interpreter import KERNELS
 from . import memory
 from .fuse import fuse
 from .instructions import Instruction, Instructions, instructions
@@ -25,29 +24,6 @@ from .reorder import reorder
 _ALIGN = 16
 """Slots: constants of an operation begin at a cache line."""
 _MOST_NUMBERS = (1 << 31) - 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Program:
-    """The arrays of interpreter.py and what each operation is."""
-
-    steps: NDArray[np.int64]
-    costs: tuple[NDArray[np.float64], ...]
-    meta: NDArray[np.int64]
-    index: NDArray[np.int32]
-    constants: NDArray[np.float32]
-    arena: int
-    scratch: int
-    instructions: tuple[Instruction, ...]
-    """One for each operation."""
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    boxes: dict[str, Box]
-    dtypes: dict[str, DType]
-
-    def splits(self, threads: int) -> NDArray[np.int64]:
-        """[operations, threads + 1]: contiguous runs of work items of about equal cost."""
-        return np.array([_split(costs, threads) for costs in self.costs], np.int64).reshape(len(self.costs), threads + 1)
 
 
 Chooser = Callable[[Sequence[Layer], Mapping[str, Box], Sequence[Sequence[Candidate]]], Sequence[Sequence[Candidate]]]
@@ -65,6 +41,19 @@ def build(
 
     dtypes: of inputs; those that are not named are float32. TypeError where a layer cannot compute with what it reads.
     """
+    made = planned(layers, boxes, inputs, outputs, measure, dtypes)
+    return _assemble(made, made.boxes, tuple(inputs), tuple(outputs))
+
+
+def planned(
+    layers: Sequence[Layer],
+    boxes: Mapping[str, Box],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    measure: Chooser | None = None,
+    dtypes: Mapping[str, DType] | None = None,
+) -> Instructions:
+    """What is done in which order, before it is known where everything lies."""
     layers = fuse(layers, set(outputs))
     layers, boxes = reorder(layers, boxes, outputs, _fastest)
     types = typed(layers, {name: (dtypes or {}).get(name, FLOAT32) for name in inputs})
@@ -72,8 +61,7 @@ def build(
     if measure:
         candidates = measure(layers, boxes, candidates)
     chosen = choose(layers, boxes, candidates, types)
-    made = instructions(layers, boxes, types, inputs, outputs, chosen)
-    return _assemble(made, boxes, tuple(inputs), tuple(outputs))
+    return instructions(layers, boxes, types, inputs, outputs, chosen)
 
 
 def typed(layers: Sequence[Layer], inputs: Mapping[str, DType]) -> dict[str, DType]:
@@ -109,12 +97,25 @@ def _assemble(instructions: Instructions, boxes: Mapping[str, Box], inputs: tupl
         reads = {buffers[key] for key in instruction.reads}
         writes = {buffers[instruction.writes]} if instruction.writes else set()
         meet = pending.must_meet(reads, writes)
+        operation = _described(instruction)
         for op in instruction.plan(*(views[key] for key in keys)):
             tables.add(op, meet)
-            owners.append(instruction)
+            owners.append(operation)
             meet = False
     facts = {"inputs": inputs, "outputs": outputs, "boxes": dict(boxes), "dtypes": instructions.dtypes}
-    return tables.program(arena=plan.size, instructions=tuple(owners), **facts)
+    return tables.program(arena=plan.size, operations=tuple(owners), **facts)
+
+
+def _described(instruction: Instruction) -> Operation:
+    layer, choice = instruction.layer, instruction.choice
+    return Operation(
+        name=instruction.name,
+        kernel=choice.kernel,
+        layout=choice.layout,
+        macs_dense=layer.macs_dense if layer else 0,
+        macs=layer.macs if layer else 0,
+        reason=choice.reason,
+    )
 
 
 class _Pending:
@@ -148,22 +149,22 @@ class _Tables:
     def program(self, **facts: Any) -> Program:
         """All of them."""
         numbers = [slots(op.constants) for op in self._ops]
-        constants = np.zeros(sum(memory.rounded(len(own), _ALIGN) for own in numbers) + _ALIGN, np.float32)
+        constants = aligned(sum(memory.rounded(len(own), _ALIGN) for own in numbers) + _ALIGN)
         index = np.zeros(sum(len(op.index) for op in self._ops) + _ALIGN, np.int32)
         if max(len(constants), len(index)) > _MOST_NUMBERS:
             raise RunError("the network has more weights than the engine can address; run it in ONNX Runtime")
-        shift = (-constants.ctypes.data // SLOT) % _ALIGN
-        steps, metas, start, at, position = [], [], 0, shift, 0
+        steps, metas, start, at, position = [], [], 0, 0, 0
         for op, meet, own in zip(self._ops, self._meets, numbers, strict=True):
             meta = op.meta.copy()
             meta[CONSTANTS], meta[INDEX] = at, position
             constants[at : at + len(own)] = own
             index[position : position + len(op.index)] = op.index
-            steps.append((KERNELS.index(op.kernel), start, len(op.costs), int(meet)))
+            steps.append((start, len(op.costs), int(meet), -1 if op.tensor is None else op.tensor))
             metas.append(meta)
             start, at, position = start + len(meta), at + memory.rounded(len(own), _ALIGN), position + len(op.index)
         return Program(
             steps=np.array(steps, np.int64),
+            kernels=tuple(op.kernel for op in self._ops),
             costs=tuple(op.costs for op in self._ops),
             meta=np.concatenate(metas),
             index=index,
@@ -171,11 +172,3 @@ class _Tables:
             scratch=memory.rounded(max(op.scratch for op in self._ops), _ALIGN) + memory.GUARD,
             **facts,
         )
-
-
-def _split(costs: NDArray[np.float64], threads: int) -> list[int]:
-    sums = np.concatenate([[0.0], np.cumsum(costs)])
-    wanted = sums[-1] * np.arange(1, threads) / threads
-    inner = np.searchsorted(sums, wanted)  # the nearer of the two ends around each wanted sum
-    inner -= (inner > 0) & (sums[np.maximum(inner - 1, 0)] + sums[np.minimum(inner, len(costs))] > 2 * wanted)
-    return [0, *np.maximum.accumulate(inner).tolist(), len(costs)]

@@ -13,7 +13,7 @@ from fineprune.common.files import write_json
 from fineprune.ops import numba_door
 
 from ..ir.network import Box, Candidate, Layer
-from ..jit import COMPILER
+from ..kept import KEEPER
 from ..run.profile import profile
 from .program import build
 
@@ -25,7 +25,7 @@ _HOPELESS = 4
 
 def measured(layers: Sequence[Layer], boxes: Mapping[str, Box], found: Sequence[Sequence[Candidate]]) -> list[list[Candidate]]:
     """The candidates of each layer with measured seconds."""
-    folder = COMPILER.folder
+    folder = KEEPER.folder
     path = folder / f"times-{_digest(layers)}.json" if folder else None
     times = _read(path.read_bytes() if path and path.is_file() else b"{}")
     missing = False
@@ -72,7 +72,7 @@ def _read(content: bytes) -> dict[str, float]:
 
 
 def _digest(layers: Sequence[Layer]) -> str:
-    digest = hashlib.sha256(f"{COMPILER.stamp} {numba_door.host_cpu()}".encode())
+    digest = hashlib.sha256(f"{KEEPER.stamp} {numba_door.host_cpu()}".encode())
     for number, layer in enumerate(layers):
         digest.update(f"{number} ".encode() + layer.fingerprint)
     return digest.hexdigest()[:32]

@@ -1,49 +1,60 @@
 """The compiled interpreter: walks the operations of a program and calls their kernels, alone or together with other threads.
 
-A program is these arrays (made by program.py):
-
-    steps [operations, 4]               kernel, start of its meta, work items, whether it reads or overwrites what others may be making
-    splits [operations, threads + 1]    first work item of each share: as many shares as threads, of about equal cost
-    before [operations + 1]             shares that are not empty, of all earlier operations
-    spaces [2]                          start of the scratch of the first thread in an arena, floats between those of two threads
-    meta, index, constants              numbers of all operations, see ir/conv.py
-    arenas [threads, floats]            activations
-    job [6 + 2 * tensors]               what is to be done now, and where the caller's tensors are, of whatever types
-    sync                                atomics: what threads tell each other
-
-Of a batch, as many samples as the threads can share equally are run whole, each by whoever takes it, in the arena of that thread. The
-others are run one after another by all threads in the first arena: each takes its share of an operation, then those that nobody has
-begun. Nobody waits for a thread, only for shares that were begun: one that sleeps, or that the system has taken off its core,
-holds up nobody. Shares are taken by raising their number in sync to that of the round; a thread that comes late, with numbers of an
-earlier job, finds them raised already and takes nothing.
+What it is given: job.py. Of a batch, as many samples as the threads can share equally are run whole, each by whoever takes it, in the
+arena of that thread. The others are run one after another by all threads in the first arena: each takes its share of an operation, then
+those that nobody has begun. Nobody waits for a thread, only for shares that were begun: one that sleeps, or that the system has taken off
+its core, holds up nobody. Shares are taken by raising their number in sync to that of the round; a thread that comes late, with numbers
+of an earlier job, finds them raised already and takes nothing.
 """
 
 from typing import Any
 
+from numba import types
 from numpy.typing import NDArray
 
-from fineprune.ops.simd.atomics import SPACING, add, compare_exchange, exchange, give_way, load, pause, raise_to, store
-from fineprune.ops.simd.vectors import floats
+from fineprune.ops.numba_door import ir
+from fineprune.ops.simd.atomics import add, compare_exchange, exchange, give_way, load, pause, raise_to, store
+from fineprune.ops.simd.declare import Emitter, operation
+from fineprune.ops.simd.vectors import floats, ints, longs
 
-from .. import ops  # noqa: F401 - the operations register their kernels
-from ..ir.network import KERNELS as COMPILED
-from ..jit import jit, jit_cached, jit_inlined
-from ..ops import copies
-
-KERNELS = ("load", "save", *sorted(COMPILED))
-"""Numbers of the kernels: the first two are transfers, the others those of ops/."""
-LOAD, SAVE = range(2)
-KERNEL, OP, ITEMS, MEET = range(4)
-COUNT, BEGIN, END, ROUND, NEXT_SAMPLE, DONE_BEFORE, TENSORS = range(7)
-"""Positions in job: samples, first operation, end of the operations, number of the first round (sample that is shared), numbers of
-samples taken and of shares done before this job; then address and bytes a sample of each tensor of the caller."""
-
-GENERATION, DONE, TAKEN, STOP, THREADS = (SPACING * k for k in range(5))
-"""Positions in sync: twice the number of jobs (odd while a job is being written), shares and whole samples done, whole samples taken,
-whether to stop; then for each thread whether it sleeps; then the shares of all operations."""
-
-START, GO_ON, SERVE = range(3)
-"""What a thread is to do in take_part."""
+from ..ir.network import KERNELS as REGISTERED
+from ..ir.program import ITEMS, MEET, OP, TENSOR
+from ..jit import Entry, jit, jit_merged
+from .job import (
+    ARENA,
+    ARENAS,
+    BEFORE,
+    BEGIN,
+    CONSTANTS,
+    COUNT,
+    DONE,
+    DONE_BEFORE,
+    END,
+    FIELDS,
+    GENERATION,
+    INDEX,
+    JOB,
+    KERNELS,
+    MEMBERS,
+    META,
+    NEXT_SAMPLE,
+    OWN_SCRATCH,
+    ROUND,
+    SCRATCH,
+    SERVE,
+    SLEEPING,
+    SPACES,
+    SPACING,
+    SPLITS,
+    START,
+    STEPS,
+    STOP,
+    SYNC,
+    TABLE,
+    TAKEN,
+    TENSORS,
+    THREADS,
+)
 
 PAUSES = 400
 """Looks at what a thread waits for before it starts to let others run between the looks: some microseconds."""
@@ -95,13 +106,6 @@ def wait_job(sync: NDArray, thread: int, done: int) -> int:
             looks = 0
 
 
-@jit_cached
-def place(fields: NDArray, at: int, tensor: NDArray, count: int) -> None:
-    """Where a flat tensor of the caller lies, and bytes of each of its `count` samples, to fields[at] and the next."""
-    fields[at] = tensor.ctypes.data
-    fields[at + 1] = tensor.size // count * tensor.itemsize
-
-
 @jit
 def announce(sync: NDArray, job: NDArray, fields: NDArray, sleeping: NDArray) -> int:
     """Write a new job of `fields` COUNT, BEGIN, END and TENSORS on; `sleeping`: becomes 1 for threads that slept. Returns how many did."""
@@ -125,38 +129,23 @@ def announce(sync: NDArray, job: NDArray, fields: NDArray, sleeping: NDArray) ->
     return many
 
 
-@jit_cached
-def halt(sync: NDArray) -> None:
-    """The next job is to stop."""
-    store(sync, STOP, 1)
+def _call(e: Emitter) -> Any:
+    number = ir.IntType(64)
+    given = [e.builder.ptrtoint(e.data(k), number) if isinstance(e.types[k], types.Array) else e.args[k] for k in range(1, len(e.args))]
+    kind = ir.FunctionType(number, [number] * len(given))
+    return e.builder.call(e.builder.inttoptr(e.args[0], kind.as_pointer()), given)
 
 
-@jit_inlined
-def transfer(kernel: int, first: int, last: int, number: int, job: NDArray, arena: NDArray, meta: NDArray, op: int) -> None:
-    """Between sample `number` of a tensor of the caller and the arena."""
-    tensor = copies.fields(meta, op).tensor
-    size = job[TENSORS + 2 * tensor + 1]
-    outside = floats(job[TENSORS + 2 * tensor] + number * size, (size + 3) // 4)  # of a last slot that is not whole nobody touches more
-    source, target = (outside, arena) if kernel == LOAD else (arena, outside)
-    copies.copy(first, last, source, target, meta, op)  # one call: each is translated with all that it calls
+@operation(_call)
+def call(
+    address: int, first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int
+) -> int:
+    """The kernel at an address (of a twin: with a number) does the work items first <= k < last; see ir/conv.py."""
+    list(REGISTERED.values())[address].run(first, last, scratch, arena, constants, index, meta, op)
+    return 0
 
 
-def _dispatch() -> Any:
-    """perform(kernel, first, ..., op): one operation, by the registered function of its kernel.
-
-    Written out as one chain of branches: Numba took three seconds more for functions that were made of the registry and called each other.
-    """
-    given = "first, last, scratch, arena, constants, index, meta, op"
-    branches = [f"    if kernel == {KERNELS.index(name)}:\n        return {name}({given})" for name in COMPILED]
-    names = dict(COMPILED)
-    exec("\n".join([f"def perform(kernel, {given}):", *branches]), names)
-    return jit_inlined(names["perform"])
-
-
-perform = _dispatch()
-
-
-@jit_inlined
+@jit_merged
 def sample(
     number: int,
     turn: int,
@@ -167,6 +156,7 @@ def sample(
     done: int,
     scratch: int,
     steps: NDArray,
+    kernels: NDArray,
     splits: NDArray,
     before: NDArray,
     meta: NDArray,
@@ -182,52 +172,49 @@ def sample(
     """
     shares = THREADS + threads * SPACING
     for k in range(begin, end):
-        kernel, op = steps[k, KERNEL], steps[k, OP]
-        if turn and steps[k, MEET]:
+        step, split = k * (TENSOR + 1), k * (threads + 1)
+        op, tensor = steps[step + OP], steps[step + TENSOR]
+        if turn and steps[step + MEET]:
             wait_done(sync, done + before[k] - before[begin])
         for other in range(threads if turn else 1):
-            first, last = splits[k, 0], steps[k, ITEMS]
+            first, last = 0, steps[step + ITEMS]
             if turn:
                 share = (thread + other) % threads
-                first, last = splits[k, share], splits[k, share + 1]
+                first, last = splits[split + share], splits[split + share + 1]
                 at = shares + (k * threads + share) * SPACING
                 if first == last or load(sync, at) >= turn or raise_to(sync, at, turn) >= turn:
                     continue
-            if kernel in (LOAD, SAVE):
-                transfer(kernel, first, last, number, job, arena, meta, op)
+            if tensor < 0:
+                call(kernels[k], first, last, scratch, arena, constants, index, meta, op)
             else:
-                perform(kernel, first, last, scratch, arena, constants, index, meta, op)
+                place = TENSORS + 2 * tensor
+                size = job[place + 1]
+                outside = floats(job[place] + number * size, (size + 3) // 4)  # of a last slot that is not whole nobody touches more
+                call(kernels[k], first, last, scratch, arena, outside, index, meta, op)
             if turn:
                 add(sync, DONE, 1)
 
 
-@jit_cached
-def take_part(
-    role: int,
-    thread: int,
-    threads: int,
-    seen: int,
-    fields: NDArray,
-    sleeping: NDArray,
-    steps: NDArray,
-    splits: NDArray,
-    before: NDArray,
-    spaces: NDArray,
-    meta: NDArray,
-    index: NDArray,
-    constants: NDArray,
-    arenas: NDArray,
-    job: NDArray,
-    sync: NDArray,
-) -> int:
-    """A thread's part of the job.
+@jit_merged
+def listed(table: NDArray, position: int) -> NDArray:
+    """The int64 numbers whose address and length stand at a position."""
+    return longs(table[position], table[position + 1])
+
+
+def _take_part(role: int, thread: int, seen: int, table: int) -> int:
+    """A thread's part of the job; table: address of what job.py says.
 
     START: of a new one, which is announced here; where threads slept, the caller wakes them first and calls again to GO_ON. Returns how
     many slept, so that 0 means done. SERVE: of every job that is not `seen`. Returns the last one when there has been no new one for a
-    while, or -1 when told to stop. One function for all, and one call of each kernel in it: compiling takes seconds.
+    while, or -1 when told to stop. One function for all: compiling takes seconds.
     """
+    t = longs(table, 2 * len(TABLE))
+    steps, kernels, splits, before, meta = listed(t, STEPS), listed(t, KERNELS), listed(t, SPLITS), listed(t, BEFORE), listed(t, META)
+    index, constants = ints(t[INDEX], t[INDEX + 1]), floats(t[CONSTANTS], t[CONSTANTS + 1])
+    spaces, job, sync = listed(t, SPACES), listed(t, JOB), listed(t, SYNC)
+    threads = spaces[MEMBERS]
     if role == START:
-        asleep = announce(sync, job, fields, sleeping)
+        asleep = announce(sync, job, listed(t, FIELDS), listed(t, SLEEPING))
         if asleep:
             return asleep
     while True:
@@ -246,7 +233,7 @@ def take_part(
         whole, turn = count - shared, 0
         each = before[end] - before[begin]
         while True:
-            arena, scratch = thread, spaces[0]
+            own, scratch = thread, spaces[SCRATCH]
             if turn == 0:
                 number = take_sample(sync, taken + whole) - taken
                 if number < 0:
@@ -255,28 +242,14 @@ def take_part(
             if turn > 0:
                 if turn > shared:
                     break
-                number, arena, scratch = whole + turn - 1, 0, spaces[0] + thread * spaces[1]
+                number, own, scratch = whole + turn - 1, 0, spaces[SCRATCH] + thread * spaces[OWN_SCRATCH]
                 wait_done(sync, done)
             now = first_round + turn if turn else 0
+            arena = floats(t[ARENAS] + own * spaces[ARENA] * 4, spaces[ARENA])
             sample(
-                number,
-                now,
-                thread,
-                threads,
-                begin,
-                end,
-                done,
-                scratch,
-                steps,
-                splits,
-                before,
-                meta,
-                index,
-                constants,
-                arenas[arena],
-                job,
-                sync,
-            )
+                number, now, thread, threads, begin, end, done, scratch,
+                steps, kernels, splits, before, meta, index, constants, arena, job, sync,
+            )  # fmt: skip
             if turn == 0:
                 add(sync, DONE, 1)
             else:
@@ -285,3 +258,6 @@ def take_part(
         if role != SERVE:
             wait_done(sync, done)
             return 0
+
+
+take_part = Entry("take_part", _take_part)

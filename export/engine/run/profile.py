@@ -3,26 +3,20 @@
 import itertools
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..passes.program import Program
+from ..ir.program import Operation, Program
 from .threads import Team
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
-    """An operation: median seconds a sample; multiply-adds of convolutions (else 0); `reason`: what its kernel was chosen from."""
+class Record(Operation):
+    """An operation and its median seconds a sample."""
 
-    name: str
-    kernel: str
-    layout: str
-    macs_dense: int
-    macs: int
     seconds: float
-    reason: str
 
 
 def profile(program: Program, inputs: Sequence[NDArray], repeats: int) -> list[Record]:
@@ -32,9 +26,9 @@ def profile(program: Program, inputs: Sequence[NDArray], repeats: int) -> list[R
     tensors = [*inputs, *outputs]
     team.run(1, tensors)
     spans = []
-    for instruction, group in itertools.groupby(range(len(program.instructions)), lambda k: program.instructions[k]):
+    for _, group in itertools.groupby(range(len(program.operations)), lambda k: id(program.operations[k])):
         numbers = list(group)
-        spans.append((instruction, range(numbers[0], numbers[-1] + 1)))
+        spans.append((program.operations[numbers[0]], range(numbers[0], numbers[-1] + 1)))
     seconds: list[list[float]] = [[] for _ in spans]
     calls = [_turn(team, tensors, range(0)) for _ in range(max(5, repeats))]
     call = float(np.median(calls))
@@ -42,19 +36,8 @@ def profile(program: Program, inputs: Sequence[NDArray], repeats: int) -> list[R
         for samples, (_, operations) in zip(seconds, spans, strict=True):
             samples.append(_turn(team, tensors, operations) - call)
     records = []
-    for (instruction, _), samples in zip(spans, seconds, strict=True):
-        layer = instruction.layer
-        records.append(
-            Record(
-                name=instruction.name,
-                kernel=instruction.choice.kernel,
-                layout=instruction.choice.layout,
-                macs_dense=layer.macs_dense if layer else 0,
-                macs=layer.macs if layer else 0,
-                seconds=max(0.0, float(np.median(samples))),
-                reason=instruction.choice.reason,
-            )
-        )
+    for (operation, _), samples in zip(spans, seconds, strict=True):
+        records.append(Record(**asdict(operation), seconds=max(0.0, float(np.median(samples)))))
     return records
 
 

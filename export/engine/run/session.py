@@ -28,7 +28,7 @@ from ..reader.protobuf import ContradictionError
 from .fallback import Fallback
 
 if TYPE_CHECKING:
-    from ..passes.program import Program
+    from ..ir.program import Program
     from .profile import Record
     from .threads import Team
 

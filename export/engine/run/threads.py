@@ -4,16 +4,22 @@ The caller is thread 0. The others look for a new job in a loop that holds no in
 they go to sleep in Python. The next job wakes them, which takes some tens of microseconds, but does not wait for them.
 """
 
+import ctypes
 import threading
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fineprune.ops.simd.atomics import SPACING
+from fineprune.ops.machine_code import Code, uncompiled
 
-from ..passes.program import Program
-from . import interpreter
+from .. import kept
+from ..ir.program import Program, aligned
+from . import job
+
+_TAKE_PART = ctypes.CFUNCTYPE(*[ctypes.c_int64] * 5)
 
 
 class Team:
@@ -22,22 +28,31 @@ class Team:
     def __init__(self, program: Program, threads: int) -> None:
         self.threads = threads
         splits = program.splits(threads)
-        before = np.concatenate([[0], np.cumsum((np.diff(splits, axis=1) > 0).sum(1))])
-        arenas = _aligned(threads, program.arena + threads * program.scratch)
-        self._fields = np.zeros(interpreter.TENSORS + 2 * (len(program.inputs) + len(program.outputs)), np.int64)
-        job, self._sleeping = np.zeros_like(self._fields), np.zeros(threads, np.int64)
-        self._sync = np.zeros(interpreter.THREADS + (threads + splits[:, 1:].size) * SPACING, np.int64)
-        spaces = np.array([program.arena, program.scratch], np.int64)
-        tables = (program.steps, splits, before, spaces, program.meta, program.index, program.constants)
-        self._tables = (self._fields, self._sleeping, *tables, arenas, job, self._sync)
+        arena = program.arena + threads * program.scratch
+        fields = np.zeros(job.TENSORS + 2 * (len(program.inputs) + len(program.outputs)), np.int64)
+        self._arrays: dict[str, NDArray] = {
+            "steps": program.steps,
+            "meta": program.meta,
+            "index": program.index,
+            "constants": program.constants,
+            "kernels": np.array(_kernels(program.kernels), np.int64),
+            "splits": splits,
+            "before": np.concatenate([[0], np.cumsum((np.diff(splits, axis=1) > 0).sum(1))]),
+            "spaces": np.array([threads, arena, program.arena, program.scratch], np.int64),
+            "arenas": aligned(threads * arena),
+            "fields": fields,
+            "job": np.zeros_like(fields),
+            "sleeping": np.zeros(threads, np.int64),
+            "sync": np.zeros(job.THREADS + (threads + threads * len(splits)) * job.SPACING, np.int64),
+        }
+        self._fields, self._sleeping, self._sync = fields, self._arrays["sleeping"], self._arrays["sync"]
+        self._table = np.array([n for name in job.TABLE for n in (self._arrays[name].ctypes.data, self._arrays[name].size)], np.int64)
+        self._take_part = _take_part()
         self._operations = range(len(program.steps))
         self._wake = [threading.Event() for _ in range(threads)]
-        interpreter.place(self._fields, interpreter.TENSORS, arenas[0], 1)
-        self.run(0, ())  # with `place`, compiles what this machine has not compiled before
+        given = (self._take_part, self._table, self._arrays)
         self._workers = [
-            threading.Thread(
-                target=_serve, args=(thread, threads, self._tables, self._wake[thread]), name=f"fineprune-{thread}", daemon=True
-            )
+            threading.Thread(target=_serve, args=(thread, self._wake[thread], *given), name=f"fineprune-{thread}", daemon=True)
             for thread in range(1, threads)
         ]
         for worker in self._workers:
@@ -47,35 +62,62 @@ class Team:
         """A batch of `count` samples: inputs, then outputs, each [count, ...], of the program's types, contiguous; all operations, or
         only some."""
         chosen = self._operations if operations is None else operations
-        self._fields[interpreter.COUNT] = count
-        self._fields[interpreter.BEGIN], self._fields[interpreter.END] = chosen.start, chosen.stop
-        for at, tensor in enumerate(tensors):
-            interpreter.place(self._fields, interpreter.TENSORS + 2 * at, tensor.reshape(-1), count)
-        if interpreter.take_part(interpreter.START, 0, self.threads, 0, *self._tables):
+        numbers = [count, chosen.start, chosen.stop, 0, 0, 0]
+        for tensor in tensors:
+            numbers += (tensor.ctypes.data, tensor.nbytes // count)
+        self._fields[: len(numbers)] = numbers
+        table = self._table.ctypes.data
+        if self._take_part(job.START, 0, 0, table):
             for thread in np.flatnonzero(self._sleeping):
                 self._wake[thread].set()
-            interpreter.take_part(interpreter.GO_ON, 0, self.threads, 0, *self._tables)
+            self._take_part(job.GO_ON, 0, 0, table)
 
     def close(self) -> None:
         """Stop and join the threads."""
-        interpreter.halt(self._sync)
+        self._sync[job.STOP] = 1
         self.run(0, ())
         for worker in self._workers:
             worker.join()
         self._workers = []
 
 
-def _aligned(rows: int, columns: int) -> NDArray[np.float32]:
-    """Zeros [rows, columns] whose first element begins a cache line; pages that nobody touches take no memory."""
-    buffer = np.zeros(rows * columns + 16, np.float32)
-    shift = (-buffer.ctypes.data // 4) % 16
-    return buffer[shift : shift + rows * columns].reshape(rows, columns)
+def _kernels(names: Sequence[str]) -> list[int]:
+    """The address of each, where it is compiled, else its number."""
+    if uncompiled():
+        from ..ir.network import KERNELS
+
+        return [list(KERNELS).index(name) for name in names]
+    return [kept.address(name, partial(_kernel, name)) for name in names]
 
 
-def _serve(thread: int, threads: int, tables: tuple[NDArray, ...], wake: threading.Event) -> None:
+def _kernel(name: str) -> Code:
+    """Compiled now."""
+    from .. import ops  # noqa: F401 - the operations register their kernels
+    from ..ir.network import KERNELS
+
+    return KERNELS[name].entry.code()
+
+
+def _take_part() -> Any:
+    """The function of the interpreter."""
+
+    def make() -> Code:
+        from .interpreter import take_part
+
+        return take_part.code()
+
+    if uncompiled():
+        from .interpreter import take_part
+
+        return take_part
+    return _TAKE_PART(kept.address("take_part", make))
+
+
+def _serve(thread: int, wake: threading.Event, take_part: Any, table: NDArray, arrays: Any) -> None:
+    """`arrays`: what the table names, which has to stay."""
     seen = 0
     while True:
-        seen = interpreter.take_part(interpreter.SERVE, thread, threads, seen, *tables)
+        seen = take_part(job.SERVE, thread, seen, table.ctypes.data)
         if seen < 0:
             return
         wake.wait()

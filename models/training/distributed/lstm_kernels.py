@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fineprune.ops.jit import Compiler
+from fineprune.ops.keeper import Keeper
 
 Array = NDArray[np.float32]
 
@@ -31,7 +32,7 @@ _TANH_BELOW = tuple(np.float32(value) for value in (1.19825839466702e-6, 1.18534
 _HALF, _ONE = np.float32(0.5), np.float32(1)
 
 
-_jit = Compiler("lstm", Path(__file__).parent, fastmath={"reassoc", "contract", "nsz", "arcp"}).jit_cached
+_jit = Compiler(Keeper("lstm", Path(__file__).parent), fastmath={"reassoc", "contract", "nsz", "arcp"}).jit_cached
 
 
 @_jit

@@ -61,9 +61,9 @@ def program_of(layer: Conv, candidate: Candidate, layout: str) -> Program:
         return [[candidate] if isinstance(k, Conv) else [in_layout] for k in layers]
 
     program = build([*copies, layer], boxes, [f"{name}0" for name in layer.inputs], ["y"], only)
-    made = {i.name: i for i in program.instructions}
-    assert {made[name].choice.layout for name in layer.inputs} == {layout}
-    assert (made["conv"].choice.kernel, made["conv"].choice.layout) == (candidate.kernel, candidate.layout)
+    made = {operation.name: operation for operation in program.operations}
+    assert {made[name].layout for name in layer.inputs} == {layout}
+    assert (made["conv"].kernel, made["conv"].layout) == (candidate.kernel, candidate.layout)
     return program
 
 

@@ -13,15 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fineprune.export.engine.ir.conv import ConvShape
-from fineprune.export.engine.ir.network import LAYOUTS, Box, Candidate, Layer, Piece
+from fineprune.export.engine.ir.network import KERNELS, LAYOUTS, Box, Candidate, Layer, Piece
+from fineprune.export.engine.ir.program import MEET, _split
+from fineprune.export.engine.kept import KEEPER
 from fineprune.export.engine.ops.assemble import Assemble
 from fineprune.export.engine.ops.conv import Conv
 from fineprune.export.engine.ops.maps import Map
 from fineprune.export.engine.passes.layouts import choose, conversion_cost
 from fineprune.export.engine.passes.memory import GUARD, Key, arena
-from fineprune.export.engine.passes.program import build
-from fineprune.export.engine.run import interpreter
+from fineprune.export.engine.passes.program import build, planned
+from fineprune.export.engine.run import job
 from fineprune.export.engine.run.threads import Team
+from fineprune.ops.machine_code import Code
 from support.engine_layers import BOX, add, conv, mapped, relu
 
 
@@ -160,7 +163,7 @@ def test_parts_are_made_where_they_are_joined(channels: tuple[int, int], copied:
         team = Team(program, threads)
         team.run(1, [x, *results])
         team.close()
-        copies = sum(instruction.name == "y" for instruction in program.instructions)
+        copies = sum(operation.name == "y" for operation in program.operations)
         assert copies == (copied if len(kept) == 1 else 2)
         outputs.append(results)
     np.testing.assert_array_equal(outputs[0][0], outputs[1][2])
@@ -171,24 +174,26 @@ def nhwc(layers: Any, boxes: Any, found: Any) -> Any:
     return [[candidate for candidate in some if candidate.layout == "NHWC"] for some in found]
 
 
-def chain() -> Any:
+def chain(make: Any = build) -> Any:
     """x -> a -> b (+ x) -> c, and d of a: every kind of dependence between operations."""
     layers: list[Layer] = [conv("a", "x"), conv("b", "a"), add("b", "x", "s"), relu("s", "r"), conv("c", "r"), conv("d", "a")]
-    return build(layers, dict.fromkeys("xabsrcd", BOX), ["x"], ["c", "d"])
+    return make(layers, dict.fromkeys("xabsrcd", BOX), ["x"], ["c", "d"])
 
 
 def test_threads_meet_between_writing_and_reading() -> None:
     program = chain()
-    meets = program.steps[:, interpreter.MEET]
+    meets = program.steps[:, MEET]
+    instructions = {instruction.name: instruction for instruction in chain(planned).list}
+    made = [instructions[operation.name] for operation in program.operations]
     pairs = [
         (i, j)
-        for j, reader in enumerate(program.instructions)
-        for i, writer in enumerate(program.instructions[:j])
+        for j, reader in enumerate(made)
+        for i, writer in enumerate(made[:j])
         if writer is not reader and writer.writes in reader.reads
     ]
     assert len(pairs) >= 6
     for i, j in pairs:
-        assert meets[i + 1 : j + 1].any(), f"nobody waits between {program.instructions[i].name} and {program.instructions[j].name}"
+        assert meets[i + 1 : j + 1].any(), f"nobody waits between {made[i].name} and {made[j].name}"
     assert not meets.all()  # what does not depend on each other goes on
 
 
@@ -216,7 +221,7 @@ def interpreter_naps(team: Team) -> None:
     """Wait until the threads sleep."""
     import time
 
-    own = [interpreter.THREADS + thread * interpreter.SPACING for thread in range(1, team.threads)]
+    own = [job.THREADS + thread * job.SPACING for thread in range(1, team.threads)]
     deadline = time.monotonic() + 20
     while not all(team._sync[at] for at in own):
         assert time.monotonic() < deadline, "the threads never go to sleep"
@@ -225,8 +230,6 @@ def interpreter_naps(team: Team) -> None:
 
 @given(costs=st.lists(st.floats(0.01, 10), min_size=1, max_size=30), threads=st.integers(1, 6))
 def test_shares_are_runs_of_about_equal_cost(costs: list[float], threads: int) -> None:
-    from fineprune.export.engine.passes.program import _split
-
     ends = _split(np.array(costs), threads)
     assert ends[0] == 0 and ends[-1] == len(costs) and ends == sorted(ends)
     shares = [sum(costs[a:b]) for a, b in itertools.pairwise(ends)]
@@ -270,35 +273,49 @@ def test_uncompiled() -> None:
     assert done.returncode == 0, done.stderr
 
 
-CACHED = """
-import sys
-from fineprune.export.engine import jit
-from fineprune.export.engine.run import interpreter
+KEPT = """
 import numpy as np
-sync = np.zeros(interpreter.THREADS + interpreter.SPACING, np.int64)
-interpreter.halt(sync)
-assert sync[interpreter.STOP] == 1
-print(sum(interpreter.halt._cache_hits.values()), jit.COMPILER.folder)
+from fineprune.export.engine import jit, kept
+from fineprune.export.engine.ops.softmax import run
+
+made = []
+jit.COMPILER.code = lambda function, code=jit.COMPILER.code: made.append(function) or code(function)
+arena, numbers = np.zeros(64, np.float32), run_meta
+run(0, 1, 0, arena, np.zeros(1, np.float32), np.zeros(1, np.int32), numbers, 0)
+assert abs(arena[:4] - 0.25).max() < 1e-6, arena
+print(len(made), kept.KEEPER.folder)
+""".replace("run_meta", "np.array([0, 0, 0, 1, 1, 1, 0, 1, 1, 1, 4, 1])")
+
+
+def test_compiled_code_is_kept(tmp_path: Path) -> None:
+    first, second = (run_python(KEPT, NUMBA_CACHE_DIR="", XDG_CACHE_HOME=str(tmp_path)) for _ in range(2))
+    assert first.stdout.startswith(f"1 {tmp_path / 'fineprune'}"), first.stderr
+    assert second.stdout.startswith(f"0 {tmp_path / 'fineprune'}"), second.stderr
+
+
+ALONE = """
+import numpy as np
+from fineprune.export.engine import kept
+from test_program import *
+
+names = []
+kept.address = lambda name, make, address=kept.address: names.append(name) or address(name, make)
+team = Team(build([mapped("sigmoid", "y", "x")], dict.fromkeys("xy", BOX), ["x"], ["y"]), 1)
+x, y = np.ones((1, *BOX), np.float32), np.zeros((1, *BOX), np.float32)
+team.run(1, [x, y])
+assert abs(y - 1 / (1 + np.exp(-1))).max() < 1e-6
+print(sorted(set(names)), sorted(path.name.rpartition("-")[0] for path in kept.KEEPER.folder.iterdir()))
 """
 
 
-def test_compiled_code_is_kept_until_a_source_changes(tmp_path: Path) -> None:
-    first, second = (run_python(CACHED, NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(2))
-    assert first.stdout.startswith(f"0 {tmp_path}"), first.stderr
-    assert second.stdout.startswith(f"1 {tmp_path}"), second.stderr
-    changed = "import fineprune.export.engine.jit as jit\njit.COMPILER.stamp = 'other'\n" + CACHED
-    assert run_python(changed, NUMBA_CACHE_DIR=str(tmp_path)).stdout.startswith("0 "), "stale code was used"
-    assert run_python(CACHED, NUMBA_CACHE_DIR=str(tmp_path)).stdout.startswith("0 ")
-    [code] = tmp_path.glob("*/interpreter.halt*.nbc")
-    code.write_bytes(b"damaged")
-    damaged = run_python(CACHED, NUMBA_CACHE_DIR=str(tmp_path))
-    assert damaged.stdout.startswith("0 "), damaged.stderr
+def test_a_program_compiles_what_it_uses_alone(tmp_path: Path) -> None:
+    done = run_python(ALONE, NUMBA_CACHE_DIR=str(tmp_path))
+    assert done.stdout == f"{['copy', 'map', 'take_part']} {['copy', 'map', 'take_part']}\n", done.stderr
 
 
-def test_no_folder_for_compiled_code(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    nowhere = str(tmp_path / "file" / "folder")
-    done = run_python(CACHED, NUMBA_CACHE_DIR=nowhere, XDG_CACHE_HOME=nowhere, TMPDIR=nowhere)
-    assert done.returncode == 0, done.stderr
-    in_home = run_python(CACHED, NUMBA_CACHE_DIR="", XDG_CACHE_HOME=str(tmp_path))
-    assert in_home.stdout.startswith(f"0 {tmp_path / 'fineprune'}"), in_home.stderr
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels_need_nothing_of_python(name: str) -> None:
+    """So that they are linked where Numba is not loaded."""
+    packed = KEEPER.read(name)
+    code = Code.unpack(packed) if packed else KERNELS[name].entry.code()
+    assert [need for need in code.needs if need.startswith(("Py", "numba", "NRT"))] == []

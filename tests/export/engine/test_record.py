@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numba import njit
 
 from fineprune.export.engine.ir.record import INT, PLACE, Record, group
-from fineprune.export.engine.jit import jit
 
 META = Record(x=PLACE, rows=group("taps", "stride"), channels=INT)
 fields = META.fields
 
 
-@jit
+@njit
 def read(meta: np.ndarray, op: int) -> tuple[int, ...]:
     m = fields(meta, op)
     return m.constants, m.index, m.x.start, m.x.channel, m.x.row, m.x.pixel, m.rows.taps, m.rows.stride, m.channels

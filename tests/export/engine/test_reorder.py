@@ -24,7 +24,7 @@ from fineprune.export.engine.ops.maps import Map
 from fineprune.export.engine.ops.permute import Permute
 from fineprune.export.engine.ops.pools import Mean, Pool
 from fineprune.export.engine.passes import reorder
-from fineprune.export.engine.passes.program import build
+from fineprune.export.engine.passes.program import planned
 from fineprune.export.exporter import export_onnx
 from fineprune.models.zoo.registry import build as network
 from support.onnx_graphs import run_onnxruntime
@@ -146,8 +146,7 @@ def test_any_orders_give_the_same_results(start: int, monkeypatch: pytest.Monkey
 
 def test_vectors_of_the_program_use_one_mask_each() -> None:
     layers: list[Layer] = [conv("a", "x"), conv("b", "a"), conv("y", "b")]
-    program = build(layers, BOXES, ["x"], ["y"])
-    a, b, y = [i.layer for i in program.instructions if isinstance(i.layer, Conv)]
+    a, b, y = [i.layer for i in planned(layers, BOXES, ["x"], ["y"]).list if isinstance(i.layer, Conv)]
     for before, after in zip(layers[:2], (a, b), strict=True):
         assert isinstance(before, Conv) and isinstance(after, Conv)
         masks = np.unique((before.weights != 0).reshape(64, -1), axis=0)

@@ -115,7 +115,7 @@ def test_every_kind_of_convolution(which: str, request: pytest.FixtureRequest) -
 def test_tuned_sessions_compute_the_same(packed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from fineprune.export.engine.passes import tune
 
-    monkeypatch.setattr(tune.COMPILER, "folder", tmp_path)
+    monkeypatch.setattr(tune.KEEPER, "folder", tmp_path)
     x = batch(2, (3, 11, 7))
     for _ in range(2):
         with Session(packed.path, tune=True) as session:
