@@ -30,7 +30,7 @@ def counts(shape: ConvShape, weights: NDArray, mask: NDArray | None, t: Tiling) 
     every = sum(packed.values())
     per_channel = kept.reshape(shape.groups, -1, *kept.shape[1:]).sum((1, 3, 4)).reshape(-1)
     entries = float((states != DROPPED).sum(0) @ per_channel)
-    shared, single = _per_weight(kept, t, max(1, BLOCK_LINES // max(1, lines[WHOLE].count)))
+    shared, single = _per_weight(kept, max(1, BLOCK_LINES // max(1, lines[WHOLE].count))) if t.rows > 1 else (0.0, 0.5)
     blocks = max(1.0, np.ceil(every / t.tiles / shape.groups / BLOCK_LINES))
     outputs, parts = shape.filters * t.tiles * t.vectors, LANES // t.segment
     activations = shape.channels * shape.height * shape.width, shape.filters * shape.output[0] * shape.output[1]
@@ -51,7 +51,7 @@ def counts(shape: ConvShape, weights: NDArray, mask: NDArray | None, t: Tiling) 
     }
 
 
-def _per_weight(kept: NDArray, t: Tiling, channels: int) -> tuple[float, float]:
+def _per_weight(kept: NDArray, channels: int) -> tuple[float, float]:
     """(taps that a pair of filters shares, pairs of single taps), each per kept weight, in a sample of filters and channels."""
     sample = kept[:MOST_FILTERS, :channels].reshape(min(len(kept), MOST_FILTERS), -1)
     if not sample.any():

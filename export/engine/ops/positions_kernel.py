@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fineprune.ops.simd import LANES, pointer
+from fineprune.ops.simd.registers import HOST, Registers
 from fineprune.ops.simd.vectors import clipped, store
 
 from ..ir.network import kernel
@@ -43,8 +44,18 @@ META = Record(
 )  # fmt: skip
 _fields = META.fields
 
-ROWS_OF = {8: 2, 7: 2, 4: 4, 1: 8}
-"""Vectors of a tile -> filters at a time: some sixteen accumulators hide the latency of multiply-adds and leave registers to spare."""
+_HEIGHTS, _MOST_ROWS, _MOST_SUMS, _BESIDE = (8, 7, 4, 1), 8, 16, 2
+"""Vectors that a tile may have, filters at a time and sums that are worth while: sixteen hide the latency of multiply-adds. Beside sums,
+registers hold a factor and a part of a patch."""
+
+
+def tiles(registers: Registers) -> dict[int, int]:
+    """Vectors of a tile -> filters at a time, a power of two, whose sums the registers hold. Several share patches in pairs."""
+    sums = min(_MOST_SUMS, registers.vectors(beside=_BESIDE))
+    return {vectors: 1 << (min(_MOST_ROWS, sums // vectors)).bit_length() - 1 for vectors in _HEIGHTS if vectors <= sums}
+
+
+ROWS_OF = tiles(HOST)
 JOB, PIECE, BLOCK, SET_START = 5, 2, 5, 3
 """Integers of a packing job (source, how far its last line lies behind, the source in the map's last row, lines, mask or -1), of a piece
 of a run (source, destination), of a block of channels (first job, jobs, whether it begins and ends its filters' sums, set starts), and of
@@ -188,9 +199,10 @@ def _multiplier(vectors: int) -> Callable[..., None]:
                 tile = tile_broadcast(constants, bias, index, record, rows, vectors)
             else:
                 tile = tile_load_rows(arena, sums, size, index, record, rows, vectors)
-            for _ in range(at(index, record + rows)):
-                tile = tile_add_patches(tile, constants, weight, arena, patches, index, half, 2)
-                weight, half = weight + rows, half + pairs
+            if pairs:
+                for _ in range(at(index, record + rows)):
+                    tile = tile_add_patches(tile, constants, weight, arena, patches, index, half, 2)
+                    weight, half = weight + rows, half + pairs
             for _ in range(at(index, record + rows + 1)):
                 tile = tile_add_patches(tile, constants, weight, arena, patches, index, half, 1)
                 weight, half = weight + rows, half + rows
@@ -208,7 +220,25 @@ def _multiplier(vectors: int) -> Callable[..., None]:
     return multiply
 
 
-_multiply_8, _multiply_7, _multiply_4, _multiply_1 = (_multiplier(vectors) for vectors in (8, 7, 4, 1))
+def _chosen(vectors: int, this: Callable[..., None], others: Callable[..., None]) -> Callable[..., None]:
+    """`this` for tiles of so many vectors."""
+
+    @jit
+    def multiply(
+        arena: Pointer, constants: Pointer, index: Pointer, m: Any, block: int, begin: int, end: int, patches: int,
+        strip: int, top: int,
+    ) -> None:  # fmt: skip
+        if m.vectors == vectors:
+            this(arena, constants, index, m, block, begin, end, patches, strip, top)
+        else:
+            others(arena, constants, index, m, block, begin, end, patches, strip, top)
+
+    return multiply
+
+
+_multiply = _multiplier(min(ROWS_OF))
+for _vectors in sorted(ROWS_OF)[1:]:
+    _multiply = _chosen(_vectors, _multiplier(_vectors), _multiply)
 
 
 @jit
@@ -225,14 +255,7 @@ def _run(first: int, last: int, scratch: int, arena: Pointer, constants: Pointer
         for number in range(at(index, blocks + 1)):
             block = start + m.tables.blocks + (at(index, blocks) + number) * BLOCK
             _pack_block(arena, index, m, block, strip, top, tile, scratch)
-            if vectors == 8:
-                _multiply_8(arena, constants, index, m, block, begin, end, scratch, strip, top)
-            elif vectors == 7:
-                _multiply_7(arena, constants, index, m, block, begin, end, scratch, strip, top)
-            elif vectors == 4:
-                _multiply_4(arena, constants, index, m, block, begin, end, scratch, strip, top)
-            else:
-                _multiply_1(arena, constants, index, m, block, begin, end, scratch, strip, top)
+            _multiply(arena, constants, index, m, block, begin, end, scratch, strip, top)
         item += end - begin
 
 

@@ -7,6 +7,7 @@ first-level cache.
 
 Weights. Filters are taken in pairs that keep many taps in common, since a shared patch is loaded once for two multiply-adds:
 first the taps that both keep, then one tap each, filled up with zero weights. Where `rows` filters go together, pairs of equal counts do.
+Where registers hold the sums of one filter alone, it goes through what it keeps.
 """
 
 from collections.abc import Iterator
@@ -16,13 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fineprune.ops.simd import LANES
+from fineprune.ops.simd.registers import CACHE
 
 from ..ir.conv import ConvShape
 from .positions_kernel import ROWS_OF
 from .positions_simd import OFFSET_UNIT
 
-BLOCK_LINES = 480
-"""Vectors of patches that a block of channels may have: 30 KiB leave the first-level cache some room for weights and sums."""
+BLOCK_LINES = CACHE * 15 // 16 // (4 * LANES)
+"""Vectors of patches that a block of channels may have: they leave the first-level cache some room for weights and sums."""
 MOST_FILTERS = 64
 """Filters of a set. Pairs are sought within a set; more find better ones, and take longer."""
 FEWEST_ITEMS, FEWEST_FILTERS = 4, 16
@@ -257,6 +259,11 @@ class Lists:
     def add(self, filters: NDArray, weights: NDArray, offsets: NDArray) -> None:
         """filters[n], weights[n,taps] (dropped ones 0), offsets[taps] of patches."""
         kept = weights != 0
+        if self.rows == 1:
+            rows, taps = np.nonzero(kept)
+            self.records += [[filter_, 0, count] for filter_, count in zip(filters.tolist(), kept.sum(1).tolist(), strict=True)]
+            self._append(offsets[taps], weights[rows, taps])
+            return
         found = pairs(kept)
         found.sort(key=lambda pair: (-max(kept[pair].sum(1)), -kept[pair].all(0).sum()))
         at_once = self.rows // 2
@@ -286,10 +293,15 @@ class Lists:
             single_offsets[: len(own), k] = offsets[own]
             single_weights[: len(own), k] = weights[row, own]
         self.records.append([*(int(filters[row]) for row, _, _ in rows), shared, single])
-        self.halves += [paired_offsets.reshape(-1), single_offsets.reshape(-1)]
-        self.weights += [paired_weights.reshape(-1), single_weights.reshape(-1)]
-        self.half += paired_offsets.size + single_offsets.size
-        self.weight += paired_weights.size + single_weights.size
+        self._append(
+            np.r_[paired_offsets.reshape(-1), single_offsets.reshape(-1)], np.r_[paired_weights.reshape(-1), single_weights.reshape(-1)]
+        )
+
+    def _append(self, offsets: NDArray, weights: NDArray) -> None:
+        self.halves.append(offsets.astype(np.uint16))
+        self.weights.append(weights)
+        self.half += offsets.size
+        self.weight += weights.size
 
 
 def pairs(kept: NDArray) -> list[list[int]]:

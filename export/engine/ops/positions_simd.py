@@ -3,6 +3,7 @@
 Its arrays are pointers: to float32, but for `index` (int32), whose halves, numbered by `half`, are short offsets.
 """
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,13 +13,14 @@ from numpy.typing import NDArray
 
 from fineprune.ops.numba_door import ir
 from fineprune.ops.simd.declare import LANES, VECTOR, Emitter, Size, Tile, operation
+from fineprune.ops.simd.registers import HOST
 
 OFFSET_UNIT = 2
 """Floats that an offset of a patch vector counts: eight bytes, the largest factor of an x86 address, so that 16 bits reach 512 KiB."""
 
-_BITS = ir.IntType(LANES)
-_HALF = ir.IntType(16)
-_ALIGNMENT = ir.Constant(ir.IntType(32), 4)
+_BITS, _EVERY = ir.IntType(LANES), (1 << LANES) - 1
+_HALF, _WORD = ir.IntType(16), ir.IntType(32)
+_ALIGNMENT = ir.Constant(_WORD, 4)
 Pointer = NDArray
 
 
@@ -194,18 +196,31 @@ def tile_keep(tile: Tile, bits: int) -> Tile:
     return np.where(bits >> np.arange(LANES) & 1, tile, np.float32(0))
 
 
-def _map_places(e: Emitter) -> Iterator[tuple[Any, Any]]:
-    """(pointer to a vector, its chosen lanes) for each vector of a tile; see `tile_store_maps` for the arguments."""
+def _map_places(e: Emitter) -> tuple[list[list[Any]], list[Any]]:
+    """(pointers [row][vector] of a tile, bits [vector] of the lanes that are there); see `tile_store_maps` for the arguments."""
     builder, tile = e.builder, e.types[0]
     start, channel, stride, lanes = e.args[2], e.args[3], e.args[4], e.args[7]
-    chosen = []
-    for vector in range(tile.vectors):
-        bits = builder.load(builder.gep(e.data(5), [builder.add(lanes, ir.Constant(lanes.type, vector))], inbounds=True))
-        chosen.append(builder.bitcast(builder.trunc(bits, _BITS), ir.VectorType(ir.IntType(1), LANES)))
+    bits = [builder.load(e.element(e.data(5), lanes, (vector, e.lanes(7, 1)))) for vector in range(tile.vectors)]
+    pointers = []
     for number in _numbers(e, 5, tile.rows):
         map_start = builder.add(start, builder.mul(number, channel))
-        for vector in range(tile.vectors):
-            yield builder.bitcast(e.element(e.data(1), map_start, (vector, stride)), VECTOR.as_pointer()), chosen[vector]
+        pointers.append([e.element(e.data(1), map_start, (vector, stride)) for vector in range(tile.vectors)])
+    return pointers, [builder.and_(word, ir.Constant(word.type, _EVERY)) for word in bits]
+
+
+def _chosen(e: Emitter, bits: Any) -> Any:
+    """The lanes whose bits are set."""
+    return e.builder.bitcast(e.builder.trunc(bits, _BITS), ir.VectorType(ir.IntType(1), LANES))
+
+
+def _as_vector(e: Emitter, pointer: Any) -> Any:
+    return e.builder.bitcast(pointer, VECTOR.as_pointer())
+
+
+def _all_there(e: Emitter, bits: list[Any]) -> Any:
+    """Whether no lane of a tile is left out."""
+    every = functools.reduce(e.builder.and_, bits)
+    return e.builder.icmp_unsigned("==", every, ir.Constant(every.type, _EVERY))
 
 
 def _positions(
@@ -218,13 +233,34 @@ def _positions(
 
 
 def _add_maps(e: Emitter) -> Any:
-    places, zero = _map_places(e), ir.Constant(VECTOR, [0.0] * LANES)
+    builder, zero = e.builder, ir.Constant(VECTOR, [0.0] * LANES)
+    pointers, bits = _map_places(e)
+    if HOST.masks:
 
-    def change(row: int, vector: int, old: Any) -> Any:
-        pointer, lanes = next(places)
-        return e.builder.fadd(old, e.call(f"llvm.masked.load.v{LANES}f32.p0", VECTOR, [pointer, _ALIGNMENT, lanes, zero]))
+        def loaded(row: int, vector: int) -> Any:
+            arguments = [_as_vector(e, pointers[row][vector]), _ALIGNMENT, _chosen(e, bits[vector]), zero]
+            return e.call(f"llvm.masked.load.v{LANES}f32.p0", VECTOR, arguments)
 
-    return e.update(change)
+        return e.update(lambda row, vector, old: builder.fadd(old, loaded(row, vector)))
+
+    def read(row: int, vector: int) -> Any:
+        # Where no lane is there, neither may be the memory.
+        nowhere = builder.icmp_unsigned("==", bits[vector], ir.Constant(bits[vector].type, 0))
+        value = e.load(builder.select(nowhere, e.data(1), pointers[row][vector]))
+        return builder.select(_chosen(e, bits[vector]), value, zero)
+
+    shape = list(np.ndindex(e.types[0].rows, e.types[0].vectors))
+    with builder.if_else(_all_there(e, bits)) as (whole, parts):
+        with whole:
+            wholes, from_whole = [e.load(pointers[row][vector]) for row, vector in shape], builder.block
+        with parts:
+            some, from_parts = [read(row, vector) for row, vector in shape], builder.block
+    joined = []
+    for a, b in zip(wholes, some, strict=True):
+        joined.append(builder.phi(VECTOR))
+        joined[-1].add_incoming(a, from_whole)
+        joined[-1].add_incoming(b, from_parts)
+    return e.update(lambda row, vector, old: builder.fadd(old, joined[row * e.types[0].vectors + vector]))
 
 
 @operation(_add_maps)
@@ -236,10 +272,37 @@ def tile_add_maps(tile: Tile, array: Pointer, start: int, channel: int, stride: 
     return tile
 
 
+def _store_part(e: Emitter, vector: Any, pointer: Any, bits: Any, count: int) -> None:
+    """Those of `count` lanes whose bits are set: all by one store, else by halves. Masked stores take dozens of cycles on some CPUs."""
+    builder, half = e.builder, count // 2
+    with builder.if_else(builder.icmp_unsigned("==", bits, ir.Constant(bits.type, (1 << count) - 1))) as (whole, parts):
+        with whole:
+            builder.store(vector, builder.bitcast(pointer, vector.type.as_pointer())).align = 4
+        with parts:
+            if half == 0:
+                return
+            with builder.if_then(builder.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0))):
+                for first in (0, half):
+                    lanes = [*range(first, first + half)]
+                    part = e.shuffle(vector, vector, lanes) if half > 1 else builder.extract_element(vector, ir.Constant(_WORD, first))
+                    mask = builder.and_(builder.lshr(bits, ir.Constant(bits.type, first)), ir.Constant(bits.type, (1 << half) - 1))
+                    _store_part(e, part, builder.gep(pointer, [ir.Constant(_WORD, first)], inbounds=True), mask, half)
+
+
 def _store_maps(e: Emitter) -> None:
-    for k, (pointer, lanes) in enumerate(_map_places(e)):
-        vector = e.builder.extract_value(e.args[0], k)
-        e.call(f"llvm.masked.store.v{LANES}f32.p0", ir.VoidType(), [vector, pointer, _ALIGNMENT, lanes])
+    pointers, bits = _map_places(e)
+    shape = list(np.ndindex(e.types[0].rows, e.types[0].vectors))
+    if HOST.masks:
+        for row, vector in shape:
+            arguments = [e.vector(row, vector), _as_vector(e, pointers[row][vector]), _ALIGNMENT, _chosen(e, bits[vector])]
+            e.call(f"llvm.masked.store.v{LANES}f32.p0", ir.VoidType(), arguments)
+        return
+    with e.builder.if_else(_all_there(e, bits)) as (whole, parts):
+        with whole:
+            e.store_tile(lambda row, vector: pointers[row][vector])
+        with parts:
+            for row, vector in shape:
+                _store_part(e, e.vector(row, vector), pointers[row][vector], bits[vector], LANES)
 
 
 @operation(_store_maps)

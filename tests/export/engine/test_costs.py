@@ -4,6 +4,8 @@ import pytest
 
 from fineprune.export.engine.ir import costs
 from fineprune.export.engine.ir.costs import AVX2, AVX512, NEON, Costs
+from fineprune.export.engine.ops import positions_kernel
+from fineprune.ops.simd import registers as kinds
 
 
 @pytest.mark.parametrize("registers", [AVX512, AVX2, NEON])
@@ -14,6 +16,14 @@ def test_assumed_costs_are_positive_and_said_in_words(registers: str) -> None:
     assert set(assumed.nanoseconds) <= set(names)
     assert all(value > 0 for value in assumed.nanoseconds.values())
     assert all(row[1] for row in costs.ROWS)
+
+
+@pytest.mark.parametrize("registers", [kinds.AVX512, kinds.AVX2, kinds.NEON], ids=lambda kind: kind.name)
+def test_every_tile_of_the_registers_has_a_cost(registers: kinds.Registers) -> None:
+    names = Costs.assumed(registers.name).nanoseconds
+    for vectors, rows in positions_kernel.tiles(registers).items():
+        assert f"positions.single.{vectors}" in names
+        assert rows == 1 or f"positions.pair.{vectors}" in names
 
 
 def test_expected_time_is_counts_times_costs() -> None:

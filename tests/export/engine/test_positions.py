@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fineprune.export.engine.ir.conv import ConvShape, Epilogue, Op, View
 from fineprune.export.engine.ops import positions, positions_plan
 from fineprune.ops.simd import LANES
+from fineprune.ops.simd.registers import AVX2, AVX512, NEON
 from support.convolutions import Problem
 from support.tolerances import FLOAT32
 
@@ -230,13 +231,25 @@ def test_variants_share_a_list_where_there_would_be_too_many(monkeypatch: pytest
     check(p)
 
 
-@given(st.lists(st.sampled_from([0, 1, 8, 300, 479, 480, 481, 1000, positions._MOST_LINES]), min_size=1, max_size=12))
+@given(
+    st.lists(
+        st.sampled_from([0, 1, 8, 300, *(positions_plan.BLOCK_LINES + k for k in (-1, 0, 1)), 1000, positions._MOST_LINES]),
+        min_size=1,
+        max_size=12,
+    )
+)
 def test_offsets_reach_all_patches_of_a_block(lines: list[int]) -> None:
     shape = ConvShape(channels=len(lines), filters=3, height=9, width=9, kernel=(3, 3))
     parts = positions_plan.blocks(shape, np.array(lines))
     assert [c for part in parts for c in part.channels] == list(np.flatnonzero(lines))
     for part in parts:
         assert positions_plan.offsets_of(sum(lines[c] for c in part.channels)) < 1 << 16
+
+
+def test_tiles_fit_the_registers() -> None:
+    """Sixteen sums where they fit; else of one filter, or of several in a vector of few positions."""
+    assert positions.kernel.tiles(AVX512) == {8: 2, 7: 2, 4: 4, 1: 8}
+    assert positions.kernel.tiles(AVX2) == positions.kernel.tiles(NEON) == {7: 1, 4: 1, 1: 4}
 
 
 def test_similar_filters_meet() -> None:
