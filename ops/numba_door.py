@@ -58,8 +58,12 @@ def host_cpu() -> str:
 
 
 def host_features() -> str:
-    """LLVM's names of what the CPU can do that code is compiled for, such as "+avx2"."""
-    return str(binding.get_host_cpu_features().flatten() if config.CPU_FEATURES is None else config.CPU_FEATURES)
+    """LLVM's names of what the CPU can do that code is compiled for, such as "+avx2".
+
+    A 64-bit Arm CPU has NEON also where the system tells nothing of it, or where code is compiled for any such CPU.
+    """
+    features = binding.get_host_cpu_features().flatten() if config.CPU_FEATURES is None else config.CPU_FEATURES
+    return str(features) or ("+neon" if str(binding.get_process_triple()).startswith(("aarch64", "arm64")) else "")
 
 
 def callback(function: Callable[..., Any], kind: Any, options: Mapping[str, Any], place: Place) -> Any:

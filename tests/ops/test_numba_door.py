@@ -50,6 +50,15 @@ def test_the_machine_has_a_name_and_features() -> None:
     assert all(feature[0] in "+-" for feature in door.host_features().split(",") if feature)
 
 
+@pytest.mark.parametrize(
+    ("triple", "features"), [("aarch64-unknown-linux-gnu", "+neon"), ("arm64-apple-darwin", "+neon"), ("x86_64-pc-linux", "")]
+)
+def test_an_arm_cpu_of_which_nothing_is_told_has_neon(triple: str, features: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door.config, "CPU_FEATURES", "")
+    monkeypatch.setattr(door.binding, "get_process_triple", lambda: triple)
+    assert door.host_features() == features
+
+
 @pytest.mark.parametrize("stamp", ["first", "second"])
 def test_what_is_compiled_is_kept_until_the_stamp_changes(tmp_path: Path, stamp: str) -> None:
     door.callback(twice, types.int64(types.int64), {}, place(tmp_path))

@@ -1,14 +1,16 @@
 """Convolutions to test on: a random one of any geometry for hypothesis, and a short list that has each kind once."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from torch import Tensor
 
 from support.reference import output_size
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Pair = tuple[int, int]
 
@@ -95,7 +97,9 @@ class Problem:
     grad: NDArray
     """[N,F,oh,ow]"""
 
-    def tensors(self, *names: str) -> list[Tensor]:
+    def tensors(self, *names: str) -> "list[Tensor]":
+        import torch  # tests of the engine have geometries, too, and need none
+
         return [torch.from_numpy(getattr(self, name)) for name in names]
 
 

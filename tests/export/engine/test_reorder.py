@@ -7,13 +7,10 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from torch import nn
 
-from fineprune.compressor.layers import MaskedConv2d
 from fineprune.export.engine import Session
 from fineprune.export.engine.ir.conv import ConvShape
 from fineprune.export.engine.ir.network import Box, Layer, Piece
@@ -25,8 +22,6 @@ from fineprune.export.engine.ops.permute import Permute
 from fineprune.export.engine.ops.pools import Mean, Pool
 from fineprune.export.engine.passes import reorder
 from fineprune.export.engine.passes.program import planned
-from fineprune.export.exporter import export_onnx
-from fineprune.models.zoo.registry import build as network
 from support.onnx_graphs import run_onnxruntime
 from support.random_networks import RandomNetwork
 from support.tolerances import ONNX_LOGITS
@@ -242,10 +237,16 @@ def test_no_single_change_is_better(seed: int, toll: float) -> None:
             assert best <= total({key: value for key, value in other.items() if value is not None}) + 1e-6
 
 
-def grouped(model: nn.Module, seed: int) -> nn.Module:
-    """Every convolution of several vectors of filters in groups of LANES that share a mask, anywhere among the filters."""
+def grouped(seed: int) -> Any:
+    """A network with the filters of its wide convolutions in groups of LANES that share a mask, anywhere among the filters."""
+    import torch
+
+    from fineprune.compressor.layers import MaskedConv2d
+    from fineprune.models.zoo.registry import build
+
+    model = build("resnet20", width=32, seed=0)
     for number, (name, module) in enumerate([*model.named_modules()]):
-        if isinstance(module, nn.Conv2d) and module.out_channels >= 2 * LANES:
+        if isinstance(module, torch.nn.Conv2d) and module.out_channels >= 2 * LANES:
             sizes = [LANES] * (module.out_channels // LANES)
             masks = shared_masks(sizes, module.weight[0].numel(), seed + number).reshape(module.weight.shape)
             parent = model.get_submodule(name.rpartition(".")[0])
@@ -254,8 +255,11 @@ def grouped(model: nn.Module, seed: int) -> nn.Module:
 
 
 def test_exported_networks_are_what_onnxruntime_computes(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from fineprune.export.exporter import export_onnx
+
     path = tmp_path / "network.onnx"
-    export_onnx(grouped(network("resnet20", width=32, seed=0), 1), (3, 20, 20), path)
+    export_onnx(grouped(1), (3, 20, 20), path)
     content = path.read_bytes()
     with Session(content) as session, Session(content, threads=2) as two:
         for count in (1, 3):

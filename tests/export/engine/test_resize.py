@@ -6,13 +6,10 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-import torch
 from onnx import TensorProto, helper, numpy_helper
-from torch import nn
 
 from fineprune.common.errors import RunError
 from fineprune.export.engine import Session
-from fineprune.export.exporter import export_onnx
 from support.tolerances import FLOAT32
 
 COORDINATES = ["half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners"]
@@ -64,18 +61,6 @@ def test_to_fixed_sizes(mode: str, size: tuple[int, int], coordinates: str) -> N
     check(network((5, 5, 6), sizes=(3, 5, *size), batch=3, **more), (5, 5, 6))
 
 
-class Upsampled(nn.Module):
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 18, 3, padding=1)
-        self.arguments = arguments
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.conv(x)
-        small = nn.functional.max_pool2d(y, 2)
-        return torch.cat([y, nn.functional.interpolate(small, **self.arguments)], 1)
-
-
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -86,8 +71,20 @@ class Upsampled(nn.Module):
     ids=lambda arguments: " ".join(map(str, arguments.values())),
 )
 def test_as_torch_exports_it(arguments: dict[str, Any], tmp_path: Any) -> None:
+    torch = pytest.importorskip("torch")
+    from fineprune.export.exporter import export_onnx
+
+    class Upsampled(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 18, 3, padding=1)
+
+        def forward(self, x: Any) -> Any:
+            y = self.conv(x)
+            return torch.cat([y, torch.nn.functional.interpolate(torch.nn.functional.max_pool2d(y, 2), **arguments)], 1)
+
     torch.manual_seed(0)
-    model = Upsampled(**arguments).eval()
+    model = Upsampled().eval()
     export_onnx(model, (3, 8, 6), tmp_path / "network.onnx")
     x = torch.randn(2, 3, 8, 6)
     with Session(tmp_path / "network.onnx", fallback=False) as session, torch.inference_mode():

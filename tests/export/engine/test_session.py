@@ -21,8 +21,6 @@ from onnxscript import ir
 from fineprune.common.errors import RunError, UsageError
 from fineprune.export.engine import Session
 from fineprune.export.engine.run.runtime import EngineRuntime
-from fineprune.models.zoo.registry import build
-from support.masked_networks import mask_randomly
 from support.onnx_graphs import conv_graph, run_onnxruntime
 from support.tolerances import ONNX_LOGITS
 
@@ -70,7 +68,10 @@ def test_depthwise_layers_read_one_layout_alone(channels: int) -> None:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], bytes]:
     """The bytes of a family, exported once."""
+    pytest.importorskip("torch")
     from fineprune.export.exporter import export_onnx
+    from fineprune.models.zoo.registry import build
+    from support.masked_networks import mask_randomly
 
     made: dict[int, bytes] = {}
 
