@@ -2,14 +2,13 @@
 
     python benchmarks/inner_loops.py positions --target neon
 
-For x86-64 these are the instructions that run on such a CPU. For Arm, Numba optimises as for the CPU at hand, but with tiles for Arm's
-registers, and LLVM turns that into instructions for Arm. A loop here is a run of instructions that ends with a branch back to its first one,
-and holds no other loop.
+For x86-64 these are the instructions that run on such a CPU. For Arm, LLVM's language is optimised as for the CPU at hand, but with tiles
+for the registers of Arm, and becomes instructions for Arm. A loop here is a run of instructions that ends with a branch back to its first
+one, and holds no other loop.
 """
 
 import os
 import re
-import tempfile
 from dataclasses import dataclass
 
 import click
@@ -55,23 +54,19 @@ class Loop:
 
 
 def language(kernel: str, target: Target) -> str:
-    """What Numba makes of a kernel for the registers of `target`. Once in a process, before anything imports Numba."""
-    os.environ |= {"NUMBA_CACHE_DIR": tempfile.mkdtemp()}
+    """A kernel in LLVM's language, for the registers of `target`. Once in a process, before anything imports Numba."""
     if target.triple.startswith("x86_64"):
         os.environ |= {"NUMBA_CPU_NAME": target.cpu, "NUMBA_CPU_FEATURES": target.features}
-    from numba import float32, int32, int64
-
     from fineprune.ops import numba_door
 
     numba_door.host_features = lambda: target.features  # the engine's tiles depend on it
     from fineprune.export.engine import Session  # noqa: F401 - loads the operations
     from fineprune.export.engine.ir.network import KERNELS
+    from fineprune.export.engine.jit import COMPILER
 
     if kernel not in KERNELS:
         raise click.UsageError(f"no kernel {kernel!r}; there are {', '.join(sorted(KERNELS))}")
-    function = KERNELS[kernel]
-    function.compile((int64, int64, int64, float32[::1], float32[::1], int32[::1], int64[::1], int64))
-    return str(function.inspect_llvm(function.signatures[0]))
+    return COMPILER.language(KERNELS[kernel].entry.function)
 
 
 def emit(text: str, target: Target) -> str:
@@ -80,7 +75,6 @@ def emit(text: str, target: Target) -> str:
     binding.initialize_all_asmprinters()
     machine = binding.Target.from_triple(target.triple).create_target_machine(cpu=target.cpu, features=target.features, opt=3)
     machine.set_asm_verbosity(True)
-    text = text.replace("llvm.x86.atomic.", "x86_atomic_").replace(" immarg", "")  # how references are counted, which no inner loop does
     text = re.sub(r"^target (?:triple|datalayout) = .*$", "", text, flags=re.MULTILINE)
     module = binding.parse_assembly(text)
     module.triple, module.data_layout = target.triple, str(machine.target_data)

@@ -39,5 +39,12 @@ class Compiler:
 
     def code(self, function: Callable[..., Any]) -> Code:
         """The code of a function of integers that returns one, as C code calls it."""
-        count = len(inspect.signature(function).parameters)
-        return Code(*numba_door.compiled(function, types.int64(*[types.int64] * count), self._options))
+        return Code(*numba_door.compiled(function, _of_integers(function), self._options))
+
+    def language(self, function: Callable[..., Any]) -> str:
+        """What LLVM makes that code of, in its language."""
+        return numba_door.language(function, _of_integers(function), self._options)
+
+
+def _of_integers(function: Callable[..., Any]) -> Any:
+    return types.int64(*[types.int64] * len(inspect.signature(function).parameters))

@@ -35,6 +35,7 @@ __all__ = [
     "inlined",
     "ir",
     "keep",
+    "language",
     "part",
     "registered",
 ]
@@ -84,6 +85,13 @@ def compiled(function: Callable[..., Any], kind: Any, options: Mapping[str, Any]
     return made.native_name, tuple(needs), library._get_compiled_object()
 
 
+def language(function: Callable[..., Any], kind: Any, options: Mapping[str, Any]) -> str:
+    """What LLVM makes the code of `compiled` of, in its language and optimised."""
+    made: Any = CFunc(function, (kind.args, kind.return_type), {}, dict(options), pipeline_class=_ReadCompiler)
+    made.compile()
+    return str(made._library.language)
+
+
 def part(function: Callable[..., Any], options: Mapping[str, Any]) -> Any:
     """`function` for what compiled functions call. Numba would optimise and translate each with all that it calls, for Python and for C
     code, and then again as part of its callers; this does so only where a whole is made. Python cannot call it."""
@@ -107,6 +115,14 @@ class _Whole(JITCodeLibrary):
             if not function.is_declaration and not function.name.startswith("cfunc."):
                 function.linkage = "internal"
         super()._optimize_final_module()
+
+
+class _Read(_Whole):
+    """What can also be read."""
+
+    def _finalize_final_module(self) -> None:
+        self.language = str(self._final_module)  # before it becomes machine code, which changes it
+        super()._finalize_final_module()
 
 
 class _Part(JITCodeLibrary):
@@ -133,6 +149,10 @@ class _Part(JITCodeLibrary):
 
 class _WholeCompiler(_Compiler):
     _library = _Whole
+
+
+class _ReadCompiler(_Compiler):
+    _library = _Read
 
 
 class _PartCompiler(_Compiler):

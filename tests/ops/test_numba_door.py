@@ -80,6 +80,11 @@ def test_what_is_compiled_is_called_by_its_name_alone() -> None:
     assert CFUNCTYPE(c_int64, c_int64)(code.link())(8) == 2 + 3
 
 
+def test_what_is_compiled_can_be_read() -> None:
+    text = door.language(twice, types.int64(types.int64), {})
+    assert "define i64 @" in text and "shl" in text and "target triple" in text
+
+
 def test_parts_are_not_called_from_python() -> None:
     with pytest.raises(TypeError):
         door.part(twice, {})(3)
