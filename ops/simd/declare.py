@@ -119,6 +119,13 @@ class Emitter:
         function = numba_door.declared(self.builder, name, result, [argument.type for argument in arguments])
         return self.builder.call(function, arguments, **options)
 
+    def not_unrolled(self, number: Any) -> Any:
+        """The integer as it is; a loop in which it is computed is not unrolled, as if a function were called. Where registers are few,
+        LLVM would load for the next turn early, and spill."""
+        same = self.builder.asm(ir.FunctionType(number.type, [number.type]), "", "=r,0", [number], False)
+        same.attributes.add("readnone")
+        return same
+
     def vector(self, row: int, vector: int, tile: int = 0) -> Any:
         """Of the tile that is argument number `tile`."""
         return self.builder.extract_value(self.args[tile], row * self.types[tile].vectors + vector)

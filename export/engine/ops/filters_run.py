@@ -19,13 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fineprune.ops.simd import LANES
+from fineprune.ops.simd.registers import HOST, Registers
 from fineprune.ops.simd.vectors import clipped
 
 from ..ir.network import kernel
 from ..ir.record import INT, Record
 from ..jit import jit, jit_merged
 from .filters_simd import (
-    REGISTERS,
     add_channels,
     add_kept,
     add_rows,
@@ -60,8 +60,18 @@ LIST_AHEAD = 512
 """Integers from an entry to what is fetched of the lists, which large layers read from beyond the caches."""
 LOW, HIGH, BIAS = 0, 1, LANES
 """Positions in the constants."""
-TILES = {1: (8, 4, 1), 2: (6, 2, 1), 4: (4, 2, 1)} if REGISTERS >= 32 else {1: (6, 2, 1), 2: (2, 1, 1)}
-"""Numbers of rows of the register tiles, by vectors: as many as the registers hold beside weights and an activation."""
+_MOST_ROWS = {1: 8, 2: 6, 4: 4}
+"""Rows of a tile that are worth while, by its vectors."""
+
+
+def tiles(registers: Registers) -> dict[int, tuple[int, int, int]]:
+    """Numbers of rows of the register tiles, by vectors: as many as the registers hold beside weights and an activation, fewer for slots
+    that are left over."""
+    most = {vectors: min(rows, registers.vectors(beside=1) // vectors - 1) for vectors, rows in _MOST_ROWS.items()}
+    return {vectors: (rows, 1 << (rows // 2).bit_length() - 1, 1) for vectors, rows in most.items() if rows > 1}
+
+
+TILES = tiles(HOST)
 WIDEST = max(TILES)
 """Vectors of the widest panels."""
 DEPTHWISE = 0

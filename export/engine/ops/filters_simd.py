@@ -11,12 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fineprune.ops import numba_door
 from fineprune.ops.numba_door import ir
 from fineprune.ops.simd.declare import LANES, Emitter, Size, Tile, operation
-
-REGISTERS = 32 if "+avx512f" in numba_door.host_features() else 8
-"""Vectors of LANES floats that the CPU's registers hold: AVX2 has 16 registers of half a vector, NEON 32 of a quarter."""
+from fineprune.ops.simd.registers import HOST
 
 
 def _sum(e: Emitter, a: Any, b: Any) -> Any:
@@ -30,10 +27,12 @@ def _listed(e: Emitter, array: int, start: Any, row: int) -> Any:
 
 
 def _pair(e: Emitter, array: int, start: Any) -> tuple[Any, Any]:
-    """array[start] and array[start + 1], by one load, because loads are what limits narrow tiles."""
+    """array[start] and array[start + 1], by one load, because loads are what limits narrow tiles. With few registers, once a turn."""
     kind = ir.IntType(64)
     both = e.builder.load(e.builder.bitcast(e.element(e.data(array), start), kind.as_pointer()))
     both.align = 4
+    if HOST.vectors() < LANES:
+        both = e.not_unrolled(both)
     low, high = e.builder.sext(e.builder.trunc(both, ir.IntType(32)), kind), e.builder.ashr(both, ir.Constant(kind, 32))
     return (low, high) if sys.byteorder == "little" else (high, low)
 
@@ -166,13 +165,12 @@ def _add(e: Emitter, activation: Callable[[int], Any], line: list[Any]) -> Any:
 def _add_entry(e: Emitter, factor: Callable[[Any], Any]) -> Any:
     """Multiply-add of an entry; factor makes the vector that a row is multiplied with from a pointer to its activation."""
     x, x_start, table, slots = e.data(1), e.args[2], e.args[4], e.args[5]
+    # LLVM takes what doesn't depend on the tap out of the loop over taps: a pointer for each row stays in a register.
+    places = [_listed(e, 3, _sum(e, table, _listed(e, 3, slots, row)), 0) for row in range(e.types[0].rows)]
     offset, weight = _pair(e, 3, e.args[6])
 
     def activation(row: int) -> Any:
-        # LLVM takes what doesn't depend on the tap out of the loop over taps: a pointer for each row stays in a register.
-        place = _sum(e, table, _listed(e, 3, slots, row))
-        patch = e.element(x, _sum(e, x_start, _listed(e, 3, place, 0)))
-        return factor(e.builder.gep(patch, [offset], inbounds=True))
+        return factor(e.builder.gep(e.element(x, _sum(e, x_start, places[row])), [offset], inbounds=True))
 
     return _add(e, activation, [e.load(p) for p in _vectors(e, e.element(e.data(7), _sum(e, e.args[8], weight)), e.types[0].vectors)])
 
