@@ -1,6 +1,6 @@
 """What is made once and kept between processes: files in a folder of our own, each valid for exactly these sources, versions and CPU.
 
-    file = SHA-256 of (stamp, content), content
+    file = SHA-256 of (stamp, content), filled up to a cache line, content
 
 The stamp is a digest of all that the content was made with, so that a file of other sources and one that is damaged are the same: not
 there, to be made again. A folder that cannot be written or a full disk mean that nothing is kept, never that a run fails.
@@ -8,6 +8,7 @@ there, to be made again. A folder that cannot be written or a full disk mean tha
 
 import contextlib
 import hashlib
+import itertools
 import logging
 import os
 import platform
@@ -17,15 +18,19 @@ import tempfile
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from fineprune.common.errors import RunError
-from fineprune.common.files import write_bytes
+from fineprune.common.files import atomic_path
 
 from . import machine_code
 
 _LOG = logging.getLogger(__name__)
 _HERE = Path(__file__).parent
 _SHARED = ("jit.py", "machine_code.py", "numba_door.py")
+_LINE = 64
 _NOT_OF_CODE = ("NUMBA_CACHE_DIR", "NUMBA_NUM_THREADS")
 """What the environment tells Numba that changes no code."""
 
@@ -37,33 +42,54 @@ class Keeper:
     def __init__(self, name: str, package: Path, *uses: Path) -> None:
         self._name, self._package, self._uses = name, package, uses
 
-    def read(self, name: str) -> bytes | None:
-        """What was kept under a name by the same sources, versions and CPU."""
+    def read(self, name: str) -> memoryview | None:
+        """What was kept under a name by the same sources, versions and CPU; it begins at a cache line."""
         if self.folder is None:
             return None
         try:
-            sealed = self._path(name).read_bytes()
+            with self._path(name).open("rb") as file:
+                sealed = _room(os.fstat(file.fileno()).st_size)
+                whole = file.readinto(sealed) == len(sealed)
         except OSError:
             return None
-        size = hashlib.sha256().digest_size
-        return sealed[size:] if sealed[:size] == self._seal(sealed[size:]) else None
+        content = sealed[_LINE:]
+        return content if whole and sealed[:_LINE] == self._seal(content) else None
 
-    def write(self, name: str, content: bytes) -> None:
-        """Keep it, if that can be done."""
+    def write(self, name: str, *parts: Any) -> None:
+        """Keep bytes (or what holds such), one part after the other, if that can be done."""
         if self.folder is not None:
             try:
-                write_bytes(self._path(name), self._seal(content) + content)
-            except RunError as error:
+                with atomic_path(self._path(name)) as path, path.open("wb") as file:
+                    file.write(self._seal(*parts))
+                    file.writelines(parts)
+            except (RunError, OSError) as error:
                 _LOG.warning("%s is not kept, and made again the next time: %s", name, error)
+
+    def used(self, name: str) -> None:
+        """It is the newest now."""
+        if self.folder is not None:
+            with contextlib.suppress(OSError):
+                os.utime(self._path(name))
+
+    def bound(self, kind: str, files: int, size: int) -> None:
+        """Of those whose name begins with `kind`, for whatever sources, the newest stay: so many files, and bytes in all."""
+        if self.folder is not None:
+            with contextlib.suppress(OSError):
+                facts = sorted(((path.stat(), path) for path in self.folder.glob(f"{kind}-*")), key=lambda found: -found[0].st_mtime_ns)
+                sizes = itertools.accumulate(fact.st_size for fact, _ in facts)
+                for number, (total, (_, path)) in enumerate(zip(sizes, facts, strict=True)):
+                    if number >= files or total > size:
+                        path.unlink(missing_ok=True)
 
     def _path(self, name: str) -> Path:
         assert self.folder is not None  # for the type checker
         return self.folder / f"{name}-{self._cpu}"
 
-    def _seal(self, content: bytes) -> bytes:
+    def _seal(self, *parts: Any) -> bytes:
         digest = hashlib.sha256(self.stamp.encode())
-        digest.update(content)
-        return digest.digest()
+        for part in parts:
+            digest.update(part)
+        return digest.digest().ljust(_LINE, b"\0")
 
     @cached_property
     def stamp(self) -> str:
@@ -100,6 +126,13 @@ class Keeper:
                     return folder
         _LOG.warning("no folder for compiled code can be written (tried %s); every process compiles anew", ", ".join(map(str, places)))
         return None
+
+
+def _room(size: int) -> memoryview:
+    """Bytes that begin at a cache line. Numpy asks for large pages, where there are many."""
+    room = np.empty(size + _LINE, np.uint8)
+    start = -room.ctypes.data % _LINE
+    return memoryview(room[start : start + size])  # type: ignore[arg-type]
 
 
 def user_cache_folder(application: str) -> Path:

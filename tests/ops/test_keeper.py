@@ -1,6 +1,7 @@
 """What is kept is there for the same sources, versions and CPU, whole or not at all; where nothing can be kept nothing fails."""
 
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ def of(folder: Path) -> Keeper:
 
 
 def test_what_was_written_is_read_by_the_same_sources(folder: Path) -> None:
-    of(folder).write("some", b"content")
+    of(folder).write("some", b"con", b"tent")
     assert of(folder).read("some") == b"content"
     assert of(folder).read("other") is None
     (folder / "package" / "source.py").write_text("one = 2")
@@ -73,9 +74,24 @@ def test_where_nothing_can_be_written_nothing_is_kept(
 
 
 def test_a_full_disk_is_no_failure(folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    def full(path: Path, content: bytes) -> None:
+    def full(path: Path) -> None:
         raise keeper.RunError("no space left")
 
-    monkeypatch.setattr(keeper, "write_bytes", full)
+    monkeypatch.setattr(keeper, "atomic_path", full)
     of(folder).write("some", b"content")
     assert "no space left" in caplog.text
+
+
+def test_of_a_kind_the_newest_stay(folder: Path) -> None:
+    kept = of(folder)
+    for name in ("plan-a", "plan-b", "code"):
+        kept.write(name, bytes(1000))
+    kept.bound("plan", 9, 5000)
+    assert kept.read("plan-a") and kept.read("plan-b")
+    for path in (folder / "kept").rglob("plan-*"):
+        os.utime(path, (0, 0))
+    kept.used("plan-a")
+    kept.bound("plan", 9, 2000)
+    assert kept.read("plan-a") and kept.read("code") and not kept.read("plan-b")
+    kept.bound("plan", 0, 5000)
+    assert kept.read("code") and not kept.read("plan-a")

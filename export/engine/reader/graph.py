@@ -21,22 +21,14 @@ from ..ir.dtypes import DTYPES, FLOAT32, DType
 from ..ir.network import HANDLERS, SEQUENCES, Box, Layer
 from .attributes import LARGEST, Node, UnsupportedError
 from .inference import infer_types
-from .ports import Port, input_ports, port, type_text
-from .protobuf import Constants, ContradictionError, check_names, element_count, one_line, read_model
+from .ports import Interface, Port, Value, input_ports, port, type_text
+from .protobuf import Constants, ContradictionError, check_names, element_count, one_line, parsed_model, read_content, read_model
 
 OPSETS = range(18, 24)
 """Versions of the standard operators whose meaning the handlers know."""
 
 _UNPACKING = (UNPACK_MASK, UNPACK_WEIGHTS)
 _LENGTHS = sorted(set(map(len, SEQUENCES)), reverse=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Value:
-    """A name of the file: its numbers are those of `tensor` in the same order, of shape `dims` a sample."""
-
-    tensor: str
-    dims: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,21 +52,16 @@ class Step:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Graph:
-    """A file as the engine sees it; `boxes` are the sizes of the tensors that `values` name, `dtypes` their types.
+class Graph(Interface):
+    """A file as the engine sees it; `boxes` are the sizes of the tensors that `values` name.
 
     whole: why ONNX Runtime runs the file as it is, where the engine can make no sense of it; then there are no steps.
     """
 
     model: Any
-    where: str
-    inputs: tuple[Port, ...]
-    outputs: tuple[Port, ...]
     batch: int | None
     steps: tuple[Step, ...]
-    values: dict[str, Value]
     boxes: dict[str, Box]
-    dtypes: dict[str, DType]
     constants: Constants | None
     types: dict[str, Any]
     """TypeProtos of names that layers do not know, where onnx does."""
@@ -83,8 +70,12 @@ class Graph:
 
 def read_graph(source: Any) -> Graph:
     """The graph of a path or of bytes; UsageError where there is no file, RunError where it cannot be trusted."""
-    model, where = read_model(source)
-    return Reader(model, where).read()
+    return parsed_graph(*read_content(source))
+
+
+def parsed_graph(content: bytes, where: str) -> Graph:
+    """The graph of the content of a file that is called `where`; RunError where it cannot be trusted."""
+    return Reader(parsed_model(content, where), where).read()
 
 
 def whole_graph(source: Any, reason: ContradictionError) -> Graph:

@@ -40,6 +40,25 @@ class Port:
         return len(own) == len(shape) and all(not isinstance(want, int) or want == size for want, size in zip(own, shape, strict=True))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Value:
+    """A name of the file: its numbers are those of `tensor` in the same order, of shape `dims` a sample."""
+
+    tensor: str
+    dims: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interface:
+    """What a caller sees of a file, which is called `where` in messages; `dtypes`: types of the tensors that `values` name."""
+
+    where: str
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    values: dict[str, Value]
+    dtypes: dict[str, DType]
+
+
 _NUMPY_TYPES = {
     **{name: f"tensor({name})" for name in ("uint8", "int8", "uint16", "int16", "int32", "int64", "uint32", "uint64", "bool", "float16")},
     "float32": "tensor(float)",

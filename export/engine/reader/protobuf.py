@@ -26,19 +26,27 @@ class ContradictionError(RunError):
 
 def read_model(source: Any) -> tuple[Any, str]:
     """(ModelProto, what to call it in messages) of a path or of bytes. UsageError where there is no such file, RunError for its content."""
+    content, where = read_content(source)
+    return parsed_model(content, where), where
+
+
+def read_content(source: Any) -> tuple[bytes, str]:
+    """(content, what to call it in messages) of a path or of bytes. UsageError where there is no such file."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        return bytes(source), "the ONNX bytes"
+    if not isinstance(source, str | Path):
+        raise UsageError(f"a session takes a path or the bytes of an ONNX file, got {type(source).__name__}")
+    try:
+        return Path(source).read_bytes(), str(source)
+    except OSError as error:
+        raise UsageError(f"cannot read {source}: {error.strerror or error}; export the network first") from error
+
+
+def parsed_model(content: bytes, where: str) -> Any:
+    """The ModelProto; RunError for what is no network in one file."""
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-    if isinstance(source, bytes | bytearray | memoryview):
-        content, where = bytes(source), "the ONNX bytes"
-    elif isinstance(source, str | Path):
-        where = str(source)
-        try:
-            content = Path(source).read_bytes()
-        except OSError as error:
-            raise UsageError(f"cannot read {where}: {error.strerror or error}; export the network first") from error
-    else:
-        raise UsageError(f"a session takes a path or the bytes of an ONNX file, got {type(source).__name__}")
     model = onnx.ModelProto()
     try:
         model.ParseFromString(content)
@@ -49,7 +57,7 @@ def read_model(source: Any) -> tuple[Any, str]:
     for tensor in _tensors(model):
         if tensor.external_data or tensor.data_location == onnx.TensorProto.EXTERNAL:
             raise RunError(f"{where}: tensor {tensor.name!r} lies in another file, which the engine does not open; save it as one file")
-    return model, where
+    return model
 
 
 def _tensors(model: Any) -> Iterator[Any]:

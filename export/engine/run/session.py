@@ -21,16 +21,17 @@ from numpy.typing import NDArray
 from fineprune.common.errors import RunError, UsageError
 
 from ..ir.dtypes import DType
-from ..passes.partition import Segment, segments
-from ..reader.graph import Graph, read_graph, whole_graph
-from ..reader.ports import Port
-from ..reader.protobuf import ContradictionError
-from .fallback import Fallback
+from ..ir.program import Program
+from ..reader.ports import Interface, Port
+from ..reader.protobuf import ContradictionError, read_content
+from . import plans
+from .threads import Team
 
 if TYPE_CHECKING:
-    from ..ir.program import Program
+    from ..passes.partition import Segment
+    from ..reader.graph import Graph
+    from .fallback import Fallback
     from .profile import Record
-    from .threads import Team
 
 _LOG = logging.getLogger(__name__)
 MOST_THREADS = 256
@@ -46,12 +47,22 @@ class TensorInfo:
     type: str
 
 
+@dataclass(frozen=True)
+class _Part:
+    """Of a network: a program, or a segment that ONNX Runtime runs; names of what it reads and makes."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    program: Program | None = None
+    segment: "Segment | None" = None
+
+
 class Session:
     """Runs an exported ONNX file. Runs of several Python threads follow one another; outputs depend on no thread count.
 
     source: path or bytes of an ONNX file. threads: cores that one run may use. tune: measure the kernels of every layer on this machine
-    instead of estimating their times; what was measured is kept on disk. fallback: run in ONNX Runtime what the engine does not
-    compute (each such part is logged); else such a file is refused.
+    instead of estimating their times. What was compiled, planned and measured is kept on disk. fallback: run in ONNX Runtime what the
+    engine does not compute (each such part is logged); else such a file is refused.
 
     Raises UsageError for arguments that make no sense, RunError for a file that is damaged, contradicts itself or is too large.
     """
@@ -61,23 +72,23 @@ class Session:
             raise UsageError(f"threads is a whole number from 1 to {MOST_THREADS}, got {threads!r}")
         started = time.perf_counter()
         self._source, self._threads, self._closed = source, threads, False
-        try:
-            self._open(read_graph(source), tune, fallback)
-        except ContradictionError as error:
-            if not fallback:
-                raise
-            self._open_whole(error)
+        content, where = read_content(source)
+        found = plans.find(content, where, tune)
+        if found is not None:
+            self._recall(*found)
+        else:
+            self._plan(content, where, tune, fallback)
         seconds = time.perf_counter() - started
         if seconds > _SLOW_LOAD_S:
-            _LOG.info("%s: loaded in %.1f s; compiled code is kept for the next time", self._graph.where, seconds)
+            _LOG.info("%s: loaded in %.1f s; compiled code is kept for the next time", self._seen.where, seconds)
 
     def get_inputs(self) -> list[TensorInfo]:
         """What `run` takes."""
-        return [_info(port) for port in self._graph.inputs]
+        return [_info(port) for port in self._seen.inputs]
 
     def get_outputs(self) -> list[TensorInfo]:
         """What `run` can return."""
-        return [_info(port) for port in self._graph.outputs]
+        return [_info(port) for port in self._seen.outputs]
 
     def run(self, output_names: Sequence[str] | None, feeds: Mapping[str, NDArray]) -> list[NDArray]:
         """The outputs called `output_names` (None: all) for a batch; UsageError where names, types or shapes do not fit."""
@@ -99,16 +110,16 @@ class Session:
         """What every operation takes for the first sample of `x` on one thread; see profile.py."""
         from .profile import profile
 
-        feeds = x if isinstance(x, Mapping) else {self._graph.inputs[0].name: x}
+        feeds = x if isinstance(x, Mapping) else {self._seen.inputs[0].name: x}
         batch = self._batch(feeds)
         with self._lock:
             self._refuse_if_closed()
             tensors = self._run(batch, feeds)
         records: list[Record] = []
-        for segment, program in self._parts:
-            if program is not None:
-                inputs = [np.ascontiguousarray(tensors[name][:1]) for name in segment.inputs]
-                records += profile(program, inputs, repeats)
+        for part in self._parts:
+            if part.program is not None:
+                inputs = [np.ascontiguousarray(tensors[name][:1]) for name in part.inputs]
+                records += profile(part.program, inputs, repeats)
         return records
 
     def close(self) -> None:
@@ -126,47 +137,69 @@ class Session:
     def __reduce__(self) -> Any:
         raise TypeError("a Session holds threads and compiled code and cannot be pickled; send the path and make one in the other process")
 
-    def _open(self, graph: Graph, tune: bool = False, fallback: bool = True) -> None:
+    def _recall(self, interface: Interface, program: Program) -> None:
+        """What a session of the same file planned before."""
+        self._see(interface)
+        self._parts = [_Part(program.inputs, program.outputs, program=program)]
+        self._start()
+
+    def _plan(self, content: bytes, where: str, tune: bool, fallback: bool) -> None:
+        from ..reader.graph import parsed_graph
+
+        try:
+            self._open(parsed_graph(content, where), tune, fallback)
+        except ContradictionError as error:
+            if not fallback:
+                raise
+            self._open_whole(error)
+        programs = [part.program for part in self._parts]
+        if len(programs) == 1 and programs[0] is not None and all(port.name in self._seen.values for port in self._seen.outputs):
+            plans.keep(content, tune, self._seen, programs[0])
+
+    def _open(self, graph: "Graph", tune: bool = False, fallback: bool = True) -> None:
         """Make everything that runs a graph."""
+        from ..passes.partition import segments
+
         foreign = next((step for step in graph.steps if step.layers is None), None)
         if foreign and not fallback:
             raise RunError(f"{foreign.nodes[0].label} is not computed by the engine ({foreign.reason}); allow fallback=True")
-        self._graph, self._usual, self._fed = graph, _usual(graph), {port.name for port in graph.inputs}
-        self._parts: list[tuple[Segment, Program | None]] = []
-        for segment in segments(graph):
-            self._parts.append((segment, self._build(segment, tune) if segment.native else None))
+        self._see(graph)
+        self._graph = graph
+        self._parts = [
+            _Part(
+                segment.inputs,
+                segment.outputs,
+                program=_program(graph, segment, tune) if segment.native else None,
+                segment=None if segment.native else segment,
+            )
+            for segment in segments(graph)
+        ]
         self._start()
 
     def _open_whole(self, error: ContradictionError) -> None:
         """Leave a file that the engine makes no sense of to ONNX Runtime; where that refuses it as well, `error` says why."""
+        from ..reader.graph import whole_graph
+
         try:
             self._open(whole_graph(self._source, error))
         except ContradictionError as refusal:
             raise error from refusal
 
-    def _build(self, segment: Segment, tune: bool) -> "Program":
-        from ..passes.program import build
-
-        measure = None
-        if tune:
-            from ..passes.tune import measured
-
-            measure = measured
-        graph = self._graph
-        return build(segment.layers, graph.boxes, segment.inputs, segment.outputs, measure, graph.dtypes)
+    def _see(self, interface: Interface) -> None:
+        self._seen, self._usual, self._fed = interface, _usual(interface), {port.name for port in interface.inputs}
 
     def _start(self) -> None:
-        from . import threads
-
+        if any(part.segment is not None for part in self._parts):
+            from . import fallback
         self._pid, self._lock = os.getpid(), threading.Lock()
         self._teams: dict[int, Team] = {}
         self._fallbacks: dict[int, Fallback] = {}
         self._finalizers: list[Any] = []
-        for number, (segment, program) in enumerate(self._parts):
-            if program is None:
-                self._fallbacks[number] = Fallback(self._graph, segment, self._threads)
-            else:
-                team = threads.Team(program, self._threads)
+        for number, part in enumerate(self._parts):
+            if part.segment is not None:
+                self._fallbacks[number] = fallback.Fallback(self._graph, part.segment, self._threads)
+            elif part.program is not None:
+                team = Team(part.program, self._threads)
                 self._teams[number] = team
                 self._finalizers.append(weakref.finalize(self, team.close))
 
@@ -180,7 +213,7 @@ class Session:
             raise UsageError("the session is closed; make a new one")
 
     def _wanted(self, output_names: Sequence[str] | None) -> list[str]:
-        names = [port.name for port in self._graph.outputs]
+        names = [port.name for port in self._seen.outputs]
         if output_names is None:
             return names
         unknown = sorted(set(output_names) - set(names))
@@ -199,19 +232,19 @@ class Session:
 
     def _check(self, feeds: Mapping[str, NDArray]) -> int:
         """The batch size, where everything fits."""
-        names = {port.name for port in self._graph.inputs}
+        names = {port.name for port in self._seen.inputs}
         if not isinstance(feeds, Mapping) or set(feeds) != names:
             given = ", ".join(map(repr, feeds)) if isinstance(feeds, Mapping) else type(feeds).__name__
             raise UsageError(f"run takes a dict with an array for each of {', '.join(sorted(names))}, got {given or 'nothing'}")
         batch: int | None = None
-        for port in self._graph.inputs:
+        for port in self._seen.inputs:
             array = feeds[port.name]
             if not port.takes(array):
                 found = f"{array.dtype} array" if isinstance(array, np.ndarray) else type(array).__name__
                 raise UsageError(f"input {port.name!r} is an array of {port.type}, got {found}; convert it")
             if not port.fits(array.shape):
                 raise UsageError(f"input {port.name!r} has shape {_info(port).shape}, got {list(array.shape)}")
-            if port.name in self._graph.values:
+            if port.name in self._seen.values:
                 if batch not in (None, array.shape[0]):
                     raise UsageError(f"the inputs have different batch sizes: {batch} and, of {port.name!r}, {array.shape[0]}")
                 batch = array.shape[0]
@@ -221,28 +254,29 @@ class Session:
 
     def _run(self, batch: int, feeds: Mapping[str, NDArray]) -> dict[str, NDArray]:
         tensors: dict[str, NDArray] = dict(feeds)
-        for number, (segment, program) in enumerate(self._parts):
-            if program is None:
-                outputs = self._fallbacks[number].run({name: self._named(tensors, name, batch) for name in segment.inputs})
-                for name, array in zip(segment.outputs, outputs, strict=True):
+        for number, part in enumerate(self._parts):
+            if part.program is None:
+                outputs = self._fallbacks[number].run({name: self._named(tensors, name, batch) for name in part.inputs})
+                for name, array in zip(part.outputs, outputs, strict=True):
                     self._verify(name, array, batch)
                     tensors[name] = array
             else:
-                inputs = [np.ascontiguousarray(tensors[name]) for name in segment.inputs]
-                results = [np.empty((batch, *program.boxes[name]), program.dtypes[name]) for name in segment.outputs]
+                inputs = [np.ascontiguousarray(tensors[name]) for name in part.inputs]
+                results = [np.empty((batch, *part.program.boxes[name]), part.program.dtypes[name]) for name in part.outputs]
                 self._teams[number].run(batch, [*inputs, *results])
-                tensors.update(zip(segment.outputs, results, strict=True))
+                tensors.update(zip(part.outputs, results, strict=True))
         return tensors
 
     def _named(self, tensors: Mapping[str, NDArray], name: str, batch: int) -> NDArray:
         """What a name of the file stands for, in its own shape."""
-        value = self._graph.values.get(name)
+        value = self._seen.values.get(name)
         return tensors[name] if value is None else tensors[value.tensor].reshape(batch, *value.dims)
 
     def _output(self, tensors: Mapping[str, NDArray], name: str, batch: int) -> NDArray:
         """An output as an array of its own."""
-        value, constants = self._graph.values.get(name), self._graph.constants
+        value = self._seen.values.get(name)
         if value is None:
+            constants = self._graph.constants
             if constants is not None and name in constants:
                 return constants.require(name).copy()
             return tensors[name].copy() if name in self._fed else tensors[name]
@@ -251,19 +285,30 @@ class Session:
 
     def _verify(self, name: str, array: NDArray, batch: int) -> None:
         """What ONNX Runtime made has the size that layers behind it were planned for."""
-        value = self._graph.values.get(name)
-        if value is not None and (array.shape != (batch, *value.dims) or array.dtype != self._graph.dtypes[value.tensor]):
+        value = self._seen.values.get(name)
+        if value is not None and (array.shape != (batch, *value.dims) or array.dtype != self._seen.dtypes[value.tensor]):
             raise ContradictionError(
-                f"{self._graph.where}: {name!r} is {array.dtype} {array.shape} in a run, not {(batch, *value.dims)}; export it again"
+                f"{self._seen.where}: {name!r} is {array.dtype} {array.shape} in a run, not {(batch, *value.dims)}; export it again"
             )
 
 
-def _usual(graph: Graph) -> tuple[str, DType, tuple[int | str | None, ...]] | None:
+def _program(graph: "Graph", segment: "Segment", tune: bool) -> Program:
+    from ..passes.program import build
+
+    measure = None
+    if tune:
+        from ..passes.tune import measured
+
+        measure = measured
+    return build(segment.layers, graph.boxes, segment.inputs, segment.outputs, measure, graph.dtypes)
+
+
+def _usual(seen: Interface) -> tuple[str, DType, tuple[int | str | None, ...]] | None:
     """Name, type and shape of a sample of the only input, where the engine holds that in memory and any batch size will do."""
-    [port, *others] = graph.inputs or (None,)
-    if port is None or others or port.name not in graph.values or not port.shape or isinstance(port.shape[0], int):
+    [port, *others] = seen.inputs or (None,)
+    if port is None or others or port.name not in seen.values or not port.shape or isinstance(port.shape[0], int):
         return None
-    return port.name, graph.dtypes[port.name], port.shape[1:]
+    return port.name, seen.dtypes[port.name], port.shape[1:]
 
 
 def _info(port: Port) -> TensorInfo:
