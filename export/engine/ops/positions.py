@@ -219,5 +219,5 @@ def _assemble(
         index=np.concatenate(index).astype(np.int32),
         constants=np.concatenate(constants).astype(np.float32),
         costs=np.concatenate([works[strip * t.strip_tiles + k] for k in range(t.strip_tiles) for strip in range(t.strips)]),
-        scratch=patches + (0 if whole else shape.filters * row),
+        scratch=patches + t.rows * row + (0 if whole else shape.filters * row),
     )

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fineprune.ops.simd import LANES, pointer
+from fineprune.ops.simd import LANES, pointer, tile_store
 from fineprune.ops.simd.registers import HOST, Registers
 from fineprune.ops.simd.vectors import clipped, store
 
@@ -22,16 +22,20 @@ from ..ir.record import INT, Record, group
 from ..jit import jit
 from .positions_simd import (
     Pointer,
+    all_lanes,
     at,
+    copy,
     pack_line,
     put,
     tile_add_maps,
     tile_add_patches,
+    tile_add_whole_maps,
     tile_broadcast,
     tile_keep,
     tile_load_rows,
     tile_store_maps,
     tile_store_rows,
+    tile_store_whole_maps,
 )
 
 TABLES = ("tile_lanes", "tile_pieces", "pieces", "tile_blocks", "blocks", "jobs", "set_starts", "records", "halves")
@@ -56,6 +60,9 @@ def tiles(registers: Registers) -> dict[int, int]:
 
 
 ROWS_OF = tiles(HOST)
+_MASKS = HOST.masks
+_HALF, _QUARTER = LANES // 2, LANES // 4
+_HALF_BITS, _QUARTER_BITS = (1 << _HALF) - 1, (1 << _QUARTER) - 1
 JOB, PIECE, BLOCK, SET_START = 5, 2, 5, 3
 """Integers of a packing job (source, how far its last line lies behind, the source in the map's last row, lines, mask or -1), of a piece
 of a run (source, destination), of a block of channels (first job, jobs, whether it begins and ends its filters' sums, set starts), and of
@@ -167,6 +174,24 @@ def _pack_block(arena: Pointer, index: Pointer, m: Any, block: int, strip: int, 
         _pack_by_any(arena, index, m, block, strip, top, out)
 
 
+@jit
+def _copy_lanes(arena: Pointer, start: int, to: int, stride: int, index: Pointer, lanes: int, vectors: int) -> None:
+    """The lanes whose bits are set, of so many vectors: as many at once as lie together."""
+    for vector in range(vectors):
+        bits, source, target = at(index, lanes + vector), start + vector * LANES, to + vector * stride
+        for half in range(0, LANES, _HALF):
+            if bits >> half & _HALF_BITS == _HALF_BITS:
+                copy(arena, source + half, target + half, _HALF)
+            elif bits >> half & _HALF_BITS:
+                for quarter in range(half, half + _HALF, _QUARTER):
+                    if bits >> quarter & _QUARTER_BITS == _QUARTER_BITS:
+                        copy(arena, source + quarter, target + quarter, _QUARTER)
+                    elif bits >> quarter & _QUARTER_BITS:
+                        for lane in range(quarter, quarter + _QUARTER):
+                            if bits >> lane & 1:
+                                put(arena, target + lane, at(arena, source + lane))
+
+
 @cache
 def _multiplier(vectors: int) -> Callable[..., None]:
     rows = ROWS_OF[vectors]
@@ -181,8 +206,8 @@ def _multiplier(vectors: int) -> Callable[..., None]:
         """Adds what a block of channels gives to the filters of the sets begin <= s < end, and finishes them in the last block."""
         first, bias = m.index, m.constants
         limits = bias + m.filters
-        low, high = at(constants, limits), at(constants, limits + 1)
-        sums = patches + m.patches
+        done = patches + m.patches
+        sums = done + rows * size
         opens, closes, has_residual = at(index, block + 2), at(index, block + 3), m.has_residual
         sets = first + m.tables.set_starts + at(index, block + 4)
         record = first + m.tables.records + at(index, sets + begin * SET_START)
@@ -207,12 +232,27 @@ def _multiplier(vectors: int) -> Callable[..., None]:
                 tile = tile_add_patches(tile, constants, weight, arena, patches, index, half, 1)
                 weight, half = weight + rows, half + rows
             if closes:
-                if has_residual:
+                whole = not _MASKS and all_lanes(index, lanes, vectors)
+                if has_residual and whole:
+                    tile = tile_add_whole_maps(tile, arena, r_start, r_channel, r_row, index, record)
+                elif has_residual:
                     for part in range(LANES // segment):
                         tile = tile_add_maps(tile, arena, r_start + part * r_part, r_channel, r_row, index, record, lanes + part * lines)
-                tile = clipped(tile, low, high)
-                for part in range(LANES // segment):
-                    tile_store_maps(tile, arena, y_start + part * y_part, y_channel, y_row, index, record, lanes + part * lines)
+                # Loaded here, they take no registers from the sums.
+                tile = clipped(tile, at(constants, limits), at(constants, limits + 1))
+                if whole:
+                    tile_store_whole_maps(tile, arena, y_start, y_channel, y_row, index, record)
+                elif _MASKS:
+                    for part in range(LANES // segment):
+                        tile_store_maps(tile, arena, y_start + part * y_part, y_channel, y_row, index, record, lanes + part * lines)
+                else:
+                    tile_store(tile, arena, done, size)
+                    for part in range(LANES // segment):
+                        start, part_lanes = y_start + part * y_part, lanes + part * lines
+                        for row in range(rows):
+                            _copy_lanes(
+                                arena, done + row * size, start + at(index, record + row) * y_channel, y_row, index, part_lanes, vectors
+                            )
             else:
                 tile_store_rows(tile, arena, sums, size, index, record)
             record += rows + 2

@@ -13,14 +13,13 @@ from numpy.typing import NDArray
 
 from fineprune.ops.numba_door import ir
 from fineprune.ops.simd.declare import LANES, VECTOR, Emitter, Size, Tile, operation
-from fineprune.ops.simd.registers import HOST
 
 OFFSET_UNIT = 2
 """Floats that an offset of a patch vector counts: eight bytes, the largest factor of an x86 address, so that 16 bits reach 512 KiB."""
 
-_BITS, _EVERY = ir.IntType(LANES), (1 << LANES) - 1
-_HALF, _WORD = ir.IntType(16), ir.IntType(32)
-_ALIGNMENT = ir.Constant(_WORD, 4)
+_BITS = ir.IntType(LANES)
+_HALF = ir.IntType(16)
+_ALIGNMENT = ir.Constant(ir.IntType(32), 4)
 Pointer = NDArray
 
 
@@ -196,31 +195,39 @@ def tile_keep(tile: Tile, bits: int) -> Tile:
     return np.where(bits >> np.arange(LANES) & 1, tile, np.float32(0))
 
 
-def _map_places(e: Emitter) -> tuple[list[list[Any]], list[Any]]:
-    """(pointers [row][vector] of a tile, bits [vector] of the lanes that are there); see `tile_store_maps` for the arguments."""
-    builder, tile = e.builder, e.types[0]
-    start, channel, stride, lanes = e.args[2], e.args[3], e.args[4], e.args[7]
-    bits = [builder.load(e.element(e.data(5), lanes, (vector, e.lanes(7, 1)))) for vector in range(tile.vectors)]
-    pointers = []
-    for number in _numbers(e, 5, tile.rows):
-        map_start = builder.add(start, builder.mul(number, channel))
-        pointers.append([e.element(e.data(1), map_start, (vector, stride)) for vector in range(tile.vectors)])
-    return pointers, [builder.and_(word, ir.Constant(word.type, _EVERY)) for word in bits]
+def _map_places(e: Emitter) -> list[list[Any]]:
+    """Pointers [row][vector] of a tile to its places in maps; see `tile_store_maps` for the arguments."""
+    builder, start, channel, stride = e.builder, *e.args[2:5]
+    starts = [builder.add(start, builder.mul(number, channel)) for number in _numbers(e, 5, e.types[0].rows)]
+    return [[e.element(e.data(1), line, (vector, stride)) for vector in range(e.types[0].vectors)] for line in starts]
+
+
+def _bits(e: Emitter, index: int, lanes: int, vectors: int) -> list[Any]:
+    """Of the lanes that are there, for each vector."""
+    return [e.builder.load(e.element(e.data(index), e.args[lanes], (vector, e.lanes(lanes, 1)))) for vector in range(vectors)]
 
 
 def _chosen(e: Emitter, bits: Any) -> Any:
-    """The lanes whose bits are set."""
     return e.builder.bitcast(e.builder.trunc(bits, _BITS), ir.VectorType(ir.IntType(1), LANES))
 
 
-def _as_vector(e: Emitter, pointer: Any) -> Any:
-    return e.builder.bitcast(pointer, VECTOR.as_pointer())
+def _masked(e: Emitter) -> Iterator[tuple[Any, Any]]:
+    """(pointer to a vector, its chosen lanes) for each vector of a tile."""
+    bits = _bits(e, 5, 7, e.types[0].vectors)
+    for line in _map_places(e):
+        for pointer, word in zip(line, bits, strict=True):
+            yield e.builder.bitcast(pointer, VECTOR.as_pointer()), _chosen(e, word)
 
 
-def _all_there(e: Emitter, bits: list[Any]) -> Any:
-    """Whether no lane of a tile is left out."""
-    every = functools.reduce(e.builder.and_, bits)
-    return e.builder.icmp_unsigned("==", every, ir.Constant(every.type, _EVERY))
+def _all_lanes(e: Emitter) -> Any:
+    every = functools.reduce(e.builder.and_, _bits(e, 0, 1, e.size(2)))
+    return e.builder.icmp_unsigned("==", e.builder.trunc(every, _BITS), ir.Constant(_BITS, -1))
+
+
+@operation(_all_lanes)
+def all_lanes(index: Pointer, lanes: int, vectors: Size) -> bool:
+    """Whether all bits of lanes are set in index[lanes], index[lanes + 1], ... of so many vectors."""
+    return all(int(bits) & (1 << LANES) - 1 == (1 << LANES) - 1 for bits in index[lanes : lanes + vectors])
 
 
 def _positions(
@@ -234,33 +241,13 @@ def _positions(
 
 def _add_maps(e: Emitter) -> Any:
     builder, zero = e.builder, ir.Constant(VECTOR, [0.0] * LANES)
-    pointers, bits = _map_places(e)
-    if HOST.masks:
+    places = _masked(e)
 
-        def loaded(row: int, vector: int) -> Any:
-            arguments = [_as_vector(e, pointers[row][vector]), _ALIGNMENT, _chosen(e, bits[vector]), zero]
-            return e.call(f"llvm.masked.load.v{LANES}f32.p0", VECTOR, arguments)
+    def change(row: int, vector: int, old: Any) -> Any:
+        pointer, lanes = next(places)
+        return builder.fadd(old, e.call(f"llvm.masked.load.v{LANES}f32.p0", VECTOR, [pointer, _ALIGNMENT, lanes, zero]))
 
-        return e.update(lambda row, vector, old: builder.fadd(old, loaded(row, vector)))
-
-    def read(row: int, vector: int) -> Any:
-        # Where no lane is there, neither may be the memory.
-        nowhere = builder.icmp_unsigned("==", bits[vector], ir.Constant(bits[vector].type, 0))
-        value = e.load(builder.select(nowhere, e.data(1), pointers[row][vector]))
-        return builder.select(_chosen(e, bits[vector]), value, zero)
-
-    shape = list(np.ndindex(e.types[0].rows, e.types[0].vectors))
-    with builder.if_else(_all_there(e, bits)) as (whole, parts):
-        with whole:
-            wholes, from_whole = [e.load(pointers[row][vector]) for row, vector in shape], builder.block
-        with parts:
-            some, from_parts = [read(row, vector) for row, vector in shape], builder.block
-    joined = []
-    for a, b in zip(wholes, some, strict=True):
-        joined.append(builder.phi(VECTOR))
-        joined[-1].add_incoming(a, from_whole)
-        joined[-1].add_incoming(b, from_parts)
-    return e.update(lambda row, vector, old: builder.fadd(old, joined[row * e.types[0].vectors + vector]))
+    return e.update(change)
 
 
 @operation(_add_maps)
@@ -272,37 +259,10 @@ def tile_add_maps(tile: Tile, array: Pointer, start: int, channel: int, stride: 
     return tile
 
 
-def _store_part(e: Emitter, vector: Any, pointer: Any, bits: Any, count: int) -> None:
-    """Those of `count` lanes whose bits are set: all by one store, else by halves. Masked stores take dozens of cycles on some CPUs."""
-    builder, half = e.builder, count // 2
-    with builder.if_else(builder.icmp_unsigned("==", bits, ir.Constant(bits.type, (1 << count) - 1))) as (whole, parts):
-        with whole:
-            builder.store(vector, builder.bitcast(pointer, vector.type.as_pointer())).align = 4
-        with parts:
-            if half == 0:
-                return
-            with builder.if_then(builder.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0))):
-                for first in (0, half):
-                    lanes = [*range(first, first + half)]
-                    part = e.shuffle(vector, vector, lanes) if half > 1 else builder.extract_element(vector, ir.Constant(_WORD, first))
-                    mask = builder.and_(builder.lshr(bits, ir.Constant(bits.type, first)), ir.Constant(bits.type, (1 << half) - 1))
-                    _store_part(e, part, builder.gep(pointer, [ir.Constant(_WORD, first)], inbounds=True), mask, half)
-
-
 def _store_maps(e: Emitter) -> None:
-    pointers, bits = _map_places(e)
-    shape = list(np.ndindex(e.types[0].rows, e.types[0].vectors))
-    if HOST.masks:
-        for row, vector in shape:
-            arguments = [e.vector(row, vector), _as_vector(e, pointers[row][vector]), _ALIGNMENT, _chosen(e, bits[vector])]
-            e.call(f"llvm.masked.store.v{LANES}f32.p0", ir.VoidType(), arguments)
-        return
-    with e.builder.if_else(_all_there(e, bits)) as (whole, parts):
-        with whole:
-            e.store_tile(lambda row, vector: pointers[row][vector])
-        with parts:
-            for row, vector in shape:
-                _store_part(e, e.vector(row, vector), pointers[row][vector], bits[vector], LANES)
+    for k, (pointer, lanes) in enumerate(_masked(e)):
+        vector = e.builder.extract_value(e.args[0], k)
+        e.call(f"llvm.masked.store.v{LANES}f32.p0", ir.VoidType(), [vector, pointer, _ALIGNMENT, lanes])
 
 
 @operation(_store_maps)
@@ -313,3 +273,41 @@ def tile_store_maps(tile: Tile, array: Pointer, start: int, channel: int, stride
     """
     for row, vector, positions, chosen in _positions(tile, start, channel, stride, index, record, lanes):
         array[positions] = tile[row, vector, chosen]
+
+
+def _add_whole_maps(e: Emitter) -> Any:
+    places = _map_places(e)
+    return e.update(lambda row, vector, old: e.builder.fadd(old, e.load(places[row][vector])))
+
+
+@operation(_add_whole_maps)
+def tile_add_whole_maps(tile: Tile, array: Pointer, start: int, channel: int, stride: int, index: Pointer, record: int) -> Tile:
+    """As tile_add_maps, where all lanes are there."""
+    starts = start + index[record : record + len(tile), None].astype(np.int64) * channel + np.arange(tile.shape[1]) * stride
+    return tile + array[starts[..., None] + np.arange(LANES)]
+
+
+def _store_whole_maps(e: Emitter) -> None:
+    places = _map_places(e)
+    e.store_tile(lambda row, vector: places[row][vector])
+
+
+@operation(_store_whole_maps)
+def tile_store_whole_maps(tile: Tile, array: Pointer, start: int, channel: int, stride: int, index: Pointer, record: int) -> None:
+    """As tile_store_maps, where all lanes are there."""
+    starts = start + index[record : record + len(tile), None].astype(np.int64) * channel + np.arange(tile.shape[1]) * stride
+    array[starts[..., None] + np.arange(LANES)] = tile
+
+
+def _copy(e: Emitter) -> None:
+    kind = ir.VectorType(ir.FloatType(), e.size(3)).as_pointer()
+    source, target = (e.builder.bitcast(e.element(e.data(0), e.args[k]), kind) for k in (1, 2))
+    numbers = e.builder.load(source)
+    numbers.align = 4
+    e.builder.store(numbers, target).align = 4
+
+
+@operation(_copy)
+def copy(array: Pointer, start: int, to: int, count: Size) -> None:
+    """array[to : to + count] = array[start : start + count]"""
+    array[to : to + count] = array[start : start + count].copy()
