@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+ARM    ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/fineprune-arm
 FINEPRUNE := $(BIN)/fineprune
 
-.PHONY: demo test test-all check format clean FORCE
+.PHONY: demo test test-all test-arm check format clean FORCE
 
 demo: $(VENV)/.linked
 	$(FINEPRUNE) run recipes/demo.toml
@@ -14,6 +15,20 @@ test: $(VENV)/.linked
 
 test-all: $(VENV)/.linked
 	$(BIN)/python -m pytest -m ""
+
+# The engine of the distribution for devices on an emulated Arm CPU, see CONTRIBUTING.md. ARM: a folder for its Python, packages, files and code.
+ARM_TESTS ?= tests/arm/parity.py tests/export/engine tests/ops/test_numba_door.py
+
+test-arm: $(ARM)/.installed $(VENV)/.linked
+	rm -rf $(ARM)/engine $(ARM)/files runtime/build
+	PYTHONPATH=tests $(BIN)/python tests/arm/files.py $(ARM)/files
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --target $(ARM)/engine ./runtime
+	PYTHONPATH=tests/arm FINEPRUNE_FILES=$(ARM)/files NUMBA_CACHE_DIR=$(ARM)/compiled OMP_NUM_THREADS=1 nice -n 19 \
+	  $(ARM)/bin/python -m pytest -p exported --confcutdir tests/export/engine --durations 10 -v $(ARM_TESTS)
+
+$(ARM)/.installed: tests/arm/root.sh constraints.txt | $(VENV)/.installed
+	sh tests/arm/root.sh $(ARM) $(BIN)/pip
+	touch $@
 
 check: $(VENV)/.linked
 	$(BIN)/ruff check .

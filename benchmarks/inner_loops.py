@@ -60,7 +60,7 @@ def language(kernel: str, target: Target) -> str:
     from fineprune.ops import numba_door
 
     numba_door.host_features = lambda: target.features  # the engine's tiles depend on it
-    from fineprune.export.engine import Session  # noqa: F401 - loads the operations
+    from fineprune.export.engine import ops  # noqa: F401 - which have the kernels
     from fineprune.export.engine.ir.network import KERNELS
     from fineprune.export.engine.jit import COMPILER
 

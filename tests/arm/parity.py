@@ -1,0 +1,37 @@
+"""Files that another CPU exported compute the same on this one, in the engine and in ONNX Runtime (files.py makes them)."""
+
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+
+from fineprune.export.engine import Session
+from support.tolerances import ONNX_LOGITS
+
+FILES = sorted(Path(os.environ["FINEPRUNE_FILES"]).glob("*.onnx"))
+
+
+def close(actual: NDArray, expected: NDArray) -> None:
+    np.testing.assert_allclose(actual, expected, rtol=ONNX_LOGITS[0], atol=ONNX_LOGITS[1] * max(1.0, float(np.abs(expected).max())))
+
+
+def test_there_are_files() -> None:
+    assert FILES
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_files_compute_what_they_computed_elsewhere(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with np.load(path.with_suffix(".npz")) as arrays:
+        x, expected = arrays["x"], arrays["y"]
+    [here] = onnxruntime.InferenceSession(path).run(None, {"input": x})
+    close(here, expected)
+    with caplog.at_level(logging.INFO), Session(path) as alone, Session(path, threads=2) as two:
+        for count in (1, 3):
+            [y] = alone.run(None, {"input": x[:count]})
+            close(y, expected[:count])
+            np.testing.assert_array_equal(two.run(None, {"input": x[:count]})[0], y)
+    assert "run in ONNX Runtime" not in caplog.text
