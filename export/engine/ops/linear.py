@@ -2,7 +2,7 @@
 
     y[f] = clip(sum_k w[f,k] * x[k] + bias[f] (+ r[f]), low, high)
 
-Inputs that no filter of a block uses are left out. A work item is a block of BLOCK filters; four sums a filter, so that one
+Inputs that no filter of a block uses are left out. A work item is a block of BLOCK filters; four sums a filter, or three, so that one
 multiply-add need not wait for the last. Layout: that of x is free, y has its channels together.
 """
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fineprune.ops.simd import LANES, tile_add_scaled, tile_zeros
+from fineprune.ops.simd.registers import HOST
 from fineprune.ops.simd.vectors import added, load, store
 
 from ..ir import costs
@@ -19,6 +20,8 @@ from ..ir.network import kernel
 from ..ir.record import INT, NOWHERE, PLACE, Record
 
 BLOCK = 2 * LANES
+_SUMS = min(4, HOST.vectors(beside=1) // (BLOCK // LANES))
+"""Of a filter, as many as the registers hold beside a factor."""
 _LOW, _HIGH, _BIAS = 0, 1, 2
 _META = Record(x=PLACE, y=PLACE, residual=PLACE, filters=INT)
 _fields = _META.fields
@@ -93,12 +96,13 @@ def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray,
     for block in range(first, last):
         count, offsets, weights = index[start + 3 * block], start + index[start + 3 * block + 1], constant + index[start + 3 * block + 2]
         a, b, c, d = load(constants, constant + _BIAS + block * BLOCK, 2), tile_zeros(1, 2), tile_zeros(1, 2), tile_zeros(1, 2)
-        whole = count // 4 * 4
-        for k in range(0, whole, 4):
+        whole = count // _SUMS * _SUMS
+        for k in range(0, whole, _SUMS):
             a = tile_add_scaled(a, arena, x + index[offsets + k], 0, constants, weights + k * BLOCK)
             b = tile_add_scaled(b, arena, x + index[offsets + k + 1], 0, constants, weights + (k + 1) * BLOCK)
             c = tile_add_scaled(c, arena, x + index[offsets + k + 2], 0, constants, weights + (k + 2) * BLOCK)
-            d = tile_add_scaled(d, arena, x + index[offsets + k + 3], 0, constants, weights + (k + 3) * BLOCK)
+            if _SUMS > 3:
+                d = tile_add_scaled(d, arena, x + index[offsets + k + 3], 0, constants, weights + (k + 3) * BLOCK)
         for k in range(whole, count):
             a = tile_add_scaled(a, arena, x + index[offsets + k], 0, constants, weights + k * BLOCK)
         store(added(added(a, b), added(c, d)), arena, scratch)
