@@ -193,10 +193,8 @@ def _copy_lanes(arena: Pointer, start: int, to: int, stride: int, index: Pointer
 
 
 @cache
-def _multiplier(vectors: int) -> Callable[..., None]:
-    rows = ROWS_OF[vectors]
-    pairs = rows // 2
-    size = vectors * LANES
+def _multiplier(vectors: int, rows: int) -> Callable[..., None]:
+    pairs, size = rows // 2, vectors * LANES
 
     @jit
     def multiply(
@@ -276,9 +274,10 @@ def _chosen(vectors: int, this: Callable[..., None], others: Callable[..., None]
     return multiply
 
 
-_multiply = _multiplier(min(ROWS_OF))
-for _vectors in sorted(ROWS_OF)[1:]:
-    _multiply = _chosen(_vectors, _multiplier(_vectors), _multiply)
+(_vectors, _rows), *_others = sorted(ROWS_OF.items())
+_multiply = _multiplier(_vectors, _rows)
+for _vectors, _rows in _others:
+    _multiply = _chosen(_vectors, _multiplier(_vectors, _rows), _multiply)
 
 
 @jit
