@@ -25,9 +25,9 @@ class Code:
         return json.dumps({"name": self.name, "needs": self.needs}).encode() + b"\n" + self.content
 
     @classmethod
-    def unpack(cls, packed: bytes) -> "Code":
+    def unpack(cls, packed: bytes | memoryview) -> "Code":
         """What was packed."""
-        line, _, content = packed.partition(b"\n")
+        line, _, content = bytes(packed).partition(b"\n")
         facts = json.loads(line)
         return cls(facts["name"], tuple(facts["needs"]), content)
 

@@ -15,7 +15,7 @@ def address(name: str, make: Callable[[], Code]) -> int:
     """The address of the function called `name`, which `make` compiles where that was not done before."""
     if name not in _ADDRESSES:
         packed = KEEPER.read(name)
-        code = Code.unpack(bytes(packed)) if packed else None
+        code = Code.unpack(packed) if packed else None
         if code is None or not code.can_be_linked:
             code = make()
             KEEPER.write(name, code.pack())

@@ -1,4 +1,4 @@
-"""Kernel "copy": elements of one tensor to another, each lying as it likes: layouts, slices, concatenations, shuffles.
+"""Kernels "copy" and "copy_bytes": elements of one tensor to another, each lying as it likes: layouts, slices, concatenations, shuffles.
 
     target[t + c*tc + i*ti + j*tj] = source[s + c*sc + i*si + j*sj]      for c < C, i < H, j < W; a work item is a row i
 
@@ -21,8 +21,8 @@ from ..ir.network import Box, kernel
 from ..ir.record import INT, PLACE, Record
 from ..jit import jit, jit_merged
 
-_META = Record(source=PLACE, target=PLACE, channels=INT, rows=INT, columns=INT, item_bytes=INT, way=INT)
-"""item_bytes: of a number; way: between what."""
+_META = Record(source=PLACE, target=PLACE, channels=INT, rows=INT, columns=INT, way=INT)
+"""way: between what."""
 _fields = _META.fields
 WITHIN, IN, OUT = range(3)
 """Within the arena; into it, from the tensor of the caller that stands for the constants; out of it, to such a tensor."""
@@ -34,9 +34,8 @@ def plan(source: View, target: View, size: Box, way: int = WITHIN, tensor: int |
     if source.dtype != target.dtype:
         raise TypeError(f"a copy of {source.dtype} to {target.dtype}")
     C, H, W = size
-    item_bytes = source.dtype.itemsize
-    meta = _META.pack(source=source.place, target=target.place, channels=C, rows=H, columns=W, item_bytes=item_bytes, way=way)
-    return Op(kernel="copy", meta=meta, costs=np.ones(H), tensor=tensor)
+    meta = _META.pack(source=source.place, target=target.place, channels=C, rows=H, columns=W, way=way)
+    return Op(kernel="copy_bytes" if source.dtype.itemsize == 1 else "copy", meta=meta, costs=np.ones(H), tensor=tensor)
 
 
 @jit
@@ -122,18 +121,17 @@ def _rows(lines: Callable[..., None], row: Callable[..., None]) -> Any:
 _slots, _bytes = _rows(_lines, _row), _rows(_byte_lines, _rest)
 
 
-@jit
-def _copy(first: int, last: int, source: NDArray, target: NDArray, meta: NDArray, op: int) -> None:
-    """Work items first <= k < last from one array of slots to another."""
-    if _fields(meta, op).item_bytes == 1:
-        _bytes(first, last, octets(source), octets(target), meta, op)
-    else:
-        _slots(first, last, source, target, meta, op)
-
-
 @kernel("copy")
 def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
-    """See ir/conv.py. One call: each is translated with all that it calls."""
+    """See ir/conv.py. One call: it is translated with all that it calls."""
     way = _fields(meta, op).way
     source, target = constants if way == IN else arena, constants if way == OUT else arena
-    _copy(first, last, source, target, meta, op)
+    _slots(first, last, source, target, meta, op)
+
+
+@kernel("copy_bytes")
+def run_bytes(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
+    """Of numbers of one byte."""
+    way = _fields(meta, op).way
+    source, target = octets(constants if way == IN else arena), octets(constants if way == OUT else arena)
+    _bytes(first, last, source, target, meta, op)
