@@ -32,12 +32,13 @@ from .functions import MASKED_CONVS
 if TYPE_CHECKING:
     from .engine.run.profile import Record
 
-_TEXT = "{0:<28} {1:<28} {2:>6} {3:>9} {4:>9} {5:>9} {6:>7} {7:>8}  {8:<10} {9}"
+_TEXT = "{0:<28} {1:<28} {2:>6} {3:>9} {4:>9} {5:>9} {6:>9} {7:>7} {8:>8}  {9:<10} {10}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerTime:
-    """Microseconds a sample on one thread; `speedup` and `fraction` refer to `dense_us`, `single_fraction` to `single_us`."""
+    """Microseconds a sample on one thread; `speedup` and `fraction` refer to `dense_us`, `single_fraction` to `single_us`. `expected_us`:
+    what the engine expected when it chose the kernel (None: it does not compute the layer)."""
 
     name: str
     shape: str
@@ -45,6 +46,7 @@ class LayerTime:
     dense_us: float
     single_us: float
     engine_us: float
+    expected_us: float | None
     speedup: float
     fraction: float
     single_fraction: float
@@ -117,6 +119,7 @@ class _Engine(NamedTuple):
     seconds: float
     kernel: str
     reason: str
+    expected: float | None = None
 
 
 _NOT_THERE = _Engine(np.nan, "onnxruntime", "the engine does not compute it")
@@ -124,7 +127,7 @@ _NOT_THERE = _Engine(np.nan, "onnxruntime", "the engine does not compute it")
 
 def table(rows: Sequence[LayerTime]) -> str:
     """Text for people, one line a layer."""
-    head = _TEXT.format("layer", "shape", "kept", "dense us", "single us", "engine us", "gain", "of ideal", "kernel", "why")
+    head = _TEXT.format("layer", "shape", "kept", "dense us", "single us", "engine us", "expected", "gain", "of ideal", "kernel", "why")
     lines = [
         _TEXT.format(
             row.name,
@@ -133,6 +136,7 @@ def table(rows: Sequence[LayerTime]) -> str:
             f"{row.dense_us:.1f}",
             f"{row.single_us:.1f}",
             f"{row.engine_us:.1f}",
+            "" if row.expected_us is None else f"{row.expected_us:.1f}",
             f"x{row.speedup:.2f}",
             f"{row.fraction:.2f}",
             row.kernel,
@@ -308,7 +312,7 @@ def _by_layer(records: "Sequence[Record]", names: Sequence[str]) -> dict[str, _E
     found: dict[str, _Engine] = {}
     for record in records:
         if record.name in names:
-            earlier = found.get(record.name, _Engine(0.0, record.kernel, record.reason))
+            earlier = found.get(record.name, _Engine(0.0, record.kernel, record.reason, record.expected))
             found[record.name] = earlier._replace(seconds=earlier.seconds + record.seconds)
     return found
 
@@ -333,6 +337,7 @@ def _row(
         dense_us=float(np.median(dense_s)) * 1e6,
         single_us=float(np.median(single_s)) * 1e6,
         engine_us=float(np.median(engine_s)) * 1e6,
+        expected_us=None if engine[-1].expected is None else engine[-1].expected * 1e6,
         speedup=speedup,
         fraction=speedup * kept,
         single_fraction=float(np.median(single_s / engine_s)) * kept,

@@ -1,5 +1,10 @@
-"""Tests plan networks anew, unless they are about plans that are kept: they change what plans are made by."""
+"""What holds for all tests.
+
+Networks are planned anew, unless a test is about plans that are kept: tests change what plans are made by. Kernels are chosen by the costs
+that are assumed of the CPU, so that results are the same in every run.
+"""
 
 import os
 
 os.environ["FINEPRUNE_PLANS"] = "anew"
+os.environ["FINEPRUNE_COSTS"] = "assumed"

@@ -183,6 +183,13 @@ def test_bench_shows_peers_and_layers_and_draws(bundle: Path, tmp_path: Path, tr
     assert "onnxruntime int8" in plot.read_text()
 
 
+def test_bench_prints_the_costs_of_the_machine() -> None:
+    report = succeed("bench", "--machine", "--json").json()
+    assert report["machine"]["cpu"] and not report["measured"]  # tests assume costs
+    assert all(row["what"] and row["ns"] == row["assumed_ns"] > 0 for row in report["costs"])
+    assert "filters.entry.1: an entry at a slot of a whole tile, one vector" in succeed("bench", "--machine").out
+
+
 def test_every_runtime_has_a_colour_of_its_own() -> None:
     names = ["onnxruntime dense", "torch dense", "onnxruntime int8", "engine compressed", "onnxruntime compressed"]
     times = {"batch_size": 1, "threads": 1, "median_ms": 2.0, "p25_ms": 1.0, "p75_ms": 3.0}

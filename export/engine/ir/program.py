@@ -18,7 +18,8 @@ OP, ITEMS, MEET, TENSOR = range(4)
 
 @dataclass(frozen=True, kw_only=True)
 class Operation:
-    """What a part of a program is: multiply-adds of convolutions (else 0); `reason`: what its kernel was chosen from."""
+    """What a part of a program is: multiply-adds of convolutions (else 0); `reason`: what its kernel was chosen from; `expected`: the
+    seconds that it is to take (None: there was no choice)."""
 
     name: str
     kernel: str
@@ -26,6 +27,7 @@ class Operation:
     macs_dense: int
     macs: int
     reason: str
+    expected: float | None
 
 
 @dataclass(frozen=True, kw_only=True)

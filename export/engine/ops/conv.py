@@ -7,7 +7,7 @@ They have several kernels, a module each: `filters`, `positions`, `linear` and `
 layouts of the whole network (passes/layouts.py).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
@@ -80,15 +80,19 @@ class Conv(Layer):
     def candidates(self) -> tuple[Candidate, ...]:
         """What can run it, with the expected seconds."""
         found = []
-        kernels = CONVOLUTIONS
-        if linear.supports(self.shape, self.weights, self.mask) is None:
-            kernels = {"linear": CONVOLUTIONS["linear"]}  # planned at once however large, which the others are not
-        for name, kernel in kernels.items():
-            if kernel.module.supports(self.shape, self.weights, self.mask) is None:
-                seconds = kernel.module.estimate(self.shape, self.weights, self.mask)
-                any_input = kernel.any_input and not (name == "filters" and self._is_depthwise)
-                found += [Candidate(kernel=name, layout=layout, any_input=any_input, seconds=seconds) for layout in kernel.layouts]
+        for name, kernel in self.kernels.items():
+            seconds = kernel.module.estimate(self.shape, self.weights, self.mask)
+            any_input = kernel.any_input and not (name == "filters" and self._is_depthwise)
+            found += [Candidate(kernel=name, layout=layout, any_input=any_input, seconds=seconds) for layout in kernel.layouts]
         return tuple(found)
+
+    @property
+    def kernels(self) -> Mapping[str, Kernel]:
+        """Those that can run it."""
+        arguments = self.shape, self.weights, self.mask
+        if linear.supports(*arguments) is None:
+            return {"linear": CONVOLUTIONS["linear"]}  # planned at once however large, which the others are not
+        return {name: kernel for name, kernel in CONVOLUTIONS.items() if kernel.module.supports(*arguments) is None}
 
     @property
     def _is_depthwise(self) -> bool:
@@ -122,9 +126,13 @@ class Conv(Layer):
         return self if x is None else replace(self, weights=weights, mask=mask)
 
     def plan(self, kernel: str, *views: View) -> list[Op]:
+        return self.planned(kernel, views)
+
+    def planned(self, kernel: str, views: Sequence[View], form: Any = None) -> list[Op]:
+        """`plan`, in a form of the kernel (None: the one that is expected to take least)."""
         x, *residual, y = views
         epilogue = Epilogue(low=self.low, high=self.high, residual=residual[0] if residual else None)
-        return [CONVOLUTIONS[kernel].plan(self.shape, self.weights, self.mask, self.bias, x, y, epilogue)]
+        return [CONVOLUTIONS[kernel].plan(self.shape, self.weights, self.mask, self.bias, x, y, epilogue, form)]
 
 
 @onnx(MASKED, DEPTHWISE, POINTWISE, domain=DOMAIN)

@@ -9,6 +9,8 @@ ENTRY = {DEPTHWISE: "depthwise.entry", **{vectors: f"filters.entry.{vectors}" fo
 """An entry at a slot of a whole tile."""
 KEPT_ENTRY = {vectors: f"filters.kept.{vectors}" for vectors in TILES}
 """An entry at a slot, in a tile in which some slots drop it."""
+ALONE = {vectors: f"filters.alone.{vectors}" for vectors in TILES}
+"""An entry at a slot that is no part of a tile: each waits for the one before."""
 LISTED = {vectors: f"filters.listed.{vectors}" for vectors in TILES}
 """An entry at a slot of a list, whose last tiles may be smaller."""
 

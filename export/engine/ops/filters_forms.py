@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from fineprune.ops.simd import LANES
 from ..ir import costs
 from ..ir.conv import ConvShape
 from ..ir.costs import Counts
-from .filters_costs import ENTRY, KEPT_ENTRY, LISTED
+from .filters_costs import ALONE, ENTRY, KEPT_ENTRY, LISTED
 from .filters_run import COUNT, DEPTHWISE, KEPT, MODE, OWN, PASS, TILES, WIDEST
 from .filters_tiles import Form, block
 
@@ -28,6 +29,8 @@ PASS_WEIGHTS = 6144
 """Floats of weights that a pass may take: they have to stay in the first-level cache, too."""
 CACHED_WEIGHTS = 2**18
 """Weights of a convolution that stay in the caches between uses; more are prefetched."""
+NEAREST = 2**13
+"""Activations that stay in the first-level cache."""
 NEAR = 2**17
 """Activations that stay in the second-level cache between two layers, beside what else these need."""
 SAMPLES = 2
@@ -137,45 +140,69 @@ def counts(shape: ConvShape, weights: NDArray, kept: NDArray, form: Form) -> Cou
         found["depthwise.mask"] = 0 if kept.all() else vectors * positions
         found["depthwise.line"] = vectors * shape.height * shape.width
         return found
-    sampled: dict[int, tuple[NDArray, NDArray, NDArray, NDArray, float]] = {}
+    sampled: dict[int, _Sampled] = {}
+    near = shape.channels * shape.height * shape.width <= NEAREST
     for width, taps in _panels(shape, weights, form.vectors):
         if width not in sampled:
             sampled[width] = _sampled(shape, weights, kept, form, width)
-        together, partly, left_over, passes, lists = sampled[width]
+        slots = sampled[width]
         used, more_parts = taps > 0, taps.sum() * width * LANES // PASS_WEIGHTS
-        sums = float(left_over @ used) + more_parts * positions
-        found[ENTRY[width]] += float(together @ taps)
-        found[KEPT_ENTRY[width]] += float(partly @ taps)
-        found["filters.place"] += float(partly @ used)
-        found[LISTED[width]] += float(left_over @ taps)
+        sums = float(slots.left_over @ used) + more_parts * positions
+        found[ENTRY[width]] += float(slots.together @ taps)
+        found[KEPT_ENTRY[width]] += float(slots.partly @ taps)
+        found[ALONE[width]] += float(slots.alone @ taps)
+        found[LISTED[width]] += float(slots.left_over @ taps)
+        found["filters.place"] += float(slots.partly @ used)
         found["filters.sums"] += sums
         found["filters.sum"] += sums * width
-        found["filters.pass"] += float(passes @ used)
-        found["filters.list"] += (1 + more_parts) * lists
+        found["filters.pass"] += float(slots.passes @ used)
+        found["filters.list"] += (1 + more_parts) * slots.tiles
+        found["filters.item"] += slots.items
+        found["filters.line"] += 0 if near else _lines(used) * min(shape.height * shape.width, positions * weights[0, 0].size)
         if shape.kernel == (1, 1) and width < WIDEST and not kept.all() and shape.channels * positions > NEAR:
             found["filters.scattered"] += shape.channels * positions / LANES
+        found["filters.weight"] += float(taps.sum() * width * LANES)
         if weights.size > CACHED_WEIGHTS:
-            found["filters.weight"] += float(taps.sum() * width * LANES)
+            found["filters.weight.far"] += float(taps.sum() * width * LANES)
     return found
 
 
-def _sampled(shape: ConvShape, weights: NDArray, kept: NDArray, form: Form, width: int) -> tuple[NDArray, NDArray, NDArray, NDArray, float]:
-    """For a panel of `width` vectors: [C] times that a slot goes through a channel with a tile that keeps it, with one that keeps it in
-    part, and without; [C] passes of channels; tiles."""
+class _Sampled(NamedTuple):
+    """Of a panel: [C] times that a slot goes through a channel with a tile that keeps it, with one that keeps it in part, alone, and
+    without a tile; [C] passes of channels; tiles; work items."""
+
+    together: NDArray
+    partly: NDArray
+    alone: NDArray
+    left_over: NDArray
+    passes: NDArray
+    tiles: float
+    items: int
+
+
+def _sampled(shape: ConvShape, weights: NDArray, kept: NDArray, form: Form, width: int) -> _Sampled:
+    """Of a panel of `width` vectors."""
     cuts, taps = bounds(shape, kept, form), taps_of(shape, weights, form)
     chosen = np.unique(np.linspace(0, len(cuts) - 2, SAMPLES).round().astype(int))
-    sums = np.zeros((4, len(kept)))
-    lists, seen = 0.0, 0.0
+    sums = np.zeros((5, len(kept)))
+    tiles, seen = 0, 0.0
     for k in chosen:
         part = kept[:, cuts[k] : cuts[k + 1]]
         made = block(part, 0, panel_form(width), taps)
-        rest = made.rest.sum(1)
-        slots, whole = np.diff(made.cuts), made.drops == 0
-        sums += [slots @ (made.together & whole), slots @ (made.together & ~whole), rest, rest > 0]
-        lists += len(made.cuts) - 1
+        rest, tile = made.rest.sum(1), made.form.tile
+        single, whole = (np.diff(made.cuts) == 1) & (tile > 1), made.drops == 0
+        slots = np.where(single, 0, tile)  # a tile takes as long with slots missing
+        sums += [slots @ (made.together & whole), slots @ (made.together & ~whole), single @ made.together, rest, rest > 0]
+        tiles += len(made.cuts) - 1
         seen += float(part.sum())
-    scale = kept.sum() / max(1, seen)
-    return *(sums * scale), lists * (len(cuts) - 1) / len(chosen)
+    together, partly, alone, left_over, passes = sums * kept.sum() / max(1, seen)
+    items = len(cuts) - 1
+    return _Sampled(together, partly, alone, left_over, passes, tiles=tiles * items / len(chosen), items=items)
+
+
+def _lines(used: NDArray) -> int:
+    """Vectors of channels of which any is used."""
+    return int(np.logical_or.reduceat(used, np.arange(0, len(used), LANES)).sum())
 
 
 def _panels(shape: ConvShape, weights: NDArray, vectors: int) -> Iterator[tuple[int, NDArray]]:

@@ -31,7 +31,7 @@ from .positions_plan import (
     part_lanes,
     pieces,
     tile_masks,
-    tiling,
+    tilings,
     variants,
 )
 from .positions_simd import OFFSET_UNIT
@@ -48,20 +48,20 @@ def supports(shape: ConvShape, weights: NDArray, mask: NDArray | None) -> str | 
     """None, or why this kernel cannot do it."""
     if min(shape.output) < 1:
         return f"no output positions: {shape.output}"
-    t = _tiling(shape, weights, mask, shape.output[1])
-    if channel_lines(shape, t, np.ones(shape.kernel, bool), mask is not None).count > _MOST_LINES:
+    taps, masked = np.ones(shape.kernel, bool), mask is not None
+    if any(channel_lines(shape, t, taps, masked).count > _MOST_LINES for t in tilings(shape, shape.output[1])):
         return f"a kernel of {shape.kernel} is too large"
     return None
 
 
 def forms(shape: ConvShape, weights: NDArray, mask: NDArray | None) -> list[Tiling]:
-    """The tiling that it is planned in, where rows follow each other without margins."""
-    return [_tiling(shape, weights, mask, shape.output[1])]
+    """Those to choose from, where rows follow each other without margins."""
+    return tilings(shape, shape.output[1])
 
 
 def estimate(shape: ConvShape, weights: NDArray, mask: NDArray | None) -> float:
     """Expected seconds of a run on one thread."""
-    return min(costs.seconds(counts(shape, weights, mask, form)) for form in forms(shape, weights, mask))
+    return min(costs.seconds(counts(shape, weights, mask, t)) for t in forms(shape, weights, mask))
 
 
 def plan(
@@ -78,7 +78,7 @@ def plan(
     None: the one that is expected to take least."""
     _check(shape, x, y, epilogue)
     pitch = y.row_stride if epilogue.residual is None or epilogue.residual.row_stride == y.row_stride else 0
-    t = form or _tiling(shape, weights, mask, pitch)
+    t = form or min(tilings(shape, pitch), key=lambda t: costs.seconds(counts(shape, weights, mask, t)))
     kept = weights != 0
     used = kept.reshape(shape.groups, -1, *kept.shape[1:]).any(1).reshape(shape.channels, *shape.kernel)
     states, variant_of_tile = variants(channel_states(mask, used.any((1, 2)), t, shape), int(kept.sum()))
@@ -92,10 +92,6 @@ def plan(
         bounds.append((first, len(parts.blocks) - first))
     masks = tile_masks(mask, t).reshape(-1) if mask is not None else np.zeros(0, np.int32)
     return _assemble(parts, [bounds[v] for v in variant_of_tile], [works[v] for v in variant_of_tile], masks, bias, y, epilogue)
-
-
-def _tiling(shape: ConvShape, weights: NDArray, mask: NDArray | None, pitch: int) -> Tiling:
-    return tiling(shape, pitch, np.count_nonzero(weights) / shape.filters, mask is not None)
 
 
 class _Parts:

@@ -38,7 +38,7 @@ def counts(shape: ConvShape, weights: NDArray, mask: NDArray | None, t: Tiling) 
         "positions.operation": 1,
         f"positions.pair.{t.vectors}": entries * t.vectors * shared,
         f"positions.single.{t.vectors}": entries * t.vectors * single,
-        "positions.pack": packed[WHOLE],
+        "positions.pack": packed[WHOLE] + (packed[MASKED] if t.pitch else 0),  # runs are packed whole, and masked where they lie
         "positions.pack.masked": packed[MASKED],
         "positions.pack.part": every * (parts - 1),
         "positions.pack.step": every * (shape.strides[1] - 1),
@@ -46,6 +46,7 @@ def counts(shape: ConvShape, weights: NDArray, mask: NDArray | None, t: Tiling) 
         "positions.output": outputs,
         "positions.output.part": outputs * (parts - 1),
         "positions.sum": outputs * (blocks - 1),
+        "positions.weight": float(kept.sum()),
         "positions.weight.byte": max(0.0, float(kept.sum()) * ENTRY_BYTES - CACHED_BYTES),
         "positions.activation.byte": sum(max(0.0, 4.0 * size - NEAR_BYTES) for size in activations),
     }

@@ -29,15 +29,14 @@ MOST_FILTERS = 64
 """Filters of a set. Pairs are sought within a set; more find better ones, and take longer."""
 FEWEST_ITEMS, FEWEST_FILTERS = 4, 16
 """An operation is divided into so many work items, unless sets of filters became smaller."""
+WASTE = 1.35
+"""Vectors of a tiling over those of the one that has fewest: others are not thought of."""
 VARIANT_ENTRIES = 1 << 17
 """Weights that lists made for particular tiles may hold together, so that they stay in the second-level cache; beyond that, all tiles
 share one list: 28 lists of a 64x64 layer took 10 % longer to fetch than its whole patches took to mask."""
 DROPPED, WHOLE, MASKED = 0, 1, 2
 """What becomes of a channel in a tile."""
 
-WEIGHT_NS, OUTPUT_NS, LINE_NS = 0.145, {16: 0.9, 8: 1.6, 4: 3.6}, {16: 0.62, 8: 0.8, 4: 1.4}
-"""Of a vector, by the columns of a strip: multiplied by a weight, stored as output, packed. Narrow strips store and pack bit by bit, and
-parts of the same cache lines over and over; wide ones may waste lanes. Only the choice between tilings depends on these figures."""
 PAIR_COST, SINGLE_COST = 1.0, 1.3
 """Time of a tap that two filters share, and of one tap each."""
 
@@ -68,30 +67,20 @@ class Tiling:
     def tiles(self) -> int:
         return self.strips * self.strip_tiles
 
-    def cost(self, shape: ConvShape, kept: float, masked: bool) -> float:
-        """Nanoseconds for a filter of `kept` weights."""
-        lines = shape.kernel[0] if masked else 1 + (shape.kernel[0] - 1) / self.vectors
-        packing = LINE_NS[self.segment] * lines * shape.kernel[1] * shape.channels / shape.filters
-        multiplying = WEIGHT_NS * kept * (1 + 0.6 / self.vectors) * (1 + 0.3 / self.vectors)
-        return self.tiles * self.vectors * (multiplying + packing + OUTPUT_NS[self.segment])
-
 
 def tilings(shape: ConvShape, pitch: int) -> list[Tiling]:
-    """All there are. pitch: of rows in memory, 0: several."""
+    """Those that waste about the fewest lanes. pitch: of rows in memory, 0: several."""
     oh, ow = shape.output
-    choices = []
-    for segment in (16, 8, 4):
-        span, strips = -(-oh // (LANES // segment)), -(-ow // segment)
-        choices += [Tiling(vectors=vectors, segment=segment, span=span, strips=strips) for vectors in ROWS_OF]
+    cuts = [(segment, -(-oh // (LANES // segment)), -(-ow // segment), 0) for segment in (16, 8, 4)]
     if pitch and (shape.kernel, shape.strides, shape.pads) == ((1, 1), (1, 1), (0, 0, 0, 0)):
-        span = -(-((oh - 1) * pitch + ow) // LANES)
-        choices += [Tiling(vectors=vectors, segment=LANES, span=span, strips=1, pitch=pitch) for vectors in ROWS_OF]
-    return choices
-
-
-def tiling(shape: ConvShape, pitch: int, kept: float, masked: bool) -> Tiling:
-    """The fastest. kept: weights of a filter; masked: whether positions are."""
-    return min(tilings(shape, pitch), key=lambda choice: (choice.cost(shape, kept, masked), -choice.pitch))
+        cuts.append((LANES, -(-((oh - 1) * pitch + ow) // LANES), 1, pitch))
+    found = [
+        Tiling(vectors=vectors, segment=segment, span=span, strips=strips, pitch=pitch)
+        for segment, span, strips, pitch in cuts
+        for vectors in ROWS_OF
+    ]
+    least = min(t.tiles * t.vectors for t in found)
+    return [t for t in found if t.tiles * t.vectors <= WASTE * least]
 
 
 def tile_masks(mask: NDArray, t: Tiling) -> NDArray[np.int32]:

@@ -13,8 +13,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
+from fineprune.ops.simd import LANES
+
 from ..ir import costs
-from ..ir.dtypes import FLOAT32, DType
+from ..ir.costs import Counts
+from ..ir.dtypes import FLOAT32, SLOT, DType
 from ..ir.network import LAYOUTS, NCHW, NHWC, Box, Candidate, Layer
 
 _NEVER = 1 << 60
@@ -22,12 +25,14 @@ _NEVER = 1 << 60
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What runs a layer, in which layout its output is, in which it needs each input (None: as it is), and why."""
+    """What runs a layer, in which layout its output is, in which it needs each input (None: as it is), why, and the seconds that it is
+    expected to take (None: nobody asked)."""
 
     layout: str
     needs: tuple[str | None, ...]
     kernel: str = ""
     reason: str = ""
+    seconds: float | None = None
 
 
 def choose(
@@ -66,7 +71,14 @@ def choose(
 
 def conversion_cost(box: Box, dtype: DType = FLOAT32) -> float:
     """Seconds to write a tensor in the other layout."""
-    return costs.seconds({"convert.operation": 1, f"convert.{dtype.itemsize}": prod(box)})
+    return costs.seconds(conversion_counts(box, dtype))
+
+
+def conversion_counts(box: Box, dtype: DType = FLOAT32) -> Counts:
+    """What that comes to: whole squares of channels and columns are moved in vectors."""
+    channels, rows, columns = box
+    squares = rows * (channels // LANES * LANES) * (columns // LANES * LANES) if dtype.itemsize == SLOT else 0
+    return {"convert.operation": 1, "convert.square": squares, f"convert.{dtype.itemsize}": prod(box) - squares}
 
 
 def _possible(layer: Layer, found: Sequence[Candidate]) -> Collection[str]:
@@ -81,7 +93,8 @@ def _cheapest(found: Sequence[Candidate], layout: str) -> Candidate | None:
 def _choice(layer: Layer, layout: str, candidate: Candidate | None) -> Choice:
     if candidate:
         first = None if candidate.any_input else layout
-        return Choice(layout=layout, needs=(first, *[layout] * (len(layer.inputs) - 1)), kernel=candidate.kernel)
+        needs = (first, *[layout] * (len(layer.inputs) - 1))
+        return Choice(layout=layout, needs=needs, kernel=candidate.kernel, seconds=candidate.seconds)
     return Choice(layout=layout, needs=(None if layer.any_input else layout,) * len(layer.inputs), kernel=layer.kernel_name)
 
 

@@ -115,6 +115,7 @@ def _described(instruction: Instruction) -> Operation:
         macs_dense=layer.macs_dense if layer else 0,
         macs=layer.macs if layer else 0,
         reason=choice.reason,
+        expected=choice.seconds,
     )
 
 

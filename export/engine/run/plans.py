@@ -22,6 +22,7 @@ from fineprune.common.errors import UsageError
 from ..ir.program import Operation, Program
 from ..kept import KEEPER
 from ..reader.ports import Interface, Port, Value
+from . import machine
 
 PLANS, MOST_BYTES = 32, 1 << 30
 VARIABLE, KEPT, ANEW = "FINEPRUNE_PLANS", "kept", "anew"
@@ -128,10 +129,5 @@ def _wanted() -> bool:
 
 def _name(content: bytes, tune: bool) -> str:
     digest = hashlib.sha256(content)
-    digest.update(f" {tune} {_costs()}".encode())
+    digest.update(f" {tune} {machine.digest()}".encode())
     return f"{_KIND}-{digest.hexdigest()[:32]}"
-
-
-def _costs() -> str:
-    """What stands for the costs of this machine (ir/costs.py), by which kernels are chosen."""
-    return "assumed"

@@ -293,14 +293,17 @@ class Session:
 
 
 def _program(graph: "Graph", segment: "Segment", tune: bool) -> Program:
+    from ..ir import costs
     from ..passes.program import build
+    from .machine import table
 
     measure = None
     if tune:
         from ..passes.tune import measured
 
         measure = measured
-    return build(segment.layers, graph.boxes, segment.inputs, segment.outputs, measure, graph.dtypes)
+    with costs.using(table()):
+        return build(segment.layers, graph.boxes, segment.inputs, segment.outputs, measure, graph.dtypes)
 
 
 def _usual(seen: Interface) -> tuple[str, DType, tuple[int | str | None, ...]] | None:

@@ -30,6 +30,8 @@ from .sections import Command
     help="Which other dense runtimes to measure: all, none, or some of openvino,MNN,ncnn,int8.",
 )
 @click.option("--layers", is_flag=True, help="Measure every convolution, too: in the engine, and dense in ONNX Runtime.")
+@click.option("--machine", is_flag=True, help="Print what operations cost on this machine, by which kernels are chosen, and nothing else.")
+@click.option("--redo", is_flag=True, help="With --machine: measure these costs anew.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw the latencies as a bar chart in this file (.png or .svg).")
 @json_option
 def bench(
@@ -40,6 +42,8 @@ def bench(
     rounds: int,
     peers: str,
     layers: bool,
+    machine: bool,
+    redo: bool,
     plot: Path | None,
     **options: Any,
 ) -> None:
@@ -57,6 +61,9 @@ def bench(
     from ..report import latency_figure
     from .render import print_bench, print_json, print_layers
 
+    if machine or redo:
+        _bench_machine(redo, as_json)
+        return
     if plot is not None:
         if plot.suffix not in (".png", ".svg"):
             raise UsageError(f"--plot writes .png or .svg, got {plot}")
@@ -77,6 +84,20 @@ def bench(
     print_bench(report)
     if layers:
         print_layers(report["layers"])
+
+
+def _bench_machine(redo: bool, as_json: bool) -> None:
+    """What `--machine` asks for."""
+    from fineprune.export.engine.run.machine import listed
+    from fineprune.export.machine import machine_facts
+
+    from .render import print_costs, print_json
+
+    report = {"machine": machine_facts(), **listed(redo)}
+    if as_json:
+        print_json(report)
+    else:
+        print_costs(report)
 
 
 def _peers(names: str) -> list[str] | None:

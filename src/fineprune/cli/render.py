@@ -130,6 +130,17 @@ def print_bench(report: dict[str, Any]) -> None:
     print_table(title, ["runtime", "batch", "threads", "median ms", "quartiles ms", "speed-up"], rows)
 
 
+def print_costs(report: dict[str, Any]) -> None:
+    """What parts of operations cost on this machine, beside what is assumed of such registers."""
+    rows = [
+        [f"{row['name']}: {row['what']}", f"{row['ns']:.3f}", f"{row['assumed_ns']:.3f}", f"x{row['ns'] / row['assumed_ns']:.2f}"]
+        for row in report["costs"]
+    ]
+    kind = "measured" if report["measured"] else "assumed"
+    title = f"nanoseconds, {kind}; {report['machine']['cpu']} ({report['registers']})"
+    print_table(title, ["cost of", kind, f"assumed of {report['registers']}", "ratio"], rows)
+
+
 def print_layers(layers: list[dict[str, Any]]) -> None:
     """Convolutions: times in dense ONNX Runtime and in the engine, fraction of the ideal speed-up, and why it is not more."""
     rows = [
@@ -139,6 +150,7 @@ def print_layers(layers: list[dict[str, Any]]) -> None:
             f"{row['kept']:.1%}",
             f"{row['dense_us']:.1f}",
             f"{row['engine_us']:.1f}",
+            "" if row["expected_us"] is None else f"{row['expected_us']:.1f}",
             f"x{row['speedup']:.2f}",
             f"{row['fraction']:.2f}",
             row["kernel"],
@@ -146,5 +158,7 @@ def print_layers(layers: list[dict[str, Any]]) -> None:
         ]
         for row in layers
     ]
-    title = "convolutions: one sample, one thread, microseconds; dense in ONNX Runtime, kept in the engine"
-    print_table(title, ["layer", "shape", "MACs kept", "dense", "engine", "speed-up", "of ideal", "kernel", "why not more"], rows)
+    title = "convolutions: one sample, one thread, microseconds; dense in ONNX Runtime, kept in the engine, and what the engine expected"
+    print_table(
+        title, ["layer", "shape", "MACs kept", "dense", "engine", "expected", "speed-up", "of ideal", "kernel", "why not more"], rows
+    )

@@ -317,5 +317,5 @@ def test_a_program_compiles_what_it_uses_alone(tmp_path: Path) -> None:
 def test_kernels_need_nothing_of_python(name: str) -> None:
     """So that they are linked where Numba is not loaded."""
     packed = KEEPER.read(name)
-    code = Code.unpack(packed) if packed else KERNELS[name].entry.code()
+    code = Code.unpack(bytes(packed)) if packed else KERNELS[name].entry.code()
     assert [need for need in code.needs if need.startswith(("Py", "numba", "NRT"))] == []
