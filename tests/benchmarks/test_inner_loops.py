@@ -1,5 +1,10 @@
 """The reader of assembly finds inner loops, their multiply-adds and their spills, on any machine for any target."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from inner_loops import TARGETS, emit, inner_loops
 
@@ -43,3 +48,12 @@ def test_sums_spill_where_registers_end(target: str, fit: int, registers: int) -
         [loop] = inner_loops(emit(sums(count), TARGETS[target]))
         assert loop.multiply_adds % (count * registers) == 0 and loop.multiply_adds
         assert (loop.spills > 0) == spills
+
+
+@pytest.mark.slow
+def test_a_kernel_is_shown() -> None:
+    script = Path(__file__).parents[2] / "benchmarks/inner_loops.py"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, str(script), "linear", "--target", "neon"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "linear, neon: " in done.stdout and "fmla" in done.stdout
