@@ -122,7 +122,7 @@ class _Engine(NamedTuple):
     expected: float | None = None
 
 
-_NOT_THERE = _Engine(np.nan, "onnxruntime", "the engine does not compute it")
+_NOT_THERE = _Engine(np.nan, "onnxruntime", "not in the engine: ONNX Runtime is faster, or computes it alone")
 
 
 def table(rows: Sequence[LayerTime]) -> str:

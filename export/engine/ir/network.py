@@ -132,6 +132,11 @@ class Layer:
         """The type of the output, of inputs of these types; None where the engine cannot compute with them."""
         return FLOAT32 if all(dtype == FLOAT32 for dtype in inputs) else None
 
+    @property
+    def seconds_elsewhere(self) -> float | None:
+        """Expected time in ONNX Runtime, which computes what masks drop as well; None: nobody asks, or it does not compute this."""
+        return None
+
     def seconds(self, box: Box, layout: str) -> float:
         """Expected time of its kernel beyond that in the other layout; box: size of its output. Channels together make whole vectors."""
         return 0.0 if layout == NHWC else costs.seconds({"nchw.number": prod(box)})

@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from fineprune.ops.multiply_adds import multiply_adds
 
 from ...functions import DEPTHWISE, DOMAIN, MASKED, POINTWISE
+from ..ir import costs
 from ..ir.conv import ConvShape, Epilogue, Margins, Op, View
+from ..ir.costs import Counts
 from ..ir.network import LAYOUTS, NCHW, NHWC, Box, Candidate, Channels, Layer, Order, onnx
 from ..reader.attributes import LARGEST
 from . import filters, linear, plain, positions
@@ -75,6 +77,14 @@ class Conv(Layer):
         return multiply_adds(self.weights.shape, prod(self.shape.output), self.shape.groups, blocks=self.mask, weights=self.weights)
 
     movable: ClassVar[bool] = True
+
+    @property
+    def seconds_elsewhere(self) -> float | None:
+        if self.mask is not None:
+            return None
+        if "linear" in self.kernels:  # weights that come from memory once take as long anywhere
+            return min(candidate.seconds for candidate in self.candidates)
+        return costs.seconds(dense_counts(self.shape))
 
     @cached_property
     def candidates(self) -> tuple[Candidate, ...]:
@@ -133,6 +143,13 @@ class Conv(Layer):
         x, *residual, y = views
         epilogue = Epilogue(low=self.low, high=self.high, residual=residual[0] if residual else None)
         return [CONVOLUTIONS[kernel].plan(self.shape, self.weights, self.mask, self.bias, x, y, epilogue, form)]
+
+
+def dense_counts(shape: ConvShape) -> Counts:
+    """Of ONNX Runtime's convolution, within a dense network."""
+    kind = "depthwise" if shape.groups == shape.channels > 1 else "pointwise" if shape.kernel == (1, 1) else "window"
+    adds = multiply_adds((shape.filters, shape.channels // shape.groups, *shape.kernel), prod(shape.output), shape.groups)
+    return {"dense.operation": 1, f"dense.{kind}": adds, "dense.output": shape.filters * prod(shape.output)}
 
 
 @onnx(MASKED, DEPTHWISE, POINTWISE, domain=DOMAIN)

@@ -2,13 +2,11 @@
 
     minimise  sum_layers cost(layer, layout of its output)  +  sum_tensors (cost of each conversion that some reader needs)
 
-A layer in layout NHWC stands on the source's side of the cut, one in NCHW on the sink's. An edge u -> v is paid where u is on the
-source's side and v on the sink's: its own costs tie a layer to source and sink; and a tensor p that is NHWC while some reader needs
-NCHW pays once, however many do, through one node for all readers (and the same the other way round). Every term is submodular, so
-that the minimum cut is the best choice, not an approximation.
+A layer in layout NHWC stands on the source's side of the cut (cut.py), one in NCHW on the sink's. A tensor that is NHWC while some
+reader needs NCHW pays once, however many do, and the same the other way round.
 """
 
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -19,8 +17,7 @@ from ..ir import costs
 from ..ir.costs import Counts
 from ..ir.dtypes import FLOAT32, SLOT, DType
 from ..ir.network import LAYOUTS, NCHW, NHWC, Box, Candidate, Layer
-
-_NEVER = 1 << 60
+from .cut import NEVER, SINK, SOURCE, Cut
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +44,13 @@ def choose(
     options = [
         {layout: _choice(layer, layout, best[k][layout]) for layout in _possible(layer, candidates[k])} for k, layer in enumerate(layers)
     ]
-    cut = _Cut()
+    cut = Cut()
     producers = {layer.output: k for k, layer in enumerate(layers)}
     for k, layer in enumerate(layers):
-        for layout, (start, end) in ((NHWC, (k, "sink")), (NCHW, ("source", k))):
+        for layout, (start, end) in ((NHWC, (k, SINK)), (NCHW, (SOURCE, k))):
             found = best[k][layout]
             seconds = found.seconds if found else layer.seconds(boxes[layer.output], layout)
-            cut.edge(start, end, round(seconds * 1e12) if layout in options[k] else _NEVER)
+            cut.edge(start, end, round(seconds * 1e12) if layout in options[k] else NEVER)
     readers: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for k, layer in enumerate(layers):
         for position, name in enumerate(layer.inputs):
@@ -63,7 +60,7 @@ def choose(
             cost = round(conversion_cost(boxes[name], types.get(name, FLOAT32)) * 1e12)
             for layout in LAYOUTS:
                 needing = {k for k, position in uses if layout in options[k] and options[k][layout].needs[position] == layout}
-                cut.conversion(name, producers[name], needing, cost, layout)
+                cut.crossing(name, producers[name], needing, cost, SINK if layout == NCHW else SOURCE)
     nhwc = cut.source_side()
     chosen = [NHWC if k in nhwc else NCHW for k in range(len(layers))]
     return [_explained(options[k][layout], candidates[k]) for k, layout in enumerate(chosen)]
@@ -103,54 +100,3 @@ def _explained(choice: Choice, found: Sequence[Candidate]) -> Choice:
         return choice
     listed = ", ".join(f"{c.kernel} {c.layout} {c.seconds * 1e6:.1f} us" for c in sorted(found, key=lambda c: c.seconds))
     return replace(choice, reason=listed)
-
-
-Node = int | str | tuple[str, str]
-
-
-class _Cut:
-    """A flow network with integer capacities."""
-
-    def __init__(self) -> None:
-        self._capacity: dict[Node, dict[Node, int]] = defaultdict(lambda: defaultdict(int))
-
-    def edge(self, start: Node, end: Node, capacity: int) -> None:
-        self._capacity[start][end] += capacity
-        self._capacity[end][start] += 0
-
-    def conversion(self, name: str, producer: int, readers: set[int], cost: int, layout: str) -> None:
-        """Paid once where the producer's layout is the other one and a reader's layout is `layout`."""
-        shared = (name, layout)
-        for reader in readers:
-            self._directed(shared, reader, _NEVER, layout == NCHW)
-        if readers:
-            self._directed(producer, shared, cost, layout == NCHW)
-
-    def _directed(self, start: Node, end: Node, capacity: int, forward: bool) -> None:
-        if forward:
-            self.edge(start, end, capacity)
-        else:
-            self.edge(end, start, capacity)
-
-    def source_side(self) -> set[Node]:
-        """The nodes on the source's side of a minimum cut: what a maximum flow (Edmonds-Karp) leaves within reach."""
-        while True:
-            parents: dict[Node, Node] = {"source": "source"}
-            queue: deque[Node] = deque(["source"])
-            while queue and "sink" not in parents:
-                node = queue.popleft()
-                for neighbour, capacity in self._capacity[node].items():
-                    if capacity > 0 and neighbour not in parents:
-                        parents[neighbour] = node
-                        queue.append(neighbour)
-            if "sink" not in parents:
-                return set(parents)
-            path: list[tuple[Node, Node]] = []
-            node = "sink"
-            while node != "source":
-                path.append((parents[node], node))
-                node = parents[node]
-            flow = min(self._capacity[start][end] for start, end in path)
-            for start, end in path:
-                self._capacity[start][end] -= flow
-                self._capacity[end][start] += flow

@@ -12,10 +12,7 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from fineprune.ops.multiply_adds import multiply_adds
-
 from ..ir.conv import ConvShape
-from ..ir.costs import Counts
 
 CHAIN = 4
 SHAPES = tuple(
@@ -40,13 +37,6 @@ SHAPES = tuple(
     )
 )
 """Those that are measured."""
-
-
-def counts(shape: ConvShape) -> Counts:
-    """Of a convolution within a dense network."""
-    kind = "depthwise" if shape.groups == shape.channels > 1 else "pointwise" if shape.kernel == (1, 1) else "window"
-    adds = multiply_adds((shape.filters, shape.channels // shape.groups, *shape.kernel), prod(shape.output), shape.groups)
-    return {"dense.operation": 1, f"dense.{kind}": adds, "dense.output": shape.filters * prod(shape.output)}
 
 
 def measured(shapes: Sequence[ConvShape], seconds: float) -> NDArray[np.float64]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ..ir import costs
 from ..ir.conv import ConvShape
 from ..ir.costs import Costs, Counts
-from ..ops.conv import Conv
+from ..ops.conv import Conv, dense_counts
 from . import dense
 from .trials import Trial, conversion, convolution, measured
 
@@ -35,7 +35,7 @@ def measure(assumed: Costs) -> Costs:
     _LOG.info("the costs of this machine are measured, which happens once")
     with costs.using(assumed):
         tried, compared = list(trials()), dense.SHAPES
-        counts = [*(trial.counts for trial in tried), *map(dense.counts, compared)]
+        counts = [*(trial.counts for trial in tried), *map(dense_counts, compared)]
         seconds = np.r_[measured(tried, SECONDS), dense.measured(compared, DENSE_SECONDS)]
     found = fitted(counts, seconds, assumed)
     _LOG.info("they were measured in %.1f s", time.perf_counter() - started)

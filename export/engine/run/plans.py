@@ -2,7 +2,7 @@
 
     content = length of a text (8 bytes), the text: JSON, then arrays, each from a cache line on
 
-A program is found by the bytes of the file, by whether its kernels were measured, and by the costs of the machine; the keeper
+A program is found by the bytes of the file, the options of its session, and the costs of the machine; the keeper
 (ops/keeper.py) adds sources, versions and CPU, and sees that it is whole. The newest PLANS stay, MOST_BYTES in all. Nothing is kept of a
 network of which ONNX Runtime runs a part, nor with FINEPRUNE_PLANS=anew.
 """
@@ -10,7 +10,7 @@ network of which ONNX Runtime runs a part, nor with FINEPRUNE_PLANS=anew.
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from itertools import groupby
 from typing import Any
@@ -32,11 +32,11 @@ _ARRAYS = ("constants", "index", "steps", "meta", "costs")
 _KIND = "plan"
 
 
-def find(content: bytes, where: str, tune: bool) -> tuple[Interface, Program] | None:
-    """What was kept of a file of this content; `where`: what it is called now."""
+def find(content: bytes, where: str, **options: bool) -> tuple[Interface, Program] | None:
+    """What was kept of a file of this content, opened with these options; `where`: what it is called now."""
     if not _wanted():
         return None
-    name = _name(content, tune)
+    name = _name(content, options)
     packed = KEEPER.read(name)
     if packed is None:
         return None
@@ -44,12 +44,12 @@ def find(content: bytes, where: str, tune: bool) -> tuple[Interface, Program] | 
     return unpack(packed, where)
 
 
-def keep(content: bytes, tune: bool, interface: Interface, program: Program) -> None:
-    """For the next session of a file of this content."""
+def keep(content: bytes, interface: Interface, program: Program, **options: bool) -> None:
+    """For the next session of a file of this content, with these options."""
     if _wanted():
         parts = list(pack(interface, program))
         if sum(memoryview(part).nbytes for part in parts) < MOST_BYTES:
-            KEEPER.write(_name(content, tune), *parts)
+            KEEPER.write(_name(content, options), *parts)
             KEEPER.bound(_KIND, PLANS, MOST_BYTES)
 
 
@@ -127,7 +127,7 @@ def _wanted() -> bool:
     return told == KEPT
 
 
-def _name(content: bytes, tune: bool) -> str:
+def _name(content: bytes, options: Mapping[str, bool]) -> str:
     digest = hashlib.sha256(content)
-    digest.update(f" {tune} {machine.digest()}".encode())
+    digest.update(f" {sorted(options.items())} {machine.digest()}".encode())
     return f"{_KIND}-{digest.hexdigest()[:32]}"

@@ -10,7 +10,7 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -62,7 +62,7 @@ class Session:
 
     source: path or bytes of an ONNX file. threads: cores that one run may use. tune: measure the kernels of every layer on this machine
     instead of estimating their times. What was compiled, planned and measured is kept on disk. fallback: run in ONNX Runtime what the
-    engine does not compute (each such part is logged); else such a file is refused.
+    engine does not compute, or computes more slowly than a dense network (each such part is logged); else such a file is refused.
 
     Raises UsageError for arguments that make no sense, RunError for a file that is damaged, contradicts itself or is too large.
     """
@@ -73,7 +73,7 @@ class Session:
         started = time.perf_counter()
         self._source, self._threads, self._closed = source, threads, False
         content, where = read_content(source)
-        found = plans.find(content, where, tune)
+        found = plans.find(content, where, tune=tune, fallback=fallback)
         if found is not None:
             self._recall(*found)
         else:
@@ -154,7 +154,7 @@ class Session:
             self._open_whole(error)
         programs = [part.program for part in self._parts]
         if len(programs) == 1 and programs[0] is not None and all(port.name in self._seen.values for port in self._seen.outputs):
-            plans.keep(content, tune, self._seen, programs[0])
+            plans.keep(content, self._seen, programs[0], tune=tune, fallback=fallback)
 
     def _open(self, graph: "Graph", tune: bool = False, fallback: bool = True) -> None:
         """Make everything that runs a graph."""
@@ -172,7 +172,7 @@ class Session:
                 program=_program(graph, segment, tune) if segment.native else None,
                 segment=None if segment.native else segment,
             )
-            for segment in segments(graph)
+            for segment in segments(_placed(graph) if fallback else graph)
         ]
         self._start()
 
@@ -290,6 +290,16 @@ class Session:
             raise ContradictionError(
                 f"{self._seen.where}: {name!r} is {array.dtype} {array.shape} in a run, not {(batch, *value.dims)}; export it again"
             )
+
+
+def _placed(graph: "Graph") -> "Graph":
+    """The graph, with what ONNX Runtime runs faster left to it."""
+    from ..ir import costs
+    from ..passes import elsewhere
+    from .machine import table
+
+    with costs.using(table()):
+        return replace(graph, steps=tuple(elsewhere.placed(graph.steps, graph.boxes)))
 
 
 def _program(graph: "Graph", segment: "Segment", tune: bool) -> Program:

@@ -9,6 +9,7 @@ import pytest
 from fineprune.common.errors import UsageError
 from fineprune.export.engine.ir import costs
 from fineprune.export.engine.ir.costs import Costs
+from fineprune.export.engine.ops.conv import dense_counts
 from fineprune.export.engine.run import dense, machine, measure, trials
 from fineprune.ops.keeper import Keeper
 
@@ -38,7 +39,7 @@ def test_no_cost_is_negative() -> None:
 
 def test_trials_count_what_is_listed() -> None:
     names = {name for trial in measure.trials() for name, count in trial.counts.items() if count}
-    names |= {name for shape in dense.SHAPES for name in dense.counts(shape)}
+    names |= {name for shape in dense.SHAPES for name in dense_counts(shape)}
     assert names <= set(costs.assumed().nanoseconds)
     missing = set(costs.assumed().nanoseconds) - names
     assert {name.partition(".")[0] for name in missing} <= {"filters", "positions", "plain", "convert", "permute", "nchw"}

@@ -1,0 +1,133 @@
+"""Which nodes run in ONNX Runtime because it is faster there."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from fineprune.export.engine import Session
+from fineprune.export.engine.ir import costs
+from fineprune.export.engine.ir.costs import Costs
+from fineprune.export.engine.passes.elsewhere import REASON, placed
+from fineprune.export.engine.reader.graph import Step, read_graph
+from fineprune.export.engine.run import machine
+
+pytestmark = pytest.mark.elsewhere
+DENSE = ("dense.operation", "dense.window", "dense.pointwise", "dense.depthwise", "dense.output")
+
+
+def chain(kept: list[float], channels: int = 16, side: int = 16) -> bytes:
+    """Convolutions one after another, of whose weights so much is kept, each with Relu; the last ones end in a sum over positions."""
+    random = np.random.default_rng(0)
+    nodes, weights, last = [], [], "x"
+    for k, share in enumerate(kept):
+        w = random.standard_normal((channels, channels, 3, 3), np.float32) / 12 * (random.random((channels, channels, 3, 3)) < share)
+        weights.append(numpy_helper.from_array(w.astype(np.float32), f"w{k}"))
+        nodes.append(helper.make_node("Conv", [last, f"w{k}"], [f"c{k}"], f"conv{k}", pads=[1, 1, 1, 1]))
+        nodes.append(helper.make_node("Relu", [f"c{k}"], [f"r{k}"], f"relu{k}"))
+        last = f"r{k}"
+    nodes.append(helper.make_node("GlobalAveragePool", [last], ["y"], "pool"))
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", channels, side, side])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", channels, 1, 1])
+    graph = helper.make_graph(nodes, "g", [x], [y], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()  # type: ignore[no-any-return]
+
+
+def table(dense: float, part: float = 1.0) -> Costs:
+    """The assumed costs, those of ONNX Runtime times `dense`, of a part that it runs times `part`."""
+    factors = {**dict.fromkeys(DENSE, dense), "dense.part": part}
+    return Costs(MappingProxyType({name: ns * factors.get(name, 1.0) for name, ns in costs.current().nanoseconds.items()}))
+
+
+@contextmanager
+def believing(found: Costs, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with costs.using(found):
+        monkeypatch.setattr(machine, "table", lambda: found)
+        monkeypatch.setenv("FINEPRUNE_PLANS", "anew")
+        yield
+
+
+def there(content: bytes) -> list[str]:
+    """Names of the nodes that are placed in ONNX Runtime."""
+    graph = read_graph(content)
+    steps: list[Step] = placed(graph.steps, graph.boxes)
+    assert all(step.reason == REASON for step in steps if step.layers is None)
+    return [node.name for step in steps if step.layers is None for node in step.nodes]
+
+
+def test_a_network_is_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = chain([1.0, 1.0, 1.0])
+    with believing(table(dense=100), monkeypatch):
+        assert there(content) == []
+    with believing(table(dense=0.01), monkeypatch):
+        assert len(there(content)) == 7
+
+
+def as_long(content: bytes, name: str) -> float:
+    """What costs of ONNX Runtime have to be multiplied with, so that it takes as long as the engine for a layer."""
+    [layer] = [layer for step in read_graph(content).steps for layer in step.layers or () if layer.name == name]
+    assert layer.seconds_elsewhere is not None
+    return min(candidate.seconds for candidate in layer.candidates) / layer.seconds_elsewhere
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.95, 0), (0.85, 3)])
+def test_the_engine_keeps_what_is_not_clearly_slower(share: float, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = chain([1.0])
+    with believing(table(dense=share * as_long(content, "conv0")), monkeypatch):
+        assert len(there(content)) == expected
+
+
+@pytest.mark.parametrize(("part", "expected"), [(0.0, ["conv1"]), (1000.0, [])])
+def test_one_layer_goes_there_if_the_way_is_worth_it(part: float, expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer that keeps all its weights, between layers that keep few."""
+    content = chain([0.02, 1.0, 0.02], channels=64)
+    with believing(table(0.7 * as_long(content, "conv1"), part), monkeypatch):
+        assert [name for name in there(content) if name.startswith("conv")] == expected
+
+
+@pytest.mark.parametrize("dense", [0.001, 0.3, 100.0])
+def test_outputs_are_those_of_the_file_wherever_it_runs(dense: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = chain([0.02, 1.0, 0.02, 1.0], channels=32)
+    x = np.random.default_rng(1).standard_normal((3, 32, 16, 16)).astype(np.float32)
+    expected = onnxruntime.InferenceSession(content).run(None, {"x": x})[0]
+    with believing(table(dense, part=0.0), monkeypatch), Session(content) as ours:
+        np.testing.assert_allclose(ours.run(None, {"x": x})[0], expected, rtol=1e-4, atol=1e-5)
+        records = {record.name for record in ours.profile(x)}
+    assert ("conv1" in records) == (dense == 100.0)
+
+
+def test_nothing_goes_there_without_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
+    with believing(table(dense=0.001), monkeypatch), Session(chain([1.0]), fallback=False) as ours:
+        assert any(record.name == "conv0" for record in ours.profile(np.zeros((1, 16, 16, 16), np.float32)))
+
+
+def masked() -> Any:
+    import torch
+    from torch import nn
+
+    from fineprune.compressor.bake import bake
+
+    model = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1)).eval()
+    mask = torch.rand(16, 12, 12, generator=torch.Generator().manual_seed(0)) < 0.5
+    return bake(model, {"ffp": {"2": mask}})
+
+
+def test_block_masks_stay_in_the_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    from fineprune.export.exporter import export_onnx
+
+    export_onnx(masked(), (16, 12, 12), tmp_path / "m.onnx")
+    content = onnx.load(tmp_path / "m.onnx").SerializeToString()
+    with believing(table(dense=0.001, part=0.0), monkeypatch):
+        assert not any(node.op_type == "MaskedConv" for step in placed_steps(content) if step.layers is None for node in step.nodes)
+        assert any(step.layers is None for step in placed_steps(content))
+
+
+def placed_steps(content: bytes) -> list[Step]:
+    graph = read_graph(content)
+    return placed(graph.steps, graph.boxes)
