@@ -144,7 +144,7 @@ RECALLED = """
 import sys
 import numpy as np
 from fineprune.export.engine import Session
-with Session(sys.argv[1]) as session:
+with Session(sys.argv[1], fallback=False) as session:
     y = session.run(None, {"x": np.ones((1, 3, 6, 6), np.float32)})[0]
 print(y.sum(), sorted({"numba", "onnx", "onnxruntime", "torch"} & set(sys.modules)))
 """
