@@ -47,7 +47,7 @@ class Team:
         }
         self._fields, self._sleeping, self._sync = fields, self._arrays["sleeping"], self._arrays["sync"]
         self._table = np.array([n for name in job.TABLE for n in (self._arrays[name].ctypes.data, self._arrays[name].size)], np.int64)
-        self._take_part = _take_part()
+        self._at, self._take_part = self._table.ctypes.data, _take_part()
         self._operations = range(len(program.steps))
         self._wake = [threading.Event() for _ in range(threads)]
         given = (self._take_part, self._table, self._arrays)
@@ -64,13 +64,12 @@ class Team:
         chosen = self._operations if operations is None else operations
         numbers = [count, chosen.start, chosen.stop, 0, 0, 0]
         for tensor in tensors:
-            numbers += (tensor.ctypes.data, tensor.nbytes // count)
+            numbers += (_address(tensor), tensor.nbytes // count)
         self._fields[: len(numbers)] = numbers
-        table = self._table.ctypes.data
-        if self._take_part(job.START, 0, 0, table):
+        if self._take_part(job.START, 0, 0, self._at):
             for thread in np.flatnonzero(self._sleeping):
                 self._wake[thread].set()
-            self._take_part(job.GO_ON, 0, 0, table)
+            self._take_part(job.GO_ON, 0, 0, self._at)
 
     def close(self) -> None:
         """Stop and join the threads."""
@@ -79,6 +78,13 @@ class Team:
         for worker in self._workers:
             worker.join()
         self._workers = []
+
+
+def _address(tensor: NDArray) -> int:
+    """Of its first number. `tensor.ctypes` takes microseconds, in which small networks compute a layer."""
+    if tensor.flags.writeable and tensor.size:
+        return ctypes.addressof(ctypes.c_char.from_buffer(tensor))  # type: ignore[arg-type]
+    return tensor.ctypes.data
 
 
 def _kernels(names: Sequence[str]) -> list[int]:
