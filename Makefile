@@ -23,7 +23,8 @@ test-arm: $(ARM)/.installed $(VENV)/.linked
 	rm -rf $(ARM)/engine $(ARM)/files runtime/build
 	PYTHONPATH=tests $(BIN)/python tests/arm/files.py $(ARM)/files
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --target $(ARM)/engine ./runtime
-	PYTHONPATH=tests/arm FINEPRUNE_FILES=$(ARM)/files NUMBA_CACHE_DIR=$(ARM)/compiled OMP_NUM_THREADS=1 nice -n 19 \
+	PYTHONPATH=tests/arm FINEPRUNE_FILES=$(ARM)/files NUMBA_CACHE_DIR=$(ARM)/compiled OMP_NUM_THREADS=1 \
+	FINEPRUNE_PLANS=anew FINEPRUNE_COSTS=assumed nice -n 19 \
 	  $(ARM)/bin/python -m pytest -p exported --confcutdir tests/export/engine --durations 10 -v $(ARM_TESTS)
 
 $(ARM)/.installed: tests/arm/root.sh constraints.txt | $(VENV)/.installed

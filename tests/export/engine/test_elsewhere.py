@@ -119,6 +119,7 @@ def masked() -> Any:
 
 
 def test_block_masks_stay_in_the_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    pytest.importorskip("torch")
     from fineprune.export.exporter import export_onnx
 
     export_onnx(masked(), (16, 12, 12), tmp_path / "m.onnx")

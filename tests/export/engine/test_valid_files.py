@@ -161,7 +161,7 @@ def test_inputs_of_other_types(kind: str) -> None:
         Session(proto.SerializeToString()) as session,
         pytest.raises(UsageError, match=f"'x' is an array of tensor.*, got {np.dtype('u4')}"),
     ):
-        session.run(None, {"x": x.astype(np.uint32), "k": np.array(2, np.float32)})
+        session.run(None, {"x": np.zeros(x.shape, np.uint32), "k": np.array(2, np.float32)})
 
 
 def test_an_input_without_a_shape() -> None:
