@@ -26,6 +26,7 @@ from ..ir.network import LAYOUTS, NCHW, NHWC, Box, Candidate, Channels, Layer, O
 from ..reader.attributes import LARGEST
 from . import filters, linear, plain, positions
 from .filter_orders import FilterWish
+from .filters_forms import CACHED_WEIGHTS
 
 if TYPE_CHECKING:
     from ..reader.attributes import Node
@@ -146,10 +147,16 @@ class Conv(Layer):
 
 
 def dense_counts(shape: ConvShape) -> Counts:
-    """Of ONNX Runtime's convolution, within a dense network."""
+    """Of ONNX Runtime's convolution, within a dense network: it reads all weights, those of large layers from memory."""
     kind = "depthwise" if shape.groups == shape.channels > 1 else "pointwise" if shape.kernel == (1, 1) else "window"
     adds = multiply_adds((shape.filters, shape.channels // shape.groups, *shape.kernel), prod(shape.output), shape.groups)
-    return {"dense.operation": 1, f"dense.{kind}": adds, "dense.output": shape.filters * prod(shape.output)}
+    weights = shape.filters * shape.channels // shape.groups * prod(shape.kernel)
+    return {
+        "dense.operation": 1,
+        f"dense.{kind}": adds,
+        "dense.output": shape.filters * prod(shape.output),
+        "linear.weight": max(0, weights - CACHED_WEIGHTS),
+    }
 
 
 @onnx(MASKED, DEPTHWISE, POINTWISE, domain=DOMAIN)

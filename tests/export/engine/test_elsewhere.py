@@ -13,7 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from fineprune.export.engine import Session
 from fineprune.export.engine.ir import costs
+from fineprune.export.engine.ir.conv import ConvShape
 from fineprune.export.engine.ir.costs import Costs
+from fineprune.export.engine.ops.conv import dense_counts
 from fineprune.export.engine.passes.elsewhere import REASON, placed
 from fineprune.export.engine.reader.graph import Step, read_graph
 from fineprune.export.engine.run import machine
@@ -89,6 +91,14 @@ def test_one_layer_goes_there_if_the_way_is_worth_it(part: float, expected: list
     content = chain([0.02, 1.0, 0.02], channels=64)
     with believing(table(0.7 * as_long(content, "conv1"), part), monkeypatch):
         assert [name for name in there(content) if name.startswith("conv")] == expected
+
+
+def test_weights_that_come_from_memory_cost_dense_convolutions_too() -> None:
+    """512 channels on 2x2 positions: what takes time is to read nine megabytes, of which the engine needs a third."""
+    shapes = (ConvShape(channels=512, filters=512, height=side, width=side, kernel=(3, 3), pads=(1, 1, 1, 1)) for side in (2, 3))
+    small, larger = (dense_counts(shape) for shape in shapes)
+    assert small["linear.weight"] == larger["linear.weight"] > 2e6
+    assert there(chain([0.3], channels=512, side=2)) == []
 
 
 @pytest.mark.parametrize("dense", [0.001, 0.3, 100.0])
