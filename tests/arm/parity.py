@@ -34,4 +34,6 @@ def test_files_compute_what_they_computed_elsewhere(path: Path, fallback: bool) 
         for count in (1, 3):
             [y] = alone.run(None, {"input": x[:count]})
             close(y, expected[:count])
-            np.testing.assert_array_equal(two.run(None, {"input": x[:count]})[0], y)
+            [again] = two.run(None, {"input": x[:count]})
+            close(again, expected[:count])
+            assert fallback or np.array_equal(again, y)  # last bits of ONNX Runtime's linear layers depend on its threads here

@@ -68,5 +68,5 @@ chmod +x "$folder/bin/python"
 packages=$folder/lib/python$version/site-packages
 "$pip" install --quiet --disable-pip-version-check --target "$packages" --python-version "$version" --only-binary=:all: \
     --platform manylinux_2_28_aarch64 --platform manylinux_2_27_aarch64 --platform manylinux2014_aarch64 \
-    --constraint "$project/constraints.txt" numpy numba onnx onnxruntime onnxscript pytest hypothesis
+    --constraint "$project/constraints.txt" numpy numba onnx onnxruntime onnxscript click pytest hypothesis
 echo "$folder/engine" > "$packages/engine.pth"

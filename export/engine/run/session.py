@@ -58,7 +58,8 @@ class _Part:
 
 
 class Session:
-    """Runs an exported ONNX file. Runs of several Python threads follow one another; outputs depend on no thread count.
+    """Runs an exported ONNX file. Runs of several Python threads follow one another; outputs depend on no thread count,
+    but for the last bits of what ONNX Runtime computes.
 
     source: path or bytes of an ONNX file. threads: cores that one run may use. tune: measure the kernels of every layer on this machine
     instead of estimating their times. What was compiled, planned and measured is kept on disk. fallback: run in ONNX Runtime what the
