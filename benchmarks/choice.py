@@ -90,7 +90,7 @@ def measure(layers: int, seed: int, seconds: float) -> dict[str, Any]:
 def regrets(record: Mapping[str, Any], table: Costs) -> dict[str, float]:
     """By layer, where there is a choice among the forms that were measured and that kernels have now."""
     found = {}
-    with costs.using(table):
+    with costs.using(lambda: table):
         for name, conv in random_layers(len(record["layers"]), record["seed"]):
             times = record["layers"][name]
             known = [(expected(conv, *each), times[key(*each)]) for each in candidates(conv) if key(*each) in times]

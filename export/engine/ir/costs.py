@@ -7,7 +7,7 @@ machines whose costs nobody has measured, one for each kind of registers; run/ma
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -129,18 +129,18 @@ def assumed() -> Costs:
     return Costs.assumed(registers())
 
 
-_CURRENT: ContextVar[Costs | None] = ContextVar("costs", default=None)
+_CURRENT: ContextVar[Callable[[], Costs]] = ContextVar("costs", default=assumed)
 
 
 def current() -> Costs:
     """The table that holds here: that of `using`, else what is assumed of this machine."""
-    return _CURRENT.get() or assumed()
+    return _CURRENT.get()()
 
 
 @contextmanager
-def using(costs: Costs) -> Iterator[None]:
-    """Within it, operations are expected to take what this table says."""
-    token = _CURRENT.set(costs)
+def using(table: Callable[[], Costs]) -> Iterator[None]:
+    """Within it, operations are expected to take what this table says. Nobody makes it before somebody asks."""
+    token = _CURRENT.set(cache(table))
     try:
         yield
     finally:

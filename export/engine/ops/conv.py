@@ -7,6 +7,7 @@ They have several kernels, a module each: `filters`, `positions`, `linear` and `
 layouts of the whole network (passes/layouts.py).
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -82,9 +83,9 @@ class Conv(Layer):
     @property
     def seconds_elsewhere(self) -> float | None:
         if self.mask is not None:
+            return math.inf
+        if "linear" in self.kernels:  # its weights come from memory once, which takes as long anywhere
             return None
-        if "linear" in self.kernels:  # weights that come from memory once take as long anywhere
-            return min(candidate.seconds for candidate in self.candidates)
         return costs.seconds(dense_counts(self.shape))
 
     @cached_property

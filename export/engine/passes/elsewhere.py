@@ -3,9 +3,11 @@
     minimise  sum_steps seconds(step, where it runs)  +  sum_tensors (cost of a part in ONNX Runtime that reads or makes them)
 
 A step in the engine stands on the source's side of the cut (cut.py), one in ONNX Runtime on the sink's. Steps that have no times of their
-own go with their neighbours. The engine keeps a step unless ONNX Runtime takes less than ENOUGH times as long: estimates err.
+own go with their neighbours. The engine keeps a step if it is expected to take at most MARGIN times as long as ONNX Runtime: estimates
+err, and what runs there is never slower than the dense network.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,14 +18,15 @@ from ..ir.network import Box
 from ..reader.graph import Step
 from .cut import NEVER, SINK, SOURCE, Cut
 
-ENOUGH = 0.9
+MARGIN = 0.9
+_LEAST = 1e-12
+"""Steps of which nothing speaks against it stay here."""
 REASON = "dense, it is faster there"
 
 
 def placed(steps: Sequence[Step], boxes: Mapping[str, Box]) -> list[Step]:
     """The steps, those without layers that run in ONNX Runtime; boxes: sizes of the tensors that layers make."""
-    asked = [layer for step in steps for layer in step.layers or () if layer.seconds_elsewhere is not None]
-    if not asked:
+    if all(_elsewhere(step) in (_LEAST, math.inf) for step in steps):
         return list(steps)
     cut, makers = Cut(), {name: k for k, step in enumerate(steps) for name in step.writes}
     for k, step in enumerate(steps):
@@ -40,16 +43,18 @@ def placed(steps: Sequence[Step], boxes: Mapping[str, Box]) -> list[Step]:
     return [step if step.layers is None or k in here else replace(step, layers=None, reason=REASON) for k, step in enumerate(steps)]
 
 
+def _compared(step: Step) -> list[tuple[float, float]]:
+    """(seconds here, there) of the layers of which both are known."""
+    found = [(layer, layer.seconds_elsewhere) for layer in step.layers or ()]
+    return [(min(candidate.seconds for candidate in layer.candidates), there) for layer, there in found if there is not None]
+
+
 def _here(step: Step) -> float:
-    return sum(min(c.seconds for c in layer.candidates) for layer in step.layers or () if layer.seconds_elsewhere is not None)
+    return sum(here for here, _ in _compared(step))
 
 
 def _elsewhere(step: Step) -> float:
-    """A little more than nothing for steps without times: they stay here if nothing speaks against it."""
-    found = [layer.seconds_elsewhere for layer in step.layers or ()]
-    if any(layer.candidates and seconds is None for layer, seconds in zip(step.layers or (), found, strict=True)):
-        return NEVER * 1e-12
-    return 1e-12 + sum(seconds for seconds in found if seconds is not None) / ENOUGH
+    return _LEAST + sum(there * MARGIN for _, there in _compared(step))
 
 
 def _crossing(box: Box | None) -> float:
@@ -57,4 +62,4 @@ def _crossing(box: Box | None) -> float:
 
 
 def _picoseconds(seconds: float) -> int:
-    return min(NEVER, round(seconds * 1e12))
+    return NEVER if seconds == math.inf else round(seconds * 1e12)

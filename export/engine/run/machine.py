@@ -1,4 +1,4 @@
-"""The costs of this machine (../ir/costs.py): measured when a network is loaded on it for the first time (measure.py), kept beside the
+"""The costs of this machine (../ir/costs.py): measured when a kernel is chosen on it for the first time (measure.py), kept beside the
 compiled code, and valid as long as that is.
 
 FINEPRUNE_COSTS=assumed leaves machines unmeasured; so do folders that cannot be written, and kernels that are not compiled.
@@ -29,8 +29,11 @@ def table() -> Costs:
 
 
 def digest() -> str:
-    """What stands for this table in the names of what is made by it."""
-    return _kept_or_measured().digest if _is_measured() else ASSUMED
+    """What stands for this table in the names of what is made by it; nothing where nobody has measured the machine yet."""
+    if not _is_measured():
+        return ASSUMED
+    kept = _kept()
+    return kept.digest if kept else ""
 
 
 def redone() -> Costs:

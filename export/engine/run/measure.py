@@ -33,7 +33,7 @@ def measure(assumed: Costs) -> Costs:
     """The costs of this machine, of what is assumed of it."""
     started = time.perf_counter()
     _LOG.info("the costs of this machine are measured, which happens once")
-    with costs.using(assumed):
+    with costs.using(lambda: assumed):
         tried, compared = list(trials()), dense.SHAPES
         counts = [*(trial.counts for trial in tried), *map(dense_counts, compared)]
         seconds = np.r_[measured(tried, SECONDS), dense.measured(compared, DENSE_SECONDS)]

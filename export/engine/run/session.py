@@ -299,7 +299,7 @@ def _placed(graph: "Graph") -> "Graph":
     from ..passes import elsewhere
     from .machine import table
 
-    with costs.using(table()):
+    with costs.using(table):
         return replace(graph, steps=tuple(elsewhere.placed(graph.steps, graph.boxes)))
 
 
@@ -313,7 +313,7 @@ def _program(graph: "Graph", segment: "Segment", tune: bool) -> Program:
         from ..passes.tune import measured
 
         measure = measured
-    with costs.using(table()):
+    with costs.using(table):
         return build(segment.layers, graph.boxes, segment.inputs, segment.outputs, measure, graph.dtypes)
 
 

@@ -33,7 +33,7 @@ def test_expected_time_is_counts_times_costs() -> None:
 def test_a_table_holds_within() -> None:
     before = costs.current()
     table = Costs({"a": 1.0})
-    with costs.using(table):
+    with costs.using(lambda: table):
         assert costs.current() is table
         assert costs.seconds({"a": 4}) == pytest.approx(4e-9)
         with pytest.raises(KeyError, match="b"):

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
-from fineprune.common.errors import UsageError
+from fineprune.common.errors import RunError, UsageError
+from fineprune.export.engine import Session
 from fineprune.export.engine.ir import costs
 from fineprune.export.engine.ir.costs import Costs
 from fineprune.export.engine.ops.conv import dense_counts
@@ -86,6 +88,16 @@ def test_a_machine_is_measured_once(kept: list[int]) -> None:
     assert machine.redone().digest != first.digest
     assert machine.table().digest != first.digest
     assert kept == [0, 1]
+
+
+def test_nobody_measures_where_nothing_is_chosen(kept: list[int]) -> None:
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 2, 3, 3]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Sin", ["x"], ["y"])], "g", values[:1], values[1:])
+    elsewhere = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    Session(elsewhere.SerializeToString()).close()
+    with pytest.raises(RunError):
+        Session(b"damaged")
+    assert not kept and machine.digest() == ""
 
 
 def test_damaged_costs_are_measured_again(kept: list[int], tmp_path: Path) -> None:
