@@ -1,5 +1,7 @@
 """Tables of costs, and what holds where."""
 
+import itertools
+
 import pytest
 
 from fineprune.export.engine.ir import costs
@@ -16,6 +18,14 @@ def test_assumed_costs_are_positive_and_said_in_words(registers: str) -> None:
     assert set(assumed.nanoseconds) <= set(names)
     assert all(value > 0 for value in assumed.nanoseconds.values())
     assert all(row[1] for row in costs.ROWS)
+
+
+@pytest.mark.parametrize("registers", [AVX512, AVX2, NEON])
+def test_what_is_the_same_stands_below_what_it_is_like(registers: str) -> None:
+    """Tables leave out what the registers have no kernels for."""
+    told = [(name.split(".")[:2], text) for name, text, *_ in costs.ROWS if name in Costs.assumed(registers).nanoseconds]
+    alike = [(above, stem) for (above, _), (stem, text) in itertools.pairwise(told) if text.startswith("the same")]
+    assert alike and all(above == stem for above, stem in alike)
 
 
 @pytest.mark.parametrize("registers", [kinds.AVX512, kinds.AVX2, kinds.NEON], ids=lambda kind: kind.name)
