@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fineprune.ops.simd import LANES, tile_add_scaled, tile_zeros
-from fineprune.ops.simd.registers import HOST
+from fineprune.ops.simd.registers import HOST, Registers
 from fineprune.ops.simd.vectors import added, load, store
 
 from ..ir import costs
@@ -20,8 +20,14 @@ from ..ir.network import kernel
 from ..ir.record import INT, NOWHERE, PLACE, Record
 
 BLOCK = 2 * LANES
-_SUMS = min(4, HOST.vectors(beside=1) // (BLOCK // LANES))
-"""Of a filter, as many as the registers hold beside a factor."""
+
+
+def sums(registers: Registers) -> int:
+    """Of a filter: four hide the latency of multiply-adds; fewer where registers don't hold them beside a factor."""
+    return min(4, registers.vectors(beside=1) // (BLOCK // LANES))
+
+
+_SUMS = sums(HOST)
 _LOW, _HIGH, _BIAS = 0, 1, 2
 _META = Record(x=PLACE, y=PLACE, residual=PLACE, filters=INT)
 _fields = _META.fields

@@ -5,8 +5,9 @@ from collections.abc import Callable
 import pytest
 from inner_loops import TARGETS, Loop, emit, inner_loops
 
+from fineprune.export.engine.ir.kernel import Kernel
 from fineprune.export.engine.jit import COMPILER
-from fineprune.export.engine.ops import filters_run, filters_simd, positions_kernel
+from fineprune.export.engine.ops import filters_run, filters_simd, linear, positions_kernel
 from fineprune.export.engine.ops.positions_simd import tile_add_patches
 from fineprune.ops.simd import LANES, pointer, tile_load, tile_store
 from fineprune.ops.simd.registers import AVX2, AVX512, NEON, Registers
@@ -115,4 +116,12 @@ def test_depthwise(kind: Registers, monkeypatch: pytest.MonkeyPatch) -> None:
 
     found = loops(entry, kind)
     assert found
+    assert not any(loop.spills for loop in found)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=name)
+def test_linear(kind: Registers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "_SUMS", linear.sums(kind))
+    found = loops(Kernel("linear", linear.run.run).entry.function, kind)
+    assert linear.sums(kind) * linear.BLOCK // kind.floats in [loop.multiply_adds for loop in found]
     assert not any(loop.spills for loop in found)
