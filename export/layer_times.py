@@ -32,13 +32,12 @@ from .functions import MASKED_CONVS
 if TYPE_CHECKING:
     from .engine.run.profile import Record
 
-_TEXT = "{0:<28} {1:<28} {2:>6} {3:>9} {4:>9} {5:>9} {6:>9} {7:>7} {8:>8}  {9:<10} {10}"
-
 
 @dataclass(frozen=True, kw_only=True)
 class LayerTime:
     """Microseconds a sample on one thread; `speedup` and `fraction` refer to `dense_us`, `single_fraction` to `single_us`. `expected_us`:
-    what the engine expected when it chose the kernel (None: it does not compute the layer)."""
+    what the engine expected when it chose the kernel. A layer that ONNX Runtime computes has neither that (None) nor times in the engine
+    (NaN)."""
 
     name: str
     shape: str
@@ -54,8 +53,8 @@ class LayerTime:
     reason: str
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
-        return asdict(self)
+        """As plain values, None for what is not known: JSON has no NaN."""
+        return {name: None if value != value else value for name, value in asdict(self).items()}
 
 
 def layer_times(
@@ -122,29 +121,8 @@ class _Engine(NamedTuple):
     expected: float | None = None
 
 
-_NOT_THERE = _Engine(np.nan, "onnxruntime", "not in the engine: ONNX Runtime is faster, or computes it alone")
-
-
-def table(rows: Sequence[LayerTime]) -> str:
-    """Text for people, one line a layer."""
-    head = _TEXT.format("layer", "shape", "kept", "dense us", "single us", "engine us", "expected", "gain", "of ideal", "kernel", "why")
-    lines = [
-        _TEXT.format(
-            row.name,
-            row.shape,
-            f"{row.kept:.2f}",
-            f"{row.dense_us:.1f}",
-            f"{row.single_us:.1f}",
-            f"{row.engine_us:.1f}",
-            "" if row.expected_us is None else f"{row.expected_us:.1f}",
-            f"x{row.speedup:.2f}",
-            f"{row.fraction:.2f}",
-            row.kernel,
-            row.reason,
-        )
-        for row in rows
-    ]
-    return "\n".join([head, *(line.rstrip() for line in lines)])
+_ELSEWHERE = "onnxruntime"
+_NOT_THERE = _Engine(np.nan, _ELSEWHERE, "not in the engine: ONNX Runtime is faster, or computes it alone")
 
 
 def summary(rows: Sequence[LayerTime]) -> dict[str, float]:
@@ -355,7 +333,9 @@ def why(row: LayerTime, facts: Mapping[str, Any]) -> str:
     """In a few words, what keeps a layer under 0.85 of its ideal, and what its kernel was chosen from; empty where it reaches that."""
     if row.fraction >= ENOUGH:
         return ""
-    causes = [row.reason] if row.reason else []
+    if row.kernel == _ELSEWHERE:
+        return row.reason
+    causes = [f"chosen from {row.reason}"] if row.reason else []
     if facts["macs"] == facts["macs_dense"]:
         causes.append("drops nothing")
     elif row.engine_us < FIXED_US:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fineprune.common.errors import RunError
-from fineprune.export.layer_times import LayerTime, _typical, layer_times, layer_times_of, summary, table, why
+from fineprune.export.layer_times import LayerTime, _typical, layer_times, layer_times_of, summary, why
 
 FACTS = {"macs": 50, "macs_dense": 100, "op": "MaskedConv"}
 
@@ -38,7 +38,6 @@ def test_every_convolution_of_both_files_is_timed(packed: Any, dense: Any) -> No
         assert r.dense_us > 0 and r.single_us > 0 and r.engine_us > 0
     by_name = {r.name: r for r in rows}
     assert by_name["body"].shape == "10->20 3x3 6x5" and by_name["stem"].shape == "3->10 3x2 11x10"
-    assert len(table(rows).splitlines()) == 1 + len(rows)
 
 
 def test_files_take_turns_beside_the_same_dense_runs(packed: Any, dense: Any) -> None:
@@ -79,10 +78,22 @@ def test_edited_facts_of_layers_are_named(dense: Any, tmp_path: Path) -> None:
 
 def test_a_reason_is_given_where_a_layer_falls_short() -> None:
     assert why(row(fraction=0.9, reason="only kernel"), FACTS) == ""
-    assert why(row(reason="only kernel"), FACTS) == "only kernel; block masks: positions gathered one by one"
+    assert why(row(reason="only kernel"), FACTS) == "chosen from only kernel; block masks: positions gathered one by one"
     assert why(row(kernel="positions"), FACTS) == "weights differ by filter: a load for a multiply-add"
     assert why(row(engine_us=3.0), FACTS).startswith("under 6 us")
     assert why(row(), {**FACTS, "macs": 100}) == "drops nothing"
+    assert why(row(kernel="onnxruntime", fraction=np.nan, reason="not in the engine"), FACTS) == "not in the engine"
+
+
+def test_what_is_not_known_of_a_layer_is_none_in_json() -> None:
+    found = row(engine_us=np.nan, expected_us=None, speedup=np.nan, fraction=np.nan, single_fraction=np.nan).to_json()
+    assert [name for name, value in found.items() if value is None] == [
+        "engine_us",
+        "expected_us",
+        "speedup",
+        "fraction",
+        "single_fraction",
+    ]
 
 
 def test_the_summary_weighs_layers_by_their_time() -> None:

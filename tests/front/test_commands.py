@@ -9,6 +9,7 @@ import onnxruntime
 import pytest
 from safetensors.torch import load_file
 
+from fineprune.cli.render import print_layers
 from fineprune.compressor.bundle import Bundle
 from fineprune.report import latency_figure
 from support.command import TRAINING, fineprune, succeed
@@ -181,6 +182,16 @@ def test_bench_shows_peers_and_layers_and_draws(bundle: Path, tmp_path: Path, tr
     assert "onnxruntime int8" in {row["runtime"] for row in report["rows"]}
     assert len(report["layers"]) > 1 and all(row["engine_us"] > 0 and row["dense_us"] > 0 for row in report["layers"])
     assert "onnxruntime int8" in plot.read_text()
+
+
+def test_a_layer_that_the_engine_does_not_compute_has_no_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"name": "conv1", "shape": "3->16 3x3 32x32", "kept": 1.0, "dense_us": 8.13, "engine_us": None, "expected_us": None}
+    row |= {"speedup": None, "fraction": None, "kernel": "onnxruntime", "reason": "not in the engine: " + "ONNX Runtime is faster, " * 6}
+    print_layers([row, {**row, "name": "conv2", "engine_us": 4.0, "speedup": 2.0325, "reason": ""}])
+    out = capsys.readouterr().out
+    assert "│ conv1 │ 3->16 3x3 32x32 │    100.0% │   8.1 │        │          │          │          │ onnxruntime │" in out
+    assert "│   8.1 │    4.0 │          │    x2.03 │" in out
+    assert f"why not more\n- conv1: {row['reason']}\n" in out and "- conv2" not in out
 
 
 def test_bench_prints_the_costs_of_the_machine() -> None:

@@ -142,23 +142,25 @@ def print_costs(report: dict[str, Any]) -> None:
 
 
 def print_layers(layers: list[dict[str, Any]]) -> None:
-    """Convolutions: times in dense ONNX Runtime and in the engine, fraction of the ideal speed-up, and why it is not more."""
+    """Convolutions: times in dense ONNX Runtime and in the engine, fraction of the ideal speed-up, and below, why it is not more."""
     rows = [
         [
             row["name"],
             row["shape"],
             f"{row['kept']:.1%}",
-            f"{row['dense_us']:.1f}",
-            f"{row['engine_us']:.1f}",
-            "" if row["expected_us"] is None else f"{row['expected_us']:.1f}",
-            f"x{row['speedup']:.2f}",
-            f"{row['fraction']:.2f}",
+            *(_figure(row[key], ".1f") for key in ("dense_us", "engine_us", "expected_us")),
+            _figure(row["speedup"], ".2f", "x"),
+            _figure(row["fraction"], ".2f"),
             row["kernel"],
-            row["reason"],
         ]
         for row in layers
     ]
     title = "convolutions: one sample, one thread, microseconds; dense in ONNX Runtime, kept in the engine, and what the engine expected"
-    print_table(
-        title, ["layer", "shape", "MACs kept", "dense", "engine", "expected", "speed-up", "of ideal", "kernel", "why not more"], rows
-    )
+    print_table(title, ["layer", "shape", "MACs kept", "dense", "engine", "expected", "speed-up", "of ideal", "kernel"], rows)
+    reasons = [f"- {row['name']}: {row['reason']}" for row in layers if row["reason"]]
+    for line in ["why not more", *reasons] if reasons else []:
+        say(line)
+
+
+def _figure(value: float | None, form: str, sign: str = "") -> str:
+    return "" if value is None else f"{sign}{value:{form}}"
