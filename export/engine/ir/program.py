@@ -10,10 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .dtypes import DType
+from .dtypes import SLOT, DType
 
 OP, ITEMS, MEET, TENSOR = range(4)
 """Positions in a step."""
+ALIGN = 16
+"""Slots of a cache line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +67,6 @@ def _split(costs: NDArray[np.float64], threads: int) -> list[int]:
 
 def aligned(count: int) -> NDArray[np.float32]:
     """Zeros whose first begins a cache line; pages that nobody touches take no memory."""
-    buffer = np.zeros(count + 16, np.float32)
-    shift = (-buffer.ctypes.data // 4) % 16
+    buffer = np.zeros(count + ALIGN, np.float32)
+    shift = (-buffer.ctypes.data // SLOT) % ALIGN
     return buffer[shift : shift + count]

@@ -14,13 +14,13 @@ from dataclasses import replace
 from math import prod
 
 from ..ir import costs
-from ..ir.network import Box
+from ..ir.network import Box, Layer
 from ..reader.graph import Step
 from .cut import NEVER, SINK, SOURCE, Cut
 
 MARGIN = 0.9
 _LEAST = 1e-12
-"""Steps of which nothing speaks against it stay here."""
+"""Seconds of any step there: it stays here if nothing speaks against it."""
 REASON = "dense, it is faster there"
 
 
@@ -43,14 +43,14 @@ def placed(steps: Sequence[Step], boxes: Mapping[str, Box]) -> list[Step]:
     return [step if step.layers is None or k in here else replace(step, layers=None, reason=REASON) for k, step in enumerate(steps)]
 
 
-def _compared(step: Step) -> list[tuple[float, float]]:
-    """(seconds here, there) of the layers of which both are known."""
-    found = [(layer, layer.seconds_elsewhere) for layer in step.layers or ()]
-    return [(min(candidate.seconds for candidate in layer.candidates), there) for layer, there in found if there is not None]
+def _compared(step: Step) -> list[tuple[Layer, float]]:
+    """The layers whose time in ONNX Runtime is known, and that time."""
+    return [(layer, there) for layer in step.layers or () if (there := layer.seconds_elsewhere) is not None]
 
 
 def _here(step: Step) -> float:
-    return sum(here for here, _ in _compared(step))
+    """0 where there is no choice: estimates take time, and layers that are fused later are estimated again."""
+    return sum(min(candidate.seconds for candidate in layer.candidates) for layer, there in _compared(step) if there < math.inf)
 
 
 def _elsewhere(step: Step) -> float:

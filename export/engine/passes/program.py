@@ -12,7 +12,7 @@ from fineprune.common.errors import RunError
 from ..ir.conv import CONSTANTS, INDEX, Op
 from ..ir.dtypes import FLOAT32, DType, slots
 from ..ir.network import Box, Candidate, Layer
-from ..ir.program import Operation, Program, aligned
+from ..ir.program import ALIGN, Operation, Program, aligned
 from ..ops.assemble import part
 from . import memory
 from .fuse import fuse
@@ -21,8 +21,6 @@ from .layouts import choose
 from .memory import Key
 from .reorder import reorder
 
-_ALIGN = 16
-"""Slots: constants of an operation begin at a cache line."""
 _MOST_NUMBERS = (1 << 31) - 1
 
 
@@ -41,8 +39,7 @@ def build(
 
     dtypes: of inputs; those that are not named are float32. TypeError where a layer cannot compute with what it reads.
     """
-    made = planned(layers, boxes, inputs, outputs, measure, dtypes)
-    return _assemble(made, made.boxes, tuple(inputs), tuple(outputs))
+    return _assemble(planned(layers, boxes, inputs, outputs, measure, dtypes), tuple(inputs), tuple(outputs))
 
 
 def planned(
@@ -80,8 +77,8 @@ def _fastest(layer: Layer) -> float:
     return min(candidate.seconds for candidate in layer.candidates)
 
 
-def _assemble(instructions: Instructions, boxes: Mapping[str, Box], inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Program:
-    within = instructions.within
+def _assemble(instructions: Instructions, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Program:
+    boxes, within = instructions.boxes, instructions.within
     uses: dict[Key, list[int]] = defaultdict(list)
     for number, instruction in enumerate(instructions.list):
         for key in (*instruction.reads, *([instruction.writes] if instruction.writes else [])):
@@ -150,8 +147,8 @@ class _Tables:
     def program(self, **facts: Any) -> Program:
         """All of them."""
         numbers = [slots(op.constants) for op in self._ops]
-        constants = aligned(sum(memory.rounded(len(own), _ALIGN) for own in numbers) + _ALIGN)
-        index = np.zeros(sum(len(op.index) for op in self._ops) + _ALIGN, np.int32)
+        constants = aligned(sum(memory.rounded(len(own), ALIGN) for own in numbers) + ALIGN)
+        index = np.zeros(sum(len(op.index) for op in self._ops) + ALIGN, np.int32)
         if max(len(constants), len(index)) > _MOST_NUMBERS:
             raise RunError("the network has more weights than the engine can address; run it in ONNX Runtime")
         steps, metas, start, at, position = [], [], 0, 0, 0
@@ -162,7 +159,7 @@ class _Tables:
             index[position : position + len(op.index)] = op.index
             steps.append((start, len(op.costs), int(meet), -1 if op.tensor is None else op.tensor))
             metas.append(meta)
-            start, at, position = start + len(meta), at + memory.rounded(len(own), _ALIGN), position + len(op.index)
+            start, at, position = start + len(meta), at + memory.rounded(len(own), ALIGN), position + len(op.index)
         return Program(
             steps=np.array(steps, np.int64),
             kernels=tuple(op.kernel for op in self._ops),
@@ -170,6 +167,6 @@ class _Tables:
             meta=np.concatenate(metas),
             index=index,
             constants=constants,
-            scratch=memory.rounded(max(op.scratch for op in self._ops), _ALIGN) + memory.GUARD,
+            scratch=memory.rounded(max(op.scratch for op in self._ops), ALIGN) + memory.GUARD,
             **facts,
         )
