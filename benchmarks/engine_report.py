@@ -61,7 +61,7 @@ def _layer_goal(kind: str) -> float:
 def _reached(kind: str, rows: list[dict[str, Any]]) -> tuple[int, int]:
     """(layers that reach the goal, layers that it is meant for)."""
     rows = [row for row in rows if row["kept"] < 1 or kind == "dense"]
-    return sum(row["fraction"] >= _layer_goal(kind) for row in rows), len(rows)
+    return sum(row["fraction"] is not None and row["fraction"] >= _layer_goal(kind) for row in rows), len(rows)
 
 
 def _judge_network(name: str, network: dict[str, Any]) -> Iterator[str]:
@@ -132,10 +132,7 @@ def _layer_table(network: dict[str, Any], kinds: tuple[str, ...]) -> str:
     for name, row in by_kind[kinds[0]].items():
         cells = [f"{name} {row['shape']}", f"{row['dense_us']:.1f}", f"{row['single_us']:.1f}"]
         for kind in kinds:
-            found = by_kind[kind].get(name)
-            cells.append(
-                f"{found['kept']:.2f} / {found['engine_us']:.1f} / {found['fraction']:.2f} {_initial(found)}".strip() if found else ""
-            )
+            cells.append(_layer_cell(by_kind[kind][name]) if name in by_kind[kind] else "")
         lines.append(_line(cells))
     summaries = [network["layers"][kind]["summary"] for kind in kinds]
     medians = [f"{s['median_fraction']:.2f} ({s['median_single_fraction']:.2f} against single)" if s else "" for s in summaries]
@@ -152,8 +149,10 @@ def _has_median(kind: str) -> bool:
     return kind != "dense" and kind not in UNSTRUCTURED
 
 
-def _initial(row: dict[str, Any]) -> str:
-    return f"({row['kernel'][0]})" if row["kernel"] else ""
+def _layer_cell(row: dict[str, Any]) -> str:
+    """Layers that ONNX Runtime computes have no times in the engine."""
+    times = "" if row["engine_us"] is None else f" / {row['engine_us']:.1f} / {row['fraction']:.2f}"
+    return f"{row['kept']:.2f}{times} ({row['kernel'][:1]})"
 
 
 def _line(cells: list[str]) -> str:

@@ -1,16 +1,16 @@
-"""What the CPU that code is compiled for has to keep numbers in: vector registers, and a first-level cache.
+"""What the CPU that code is compiled for has to keep numbers in: vector registers, and the caches of a core.
 
-Register tiles are derived from it. A vector of LANES floats takes one register with AVX-512, two with AVX2, four with NEON.
+Register tiles and blocks are derived from it. A vector of LANES floats takes one register with AVX-512, two with AVX2, four with NEON.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from .. import numba_door
 from .declare import LANES
 
-_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
-_USUAL_CACHE = 32 << 10
+_SYSTEM = Path("/sys/devices/system/cpu/cpu0/cache")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,17 +37,25 @@ def registers(features: str) -> Registers:
     return AVX512 if "+avx512f" in features else NEON if "+neon" in features else AVX2
 
 
-def first_level_cache(caches: Path = _CACHES) -> int:
-    """Bytes of the first-level cache of data where the system tells them, else as many as most CPUs have at least."""
-    for cache in caches.glob("index*"):
+class Caches(NamedTuple):
+    """Bytes of data that the caches of a core hold; as many as most CPUs have at least."""
+
+    first: int = 32 << 10
+    second: int = 512 << 10
+
+
+def caches(system: Path = _SYSTEM) -> Caches:
+    """Those of the CPU, where the system tells them."""
+    found = {}
+    for cache in system.glob("index*"):
         try:
             level, kind, size = ((cache / name).read_text().strip() for name in ("level", "type", "size"))
         except OSError:
             continue
-        if (level, kind) == ("1", "Data") and size[:-1].isdecimal() and size.endswith("K"):
-            return int(size[:-1]) << 10
-    return _USUAL_CACHE
+        if kind != "Instruction" and size[:-1].isdecimal() and size.endswith("K"):
+            found[level] = int(size[:-1]) << 10
+    return Caches(*(found.get(level, usual) for level, usual in zip("12", Caches(), strict=True)))
 
 
 HOST = registers(numba_door.host_features())
-CACHE = first_level_cache()
+CACHES = caches()

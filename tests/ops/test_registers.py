@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fineprune.ops.simd import LANES
-from fineprune.ops.simd.registers import AVX2, AVX512, CACHE, NEON, first_level_cache, registers
+from fineprune.ops.simd.registers import AVX2, AVX512, CACHES, NEON, caches, registers
 
 
 def test_registers_are_known_by_what_the_cpu_can_do() -> None:
@@ -28,17 +28,18 @@ def cache(folder: Path, number: int, **facts: str) -> None:
         (place / name).write_text(text + "\n")
 
 
-def test_first_level_cache_of_data(tmp_path: Path) -> None:
+def test_caches_of_data(tmp_path: Path) -> None:
     cache(tmp_path, 0, level="1", type="Instruction", size="64K")
-    cache(tmp_path, 1, level="2", type="Unified", size="512K")
+    cache(tmp_path, 1, level="2", type="Unified", size="1024K")
     cache(tmp_path, 2, level="1", type="Data", size="48K")
-    assert first_level_cache(tmp_path) == 48 << 10
+    cache(tmp_path, 3, level="3", type="Unified", size="32768K")
+    assert caches(tmp_path) == (48 << 10, 1 << 20)
 
 
 @pytest.mark.parametrize("size", ["", "many", "K"])
 def test_where_the_system_does_not_tell_it(tmp_path: Path, size: str) -> None:
-    assert first_level_cache(tmp_path / "nowhere") == 32 << 10
+    assert caches(tmp_path / "nowhere") == (32 << 10, 512 << 10)
     cache(tmp_path, 0, level="1", type="Data", size=size)
     (tmp_path / "index1").mkdir()
-    assert first_level_cache(tmp_path) == 32 << 10
-    assert CACHE >= 8 << 10
+    assert caches(tmp_path) == (32 << 10, 512 << 10)
+    assert CACHES.second >= CACHES.first >= 8 << 10

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fineprune.ops.simd import LANES
+from fineprune.ops.simd.registers import CACHES
 
 from ..ir import costs
 from ..ir.conv import ConvShape
@@ -17,7 +18,8 @@ from .filters_costs import ALONE, ENTRY, KEPT_ENTRY, LISTED
 from .filters_run import COUNT, DEPTHWISE, KEPT, MODE, OWN, PASS, TILES, WIDEST
 from .filters_tiles import Form, block
 
-SUMS = 16384
+_FLOAT = 4
+SUMS = CACHES.first * 4 // 3 // _FLOAT
 """Floats of the sums of a block of positions, of which only some wait in the first-level cache for another pass. Among more positions more
 are alike."""
 LEAST_SLOTS = 16
@@ -25,13 +27,13 @@ LEAST_SLOTS = 16
 ITEMS_WANTED, ITEMS_WITH_PASSES = 4, 2
 """Work items of an operation at least, where it has enough positions, so that threads find about equal shares; and where each block has
 passes of its own for channels, which make more blocks dearer."""
-PASS_WEIGHTS = 6144
+PASS_WEIGHTS = CACHES.first // 2 // _FLOAT
 """Floats of weights that a pass may take: they have to stay in the first-level cache, too."""
-CACHED_WEIGHTS = 2**18
+CACHED_WEIGHTS = CACHES.second // _FLOAT
 """Weights of a convolution that stay in the caches between uses; more are prefetched."""
-NEAREST = 2**13
+NEAREST = CACHES.first * 2 // 3 // _FLOAT
 """Activations that stay in the first-level cache."""
-NEAR = 2**17
+NEAR = CACHES.second // 2 // _FLOAT
 """Activations that stay in the second-level cache between two layers, beside what else these need."""
 SAMPLES = 2
 """Blocks that stand for all in an expectation."""

@@ -7,15 +7,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fineprune.ops.simd import LANES
+from fineprune.ops.simd.registers import CACHES
 
 from ..ir.conv import ConvShape
 from ..ir.costs import Counts
 from .positions_plan import BLOCK_LINES, DROPPED, MASKED, MOST_FILTERS, WHOLE, Tiling, channel_lines, channel_states, pairs
 
-ENTRY_BYTES, CACHED_BYTES = 6, 1 << 18
+ENTRY_BYTES, CACHED_BYTES = 6, CACHES.second // 4
 """A kept weight with its offset; what of them is taken to lie near from the run before: the rest comes from further away within a network
 than where a layer is measured by itself."""
-NEAR_BYTES = 96 << 10
+NEAR_BYTES = 2 * CACHES.first
 """What of a layer's input, and of its output, lies near within a network."""
 
 

@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fineprune.ops.simd import LANES
-from fineprune.ops.simd.registers import CACHE
+from fineprune.ops.simd.registers import CACHES
 
 from ..ir.conv import ConvShape
 from .positions_kernel import ROWS_OF
 from .positions_simd import OFFSET_UNIT
 
-BLOCK_LINES = CACHE * 15 // 16 // (4 * LANES)
+BLOCK_LINES = CACHES.first * 15 // 16 // (4 * LANES)
 """Vectors of patches that a block of channels may have: they leave the first-level cache some room for weights and sums."""
 MOST_FILTERS = 64
 """Filters of a set. Pairs are sought within a set; more find better ones, and take longer."""
@@ -31,14 +31,14 @@ FEWEST_ITEMS, FEWEST_FILTERS = 4, 16
 """An operation is divided into so many work items, unless sets of filters became smaller."""
 WASTE = 1.35
 """Vectors of a tiling over those of the one that has fewest: others are not thought of."""
-VARIANT_ENTRIES = 1 << 17
+VARIANT_ENTRIES = CACHES.second // 8
 """Weights that lists made for particular tiles may hold together, so that they stay in the second-level cache; beyond that, all tiles
 share one list: 28 lists of a 64x64 layer took 10 % longer to fetch than its whole patches took to mask."""
 DROPPED, WHOLE, MASKED = 0, 1, 2
 """What becomes of a channel in a tile."""
 
-PAIR_COST, SINGLE_COST = 1.0, 1.3
-"""Time of a tap that two filters share, and of one tap each."""
+SHARED_LOADS, SINGLE_LOADS = 3, 4
+"""Loads of a tap that two filters share, one patch and two weights, and of one tap each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,8 +299,8 @@ def pairs(kept: NDArray) -> list[list[int]]:
     as_numbers = kept.astype(np.float32)
     common, counts = as_numbers @ as_numbers.T, as_numbers.sum(1)
     one, other = np.triu_indices(n, 1)
-    # A pair costs PAIR_COST * common + SINGLE_COST * (longer list - common): the gain over two filters of which each costs half a list.
-    gain = (SINGLE_COST - PAIR_COST) * common[one, other] - SINGLE_COST / 2 * np.abs(counts[one] - counts[other])
+    # A pair takes SHARED_LOADS * common + SINGLE_LOADS * (longer list - common): the gain over two filters of which each takes half a list.
+    gain = (SINGLE_LOADS - SHARED_LOADS) * common[one, other] - SINGLE_LOADS / 2 * np.abs(counts[one] - counts[other])
     free = np.ones(n, bool)
     found = []
     for k in np.argsort(-gain, kind="stable"):

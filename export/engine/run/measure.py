@@ -102,6 +102,10 @@ _SIZES = (
     _Size(64, 64, 8, groups=64),
     _Size(48, 48, 14, stride=2, groups=48),
     _Size(32, 32, 16, groups=32, blocks=0.5),
+    _Size(32, 32, 32, kept=0.45, shared=True),
+    _Size(64, 64, 16, kept=0.2),
+    _Size(64, 64, 16, kept=0.3, shared=True),
+    _Size(128, 128, 8, kept=0.15, shared=True, blocks=0.7),
     _Size(256, 64, 1, 1),
     _Size(512, 128, 1, 1),
 )
