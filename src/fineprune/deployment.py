@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 PARITY_SAMPLES = 256
 CALIBRATION_SAMPLES = 16
+_CHECKING = "checking the outputs, for which kernels are compiled the first time"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +83,7 @@ def export_network(
             with working(progress, "exporting"):
                 report = export_onnx(model, network.input_shape, unchecked, plain=plain, metadata=_metadata(network))
             if samples is not None:
-                with working(progress, "checking the outputs"):  # the first time on a machine the engine compiles for it
+                with working(progress, _CHECKING):
                     threads = torch.get_num_threads()
                     parity = check_parity(model, unchecked, samples.numpy(), engine=True, threads=threads, progress=progress)
                 parity.require()
@@ -181,7 +182,7 @@ def bench(
         masked = network.model.cpu().eval()
         runtimes: list[Runtime] = [OnnxRuntime("onnxruntime dense", dense), TorchRuntime("torch dense", dense_twin(masked)), *others]
         name, file = ("compressed", compressed) if compressed is not None else ("dense", dense)
-        with working(progress, "checking the outputs"):
+        with working(progress, _CHECKING):
             parity = check_parity(masked, file, calibration, reference_samples=0, engine=True, progress=progress)
         parity.require()  # what computes something else has no latency worth a table
         if warning := parity.engine_warning():

@@ -19,6 +19,9 @@ from ..ir.dtypes import FLOAT32, SLOT, DType
 from ..ir.network import LAYOUTS, NCHW, NHWC, Box, Candidate, Layer
 from .cut import NEVER, SINK, SOURCE, Cut
 
+_FAR = 5
+"""Times the fastest candidate: what takes longer is not worth telling."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
@@ -98,5 +101,7 @@ def _choice(layer: Layer, layout: str, candidate: Candidate | None) -> Choice:
 def _explained(choice: Choice, found: Sequence[Candidate]) -> Choice:
     if not found:
         return choice
-    listed = ", ".join(f"{c.kernel} {c.layout} {c.seconds * 1e6:.1f} us" for c in sorted(found, key=lambda c: c.seconds))
+    most = _FAR * min(candidate.seconds for candidate in found)
+    near = sorted((candidate for candidate in found if candidate.seconds <= most), key=lambda candidate: candidate.seconds)
+    listed = ", ".join(f"{candidate.kernel} {candidate.layout} {candidate.seconds * 1e6:.1f} us" for candidate in near)
     return replace(choice, reason=listed)
