@@ -1,4 +1,6 @@
-"""A planned network: arrays of numbers, and what each of its operations is.
+"""A planned network: programs, one after another, and between them what ONNX Runtime runs.
+
+A program is arrays of numbers, and what each of its operations is:
 
 steps [operations, 4]       start of its meta, work items, whether it reads or overwrites what others may be making, and the number of
                             the tensor of the caller that stands for its constants (-1: none does)
@@ -55,6 +57,23 @@ class Program:
     def splits(self, threads: int) -> NDArray[np.int64]:
         """[operations, threads + 1]: contiguous runs of work items of about equal cost."""
         return np.array([_split(costs, threads) for costs in self.costs], np.int64).reshape(len(self.costs), threads + 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Foreign:
+    """What ONNX Runtime runs: a serialized ModelProto. `label`: which part of the file that is (empty: all of it); `note`: what to log of
+    it; `doubt`: why the engine makes no sense of the file (empty: it does)."""
+
+    model: bytes
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    label: str
+    note: str
+    doubt: str
+
+
+Part = Program | Foreign
+"""`inputs`, `outputs`: of programs, names of tensors; of what ONNX Runtime runs, names of the file."""
 
 
 def _split(costs: NDArray[np.float64], threads: int) -> list[int]:

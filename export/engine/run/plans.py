@@ -1,25 +1,27 @@
-"""Programs kept on disk, so that a network that was planned on this machine before is only read: no ONNX, no Numba, no search.
+"""Plans kept on disk, so that a network that was planned on this machine before is only read: no ONNX, no Numba, no search.
 
     content = length of a text (8 bytes), the text: JSON, then arrays, each from a cache line on
 
-A program is found by the bytes of the file, the options of its session, and the costs of the machine; the keeper
-(ops/keeper.py) adds sources, versions and CPU, and sees that it is whole. The newest PLANS stay, MOST_BYTES in all. Nothing is kept of a
-network of which ONNX Runtime runs a part, nor with FINEPRUNE_PLANS=anew.
+A plan is found by the bytes of the file, the options of its session, and the costs of the machine; the keeper
+(ops/keeper.py) adds sources, versions and CPU, and sees that it is whole. The newest PLANS stay, MOST_BYTES in all. Nothing is kept of
+networks with outputs that the engine could not hold, nor with FINEPRUNE_PLANS=anew.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from itertools import groupby
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fineprune.common.errors import UsageError
 
-from ..ir.program import Operation, Program
+from ..ir.dtypes import DType
+from ..ir.program import Foreign, Operation, Part, Program
 from ..kept import KEEPER
 from ..reader.ports import Interface, Port, Value
 from . import machine
@@ -32,7 +34,7 @@ _ARRAYS = ("constants", "index", "steps", "meta", "costs")
 _KIND = "plan"
 
 
-def find(content: bytes, where: str, **options: bool) -> tuple[Interface, Program] | None:
+def find(content: bytes, where: str, **options: bool) -> tuple[Interface, list[Part]] | None:
     """What was kept of a file of this content, opened with these options; `where`: what it is called now."""
     if not _wanted():
         return None
@@ -44,50 +46,65 @@ def find(content: bytes, where: str, **options: bool) -> tuple[Interface, Progra
     return unpack(packed, where)
 
 
-def keep(content: bytes, interface: Interface, program: Program, **options: bool) -> None:
+def keep(content: bytes, interface: Interface, parts: Sequence[Part], **options: bool) -> None:
     """For the next session of a file of this content, with these options."""
     if _wanted():
-        parts = list(pack(interface, program))
-        if sum(memoryview(part).nbytes for part in parts) < MOST_BYTES:
-            KEEPER.write(_name(content, options), *parts)
+        packed = list(pack(interface, parts))
+        if sum(memoryview(piece).nbytes for piece in packed) < MOST_BYTES:
+            KEEPER.write(_name(content, options), *packed)
             KEEPER.bound(_KIND, PLANS, MOST_BYTES)
 
 
-def pack(interface: Interface, program: Program) -> Iterator[Any]:
-    """All that `unpack` needs but the name of the file, as parts of bytes."""
-    ports, named = (*interface.inputs, *interface.outputs), (*program.inputs, *program.outputs)
-    values = {port.name: interface.values[port.name] for port in ports if port.name in interface.values}
-    tensors = {*(value.tensor for value in values.values()), *named}
-    arrays = {name: np.concatenate(program.costs) if name == "costs" else getattr(program, name) for name in _ARRAYS}
-    runs = [list(run) for _, run in groupby(program.operations, key=id)]
+def pack(interface: Interface, parts: Sequence[Part]) -> Iterator[Any]:
+    """All that `unpack` needs but the name of the file, as pieces of bytes."""
+    ports = (*interface.inputs, *interface.outputs)
+    named = {*(port.name for port in ports), *(name for part in parts for name in (*part.inputs, *part.outputs))}
+    values = {name: value for name, value in interface.values.items() if name in named}
+    tensors = named | {value.tensor for value in values.values()}
+    dtypes = [interface.dtypes, *(part.dtypes for part in parts if isinstance(part, Program))]
+    arrays = [array for part in parts for array in _arrays(part)]
     facts = {
         "inputs": [asdict(port) for port in interface.inputs],
         "outputs": [asdict(port) for port in interface.outputs],
         "values": {name: asdict(value) for name, value in values.items()},
-        "dtypes": {name: dtype.name for name, dtype in {**program.dtypes, **interface.dtypes}.items() if name in tensors},
-        "arrays": {name: (array.dtype.str, array.shape) for name, array in arrays.items()},
-        "kernels": program.kernels,
-        "operations": [(asdict(run[0]), len(run)) for run in runs],
-        "program": {"arena": program.arena, "scratch": program.scratch, "inputs": program.inputs, "outputs": program.outputs},
-        "boxes": {name: program.boxes[name] for name in named},
+        "dtypes": {name: dtype.name for types in dtypes for name, dtype in types.items() if name in tensors},
+        "parts": [_facts(part) for part in parts],
+        "arrays": [(array.dtype.str, array.shape) for array in arrays],
     }
     text = json.dumps(facts).encode()
     yield from _lines(len(text).to_bytes(8, "little") + text)
-    for array in arrays.values():
+    for array in arrays:
         yield from _lines(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
 
 
-def unpack(packed: memoryview, where: str) -> tuple[Interface, Program]:
+def _arrays(part: Part) -> list[NDArray[Any]]:
+    if isinstance(part, Foreign):
+        return [np.frombuffer(part.model, np.uint8)]
+    return [np.concatenate(part.costs) if name == "costs" else getattr(part, name) for name in _ARRAYS]
+
+
+def _facts(part: Part) -> dict[str, Any]:
+    """All but the arrays."""
+    if isinstance(part, Foreign):
+        return asdict(replace(part, model=b"")) | {"model": None}
+    runs = [list(run) for _, run in groupby(part.operations, key=id)]
+    return {
+        **{name: getattr(part, name) for name in ("arena", "scratch", "inputs", "outputs", "kernels")},
+        "operations": [(asdict(run[0]), len(run)) for run in runs],
+        "boxes": {name: part.boxes[name] for name in (*part.inputs, *part.outputs)},
+    }
+
+
+def unpack(packed: memoryview, where: str) -> tuple[Interface, list[Part]]:
     """What was packed."""
     end = 8 + int.from_bytes(packed[:8], "little")
     facts = json.loads(bytes(packed[8:end]))
-    arrays: dict[str, Any] = {}
-    for name, (kind, shape) in facts["arrays"].items():
+    arrays = []
+    for kind, shape in facts["arrays"]:
         start = -(-end // _LINE) * _LINE
         end = start + int(np.prod(shape)) * np.dtype(kind).itemsize
-        arrays[name] = np.frombuffer(packed[start:end], kind).reshape(shape)
+        arrays.append(np.frombuffer(packed[start:end], kind).reshape(shape))
     dtypes = {name: np.dtype(kind) for name, kind in facts["dtypes"].items()}
-    items = arrays["steps"][:, 1]
     interface = Interface(
         where=where,
         inputs=tuple(_port(port) for port in facts["inputs"]),
@@ -95,19 +112,26 @@ def unpack(packed: memoryview, where: str) -> tuple[Interface, Program]:
         values={name: Value(tensor=value["tensor"], dims=tuple(value["dims"])) for name, value in facts["values"].items()},
         dtypes=dtypes,
     )
-    own = facts["program"]
-    program = Program(
-        **{**arrays, "costs": tuple(np.split(arrays["costs"], np.cumsum(items)[:-1]))},
-        arena=own["arena"],
-        scratch=own["scratch"],
-        inputs=tuple(own["inputs"]),
-        outputs=tuple(own["outputs"]),
-        kernels=tuple(facts["kernels"]),
-        operations=tuple(operation for told, count in facts["operations"] for operation in [Operation(**told)] * count),
-        boxes={name: tuple(box) for name, box in facts["boxes"].items()},
+    following = iter(arrays)
+    return interface, [_part(told, following, dtypes) for told in facts["parts"]]
+
+
+def _part(told: dict[str, Any], arrays: Iterator[NDArray[Any]], dtypes: dict[str, DType]) -> Part:
+    known: dict[str, Any] = {name: tuple(told[name]) for name in ("inputs", "outputs")}
+    if "model" in told:
+        return Foreign(**{**told, **known, "model": next(arrays).tobytes()})
+    known |= {name: next(arrays) for name in _ARRAYS}
+    costs = np.split(known.pop("costs"), np.cumsum(known["steps"][:, 1])[:-1])
+    return Program(
+        **known,
+        costs=tuple(costs),
+        arena=told["arena"],
+        scratch=told["scratch"],
+        kernels=tuple(told["kernels"]),
+        operations=tuple(operation for facts, count in told["operations"] for operation in [Operation(**facts)] * count),
+        boxes={name: tuple(box) for name, box in told["boxes"].items()},
         dtypes=dtypes,
     )
-    return interface, program
 
 
 def _lines(part: Any) -> Iterator[Any]:

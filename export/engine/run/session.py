@@ -21,16 +21,16 @@ from numpy.typing import NDArray
 from fineprune.common.errors import RunError, UsageError
 
 from ..ir.dtypes import DType
-from ..ir.program import Program
+from ..ir.program import Foreign, Part, Program
 from ..reader.ports import Interface, Port
 from ..reader.protobuf import ContradictionError, read_content
 from . import plans
+from .fallback import Fallback
 from .threads import Team
 
 if TYPE_CHECKING:
     from ..passes.partition import Segment
     from ..reader.graph import Graph
-    from .fallback import Fallback
     from .profile import Record
 
 _LOG = logging.getLogger(__name__)
@@ -45,16 +45,6 @@ class TensorInfo:
     name: str
     shape: list[int | str | None]
     type: str
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Of a network: a program, or a segment that ONNX Runtime runs; names of what it reads and makes."""
-
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    program: Program | None = None
-    segment: "Segment | None" = None
 
 
 class Session:
@@ -118,9 +108,8 @@ class Session:
             tensors = self._run(batch, feeds)
         records: list[Record] = []
         for part in self._parts:
-            if part.program is not None:
-                inputs = [np.ascontiguousarray(tensors[name][:1]) for name in part.inputs]
-                records += profile(part.program, inputs, repeats)
+            if isinstance(part, Program):
+                records += profile(part, [np.ascontiguousarray(tensors[name][:1]) for name in part.inputs], repeats)
         return records
 
     def close(self) -> None:
@@ -138,10 +127,10 @@ class Session:
     def __reduce__(self) -> Any:
         raise TypeError("a Session holds threads and compiled code and cannot be pickled; send the path and make one in the other process")
 
-    def _recall(self, interface: Interface, program: Program) -> None:
+    def _recall(self, interface: Interface, parts: Sequence[Part]) -> None:
         """What a session of the same file planned before."""
         self._see(interface)
-        self._parts = [_Part(program.inputs, program.outputs, program=program)]
+        self._parts = parts
         self._start()
 
     def _plan(self, content: bytes, where: str, tune: bool, fallback: bool) -> None:
@@ -153,28 +142,21 @@ class Session:
             if not fallback:
                 raise
             self._open_whole(error)
-        programs = [part.program for part in self._parts]
-        if len(programs) == 1 and programs[0] is not None and all(port.name in self._seen.values for port in self._seen.outputs):
-            plans.keep(content, self._seen, programs[0], tune=tune, fallback=fallback)
+        if all(port.name in self._seen.values for port in self._seen.outputs):
+            plans.keep(content, self._seen, self._parts, tune=tune, fallback=fallback)
 
     def _open(self, graph: "Graph", tune: bool = False, fallback: bool = True) -> None:
         """Make everything that runs a graph."""
+        from ..passes.foreign import foreign
         from ..passes.partition import segments
 
-        foreign = next((step for step in graph.steps if step.layers is None), None)
-        if foreign and not fallback:
-            raise RunError(f"{foreign.nodes[0].label} is not computed by the engine ({foreign.reason}); allow fallback=True")
+        refused = next((step for step in graph.steps if step.layers is None), None)
+        if refused and not fallback:
+            raise RunError(f"{refused.nodes[0].label} is not computed by the engine ({refused.reason}); allow fallback=True")
         self._see(graph)
         self._graph = graph
-        self._parts = [
-            _Part(
-                segment.inputs,
-                segment.outputs,
-                program=_program(graph, segment, tune) if segment.native else None,
-                segment=None if segment.native else segment,
-            )
-            for segment in segments(_placed(graph) if fallback else graph)
-        ]
+        cut = segments(_placed(graph) if fallback else graph)
+        self._parts = [_program(graph, segment, tune) if segment.native else foreign(graph, segment) for segment in cut]
         self._start()
 
     def _open_whole(self, error: ContradictionError) -> None:
@@ -190,17 +172,15 @@ class Session:
         self._seen, self._usual, self._fed = interface, _usual(interface), {port.name for port in interface.inputs}
 
     def _start(self) -> None:
-        if any(part.segment is not None for part in self._parts):
-            from . import fallback
         self._pid, self._lock = os.getpid(), threading.Lock()
         self._teams: dict[int, Team] = {}
         self._fallbacks: dict[int, Fallback] = {}
         self._finalizers: list[Any] = []
         for number, part in enumerate(self._parts):
-            if part.segment is not None:
-                self._fallbacks[number] = fallback.Fallback(self._graph, part.segment, self._threads)
-            elif part.program is not None:
-                team = Team(part.program, self._threads)
+            if isinstance(part, Foreign):
+                self._fallbacks[number] = Fallback(part, self._seen.where, self._threads)
+            else:
+                team = Team(part, self._threads)
                 self._teams[number] = team
                 self._finalizers.append(weakref.finalize(self, team.close))
 
@@ -256,14 +236,14 @@ class Session:
     def _run(self, batch: int, feeds: Mapping[str, NDArray]) -> dict[str, NDArray]:
         tensors: dict[str, NDArray] = dict(feeds)
         for number, part in enumerate(self._parts):
-            if part.program is None:
+            if isinstance(part, Foreign):
                 outputs = self._fallbacks[number].run({name: self._named(tensors, name, batch) for name in part.inputs})
                 for name, array in zip(part.outputs, outputs, strict=True):
                     self._verify(name, array, batch)
                     tensors[name] = array
             else:
                 inputs = [np.ascontiguousarray(tensors[name]) for name in part.inputs]
-                results = [np.empty((batch, *part.program.boxes[name]), part.program.dtypes[name]) for name in part.outputs]
+                results = [np.empty((batch, *part.boxes[name]), part.dtypes[name]) for name in part.outputs]
                 self._teams[number].run(batch, [*inputs, *results])
                 tensors.update(zip(part.outputs, results, strict=True))
         return tensors

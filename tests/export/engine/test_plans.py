@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
@@ -112,9 +113,23 @@ def test_where_nothing_can_be_kept_everything_runs(
     assert len(planned) == 2
 
 
-def test_networks_that_onnxruntime_runs_in_part_are_not_kept(planned: list[str]) -> None:
+@pytest.mark.parametrize("last", ["Mod", "Softmax"])
+def test_what_onnxruntime_runs_is_kept_with_the_rest(last: str, planned: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     model = conv_graph((3, 6, 6), (5, 4, 4), np.ones((5, 3, 3, 3)))
-    append(model, "Mod", {"two": np.array(2, np.float32)}, fmod=1)
+    append(model, "Mod", {"two": np.array(2, np.float32)}, fmod=1).outputs[0].name = "m"
+    if last == "Softmax":
+        append(model, "Softmax", {}, axis=1)
+    results = [outputs(serialize(model), threads=threads) for threads in (1, 1, 2)]
+    assert len(planned) == 1
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])
+    assert caplog.text.count("run in ONNX Runtime: Mod (operator)") == 3
+
+
+def test_outputs_that_the_engine_could_not_hold_are_planned_anew(planned: list[str]) -> None:
+    model = conv_graph((3, 6, 6), (5, 4, 4), np.ones((5, 3, 3, 3)))
+    append(model, "Greater", {"two": np.array(2, np.float32)}).outputs[0].type = ir.TensorType(ir.DataType.BOOL)
     for _ in range(2):
         outputs(serialize(model))
     assert len(planned) == 2
