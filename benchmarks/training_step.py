@@ -10,8 +10,11 @@ memory is that of a process of its own: high water of the resident set during tw
 A calibration pass is timed from its first batch on, without its set-up, which does not grow with the data; passes and plain inference take
 turns too, each with the batch size of those tried that suits it best.
 
+Rows "taught" learn from the dense network, too (distillation.py); their ratio is that to the same step without.
+
 Goals: at 72 % of the multiply-adds pruned a step takes at most 1.0 times the dense one (hoped for: 0.6), at 0 % at most 1.3, and at most
-1.5 times its memory; counting block frequencies (Algorithm 8, stage 1) reaches half of the throughput of plain inference.
+1.5 times its memory; learning from the dense network makes a step at most 1.3 times as long; counting block frequencies (Algorithm 8,
+stage 1) reaches half of the throughput of plain inference.
 """
 
 import argparse
@@ -36,6 +39,8 @@ from fineprune.common.files import write_json
 from fineprune.compressor.layers import MaskedConv2d
 from fineprune.compressor.macs import count_macs
 from fineprune.export.machine import machine_facts
+from fineprune.models.training.distillation import DistillConfig
+from fineprune.models.training.teacher import Teacher
 from fineprune.models.zoo import ModelSpec, build
 
 INPUT = (3, 32, 32)
@@ -53,10 +58,14 @@ VARIANTS: dict[str, tuple[float, float, str] | None] = {
     "masks of ones": (0.0, 0.0, "kernel"),
 }
 """name -> (pruned blocks, pruned weights, scope of the weight masks)."""
+TAUGHT = ", taught"
+"""What ends the name of a variant that learns from the dense network."""
+BESIDE = {f"{name}{TAUGHT}": name for name in ("dense", "FFP 37 %, FWP kernel 55.6 %")}
+"""name -> the variant that it is compared with; the others are compared with the dense one."""
 CALIBRATION_BATCHES = (64, 128, 256)
 CALIBRATION_GOALS = {"FFP statistics": 0.5}
 """name -> share of the throughput of plain inference."""
-GOALS = {"FFP 37 %, FWP kernel 55.6 %": 1.0, "FFP 72 %": 1.0, "masks of ones": 1.3}
+GOALS = {"FFP 37 %, FWP kernel 55.6 %": 1.0, "FFP 72 %": 1.0, "masks of ones": 1.3, **dict.fromkeys(BESIDE, 1.3)}
 
 
 def main() -> None:
@@ -130,28 +139,33 @@ def _weight_mask(conv: nn.Conv2d, pruned: float, scope: str, generator: torch.Ge
 
 
 def _variant(network: str, variant: str) -> nn.Module:
-    masks = VARIANTS[variant]
+    masks = VARIANTS[variant.removesuffix(TAUGHT)]
     model = build(NETWORKS[network], seed=0) if masks is None else masked(NETWORKS[network], *masks)
     return model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def _step(model: nn.Module, batch: int) -> Callable[[], None]:
+def _step(model: nn.Module, batch: int, teacher: nn.Module | None = None) -> Callable[[], None]:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(batch, *INPUT, generator=generator).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, 10, (batch,), generator=generator)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    settings = (DistillConfig(), torch.device("cpu"), torch.float32, torch.channels_last)
+    taught = None if teacher is None else Teacher(teacher, *settings)
 
     def step() -> None:
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x), labels).backward()
+        scores = model(x)
+        losses = nn.functional.cross_entropy(scores, labels, reduction="none")
+        (losses if taught is None else taught.objective(losses, scores, x)).mean().backward()
         optimizer.step()
 
     return step
 
 
 def _measure(network: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    models = {variant: _variant(network, variant) for variant in VARIANTS}
-    steps = {variant: _step(model, arguments.batch) for variant, model in models.items()}
+    models = {variant: _variant(network, variant) for variant in (*VARIANTS, *BESIDE)}
+    teachers = {variant: _variant(network, "dense") for variant in BESIDE}
+    steps = {variant: _step(model, arguments.batch, teachers.get(variant)) for variant, model in models.items()}
     first = {variant: _seconds(step) for variant, step in steps.items()}
     times: dict[str, list[float]] = {variant: [] for variant in steps}
     for _ in range(arguments.rounds):
@@ -160,15 +174,15 @@ def _measure(network: str, arguments: argparse.Namespace) -> list[dict[str, Any]
     weighed = list(VARIANTS)[:2] if arguments.quick else VARIANTS
     rows: list[dict[str, Any]] = []
     for variant, model in models.items():
-        macs = count_macs(model.eval(), INPUT)
+        macs, base = count_macs(model.eval(), INPUT), times[BESIDE.get(variant, "dense")]
         rows.append(
             {
                 "network": network,
                 "variant": variant,
                 "macs_kept": macs.conv_macs / macs.conv_macs_dense,
                 "seconds": statistics.median(times[variant]),
-                "ratio": statistics.median(times[variant]) / statistics.median(times["dense"]),
-                "fastest_ratio": min(times[variant]) / min(times["dense"]),
+                "ratio": statistics.median(times[variant]) / statistics.median(base),
+                "fastest_ratio": min(times[variant]) / min(base),
                 "first_seconds": first[variant],
                 "all_seconds": times[variant],
                 "peak_bytes": _peak_in_a_process(network, variant, arguments) if variant in weighed else None,

@@ -1,6 +1,5 @@
 """What a calibration pass leaves: additive sums per layer, on disk as safetensors beside JSON."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
+from fineprune.common.digests import state_digest
 from fineprune.common.errors import RunError, UsageError
 from fineprune.common.files import atomic_path, own_file, read_json, write_json
 from fineprune.common.files import sha256 as file_digest
@@ -156,12 +156,4 @@ def masks_by_layer(model: nn.Module, layers: Iterable[str]) -> dict[str, Tensor]
 def fingerprint(model: nn.Module, masks: dict[str, Tensor] | None = None) -> str:
     """Hex digest of all parameters, buffers and the given masks: statistics belong to exactly this network."""
     state = [(name, value) for name, value in model.state_dict().items() if not is_mask(name)]  # masks are the caller's to give
-    digest = sha256()
-    for name, value in [*state, *(masks or {}).items()]:
-        if not isinstance(value, Tensor):  # what a module's get_extra_state returns
-            digest.update(f"{name} {value!r}".encode())
-            continue
-        tensor = value.detach().cpu().contiguous()
-        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
-    return digest.hexdigest()
+    return state_digest([*state, *(masks or {}).items()])

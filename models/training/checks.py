@@ -6,6 +6,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
+from fineprune.common.copies import copied
 from fineprune.common.errors import RunError, UsageError
 from fineprune.common.progress import Progress, Silent
 from fineprune.common.wrappers import check_network, unwrapped
@@ -13,7 +14,7 @@ from fineprune.common.wrappers import check_network, unwrapped
 from .config import TrainConfig
 from .interfaces import DataLike, SplitLike
 from .sampling.policies import make_policy
-from .step import first_nonfinite
+from .step import check_logits, first_nonfinite, forward
 
 
 def trainable(model: nn.Module, progress: Progress) -> nn.Module:
@@ -54,6 +55,22 @@ def check_request(
     labels = getattr(data.train, "labels", None)
     if isinstance(labels, torch.Tensor) and bool((labels == labels[0]).all()):
         progress.log(f"warning: all {images} training images are of class {int(labels[0])}; the network learns to answer nothing else")
+
+
+def teacher_for(teacher: nn.Module | None, config: TrainConfig, data: DataLike) -> nn.Module | None:
+    """A copy of the teacher, in eval mode, after one image showed that it answers. UsageError where only one asks for distillation."""
+    if (teacher is None) != (config.distill is None):
+        given, missing = ("distill", "teacher") if teacher is None else ("a teacher", "config's distill")
+        raise UsageError(f"{given} is given, but no {missing}; distillation needs both, as the fine-tuning of a compression has them")
+    if teacher is None:
+        return None
+    teacher = copied(unwrapped(teacher)).eval()
+    if broken := first_nonfinite(teacher):
+        raise RunError(f"{broken} of the teacher is not finite; load its weights again")
+    with torch.inference_mode():
+        batch = next(iter(data.train.batches(1)))
+        check_logits(forward(teacher.cpu(), batch.images.clone()), batch.labels)
+    return teacher
 
 
 def check_processes(model: nn.Module, data: DataLike, config: TrainConfig, processes: int) -> None:

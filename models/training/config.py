@@ -8,6 +8,7 @@ from fineprune.common.errors import UsageError
 from fineprune.common.seeds import check_seed
 
 from .auto_lr import AutoRateConfig
+from .distillation import DistillConfig
 from .distributed.config import AsyncConfig
 from .sampling.config import PolicyConfig
 
@@ -56,6 +57,8 @@ class TrainConfig:
     augment: bool = True
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     """Which samples each epoch visits; a name or a mapping with `name` will do."""
+    distill: DistillConfig | None = None
+    """Learn from a teacher, too, which `train` is given; a share or a mapping will do."""
     asynchronous: AsyncConfig | None = None
     """Train with a parameter server and workers; a mapping will do. None: the plain trainer."""
     record_losses: bool = False
@@ -68,6 +71,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "policy", PolicyConfig.of(self.policy))
+        object.__setattr__(self, "distill", None if self.distill is None else DistillConfig.of(self.distill))
         object.__setattr__(self, "asynchronous", None if self.asynchronous is None else AsyncConfig.of(self.asynchronous))
         object.__setattr__(self, "auto_lr", AutoRateConfig.of(self.auto_lr))
         for name, choices in (("optimizer", OptimizerName), ("schedule", ScheduleName), ("precision", PrecisionName)):
@@ -133,6 +137,7 @@ class TrainConfig:
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide the result: a resumed run must have the same."""
-        settings = {key: value for key, value in self.to_json().items() if key not in (*_WITHOUT_EFFECT, "asynchronous")}
+        apart = (*_WITHOUT_EFFECT, "asynchronous", *(["distill"] if self.distill is None else []))
+        settings = {key: value for key, value in self.to_json().items() if key not in apart}
         own = {} if self.asynchronous is None else self.asynchronous.identity()
         return settings | {f"asynchronous.{key}": value for key, value in own.items()}

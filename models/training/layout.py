@@ -1,6 +1,6 @@
 """Channels-last (NHWC) memory: it makes convolutions faster, and steps aside for networks whose forward reads memory in its own order."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,16 +17,17 @@ _SAME = 1e-2
 """Share of the largest output by which those of the two formats may differ: rounding is far below, numbers in another order far above."""
 
 
-def choose_nhwc(model: nn.Module, data: DataLike, device: torch.device, asked: bool, progress: Progress) -> bool:
-    """Whether training may hold images and weights as NHWC: `asked`, on a device that gains by it, and the network does not mind.
+def choose_nhwc(models: Sequence[nn.Module], data: DataLike, device: torch.device, asked: bool, progress: Progress) -> bool:
+    """Whether training may hold images and weights as NHWC: `asked`, on a device that gains by it, and no network minds.
 
-    The network (on `device`) is tried on two images of noise. It is as before afterwards, and the caller's random state is not kept.
+    Each network, put on `device`, is tried on two images of noise. It is as before afterwards; the caller's random state is not kept.
     """
     if not asked or device.type not in ("cpu", "cuda"):
         return False
     shape = getattr(data, "input_shape", None)
     shape = tuple(next(iter(data.train.batches(1))).images.shape[1:] if shape is None else shape)
-    if suits_nhwc(model, torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)):
+    images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+    if all(suits_nhwc(model.to(device), images) for model in models):
         return True
     progress.log("the network's forward relies on the order of numbers in memory (view, as_strided): trained as NCHW, which is slower")
     return False
@@ -103,7 +104,7 @@ def memory_format(model: nn.Module, device: torch.device, nhwc: bool) -> Iterato
     On the CPU a convolution whose backward pass torch gets wrong for NHWC gets NCHW all the same, from whatever layer is before it.
     """
     wanted = torch.channels_last if nhwc else torch.contiguous_format
-    _lay_out(model, wanted)
+    lay_out(model, wanted)
     unsafe = [module for module in model.modules() if device.type == "cpu" and _overruns(module)]
     hooks = [module.register_forward_pre_hook(_to_nchw) for module in unsafe]
     try:
@@ -111,10 +112,11 @@ def memory_format(model: nn.Module, device: torch.device, nhwc: bool) -> Iterato
     finally:
         for hook in hooks:
             hook.remove()
-        _lay_out(model, torch.contiguous_format)
+        lay_out(model, torch.contiguous_format)
 
 
-def _lay_out(model: nn.Module, wanted: torch.memory_format) -> None:
+def lay_out(model: nn.Module, wanted: torch.memory_format) -> None:
+    """Hold 4-D parameters in the memory order `wanted`."""
     for parameter in model.parameters():
         if parameter.dim() == 4:  # Module.to(memory_format=...) also tries 5-D ones, and fails
             laid_out = parameter.data.contiguous(memory_format=wanted)

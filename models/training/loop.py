@@ -35,6 +35,8 @@ class Task:
     """What an engine is opened for; everything in it has been checked."""
 
     model: nn.Module
+    teacher: nn.Module | None
+    """A copy of the network to learn from, where the config asks for distillation."""
     data: DataLike
     config: TrainConfig
     device: torch.device
@@ -47,6 +49,11 @@ class Task:
     progress: Progress
     group: Group
     """The processes that train together."""
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The model and its teacher, if any."""
+        return [self.model, *([] if self.teacher is None else [self.teacher])]
 
 
 class Trained(NamedTuple):

@@ -14,6 +14,7 @@ from fineprune.common.errors import FinepruneError, RunError, said_by
 from .config import TrainConfig
 from .device import autocast
 from .interfaces import BatchLike
+from .teacher import Teacher
 
 
 class DivergedError(RunError):
@@ -26,7 +27,11 @@ def diverged(what: str, where: str) -> DivergedError:
 
 
 class StepResult(NamedTuple):
-    """What one step saw, on the device: losses float32 [N] before the update, correct bool [N], indices int64 [N] into the split."""
+    """What one step saw, on the device: losses float32 [N] before the update, correct bool [N], indices int64 [N] into the split.
+
+    The losses are cross-entropies with the labels, whatever else is minimised: what policies and records say of a sample does not depend
+    on a teacher.
+    """
 
     losses: Tensor
     correct: Tensor
@@ -48,9 +53,10 @@ class Stepper:
     """Modules that stay in eval mode."""
     network: nn.Module
     """What computes the model: itself, or what shares the work with other processes."""
+    teacher: Teacher | None = None
 
     def step(self, batch: BatchLike, weights: Tensor | None = None, share: float | None = None) -> StepResult:
-        """Forward, backward on the mean of the per-sample losses, update.
+        """Forward, backward on the mean of the per-sample losses (or of what the teacher makes of them), update.
 
         weights: float32 [N], factors of the losses in that mean; the result's losses are without them.
         share: what the sum of the losses is divided by in place of their number: where processes average their gradients, the samples
@@ -59,14 +65,14 @@ class Stepper:
         images, labels, indices = batch.images, batch.labels, batch.indices
         x = images.to(self.device, non_blocking=True)
         x = x.contiguous(memory_format=self.memory_format) if x.dim() == 4 else x
-        x = x.clone()  # a network may write to its input
         target = labels.to(self.device, non_blocking=True)
         self.optimizer.zero_grad(set_to_none=True)
         with autocast(self.device, self.dtype):
-            logits = forward(self.network, x)
+            logits = forward(self.network, x.clone())  # a network may write to its input
         check_logits(logits, labels)
         losses = F.cross_entropy(logits.float(), target, reduction="none", label_smoothing=self.config.label_smoothing)
-        weighted = losses if weights is None else losses * weights.to(self.device, non_blocking=True)
+        minimised = losses if self.teacher is None else self.teacher.objective(losses, logits.float(), x)
+        weighted = minimised if weights is None else minimised * weights.to(self.device, non_blocking=True)
         backward(self.scaler.scale(weighted.mean() if share is None else weighted.sum() / share), len(images))
         if self.config.max_grad_norm is not None:
             self.scaler.unscale_(self.optimizer)

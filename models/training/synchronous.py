@@ -39,6 +39,7 @@ from .sampling.time_model import saving_of_run, trained_batches
 from .schedule import LearningRate
 from .state import FolderStore
 from .step import EpochSums, Stepper, diverged, first_nonfinite, make_optimizer
+from .teacher import teacher_of
 
 _STEPS_UNCHECKED = 25
 """On accelerators the losses of this many steps are fetched together: fetching each would make the device wait."""
@@ -51,13 +52,13 @@ def opened(task: Task) -> Iterator["Synchronous"]:
     frozen = frozen_modules(model)
     policy = make_policy(config.policy, samples=len(task.data.train), epochs=config.epochs, seed=config.seed, batch_size=config.batch_size)
     model.to(where)
-    nhwc = choose_nhwc(model, task.data, where, config.channels_last, task.progress)
+    nhwc = choose_nhwc(task.networks, task.data, where, config.channels_last, task.progress)
     with memory_format(model, where, nhwc) as layout:
         scaler = torch.amp.GradScaler(where.type, enabled=task.dtype == torch.float16)
-        network = shared_network(model, task)
+        network, teacher = shared_network(model, task), teacher_of(task.teacher, config, where, task.dtype, layout)
         yield Synchronous(
             task=task,
-            stepper=Stepper(model, make_optimizer(model, config), scaler, config, where, task.dtype, layout, frozen, network),
+            stepper=Stepper(model, make_optimizer(model, config), scaler, config, where, task.dtype, layout, frozen, network, teacher),
             store=FolderStore(task.output, task.identity, task.group),
             policy=policy,
             rate=LearningRate(config),

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from fineprune.common.digests import state_digest
 from fineprune.common.processes import joined
 from fineprune.common.progress import Progress, Silent
 
-from .checks import check_processes, check_request, trainable
+from .checks import check_processes, check_request, teacher_for, trainable
 from .config import TrainConfig
 from .device import private_randomness, reproducible_kernels, resolve_device, resolve_precision
 from .distributed.ray_engine import opened as open_ray
@@ -43,13 +44,13 @@ def train(
     device: str | torch.device = "auto",
     progress: Progress = Silent(),  # noqa: B008 - stateless
     on_epoch: Callable[[EpochRecord], None] | None = None,
-    identity: Mapping[str, Any] | None = None,
+    teacher: nn.Module | None = None,
 ) -> TrainResult:
     """Train `model` in place on `data.train`; it ends on `device`, in eval mode, with the weights of the best validation accuracy.
 
     Parameters that require no gradient stay as they are, and so do `frozen_modules`. Of a wrapped model the network inside is trained.
     output: folder of the resumable state; a finished state returns its result at once. None: nothing is saved.
-    identity: further facts (JSON values) that must agree for a resume, such as the hash of the weights that training starts from.
+    teacher: the network to learn from by `config.distill`, as which it is copied; a resumed run must be given the same one.
     Raises RunError for too few samples, a model that does not fit the data, a loss or weight that is not finite, a state of another
     run or an unwritable folder; UsageError for settings that cannot be met here. On SIGINT or SIGTERM the step that runs is
     finished, the state saved, and KeyboardInterrupt raised with a message that says where it stopped.
@@ -57,7 +58,7 @@ def train(
     In the processes of `torchrun`, or of a process group that the caller has initialised, each process calls this and computes its share
     of every batch; the first one writes and logs.
     """
-    with opened(model, data, config, output=output, device=device, progress=progress, identity=identity) as run:
+    with opened(model, data, config, output=output, device=device, progress=progress, teacher=teacher) as run:
         return run.finish(on_epoch)
 
 
@@ -71,8 +72,12 @@ def opened(
     device: str | torch.device = "auto",
     progress: Progress = Silent(),  # noqa: B008 - stateless
     identity: Mapping[str, Any] | None = None,
+    teacher: nn.Module | None = None,
 ) -> Iterator[Run]:
-    """`train` up to its first step: a run to `finish`, for those who look into its engine. Arguments and errors are those of `train`."""
+    """`train` up to its first step: a run to `finish`, for those who look into its engine. Arguments and errors are those of `train`.
+
+    identity: further facts (JSON values) that must agree for a resume, such as the hash of the weights that training starts from.
+    """
     with ExitStack() as stack:
         group = stack.enter_context(joined())
         progress = group.speaker(progress)
@@ -83,9 +88,11 @@ def opened(
         check_processes(model, data, config, group.size)
         if line := frozen_line(model):
             progress.log(line)
-        names = run_identity(model, data, config, identity)
+        teacher = teacher_for(teacher, config, data)
+        learned_from = {} if teacher is None else {"teacher": state_digest(teacher.state_dict().items())}
+        names = run_identity(model, data, config, {**(identity or {}), **learned_from})
         rest: dict[str, Any] = {"output": output, "identity": names, "progress": progress, "group": group}
-        task = Task(model=model, data=data, config=config, device=where, dtype=dtype, **rest)
+        task = Task(model=model, teacher=teacher, data=data, config=config, device=where, dtype=dtype, **rest)
         open_engine: Callable[[Task], AbstractContextManager[Engine]]
         open_engine = open_synchronous if config.asynchronous is None else _SERVERS[config.asynchronous.engine]
         stack.enter_context(private_randomness(where))

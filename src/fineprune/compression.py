@@ -88,6 +88,7 @@ def compress(
     ffp: float | Mapping[str, Any] = 0.0,
     fwp: float | Mapping[str, Any] = 0.0,
     epochs: int | None = None,
+    distill: float | Mapping[str, Any] | None = None,
     finetune: TrainConfig | None = None,
     samples: int | None = None,
     statistics: Path | str | None = None,
@@ -102,7 +103,8 @@ def compress(
     that others stand beside is then the bundle's; `pruned_before` says by what it was pruned). data: a data set or its spec string.
     prune: the fraction of the convolutions' multiply-adds to drop, which the preset splits between blocks and weights; or ffp, fwp: the
     fraction of blocks and of weights, each also as a mapping with any field of FFPConfig and FWPConfig. epochs: of fine-tuning (0: none);
-    `finetune` gives all its settings. samples: calibrate on so many training samples. statistics: a folder of `fineprune calibrate`.
+    distill: the share of the loss that the dense network teaches meanwhile, or a mapping with share and temperature. `finetune` gives all
+    settings of the fine-tuning. samples: calibrate on so many training samples. statistics: a folder of `fineprune calibrate`.
     progress: `Lines()` (the default: a line on stderr now and then), `Bars()` or `Silent()` of fineprune.common.progress.
 
     UsageError for other arguments, and (also RunError) for a network that a bundle would not give back: before any work.
@@ -115,7 +117,7 @@ def compress(
         config=prune_config(preset, ratio=prune, ffp=ratio_settings(ffp), fwp=ratio_settings(fwp)),
         preset=preset,
         calibration=CalibrationConfig(samples=samples),
-        finetune=finetune or finetune_config(epochs=epochs),
+        finetune=_finetuning(finetune, epochs=epochs, distill=distill),
         compare_dense=compare_dense,
         device=device,
     )
@@ -159,6 +161,13 @@ def finetune_config(**settings: Any) -> TrainConfig | None:
     if config.schedule == "cosine" and "warmup_epochs" not in given and config.epochs > 1:
         config = replace(config, warmup_epochs=min(1.0, config.epochs / 10))
     return config
+
+
+def _finetuning(finetune: TrainConfig | None, **settings: Any) -> TrainConfig | None:
+    """All settings as given, or the defaults with those changed that are not None."""
+    if finetune is not None and settings["distill"] is not None:
+        raise UsageError("distill is one of the settings that finetune gives: TrainConfig(distill=...); leave one of the two out")
+    return finetune or finetune_config(**settings)
 
 
 def compress_network(
@@ -326,8 +335,11 @@ class _Run:
         if self.job.finetune is None:
             raise UsageError("this job has no fine-tuning")
         output = self.folder / name if self.folder else None
-        result = train(model, self.data, self.job.finetune, output=output, device=self.device, progress=self.progress)
-        return result.to_json()
+        distill = self.job.finetune.distill
+        teacher = None if distill is None else self.model
+        options: dict[str, Any] = {"output": output, "device": self.device, "progress": self.progress}
+        result = train(model, self.data, self.job.finetune, teacher=teacher, **options).to_json()
+        return result if distill is None else {**result, "distill": distill.to_json()}
 
 
 def pruned_before(bundle: Bundle | None) -> dict[str, Any]:

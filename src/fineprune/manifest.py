@@ -23,7 +23,12 @@ _SHARE = Within(float, -1, 2)
 _COUNT = Within(float, 0, 1e18)
 _WHOLE = Within(int, 0, 2**31)
 _SIDE = Within(int, 1, 2**15)
-_TRAINING = Maybe({"history": [{"epoch": _WHOLE, "validation_accuracy": Maybe(_SHARE)}]})
+_TRAINING = Maybe(
+    {
+        "history": [{"epoch": _WHOLE, "validation_accuracy": Maybe(_SHARE)}],
+        "distill": Maybe({"share": _SHARE, "temperature": Within(float, 0, 1e9)}),
+    }
+)
 _FACTS = {
     "model": Maybe({"name": str, "args": {str: (float, bool, str)}}),
     "data": Maybe(
@@ -73,6 +78,12 @@ def check_facts(bundle: Bundle, where: str) -> None:
     require(bundle.facts, _FACTS, where, remedy)
     if prod(bundle.facts["input_shape"]) > _LARGEST_INPUT:
         raise RunError(f"{where}: input_shape is {bundle.facts['input_shape']}, too large for any network; {remedy}")
+
+
+def taught(facts: dict[str, Any]) -> str:
+    """How the fine-tuning learned from the dense network, in brackets; empty where it did not."""
+    distill = ((facts.get("training") or {}).get("finetune") or {}).get("distill")
+    return f" (learned from the dense network: {distill['share']:g} of the loss, temperature {distill['temperature']:g})" if distill else ""
 
 
 def zeros_pruned(facts: dict[str, Any]) -> list[tuple[str, float]]:

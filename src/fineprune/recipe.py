@@ -5,7 +5,7 @@
 [train]     fields of TrainConfig; asynchronous = { algorithm = "lc-asgd", workers = 8 } and other fields of AsyncConfig
 [compress]  preset, prune (a ratio) or ffp and fwp (a ratio or a table), samples, calibration_batch_size, compare_dense,
             batchnorm_samples, seed
-[finetune]  fields of TrainConfig; epochs = 0 leaves it out
+[finetune]  fields of TrainConfig, distill = 0.9 or { share = 0.9, temperature = 4.0 } among them; epochs = 0 leaves it out
 [export]    plain, parity_samples
 [bench]     batch_sizes, threads, rounds, seed
 output      the run folder
@@ -89,7 +89,10 @@ def train_config(settings: Settings) -> "TrainConfig":
     from fineprune.models.training.config import TrainConfig
     from fineprune.models.training.distributed.config import with_defaults
 
-    return TrainConfig(**with_defaults(settings.get("train", {})))
+    config = TrainConfig(**with_defaults(settings.get("train", {})))
+    if config.distill is not None:
+        raise UsageError("distill belongs to [finetune], which learns from the dense network; [train] has none to learn from")
+    return config
 
 
 def finetune_of(settings: Settings) -> "TrainConfig | None":

@@ -15,7 +15,7 @@ from fineprune.models.training.config import TrainConfig
 from fineprune.models.training.evaluate import evaluate
 from fineprune.models.training.results import TrainResult
 from fineprune.models.training.state import STATE_FILE
-from fineprune.models.training.trainer import train
+from fineprune.models.training.trainer import opened
 from fineprune.models.zoo import ModelSpec, build, load_checkpoint
 
 from .networks import check_channels, completed
@@ -45,7 +45,8 @@ def train_network(
         progress = group.speaker(progress or Silent())
         model, spec = _start(spec, data, config.seed, checkpoint, progress)
         start = {} if checkpoint is None else {"checkpoint": sha256(checkpoint)}
-        result = train(model, data, config, output=output, device=device, progress=progress, identity=start)
+        with opened(model, data, config, output=output, device=device, progress=progress, identity=start) as run:
+            result = run.finish()
         held_out = "test" if len(data.test) else "validation"
         split = getattr(data, held_out)
         value = evaluate(model, split, device=device, progress=progress, group=group).accuracy if len(split) else None

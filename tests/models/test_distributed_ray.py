@@ -35,12 +35,13 @@ def run(
     recorder: Any = None,
     changes: dict[str, object] | None = None,
     output: Path | None = None,
+    teacher: Any = None,
     **settings: object,
 ) -> tuple[Any, Any]:
     model = small_network()
     chosen = AsyncConfig(engine="ray", **{"algorithm": "asgd", "workers": 2, **settings})  # type: ignore[arg-type]
     asked = config(asynchronous=chosen, **(changes or {}))
-    result = train(model, data, asked, device="cpu", progress=recorder or Recorder(), output=output)
+    result = train(model, data, asked, device="cpu", progress=recorder or Recorder(), output=output, teacher=teacher)
     return model, result
 
 
@@ -111,6 +112,14 @@ class TestOnRay:
         assert facts["gradients"] == 120 == sum(facts["staleness"].values()) and facts["refused"] == 0
         assert result.history[-1].train_loss < result.history[0].train_loss
         assert facts["measured"]["compute_s"] > 0
+
+    def test_workers_have_the_teacher(self, settings: dict[str, object]) -> None:
+        """It alone teaches: the labels are all one class, and so is no answer of the network."""
+        data, teacher = fake_data(240, 0, 300), small_network()
+        train(teacher, fake_data(240, 60, seed=0), config(epochs=6), device="cpu")
+        data.train.labels.zero_()
+        model, _ = run(data, None, {"distill": {"share": 1.0}}, teacher=teacher, **settings)
+        assert evaluate(model, data.test, device="cpu").accuracy > 0.8
 
 
 class TestDeaths:

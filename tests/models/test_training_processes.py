@@ -63,6 +63,7 @@ def several(rank: int, folder: Path) -> dict[str, Any]:
     found["again"] = trained(Half(), config(), output=folder / "plain")
     found["policy"] = trained(Half(), config(policy=POLICY, record_losses=True))
     found["batchnorm"] = trained(small_network(), config(batch_size=16))
+    found["taught"] = trained(Half(), config(distill=0.7), teacher=small_network(seed=9))
     found["remainder"] = trained(Half(), config(epochs=1), samples=3 * 8 + 3)
 
     def stop(record: Any) -> None:
@@ -111,7 +112,7 @@ def assert_close(one: dict[str, Any], other: dict[str, Any]) -> None:
         assert mine == pytest.approx(theirs, rel=1e-5)
 
 
-@pytest.mark.parametrize("run", ["plain", "policy", "batchnorm", "remainder"])
+@pytest.mark.parametrize("run", ["plain", "policy", "batchnorm", "taught", "remainder"])
 def test_both_processes_end_with_the_same_bits(both: list[dict[str, Any]], run: str) -> None:
     one, other = (found[run] for found in both)
     assert one["history"] == other["history"]
@@ -121,6 +122,10 @@ def test_both_processes_end_with_the_same_bits(both: list[dict[str, Any]], run: 
 def test_two_processes_with_half_a_batch_each_are_one_with_a_whole_one(both: list[dict[str, Any]]) -> None:
     assert_close(both[0]["plain"], trained(Half(), config()))
     assert both[0]["plain"]["history"][0][-1] == 101
+
+
+def test_each_process_learns_from_the_teacher_on_its_share(both: list[dict[str, Any]]) -> None:
+    assert_close(both[0]["taught"], trained(Half(), config(distill=0.7), teacher=small_network(seed=9)))
 
 
 def test_policies_and_recorded_losses_see_the_samples_of_both(both: list[dict[str, Any]]) -> None:

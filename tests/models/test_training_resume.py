@@ -20,6 +20,7 @@ from fineprune.common.errors import RunError
 from fineprune.compressor.bake import bake
 from fineprune.models.training import TrainConfig, TrainResult, synchronous, train
 from fineprune.models.training.state import run_identity
+from fineprune.models.training.trainer import opened
 from support.fakes import FakeData, Recorder, fake_data, small_network
 
 CONFIG = TrainConfig(epochs=3, batch_size=16, lr=0.1, seed=5, warmup_epochs=0.5, checkpoint_every_s=0)
@@ -170,8 +171,10 @@ def test_another_runs_state_is_refused(
     tmp_path: Path, model: nn.Module, data: FakeData, config: TrainConfig, identity: dict | None, difference: str
 ) -> None:
     train(masked_network(5), fake_data(), CONFIG, device="cpu", output=tmp_path)
-    with pytest.raises(RunError, match=r"belongs to another run: .*" + difference + r".*another output folder, or delete the file"):
-        train(model, data, config, device="cpu", output=tmp_path, identity=identity)
+    said = r"belongs to another run: .*" + difference + r".*another output folder, or delete the file"
+    changed = opened(model, data, config, device="cpu", output=tmp_path, identity=identity)
+    with pytest.raises(RunError, match=said), changed as run:
+        run.finish()
 
 
 def test_settings_without_effect_on_the_result_may_change(tmp_path: Path) -> None:

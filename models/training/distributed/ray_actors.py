@@ -26,6 +26,7 @@ from ..device import reproducible_kernels, resolve_device, resolve_precision
 from ..interfaces import SplitLike
 from ..layout import memory_format
 from ..state import STATE_FILE, load_state, restoring, save_state
+from ..teacher import teacher_of
 from .compensation import compensation
 from .config import AsyncConfig
 from .feed import Feed
@@ -90,10 +91,12 @@ class ServerActor:
         for part in np.split(answer[1], ends[:-1]):  # noqa: UP028 - Ray sends into the generator
             yield part
 
-    def state(self, lease: Lease, forward: tuple[float, int, int], statistics: NDArray[np.float32], t_comm: float, t_comp: float) -> Any:
-        """As `Server.state`."""
+    def state(
+        self, lease: Lease, forward: tuple[float, int, int, float], statistics: NDArray[np.float32], times: tuple[float, float]
+    ) -> Any:
+        """As `Server.state`; forward: loss, hits, samples and objective; times: of communication and computation."""
         self.beat(lease.worker)
-        return self.server.state(State(lease, *forward, torch.tensor(statistics), t_comm, t_comp))
+        return self.server.state(State(lease, *forward[:3], torch.tensor(statistics), *times, forward[3]))
 
     def gradient(self, lease: Lease, gradient: NDArray[np.float32]) -> bool:
         """As `Server.gradient`; ends an epoch where its last gradient is in, and saves it: an epoch that was ended stays so."""
@@ -177,12 +180,15 @@ class ServerActor:
 class WorkerActor:
     """Runs a worker's loop until the server says stop, over restarts of the server."""
 
-    def __init__(self, index: int, model: nn.Module, split: SplitLike, shards: Any, job: Job, device: str) -> None:
+    def __init__(
+        self, index: int, model: nn.Module, teacher: nn.Module | None, split: SplitLike, shards: Any, job: Job, device: str
+    ) -> None:
         self.index, self.job = index, job
         where = resolve_device(device)
         layout = memory_format(model.to(where), where, job.config.channels_last).__enter__()
         reproducible_kernels().__enter__()  # for the life of the process
-        self.worker = Worker(model, job.config, where, resolve_precision(job.config.precision, where), layout)
+        dtype = resolve_precision(job.config.precision, where)
+        self.worker = Worker(model, job.config, where, dtype, layout, teacher_of(teacher, job.config, where, dtype, layout))
         self.feed = Feed(split, job.config, shards)
         self.layers = LayerPull(self.worker.flat) if job.settings.layerwise else None
         self.times: list[tuple[float, float, float]] = []
@@ -239,7 +245,7 @@ class WorkerActor:
         """State, then the gradient; and when the answer was there. Only LC-ASGD waits for it."""
         t_comp = self.times[-1][1] if self.times else 0.0
         settings = self.job.settings
-        answer = server.state.remote(lease, done[:3], done.statistics.numpy(), t_comm, t_comp)
+        answer = server.state.remote(lease, done[:4], done.statistics.numpy(), (t_comm, t_comp))
         if settings.algorithm != "lc-asgd":
             answered = time.perf_counter()
             gradient = self.worker.backward().cpu().numpy()
@@ -247,7 +253,7 @@ class WorkerActor:
             return gradient, answered
         forecast = ray.get(answer)
         answered = time.perf_counter()
-        scaled = compensation(settings.mode, settings.strength, done.loss, forecast, settings.max_scale)
+        scaled = compensation(settings.mode, settings.strength, done.objective, forecast, settings.max_scale)
         return self.worker.backward(scaled).cpu().numpy(), answered
 
     def _beat(self, server: Any, stop: threading.Event) -> None:

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -54,7 +54,7 @@ def opened(task: Task) -> Iterator["RayEngine"]:
     with ExitStack() as stack:
         output = task.output or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fineprune-ray-")))
         load_state(output, task.identity)  # a state of another run is refused before anything starts
-        nhwc = choose_nhwc(task.model.to(task.device), task.data, task.device, task.config.channels_last, task.progress)
+        nhwc = choose_nhwc(task.networks, task.data, task.device, task.config.channels_last, task.progress)
         stack.enter_context(_cluster(settings))
         here = replace(task, config=replace(task.config, channels_last=nhwc), output=output.absolute())
         yield RayEngine(here, settings, output / STATE_FILE, resumable=task.output is not None)
@@ -158,8 +158,9 @@ class RayEngine:
         on_gpu = task.device.type == "cuda"
         gpus = {"num_gpus": min(1.0, ray.cluster_resources().get("GPU", 0) / settings.workers)} if on_gpu else {}
         worker = ray.remote(WorkerActor).options(num_cpus=1, max_restarts=-1, **gpus)
-        _ship_by_value(model, data.train)
-        self.shipped = ray.put(model.cpu()), ray.put(data.train), ray.put(feed.shards)  # held: a restart needs them again
+        _ship_by_value(task.networks, data.train)
+        networks = [ray.put(None if network is None else network.cpu()) for network in (model, task.teacher)]
+        self.shipped = *networks, ray.put(data.train), ray.put(feed.shards)  # held: a restart needs them again
         self.server = server.remote(job)
         self.workers = [worker.remote(m, *self.shipped, job, str(task.device)) for m in range(settings.workers)]
         model.to(task.device)
@@ -339,11 +340,11 @@ def measured(times: list[tuple[float, float, float]]) -> dict[str, float]:
     return {"comm_s": float(pull.mean()), "compute_s": float(compute.mean()), "state_s": float(state.mean()) / 2, "spread": spread}
 
 
-def _ship_by_value(model: nn.Module, split: Any) -> None:
+def _ship_by_value(networks: Sequence[nn.Module], split: Any) -> None:
     """Classes of files that were loaded by path cannot be imported elsewhere: their code travels with the objects."""
     from ray import cloudpickle
 
-    for name in {type(part).__module__ for part in (*model.modules(), split)}:
+    for name in {type(part).__module__ for part in (*(module for network in networks for module in network.modules()), split)}:
         try:
             known = importlib.util.find_spec(name) is not None
         except (ImportError, ValueError):

@@ -40,15 +40,23 @@ class Pull(NamedTuple):
 
 
 class State(NamedTuple):
-    """What a worker reports after its forward pass; loss in nats, times in seconds."""
+    """What a worker reports after its forward pass; losses in nats, times in seconds."""
 
     lease: Lease
     loss: float
+    """Mean cross-entropy, for the records."""
     correct: int
     samples: int
     statistics: Tensor
     t_comm: float
     t_comp: float
+    objective: float | None = None
+    """What the worker minimises, and LC-ASGD predicts; None: the loss."""
+
+    @property
+    def minimised(self) -> float:
+        """The objective, resolved."""
+        return self.loss if self.objective is None else self.objective
 
 
 class Server:
@@ -109,9 +117,9 @@ class Server:
         worker = report.lease.worker
         if self.ledger.leases.get(worker) != report.lease:
             return Forecast()  # its gradient will be refused
-        if not math.isfinite(report.loss):
+        if not math.isfinite(report.minimised):
             raise RunError(
-                f"the loss of worker {worker} is {report.loss} after {self.version} updates, "
+                f"the loss of worker {worker} is {report.minimised} after {self.version} updates, "
                 f"learning rate {self._rate(self.ledger.done):.3g}; train with a lower learning rate, a warm-up or max_grad_norm"
             )
         self._reports[worker] = report
@@ -189,11 +197,11 @@ class Server:
     def _forecast(self, report: State, steps: int | None) -> Forecast:
         worker, due, telemetry = report.lease.worker, self._due, self.telemetry
         if due["loss"] is not None:
-            telemetry.error("loss", due["loss"], due["last_loss"], report.loss)
+            telemetry.error("loss", due["loss"], due["last_loss"], report.minimised)
         if steps is not None and worker in due["steps"]:
             telemetry.error("steps", due["steps"][worker], due["last_steps"][worker], steps)
         if telemetry.trace is not None:
-            telemetry.trace.append(Arrival(worker, report.loss, due["loss"], steps or 0, due["steps"].get(worker)))
+            telemetry.trace.append(Arrival(worker, report.minimised, due["loss"], steps or 0, due["steps"].get(worker)))
         k = 0
         if steps is not None:  # a worker's first report has nothing before it to count from
             label = self._last_staleness.get(worker, 0) if self.settings.step_label == "versions" else steps
@@ -201,14 +209,14 @@ class Server:
                 self.steps.observe(worker, label, report.t_comm, report.t_comp)
                 k = self.steps.predict(worker)
         with telemetry.timed("loss predictor"):
-            self.losses.observe(report.loss)
+            self.losses.observe(report.minimised)
             losses = self.losses.forecast(k)
             slope = self.losses.slope(k) if self.settings.mode == "chain" else 0.0
-        due["loss"], due["last_loss"] = losses[0] if losses else None, report.loss
+        due["loss"], due["last_loss"] = losses[0] if losses else None, report.minimised
         if steps is not None:
             due["steps"][worker], due["last_steps"][worker] = k, steps
         delay = math.fsum(losses)
-        telemetry.forecast(k, delay / max(report.loss, LEAST_LOSS))
+        telemetry.forecast(k, delay / max(report.minimised, LEAST_LOSS))
         return Forecast(delay, k, slope)
 
     def state_dict(self) -> dict[str, Any]:

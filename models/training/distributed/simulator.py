@@ -83,11 +83,11 @@ class Simulator:
     def _compute(self, m: int) -> None:
         task, settings = self._tasks[m], self.settings
         done = self.worker.forward(task.weights, self.feed.batch(task.lease.ticket), task.lease.ticket)
-        report = State(task.lease, done.loss, done.correct, done.samples, done.statistics, task.times.pull, self._compute_s[m])
+        report = State(task.lease, *done[:3], done.statistics, task.times.pull, self._compute_s[m], done.objective)
         forecast = self.server.state(report)
         compensates = settings.algorithm == "lc-asgd"
         if compensates:
-            scaled = compensation(settings.mode, settings.strength, done.loss, forecast, settings.max_scale)
+            scaled = compensation(settings.mode, settings.strength, done.objective, forecast, settings.max_scale)
             task.gradient = self.worker.backward(scaled)
         else:
             task.gradient = self.worker.backward()

@@ -14,6 +14,7 @@ from ..device import autocast, derive_seed, seed_generators
 from ..frozen import frozen_modules, start_training
 from ..interfaces import BatchLike
 from ..step import check_logits, forward
+from ..teacher import Teacher
 from .compensation import Compensation
 from .flat import FlatModel
 from .ledger import Ticket
@@ -21,11 +22,13 @@ from .statistics import batch_norms, read_statistics
 
 
 class Forward(NamedTuple):
-    """Of one batch: mean loss in nats, hits, samples, and the BatchNorm layers' batch means and unbiased variances."""
+    """Of one batch: mean cross-entropy in nats, hits, samples, and the BatchNorm layers' batch means and unbiased variances."""
 
     loss: float
     correct: int
     samples: int
+    objective: float
+    """What is minimised: the loss, or what a teacher makes of it."""
     statistics: Tensor
 
 
@@ -33,12 +36,19 @@ class Worker:
     """Computes on `model`, which is its own between `forward` and `backward` and free in between iterations."""
 
     def __init__(
-        self, model: nn.Module, config: TrainConfig, device: torch.device, dtype: torch.dtype, layout: torch.memory_format
+        self,
+        model: nn.Module,
+        config: TrainConfig,
+        device: torch.device,
+        dtype: torch.dtype,
+        layout: torch.memory_format,
+        teacher: Teacher | None = None,
     ) -> None:
+        self.teacher = teacher
         self.model, self.config, self.device, self.dtype, self.layout = model, config, device, dtype, layout
         self.flat = FlatModel(model)
         self.norms, self.frozen = batch_norms(model), frozen_modules(model)
-        self._loss: Tensor | None = None
+        self._objective: Tensor | None = None
 
     def forward(self, weights: Tensor, batch: BatchLike, ticket: Ticket) -> Forward:
         """The loss of `weights` on the batch; its graph is kept for `backward`."""
@@ -52,30 +62,30 @@ class Worker:
         seed_generators(self.device, derive_seed(config.seed, "layers", ticket.epoch, ticket.batch, *shard))
         x = batch.images.to(self.device, non_blocking=True)
         x = x.contiguous(memory_format=self.layout) if x.dim() == 4 else x
-        x = x.clone()  # a network may write to its input
         target = batch.labels.to(self.device, non_blocking=True)
         momenta = [norm.momentum for norm in self.norms]
         try:
             for norm in self.norms:
                 norm.momentum = 1.0  # running statistics become the batch's own
             with autocast(self.device, self.dtype):
-                logits = forward(self.model, x)
+                logits = forward(self.model, x.clone())  # a network may write to its input
         finally:
             for norm, momentum in zip(self.norms, momenta, strict=True):
                 norm.momentum = momentum
         check_logits(logits, batch.labels)
-        self._loss = F.cross_entropy(logits.float(), target, reduction="none", label_smoothing=config.label_smoothing).mean()
+        losses = F.cross_entropy(logits.float(), target, reduction="none", label_smoothing=config.label_smoothing)
+        self._objective = (losses if self.teacher is None else self.teacher.objective(losses, logits.float(), x)).mean()
         correct = int((logits.detach().argmax(dim=1) == target).sum())
-        return Forward(self._loss.item(), correct, len(target), read_statistics(self.norms))
+        return Forward(losses.mean().item(), correct, len(target), self._objective.item(), read_statistics(self.norms))
 
     def backward(self, compensation: Compensation = Compensation()) -> Tensor:  # noqa: B008 - immutable
-        """The gradient of scale * loss + offset, as one vector on the worker's device."""
-        if self._loss is None:
+        """The gradient of scale * objective + offset, as one vector on the worker's device."""
+        if self._objective is None:
             raise RuntimeError("backward follows forward, once")
         for parameter in self.flat.parameters:
             parameter.grad = None
-        loss, self._loss = self._loss, None
-        (loss * compensation.scale + compensation.offset).backward()
+        objective, self._objective = self._objective, None
+        (objective * compensation.scale + compensation.offset).backward()
         if self.config.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.flat.parameters, self.config.max_grad_norm)
         return self.flat.gradient()

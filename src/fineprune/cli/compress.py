@@ -19,7 +19,7 @@ from .options import (
 )
 from .pruning_options import calibration_options, prune_options, prune_settings
 from .sections import CALIBRATION, RESULT, TRAINING, Command, stack
-from .training_options import training_options, training_settings
+from .training_options import distill_options, training_options, training_settings
 
 
 @click.command(cls=Command, short_help="Prune and fine-tune a trained network into a bundle.")
@@ -40,6 +40,7 @@ from .training_options import training_options, training_settings
     **{"epochs": "10", "batch-size": "128", "optimizer": "sgd", "lr": "0.02", "momentum": "0.9", "weight-decay": "0.0005"},
     **{"schedule": "cosine", "precision": "auto"},
 )
+@distill_options
 @stack(
     click.option("--compare-dense", is_flag=True, help="Fine-tune the dense network in the same way, too, and report its accuracy beside."),
     section=TRAINING,

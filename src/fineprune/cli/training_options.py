@@ -23,6 +23,20 @@ policy_options = stack(
 )
 
 
+distill_options = stack(
+    click.option(
+        "--distill",
+        type=float,
+        metavar="H",
+        help="Learn from the dense network, too: the share of the loss in (0,1] that it teaches, e.g. 0.9; the labels have the rest.",
+    ),
+    click.option(
+        "--temperature", type=float, metavar="T", help="By how much both networks' class scores are divided (4 where it is not given)."
+    ),
+    section=TRAINING,
+)
+
+
 def training_options(**defaults: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """The options of a training; `defaults` are those shown in the help, for they differ between training and fine-tuning."""
 
@@ -107,6 +121,11 @@ def training_settings(options: dict[str, Any]) -> dict[str, Any]:
     policy = policy_settings(options)
     if policy is not None:
         settings["policy"] = policy
+    if options.get("distill") is not None:
+        temperature = options["temperature"]
+        settings["distill"] = {"share": options["distill"], **({} if temperature is None else {"temperature": temperature})}
+    elif options.get("temperature") is not None:
+        raise UsageError("--temperature belongs to --distill; give it, too")
     if options.get("milestones"):
         try:
             settings["milestones"] = tuple(int(text) for text in options["milestones"].split(","))

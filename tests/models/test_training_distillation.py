@@ -1,0 +1,202 @@
+"""Learning from a teacher: the loss against loops, in every engine, exactly resumable, and on the labels' terms for everybody else."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fineprune.common.errors import RunError, UsageError
+from fineprune.models.training import TrainConfig, TrainResult, train
+from fineprune.models.training.distillation import DistillConfig, distillation_loss
+from fineprune.models.training.sampling.policies import FinePruning
+from support.fakes import fake_data, small_network
+
+CONFIG = TrainConfig(epochs=3, batch_size=16, lr=0.1, seed=5, distill=DistillConfig(), checkpoint_every_s=0)
+SERVER: dict[str, Any] = {"time": {"distribution": "constant", "state_s": 0.0}}
+
+
+class Scaled(nn.Module):
+    """The teacher of twice the image; `writes` says whether it doubles the image itself."""
+
+    def __init__(self, *, writes: bool) -> None:
+        super().__init__()
+        self.network, self.writes = teacher(), writes
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x.mul_(2) if self.writes else 2 * x)  # type: ignore[no-any-return]
+
+
+def teacher() -> nn.Module:
+    return small_network(seed=7)
+
+
+def run(config: TrainConfig = CONFIG, data: Any = None, model: nn.Module | None = None, **options: Any) -> tuple[nn.Module, TrainResult]:
+    model = model or small_network()
+    return model, train(model, data or fake_data(), config, device="cpu", **{"teacher": teacher(), **options})
+
+
+def weights(model: nn.Module) -> Tensor:
+    return torch.cat([value.float().reshape(-1) for value in model.state_dict().values()])
+
+
+def test_the_loss_is_its_formula() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores, taught = (3 * torch.randn(5, 7, generator=generator, dtype=torch.float64) for _ in range(2))
+    for temperature in (1.0, 4.0, 0.5):
+        found = distillation_loss(scores, taught, temperature)
+        for n in range(5):
+            p, q = ([math.exp(z / temperature) for z in each[n].tolist()] for each in (taught, scores))
+            p, q = [each / sum(p) for each in p], [each / sum(q) for each in q]
+            expected = temperature**2 * sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+            assert found[n].item() == pytest.approx(expected, rel=1e-9)
+    assert distillation_loss(taught, taught, 3.0).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_a_step_follows_the_gradient_of_the_mixed_loss(share: float) -> None:
+    """One plain step of SGD on one batch, written out; dropout off, for its draws are the trainer's own."""
+    data, model, taught_by = fake_data(train=12), small_network(dropout=0.0), teacher().eval()
+    own = small_network(dropout=0.0).train()
+    x, labels = data.train.images, data.train.labels
+    log_q, p = (own(x) / 2).log_softmax(1), (taught_by(x).detach() / 2).softmax(1)
+    loss = (1 - share) * F.cross_entropy(own(x), labels) + share * 4 * (p * (p.log() - log_q)).sum(1).mean()
+    loss.backward()
+    settings: dict[str, Any] = {"epochs": 1, "batch_size": 12, "lr": 0.5, "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant"}
+    run(TrainConfig(**settings, augment=False, distill={"share": share, "temperature": 2}), data, model)
+    for new, before in zip(model.parameters(), own.parameters(), strict=True):
+        assert before.grad is not None
+        torch.testing.assert_close(new, before - 0.5 * before.grad, atol=1e-6, rtol=1e-5)
+
+
+def test_the_teacher_sees_the_augmented_images_in_eval_mode_and_stays_as_it_is() -> None:
+    seen: list[Tensor] = []
+    given = teacher().train()
+    before = weights(given)
+    given.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
+    student = small_network()
+    own: list[Tensor] = []
+    student.register_forward_pre_hook(lambda module, inputs: own.append(inputs[0].clone()) if module.training else None)
+    run(replace(CONFIG, epochs=1), model=student, teacher=given)
+    assert given.training and torch.equal(weights(given), before) and all(p.requires_grad and p.grad is None for p in given.parameters())
+    assert all(any(torch.equal(one, other) for one in seen) for other in own[-4:])  # the copy keeps the hook
+
+
+def test_a_teacher_that_writes_to_its_input_changes_nothing() -> None:
+    assert torch.equal(*(weights(run(teacher=Scaled(writes=writes))[0]) for writes in (True, False)))
+
+
+def test_records_and_policies_read_the_cross_entropy_with_the_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a rate of almost nothing, the losses are those of the run without a teacher."""
+    observed: dict[bool, list[Tensor]] = {True: [], False: []}
+    distils = True
+    monkeypatch.setattr(FinePruning, "_observe", lambda self, samples, losses: observed[distils].append(torch.tensor(losses)))
+    policy = {"name": "fine-pruning", "window": 3, "start": 1, "block": 1, "prune_epochs": 1}
+    config = replace(CONFIG, lr=1e-9, policy=policy, record_losses=True)  # type: ignore[arg-type]
+    _, taught = run(config)
+    distils = False
+    _, plain = run(replace(config, distill=None), teacher=None)
+    assert len(observed[True]) == len(observed[False]) > 6
+    for one, other in zip(*observed.values(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+    assert [r.train_loss for r in taught.history] == pytest.approx([r.train_loss for r in plain.history], abs=1e-5)
+    assert [r.visits for r in taught.history] == [60, 45, 45]
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"policy": {"name": "infobatch"}, "epochs": 8}, {"schedule": "plateau", "patience_epochs": 0}], ids=str
+)
+def test_a_crash_at_any_batch_changes_nothing(tmp_path: Path, changes: dict[str, Any]) -> None:
+    config = replace(CONFIG, **changes)
+    expected, result = run(config)
+    for crash_after in (0, 3, 6):
+        output, data = tmp_path / str(crash_after), fake_data()
+        given = teacher()
+        data.train.fail_at = {crash_after + 3}  # the teacher and the layout are tried on one image each, the policy asks for one
+        with pytest.raises(ConnectionError):
+            run(config, data, output=output, teacher=given)
+        model, again = run(config, data, small_network(seed=99), output=output)
+        assert torch.equal(weights(model), weights(expected))
+        assert [r.train_loss for r in again.history] == [r.train_loss for r in result.history]
+
+
+def test_the_teacher_is_not_saved_but_must_be_the_same(tmp_path: Path) -> None:
+    run(output=tmp_path / "taught")
+    run(replace(CONFIG, distill=None), teacher=None, output=tmp_path / "plain")
+    sizes = [(tmp_path / name / "training.pt").stat().st_size for name in ("taught", "plain")]
+    assert abs(sizes[0] - sizes[1]) < 600  # names of settings, no weights
+    with pytest.raises(RunError, match="belongs to another run: teacher "):
+        run(output=tmp_path / "taught", teacher=small_network(seed=8))
+    with pytest.raises(RunError, match=r"config\.distill"):
+        run(replace(CONFIG, distill=DistillConfig(temperature=3)), output=tmp_path / "taught")
+
+
+@pytest.mark.parametrize("algorithm", ["sgd", "ssgd"])
+def test_one_worker_of_a_server_is_the_plain_trainer_to_the_bit(algorithm: str) -> None:
+    plain, expected = run()
+    model, result = run(replace(CONFIG, asynchronous={"algorithm": algorithm, "workers": 1, **SERVER}))  # type: ignore[arg-type]
+    parameters = [torch.cat([p.detach().reshape(-1) for p in each.parameters()]) for each in (plain, model)]
+    assert torch.equal(*parameters)
+    assert [r.train_loss for r in result.history] == pytest.approx([r.train_loss for r in expected.history], rel=1e-6)
+
+
+def test_lc_asgd_predicts_and_compensates_what_is_minimised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`literal` compensates by nothing, and its server sees the objective, which is no cross-entropy where the labels have no part."""
+    from fineprune.models.training.distributed.predictors import LossPredictor
+
+    seen: list[float] = []
+    observe = LossPredictor.observe
+    monkeypatch.setattr(LossPredictor, "observe", lambda self, loss: (seen.append(loss), observe(self, loss))[1])
+    config = replace(CONFIG, epochs=1, lr=1e-9, distill=DistillConfig(share=1.0), asynchronous={"algorithm": "lc-asgd", "workers": 2})  # type: ignore[arg-type]
+    _, result = run(config, model=teacher(), teacher=teacher())
+    assert len(seen) == 4 and max(seen) < 0.2 < result.history[0].train_loss
+
+
+def test_without_labels_they_have_no_part() -> None:
+    one, other = fake_data(), fake_data()
+    other.train.labels = (other.train.labels + 1) % 3
+    config = replace(CONFIG, distill=DistillConfig(share=1.0))
+    for data in (one, other):
+        data.validation.labels = data.validation.labels[:0]
+    assert torch.equal(weights(run(config, one)[0]), weights(run(config, other)[0]))
+    mixed = [weights(run(CONFIG, data)[0]) for data in (one, other)]
+    assert not torch.equal(*mixed)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (0.0, r"distill: share is in \(0,1\], got 0.0"),
+        (1.5, "share is in"),
+        (True, "share is in"),
+        ("much", "share is in"),
+        ({"temperature": 0}, "temperature is above 0, got 0"),
+        ({"heat": 3}, "distill has unknown heat; it takes share, temperature"),
+    ],
+)
+def test_bad_settings(value: Any, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        TrainConfig(distill=value)
+
+
+def test_bad_teachers() -> None:
+    with pytest.raises(UsageError, match="distill is given, but no teacher"):
+        run(teacher=None)
+    with pytest.raises(UsageError, match="a teacher is given, but no config's distill"):
+        run(replace(CONFIG, distill=None))
+    broken = teacher()
+    with torch.no_grad():
+        next(broken.parameters()).fill_(float("nan"))
+    with pytest.raises(RunError, match=r"0.weight of the teacher is not finite"):
+        run(teacher=broken)
+    with pytest.raises(RunError, match=r"the teacher gave \(16, 5\) class scores, the network \(16, 3\)"):
+        run(teacher=nn.Sequential(nn.Flatten(), nn.Linear(108, 5)))
+
+
+def test_states_and_manifests_of_before_keep_their_settings() -> None:
+    assert "distill" not in TrainConfig().identity()
+    assert TrainConfig(distill=0.5).identity()["distill"] == {"share": 0.5, "temperature": 4.0}  # type: ignore[arg-type]
