@@ -1,5 +1,7 @@
 """What a training is refused for before it starts."""
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -12,6 +14,7 @@ from fineprune.common.progress import Progress, Silent
 from fineprune.common.wrappers import check_network, unwrapped
 
 from .config import TrainConfig
+from .features import stage_ends
 from .interfaces import DataLike, SplitLike
 from .sampling.policies import make_policy
 from .step import check_logits, first_nonfinite, forward
@@ -57,20 +60,25 @@ def check_request(
         progress.log(f"warning: all {images} training images are of class {int(labels[0])}; the network learns to answer nothing else")
 
 
-def teacher_for(teacher: nn.Module | None, config: TrainConfig, data: DataLike) -> nn.Module | None:
-    """A copy of the teacher, in eval mode, after one image showed that it answers. UsageError where only one asks for distillation."""
+def teacher_for(teacher: nn.Module | None, config: TrainConfig, data: DataLike) -> tuple[nn.Module | None, TrainConfig]:
+    """A copy of the teacher, in eval mode, after one image showed that it answers, and the config with the layers that are matched.
+
+    UsageError where only one of the two asks for distillation.
+    """
     if (teacher is None) != (config.distill is None):
         given, missing = ("distill", "teacher") if teacher is None else ("a teacher", "config's distill")
         raise UsageError(f"{given} is given, but no {missing}; distillation needs both, as the fine-tuning of a compression has them")
-    if teacher is None:
-        return None
+    if teacher is None or config.distill is None:
+        return None, config
     teacher = copied(unwrapped(teacher)).eval()
     if broken := first_nonfinite(teacher):
         raise RunError(f"{broken} of the teacher is not finite; load its weights again")
     with torch.inference_mode():
         batch = next(iter(data.train.batches(1)))
         check_logits(forward(teacher.cpu(), batch.images.clone()), batch.labels)
-    return teacher
+    if config.distill.features and not config.distill.layers:
+        config = replace(config, distill=replace(config.distill, layers=stage_ends(teacher, batch.images)))
+    return teacher, config
 
 
 def check_processes(model: nn.Module, data: DataLike, config: TrainConfig, processes: int) -> None:

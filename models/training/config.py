@@ -133,7 +133,8 @@ class TrainConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Every setting as JSON types."""
-        return {**asdict(self), "milestones": list(self.milestones), "policy": self.policy.to_json()}
+        distill = None if self.distill is None else self.distill.to_json()
+        return {**asdict(self), "milestones": list(self.milestones), "policy": self.policy.to_json(), "distill": distill}
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide the result: a resumed run must have the same."""

@@ -2,13 +2,14 @@
 
     loss = (1 - h) CE(z_s, label) + h T^2 KL( softmax(z_t / T) || softmax(z_s / T) )
 
-for each sample; z_s, z_t: class scores of the network and of its teacher, h: `share`, T: `temperature`
-(Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015). With h = 1 the labels have no part in it.
+for each sample; z_s, z_t: class scores of the network and of its teacher, h: `share`, T: `temperature` (Hinton, Vinyals, Dean,
+"Distilling the Knowledge in a Neural Network", 2015). With h = 1 the labels have no part in it. Feature matching (features.py) is added
+with the weight `features`.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import Tensor
@@ -26,12 +27,26 @@ class DistillConfig:
     temperature: float = 4.0
     """T: both networks' scores are divided by it, so that the classes that the teacher thinks unlikely count, too."""
 
+    features: float = 0.0
+    """Weight of feature matching beside the loss; 0: none."""
+    layers: tuple[str, ...] = ()
+    """Modules whose outputs are matched; none given: the last one of each stage."""
+
     def __post_init__(self) -> None:
-        limits = {"share": (lambda v: 0 < v <= 1, "in (0,1]"), "temperature": (lambda v: v > 0, "above 0")}
+        limits = {
+            "share": (lambda v: 0 < v <= 1, "in (0,1]"),
+            "temperature": (lambda v: v > 0, "above 0"),
+            "features": (lambda v: v >= 0, "at least 0"),
+        }
         for name, (fits, text) in limits.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not fits(value):
                 raise UsageError(f"distill: {name} is {text}, got {value!r}")
+        if isinstance(self.layers, str) or not all(isinstance(name, str) for name in self.layers):
+            raise UsageError(f"distill: layers is a list of names, got {self.layers!r}")
+        object.__setattr__(self, "layers", tuple(self.layers))
+        if self.layers and not self.features:
+            raise UsageError("distill: layers are matched by a weight; give features, too, such as 1.0")
 
     @classmethod
     def of(cls, value: "DistillConfig | float | Mapping[str, Any]") -> "DistillConfig":
@@ -45,8 +60,9 @@ class DistillConfig:
         return cls(**settings)
 
     def to_json(self) -> dict[str, Any]:
-        """Every setting as JSON types."""
-        return asdict(self)
+        """Every setting in use as JSON types."""
+        matched = {"features": self.features, "layers": list(self.layers)} if self.features else {}
+        return {"share": self.share, "temperature": self.temperature, **matched}
 
 
 def distillation_loss(scores: Tensor, taught: Tensor, temperature: float) -> Tensor:

@@ -39,7 +39,7 @@ from .sampling.time_model import saving_of_run, trained_batches
 from .schedule import LearningRate
 from .state import FolderStore
 from .step import EpochSums, Stepper, diverged, first_nonfinite, make_optimizer
-from .teacher import teacher_of
+from .teacher import teaching
 
 _STEPS_UNCHECKED = 25
 """On accelerators the losses of this many steps are fetched together: fetching each would make the device wait."""
@@ -53,9 +53,9 @@ def opened(task: Task) -> Iterator["Synchronous"]:
     policy = make_policy(config.policy, samples=len(task.data.train), epochs=config.epochs, seed=config.seed, batch_size=config.batch_size)
     model.to(where)
     nhwc = choose_nhwc(task.networks, task.data, where, config.channels_last, task.progress)
-    with memory_format(model, where, nhwc) as layout:
+    with memory_format(model, where, nhwc) as layout, teaching(task.teacher, model, config, where, task.dtype, layout) as teacher:
         scaler = torch.amp.GradScaler(where.type, enabled=task.dtype == torch.float16)
-        network, teacher = shared_network(model, task), teacher_of(task.teacher, config, where, task.dtype, layout)
+        network = shared_network(model, task)
         yield Synchronous(
             task=task,
             stepper=Stepper(model, make_optimizer(model, config), scaler, config, where, task.dtype, layout, frozen, network, teacher),

@@ -4,6 +4,9 @@ It sees the images as the trained network does (augmented, in the same memory or
 which costs about a third of a step. It is given anew whenever a run starts or is resumed, and is no part of what is saved.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +15,7 @@ from fineprune.common.errors import RunError
 from .config import TrainConfig
 from .device import autocast
 from .distillation import DistillConfig, distillation_loss
+from .features import Outputs, feature_loss
 from .layout import lay_out
 
 
@@ -23,7 +27,20 @@ class Teacher:
     ) -> None:
         """dtype, layout: of the trained network's forward pass and of its images."""
         self.model, self.config, self.device, self.dtype = model.to(device).eval(), config, device, dtype
+        self.outputs: tuple[Outputs, Outputs] | None = None
+        """Of the matched layers, of the trained network and of the teacher."""
         lay_out(self.model, layout)
+
+    @contextmanager
+    def matching(self, trained: nn.Module) -> Iterator[None]:
+        """Inside the block the matched layers of the `trained` network are looked at. UsageError where it has not all of them."""
+        layers = self.config.layers
+        self.outputs = (Outputs(trained, layers), Outputs(self.model, layers)) if layers else None
+        try:
+            yield
+        finally:
+            for outputs in self.outputs or ():
+                outputs.close()
 
     def scores(self, x: Tensor) -> Tensor:
         """Class scores float32 [N,K] of images [N,C,H,W]."""
@@ -38,11 +55,23 @@ class Teacher:
             counts = f"{tuple(taught.shape)} class scores, the network {tuple(scores.shape)}"
             raise RunError(f"the teacher gave {counts}; give a teacher that tells the same classes")
         learned = distillation_loss(scores, taught, self.config.temperature)
-        return learned if share == 1 else (1 - share) * losses + share * learned
+        learned = learned if share == 1 else (1 - share) * losses + share * learned
+        return learned if self.outputs is None else learned + self.config.features * feature_loss(*(each.take() for each in self.outputs))
 
 
-def teacher_of(
-    model: nn.Module | None, config: TrainConfig, device: torch.device, dtype: torch.dtype, layout: torch.memory_format
-) -> Teacher | None:
-    """The teacher that the config asks for; None where it asks for none."""
-    return None if model is None or config.distill is None else Teacher(model, config.distill, device, dtype, layout)
+@contextmanager
+def teaching(
+    teacher: nn.Module | None,
+    trained: nn.Module,
+    config: TrainConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    layout: torch.memory_format,
+) -> Iterator[Teacher | None]:
+    """The teacher that the config asks for, of the `trained` network, inside the block; None where it asks for none."""
+    if teacher is None or config.distill is None:
+        yield None
+        return
+    taught_by = Teacher(teacher, config.distill, device, dtype, layout)
+    with taught_by.matching(trained):
+        yield taught_by

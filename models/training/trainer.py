@@ -88,7 +88,7 @@ def opened(
         check_processes(model, data, config, group.size)
         if line := frozen_line(model):
             progress.log(line)
-        teacher = teacher_for(teacher, config, data)
+        teacher, config = teacher_for(teacher, config, data)
         learned_from = {} if teacher is None else {"teacher": state_digest(teacher.state_dict().items())}
         names = run_identity(model, data, config, {**(identity or {}), **learned_from})
         rest: dict[str, Any] = {"output": output, "identity": names, "progress": progress, "group": group}

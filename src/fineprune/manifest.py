@@ -26,7 +26,7 @@ _SIDE = Within(int, 1, 2**15)
 _TRAINING = Maybe(
     {
         "history": [{"epoch": _WHOLE, "validation_accuracy": Maybe(_SHARE)}],
-        "distill": Maybe({"share": _SHARE, "temperature": Within(float, 0, 1e9)}),
+        "distill": Maybe({"share": _SHARE, "temperature": Within(float, 0, 1e9), "features": Maybe(_COUNT)}),
     }
 )
 _FACTS = {
@@ -83,7 +83,10 @@ def check_facts(bundle: Bundle, where: str) -> None:
 def taught(facts: dict[str, Any]) -> str:
     """How the fine-tuning learned from the dense network, in brackets; empty where it did not."""
     distill = ((facts.get("training") or {}).get("finetune") or {}).get("distill")
-    return f" (learned from the dense network: {distill['share']:g} of the loss, temperature {distill['temperature']:g})" if distill else ""
+    if not distill:
+        return ""
+    features = f", features {distill['features']:g}" if distill.get("features") else ""
+    return f" (learned from the dense network: {distill['share']:g} of the loss, temperature {distill['temperature']:g}{features})"
 
 
 def zeros_pruned(facts: dict[str, Any]) -> list[tuple[str, float]]:

@@ -5,7 +5,8 @@
 [train]     fields of TrainConfig; asynchronous = { algorithm = "lc-asgd", workers = 8 } and other fields of AsyncConfig
 [compress]  preset, prune (a ratio) or ffp and fwp (a ratio or a table), samples, calibration_batch_size, compare_dense,
             batchnorm_samples, seed
-[finetune]  fields of TrainConfig, distill = 0.9 or { share = 0.9, temperature = 4.0 } among them; epochs = 0 leaves it out
+[finetune]  fields of TrainConfig, distill = 0.9 or { share = 0.9, temperature = 4.0,
+            features = 1.0, layers = ["layer1"] } among them; epochs = 0 leaves it out
 [export]    plain, parity_samples
 [bench]     batch_sizes, threads, rounds, seed
 output      the run folder

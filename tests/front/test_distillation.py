@@ -17,7 +17,7 @@ from fineprune.models.training.distillation import DistillConfig
 from fineprune.recipe import finetune_of, job_of, read_recipe
 from support.command import fineprune, succeed
 
-LINE = "(learned from the dense network: 0.8 of the loss, temperature 3)"
+LINE = "(learned from the dense network: 0.8 of the loss, temperature 3, features 0.5)"
 
 
 def network() -> nn.Module:
@@ -29,13 +29,27 @@ def network() -> nn.Module:
 @pytest.fixture(scope="module")
 def taught(folder: Path, trained: list[object]) -> dict[str, Any]:
     """A compression by `--distill`; what it printed is under `out`."""
-    options = ["--distill", 0.8, "--temperature", 3, "--epochs", 2, "--compare-dense", "--samples", 60]
+    options = [
+        "--distill",
+        0.8,
+        "--temperature",
+        3,
+        "--distill-features",
+        0.5,
+        "--distill-layer",
+        "stem",
+        "--epochs",
+        2,
+        "--compare-dense",
+        "--samples",
+        60,
+    ]
     result = succeed("compress", *trained, "--prune", 0.4, *options, "--output", folder / "taught")
     return {"out": result.out, "bundle": folder / "taught", **Bundle.load(folder / "taught").facts}
 
 
 def test_manifest_table_and_page_say_so(taught: dict[str, Any], tmp_path: Path) -> None:
-    settings = {"share": 0.8, "temperature": 3.0}
+    settings = {"share": 0.8, "temperature": 3.0, "features": 0.5, "layers": ["stem"]}
     assert taught["settings"]["finetune"]["distill"] == settings
     assert [taught["training"][name]["distill"] for name in ("finetune", "dense_finetune")] == [settings] * 2
     assert LINE in taught["out"]
@@ -73,6 +87,7 @@ def test_the_dense_network_teaches(data: str, monkeypatch: pytest.MonkeyPatch) -
         (["--distill", 1.2], "distill: share is in (0,1], got 1.2"),
         (["--distill", 0.9, "--temperature", 0], "distill: temperature is above 0, got 0.0"),
         (["--temperature", 2], "--temperature belongs to --distill; give it, too"),
+        (["--distill-layer", "stem"], "--distill-layer belongs to --distill; give it, too"),
     ],
 )
 def test_bad_options_are_one_line(trained: list[object], tmp_path: Path, options: list[object], said: str) -> None:

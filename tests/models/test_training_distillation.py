@@ -13,7 +13,9 @@ from torch.nn import functional as F
 from fineprune.common.errors import RunError, UsageError
 from fineprune.models.training import TrainConfig, TrainResult, train
 from fineprune.models.training.distillation import DistillConfig, distillation_loss
+from fineprune.models.training.features import feature_loss, stage_ends
 from fineprune.models.training.sampling.policies import FinePruning
+from fineprune.models.zoo import build
 from support.fakes import fake_data, small_network
 
 CONFIG = TrainConfig(epochs=3, batch_size=16, lr=0.1, seed=5, distill=DistillConfig(), checkpoint_every_s=0)
@@ -55,6 +57,53 @@ def test_the_loss_is_its_formula() -> None:
             expected = temperature**2 * sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
             assert found[n].item() == pytest.approx(expected, rel=1e-9)
     assert distillation_loss(taught, taught, 3.0).abs().max() < 1e-12
+
+
+def test_feature_matching_is_its_formula() -> None:
+    generator = torch.Generator().manual_seed(0)
+    own, taught = ([torch.randn(3, *shape, generator=generator) for shape in ((2, 5, 4), (7,))] for _ in range(2))
+    expected = [0.0] * 3
+    for mine, theirs in zip(own, taught, strict=True):
+        for n in range(3):
+            a, b = mine[n].flatten().tolist(), theirs[n].flatten().tolist()
+            expected[n] += sum((x - y) ** 2 for x, y in zip(a, b, strict=True)) / sum(y * y for y in b)
+    assert feature_loss(own, taught).tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_last_layer_of_each_stage() -> None:
+    ends = stage_ends(build("resnet20", seed=0).eval(), torch.zeros(1, 3, 32, 32))
+    assert ends == ("layer1", "layer2", "layer3")
+    assert stage_ends(teacher().eval(), torch.zeros(1, 3, 6, 6)) == ("3",)
+    with pytest.raises(UsageError, match="the network gives no maps to match"):
+        stage_ends(nn.Sequential(nn.Flatten()), torch.zeros(1, 3, 6, 6))
+
+
+def test_a_step_follows_the_gradient_of_matched_features() -> None:
+    data, taught_by, own = fake_data(train=12), teacher().eval(), small_network(dropout=0.0).train()
+    x, labels = data.train.images, data.train.labels
+    mine, theirs = own[:4](x), taught_by[:4](x).detach()
+    distance = ((mine - theirs) ** 2).sum((1, 2, 3)) / (theirs**2).sum((1, 2, 3))
+    log_q, p = (own[4:](mine) / 4).log_softmax(1), (taught_by(x).detach() / 4).softmax(1)
+    (0.5 * F.cross_entropy(own[4:](mine), labels) + 8 * (p * (p.log() - log_q)).sum(1).mean() + 3 * distance.mean()).backward()
+    settings: dict[str, Any] = {"epochs": 1, "batch_size": 12, "lr": 0.1, "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant"}
+    for layers in ([], ["3"]):
+        model = small_network(dropout=0.0)
+        run(TrainConfig(**settings, augment=False, distill={"share": 0.5, "features": 3, "layers": layers}), data, model)
+        for new, before in zip(model.parameters(), own.parameters(), strict=True):
+            assert before.grad is not None
+            torch.testing.assert_close(new, before - 0.1 * before.grad, atol=1e-6, rtol=1e-5)
+        assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_layers_that_cannot_be_matched() -> None:
+    def matching(*layers: str) -> TrainConfig:
+        return replace(CONFIG, distill=DistillConfig(features=1.0, layers=layers))
+
+    with pytest.raises(UsageError, match=r"the network has no layer 'layer1' to match; name modules such as 0, 1, 3"):
+        run(matching("layer1"))
+    wide = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(64, 3))
+    with pytest.raises(RunError, match=r"a layer gave \(16, 5, 6, 6\) numbers and \(16, 4, 4, 4\) in the teacher; match other layers"):
+        run(matching("0"), teacher=wide)
 
 
 @pytest.mark.parametrize("share", [0.3, 1.0])
@@ -108,7 +157,9 @@ def test_records_and_policies_read_the_cross_entropy_with_the_labels(monkeypatch
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"policy": {"name": "infobatch"}, "epochs": 8}, {"schedule": "plateau", "patience_epochs": 0}], ids=str
+    "changes",
+    [{}, {"policy": {"name": "infobatch"}, "epochs": 8}, {"schedule": "plateau", "patience_epochs": 0}, {"distill": {"features": 1}}],
+    ids=str,
 )
 def test_a_crash_at_any_batch_changes_nothing(tmp_path: Path, changes: dict[str, Any]) -> None:
     config = replace(CONFIG, **changes)
@@ -137,8 +188,9 @@ def test_the_teacher_is_not_saved_but_must_be_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("algorithm", ["sgd", "ssgd"])
 def test_one_worker_of_a_server_is_the_plain_trainer_to_the_bit(algorithm: str) -> None:
-    plain, expected = run()
-    model, result = run(replace(CONFIG, asynchronous={"algorithm": algorithm, "workers": 1, **SERVER}))  # type: ignore[arg-type]
+    config = replace(CONFIG, distill=DistillConfig(features=0.5))
+    plain, expected = run(config)
+    model, result = run(replace(config, asynchronous={"algorithm": algorithm, "workers": 1, **SERVER}))  # type: ignore[arg-type]
     parameters = [torch.cat([p.detach().reshape(-1) for p in each.parameters()]) for each in (plain, model)]
     assert torch.equal(*parameters)
     assert [r.train_loss for r in result.history] == pytest.approx([r.train_loss for r in expected.history], rel=1e-6)
@@ -175,7 +227,10 @@ def test_without_labels_they_have_no_part() -> None:
         (True, "share is in"),
         ("much", "share is in"),
         ({"temperature": 0}, "temperature is above 0, got 0"),
-        ({"heat": 3}, "distill has unknown heat; it takes share, temperature"),
+        ({"heat": 3}, "distill has unknown heat; it takes share, temperature, features, layers"),
+        ({"layers": ["0"]}, "layers are matched by a weight; give features, too"),
+        ({"features": 1, "layers": "0"}, "layers is a list of names, got '0'"),
+        ({"features": -1}, "features is at least 0, got -1"),
     ],
 )
 def test_bad_settings(value: Any, said: str) -> None:

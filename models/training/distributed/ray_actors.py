@@ -26,7 +26,7 @@ from ..device import reproducible_kernels, resolve_device, resolve_precision
 from ..interfaces import SplitLike
 from ..layout import memory_format
 from ..state import STATE_FILE, load_state, restoring, save_state
-from ..teacher import teacher_of
+from ..teacher import teaching
 from .compensation import compensation
 from .config import AsyncConfig
 from .feed import Feed
@@ -188,7 +188,8 @@ class WorkerActor:
         layout = memory_format(model.to(where), where, job.config.channels_last).__enter__()
         reproducible_kernels().__enter__()  # for the life of the process
         dtype = resolve_precision(job.config.precision, where)
-        self.worker = Worker(model, job.config, where, dtype, layout, teacher_of(teacher, job.config, where, dtype, layout))
+        self._teaching = teaching(teacher, model, job.config, where, dtype, layout)
+        self.worker = Worker(model, job.config, where, dtype, layout, self._teaching.__enter__())
         self.feed = Feed(split, job.config, shards)
         self.layers = LayerPull(self.worker.flat) if job.settings.layerwise else None
         self.times: list[tuple[float, float, float]] = []

@@ -24,7 +24,7 @@ from ..loop import Run, Task, Trained
 from ..results import TrainResult
 from ..state import FolderStore
 from ..step import diverged
-from ..teacher import teacher_of
+from ..teacher import teaching
 from .config import AsyncConfig, BatchNormPolicy
 from .feed import make_feed
 from .flat import FlatModel
@@ -47,8 +47,10 @@ def opened(task: Task) -> Iterator["Simulated"]:
     model, config, settings = task.model, task.config, asynchronous_settings(task)
     model.to(task.device)
     nhwc = choose_nhwc(task.networks, task.data, task.device, config.channels_last, task.progress)
-    with memory_format(model, task.device, nhwc) as layout:
-        teacher = teacher_of(task.teacher, config, task.device, task.dtype, layout)
+    with (
+        memory_format(model, task.device, nhwc) as layout,
+        teaching(task.teacher, model, config, task.device, task.dtype, layout) as teacher,
+    ):
         worker = Worker(model, config, task.device, task.dtype, layout, teacher)
         feed = make_feed(task.data.train, config, settings)
         length = sum(2 * norm.num_features for norm in worker.norms)

@@ -33,6 +33,16 @@ distill_options = stack(
     click.option(
         "--temperature", type=float, metavar="T", help="By how much both networks' class scores are divided (4 where it is not given)."
     ),
+    click.option(
+        "--distill-features",
+        "features",
+        type=float,
+        metavar="W",
+        help="Match what layers give to what they give in the dense network, too, with this weight, e.g. 1.",
+    ),
+    click.option(
+        "--distill-layer", "layers", multiple=True, metavar="NAME", help="Match this layer (repeatable; default: the last of each stage)."
+    ),
     section=TRAINING,
 )
 
@@ -103,6 +113,10 @@ _TRAINING = (
 )
 
 
+_DISTILL = {"temperature": "--temperature", "features": "--distill-features", "layers": "--distill-layer"}
+"""Options that go with --distill, by the fields that they set."""
+
+
 def training_settings(options: dict[str, Any]) -> dict[str, Any]:
     """Fields of TrainConfig from the options given."""
     from fineprune.models.training.distributed.config import with_defaults
@@ -122,10 +136,10 @@ def training_settings(options: dict[str, Any]) -> dict[str, Any]:
     if policy is not None:
         settings["policy"] = policy
     if options.get("distill") is not None:
-        temperature = options["temperature"]
-        settings["distill"] = {"share": options["distill"], **({} if temperature is None else {"temperature": temperature})}
-    elif options.get("temperature") is not None:
-        raise UsageError("--temperature belongs to --distill; give it, too")
+        changed = {key: options[key] for key in _DISTILL if options[key] not in (None, ())}
+        settings["distill"] = {"share": options["distill"], **changed}
+    elif alone := [flag for key, flag in _DISTILL.items() if options.get(key) not in (None, ())]:
+        raise UsageError(f"{alone[0]} belongs to --distill; give it, too")
     if options.get("milestones"):
         try:
             settings["milestones"] = tuple(int(text) for text in options["milestones"].split(","))
