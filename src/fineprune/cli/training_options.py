@@ -41,7 +41,11 @@ distill_options = stack(
         help="Match what layers give to what they give in the dense network, too, with this weight, e.g. 1.",
     ),
     click.option(
-        "--distill-layer", "layers", multiple=True, metavar="NAME", help="Match this layer (repeatable; default: the last of each stage)."
+        "--distill-layer",
+        "layers",
+        multiple=True,
+        metavar="NAME",
+        help="Match this layer instead of the last one of each stage (repeatable).",
     ),
     section=TRAINING,
 )
