@@ -23,14 +23,39 @@ def bake(model: nn.Module, masks: Masks, *, input_shape: Sequence[int] | None = 
     input_shape: (C,H,W) of a sample, by which it is found out whether block-masked layers must answer as NCHW (`wants_nchw`).
     UsageError for a name that is no Conv2d, a mask of the wrong shape or a layer with a forward of its own.
     """
+    masked = copied(model)
+    given = _by_layer(masks)
+    _put_on(masked, given)
+    blocked = [layer for name, layer in masked_layers(masked) if name in given and layer.block_mask is not None]
+    if input_shape is not None and wants_nchw(masked, blocked, input_shape):
+        answer_as_nchw(blocked)
+    return masked
+
+
+def remask(model: nn.Module, masks: Masks) -> None:
+    """Give `model` itself `masks` in place of those that it carries; weights that were dropped keep the values that they have.
+
+    UsageError as in `bake`.
+    """
+    for _, layer in masked_layers(model):
+        for kind in KINDS:
+            setattr(layer, buffer(kind), None)
+    _put_on(model, _by_layer(masks))
+
+
+def _by_layer(masks: Masks) -> dict[str, dict[str, Tensor]]:
+    """The masks by layer, then by the names of the buffers."""
     by_layer: dict[str, dict[str, Tensor]] = {}
     for kind in KINDS:
         for name, one in masks.get(kind.name, {}).items():
             by_layer.setdefault(name, {})[buffer(kind)] = one
-    masked = copied(model)
-    for name, of_layer in by_layer.items():
+    return by_layer
+
+
+def _put_on(model: nn.Module, masks: Mapping[str, Mapping[str, Tensor]]) -> None:
+    for name, of_layer in masks.items():
         try:
-            conv = masked.get_submodule(name)
+            conv = model.get_submodule(name)
         except AttributeError:
             raise UsageError(f"the masks name a layer {name!r} that the network does not have") from None
         if not isinstance(conv, nn.Conv2d):
@@ -39,10 +64,6 @@ def bake(model: nn.Module, masks: Masks, *, input_shape: Sequence[int] | None = 
             mask(conv, **of_layer)
         except UsageError as error:
             raise UsageError(f"{name}: {error}") from error
-    blocked = [layer for name, layer in masked_layers(masked) if name in by_layer and layer.block_mask is not None]
-    if input_shape is not None and wants_nchw(masked, blocked, input_shape):
-        answer_as_nchw(blocked)
-    return masked
 
 
 def dense_twin(model: nn.Module) -> nn.Module:

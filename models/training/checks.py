@@ -81,6 +81,12 @@ def teacher_for(teacher: nn.Module | None, config: TrainConfig, data: DataLike) 
     return teacher, config
 
 
+def check_masking(config: TrainConfig) -> None:
+    """UsageError where masks could not come while a network trains by `config`."""
+    if config.asynchronous is not None:
+        raise UsageError("masks that come while the network trains need the plain trainer; leave the parameter server out, or mask at once")
+
+
 def check_processes(model: nn.Module, data: DataLike, config: TrainConfig, processes: int) -> None:
     """UsageError for what so many processes cannot train together."""
     if processes == 1:

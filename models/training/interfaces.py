@@ -1,10 +1,11 @@
 """What the trainers ask of data. `fineprune.models.data.ImageData` has it; so may anything else."""
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class BatchLike(Protocol):
@@ -51,3 +52,36 @@ class DataLike(Protocol):
     def train(self) -> SplitLike: ...
     @property
     def validation(self) -> SplitLike: ...
+
+
+class Masking(Protocol):
+    """Masks of the network that change while it trains, by its user's rule: the trainer says when, saves and restores."""
+
+    @property
+    def final(self) -> bool:
+        """Whether they stay from now on; the best weights are looked for from then."""
+        ...
+
+    def update(self, progress: float) -> None:
+        """Before each step: change the masks where that is due once `progress`, in [0,1), of the run is done."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers and text from which `load_state_dict` goes on exactly, before the weights are restored."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """What a run has besides its network, data and settings."""
+
+    teacher: nn.Module | None = None
+    """The network to learn from by `config.distill`; a resumed run must be given the same one."""
+    masking: Masking | None = None
+    """The masks of the network, where they change."""
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    """Further facts (JSON values) that must agree for a resume, such as the hash of the weights that training starts from."""

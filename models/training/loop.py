@@ -20,7 +20,7 @@ from fineprune.common.progress import Progress
 from .clock import Clock
 from .config import TrainConfig
 from .evaluate import Evaluation
-from .interfaces import DataLike, SplitLike
+from .interfaces import DataLike, Masking, SplitLike
 from .interrupt import Interrupts
 from .results import EpochRecord, TrainResult, epoch_line
 from .state import Store, restoring
@@ -37,6 +37,8 @@ class Task:
     model: nn.Module
     teacher: nn.Module | None
     """A copy of the network to learn from, where the config asks for distillation."""
+    masking: Masking | None
+    """The masks of the model, where they change."""
     data: DataLike
     config: TrainConfig
     device: torch.device
@@ -74,6 +76,11 @@ class Engine(Protocol):
     @property
     def finished(self) -> bool:
         """Whether the learning rate has nothing left to try."""
+        ...
+
+    @property
+    def settled(self) -> bool:
+        """Whether the network is as it is wanted at the end, apart from its weights: an epoch before that is never the best."""
         ...
 
     @property
@@ -240,7 +247,7 @@ class Run:
             rate_loss=rate_loss,
         )
         self.history.append(record)
-        if validation is not None and (self.best is None or validation.accuracy >= self.best["accuracy"]):
+        if validation is not None and self.engine.settled and (self.best is None or validation.accuracy >= self.best["accuracy"]):
             self.best = {"epoch": self.epoch, "accuracy": validation.accuracy, **self.engine.weights()}
         self.engine.close_epoch(rate_loss)
         self.clock = Clock()

@@ -92,7 +92,11 @@ class Synchronous:
 
     @property
     def finished(self) -> bool:
-        return self.rate.finished
+        return self.rate.finished and self.settled
+
+    @property
+    def settled(self) -> bool:
+        return self.task.masking is None or self.task.masking.final
 
     @property
     def place(self) -> str:
@@ -150,6 +154,8 @@ class Synchronous:
 
     def _step(self, batch: BatchLike, total: int) -> None:
         stepper, weights = self.stepper, self.selection.weights
+        if self.task.masking is not None:
+            self.task.masking.update((self.epoch + self.batch / total) / self.config.epochs)
         rank = self.task.group.rank
         seed_generators(stepper.device, derive_seed(self.config.seed, "layers", self.epoch, self.batch, *([rank] if rank else [])))
         for group in stepper.optimizer.param_groups:
@@ -246,10 +252,13 @@ class Synchronous:
             "model": self.stepper.model.state_dict(),
             "optimizer": self.stepper.optimizer.state_dict(),
             "scaler": self.stepper.scaler.state_dict(),
+            **({} if self.task.masking is None else {"masking": self.task.masking.state_dict()}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         stepper = self.stepper
+        if self.task.masking is not None:
+            self.task.masking.load_state_dict(state["masking"])
         stepper.model.load_state_dict(state["model"])
         stepper.optimizer.load_state_dict(state["optimizer"])
         stepper.scaler.load_state_dict(state["scaler"])

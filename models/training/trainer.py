@@ -4,7 +4,7 @@ A run with an `output` folder can be killed at any moment and started again: it 
 same seed, with the same weights as if it had never stopped (bit for bit on a CPU). The caller's global random state is left alone.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,13 @@ from fineprune.common.digests import state_digest
 from fineprune.common.processes import joined
 from fineprune.common.progress import Progress, Silent
 
-from .checks import check_processes, check_request, teacher_for, trainable
+from .checks import check_masking, check_processes, check_request, teacher_for, trainable
 from .config import TrainConfig
 from .device import private_randomness, reproducible_kernels, resolve_device, resolve_precision
 from .distributed.ray_engine import opened as open_ray
 from .distributed.simulated import opened as open_simulated
 from .frozen import frozen_line
-from .interfaces import DataLike
+from .interfaces import Beside, DataLike
 from .interrupt import deferred_interrupts
 from .loop import Engine, Run, Task
 from .results import EpochRecord, TrainResult
@@ -58,7 +58,7 @@ def train(
     In the processes of `torchrun`, or of a process group that the caller has initialised, each process calls this and computes its share
     of every batch; the first one writes and logs.
     """
-    with opened(model, data, config, output=output, device=device, progress=progress, teacher=teacher) as run:
+    with opened(model, data, config, output=output, device=device, progress=progress, beside=Beside(teacher=teacher)) as run:
         return run.finish(on_epoch)
 
 
@@ -71,12 +71,11 @@ def opened(
     output: Path | None = None,
     device: str | torch.device = "auto",
     progress: Progress = Silent(),  # noqa: B008 - stateless
-    identity: Mapping[str, Any] | None = None,
-    teacher: nn.Module | None = None,
+    beside: Beside = Beside(),  # noqa: B008 - immutable
 ) -> Iterator[Run]:
-    """`train` up to its first step: a run to `finish`, for those who look into its engine. Arguments and errors are those of `train`.
+    """`train` up to its first step: a run to `finish`, for those who look into its engine or have more beside it.
 
-    identity: further facts (JSON values) that must agree for a resume, such as the hash of the weights that training starts from.
+    Arguments and errors are those of `train`.
     """
     with ExitStack() as stack:
         group = stack.enter_context(joined())
@@ -86,13 +85,15 @@ def opened(
         dtype = resolve_precision(config.precision, where)
         check_request(model, data, config, progress)
         check_processes(model, data, config, group.size)
+        if beside.masking is not None:
+            check_masking(config)
         if line := frozen_line(model):
             progress.log(line)
-        teacher, config = teacher_for(teacher, config, data)
+        teacher, config = teacher_for(beside.teacher, config, data)
         learned_from = {} if teacher is None else {"teacher": state_digest(teacher.state_dict().items())}
-        names = run_identity(model, data, config, {**(identity or {}), **learned_from})
+        names = run_identity(model, data, config, {**beside.identity, **learned_from})
         rest: dict[str, Any] = {"output": output, "identity": names, "progress": progress, "group": group}
-        task = Task(model=model, teacher=teacher, data=data, config=config, device=where, dtype=dtype, **rest)
+        task = Task(model=model, teacher=teacher, masking=beside.masking, data=data, config=config, device=where, dtype=dtype, **rest)
         open_engine: Callable[[Task], AbstractContextManager[Engine]]
         open_engine = open_synchronous if config.asynchronous is None else _SERVERS[config.asynchronous.engine]
         stack.enter_context(private_randomness(where))

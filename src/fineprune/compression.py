@@ -27,9 +27,9 @@ from fineprune.common.progress import Lines, Progress
 from fineprune.common.wrappers import check_network, unwrapped, without_wrappers
 from fineprune.compressor.bundle import Bundle, check_target
 from fineprune.compressor.config import PruneConfig, prune_config
-from fineprune.compressor.macs import count_macs
+from fineprune.compressor.macs import MacReport, count_macs
 from fineprune.compressor.masks import WEIGHTS
-from fineprune.compressor.prune import CalibrationRun, prunable, sharing
+from fineprune.compressor.prune import CalibrationRun, Pruned, prunable, sharing
 from fineprune.compressor.prune import prune as prune_network
 from fineprune.export.machine import machine_facts, package_versions
 from fineprune.models.data import ImageData, load_data
@@ -38,12 +38,14 @@ from fineprune.models.training.checks import check_engine, check_settings
 from fineprune.models.training.config import TrainConfig
 from fineprune.models.training.device import resolve_device
 from fineprune.models.training.evaluate import evaluate
+from fineprune.models.training.interfaces import Beside
 from fineprune.models.training.step import first_nonfinite, trainable_parameters
-from fineprune.models.training.trainer import train
+from fineprune.models.training.trainer import opened
 from fineprune.models.zoo import ModelSpec, build
 
 from .arguments import check_arguments, check_named, check_progress
 from .claims import beforehand, chance_level, few_samples, saved, shortfall, zero_weights
+from .masking import CubicSchedule, MaskUpdates
 from .networks import check_channels, completed, network_of, open_model
 from .round_trip import check_before, check_restored
 from .work_folder import work_folder
@@ -61,9 +63,15 @@ class Job:
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     finetune: TrainConfig | None = field(default_factory=lambda: TrainConfig(**FINETUNE))  # type: ignore[arg-type]
     batchnorm_samples: int = 4096
+    schedule: CubicSchedule | None = None
+    """Masks come while the network is fine-tuned; None: at once, before it."""
     compare_dense: bool = False
     """Fine-tune the dense network by the same settings too: what the masks cost, apart from what the training gained."""
     device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.schedule is not None:
+            self.schedule.check(self.finetune)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for the manifest and for hashes; the device is left out, it does not decide the result."""
@@ -74,6 +82,7 @@ class Job:
             "finetune": self.finetune.identity() if self.finetune else None,
             "batchnorm_samples": self.batchnorm_samples,
             "compare_dense": self.compare_dense,
+            **({} if self.schedule is None else {"prune_schedule": self.schedule.to_json()}),
         }
 
 
@@ -87,6 +96,7 @@ def compress(
     prune: float | None = None,
     ffp: float | Mapping[str, Any] = 0.0,
     fwp: float | Mapping[str, Any] = 0.0,
+    prune_schedule: str | Mapping[str, Any] = "one-shot",
     epochs: int | None = None,
     distill: float | Mapping[str, Any] | None = None,
     finetune: TrainConfig | None = None,
@@ -102,10 +112,10 @@ def compress(
     model: a module, or a name with `model_args` and `checkpoint`, or a bundle, which keeps its masks and gets more on top (the accuracy
     that others stand beside is then the bundle's; `pruned_before` says by what it was pruned). data: a data set or its spec string.
     prune: the fraction of the convolutions' multiply-adds to drop, which the preset splits between blocks and weights; or ffp, fwp: the
-    fraction of blocks and of weights, each also as a mapping with any field of FFPConfig and FWPConfig. epochs: of fine-tuning (0: none);
-    distill: the share of the loss that the dense network teaches meanwhile, or a mapping with share and temperature. `finetune` gives all
-    settings of the fine-tuning. samples: calibrate on so many training samples. statistics: a folder of `fineprune calibrate`.
-    progress: `Lines()` (the default: a line on stderr now and then), `Bars()` or `Silent()` of fineprune.common.progress.
+    fraction of blocks and of weights, each also as a mapping with any field of FFPConfig and FWPConfig. prune_schedule: when masks come,
+    "one-shot", "cubic", or a mapping (name, share, updates, samples). epochs: of fine-tuning (0: none); distill: the share of the loss that
+    the dense network teaches, or a mapping (share, temperature, features, layers); `finetune` gives all settings. samples: calibrate on so
+    many. statistics: a folder of `fineprune calibrate`. progress: `Lines()`, the default, `Bars()` or `Silent()` of common.progress.
 
     UsageError for other arguments, and (also RunError) for a network that a bundle would not give back: before any work.
     """
@@ -118,6 +128,7 @@ def compress(
         preset=preset,
         calibration=CalibrationConfig(samples=samples),
         finetune=_finetuning(finetune, epochs=epochs, distill=distill),
+        schedule=CubicSchedule.of(prune_schedule),
         compare_dense=compare_dense,
         device=device,
     )
@@ -126,8 +137,8 @@ def compress(
     progress = progress or Lines()
     before = None
     if isinstance(spec, Bundle):
-        before, opened = spec, network_of(spec)
-        module, named = opened.model, opened.spec
+        before, network = spec, network_of(spec)
+        module, named = network.model, network.spec
     elif isinstance(spec, ModelSpec):
         network = open_model(spec, checkpoint=checkpoint, data=loaded, progress=progress)
         module, named = network.model, network.spec
@@ -196,9 +207,13 @@ def compress_network(
         raise RunError(f"{broken} of the network is NaN or infinite; load a checkpoint of a training that did not diverge")
     device = resolve_device(job.device)
     if job.finetune is not None:
+        if job.schedule is not None:
+            job.schedule.check_steps(job.finetune, len(data.train))
         trainable_parameters(model)
         check_settings(data, job.finetune)
         check_engine(job.finetune)
+    if job.schedule is not None and statistics is not None:
+        raise UsageError("statistics belong to masks made at once; masks that come by a schedule are ranked anew at each update")
     given = read_statistics(statistics)
     for kind in [part.method.collects for part in job.config.parts]:
         if given and kind is not None and kind not in given:
@@ -237,18 +252,19 @@ class _Run:
         accuracy = {"dense": self.accuracy(self.model, "dense")}
         self.say(chance_level(accuracy["dense"], getattr(self.data, self.held_out).labels))
         self.say(few_samples(self.calibration_labels(), len(self.data.classes)))
-        pruned = prune_network(self.model, self.job.config, calibration, found=found, statistics=statistics)
-        for skipped in pruned.skipped:
-            self.progress.log(f"left dense: {skipped.name}: {skipped.reason}")
-        masked_report = count_macs(pruned.model, self.data.input_shape)
-        self.say(shortfall(self.job.config, pruned, masked_report))
-        self.say(zero_weights(report, masked_report))
-        accuracy["masked"] = self.accuracy(pruned.model, "masked")
-        if self.recalibrate(pruned.model):
-            accuracy["batchnorm_recalibrated"] = self.accuracy(pruned.model, "BatchNorm chosen")
         history: dict[str, Any] = {}
+        if self.job.schedule is None:
+            pruned = prune_network(self.model, self.job.config, calibration, found=found, statistics=statistics)
+            masked_report = self.masked(pruned, report)
+            accuracy |= self.untrained(pruned.model)
+            if self.job.finetune is not None:
+                history["finetune"] = self.finetune(pruned.model, "finetune")
+        else:
+            masking = MaskUpdates(copied(self.model), self.job.config, self.job.schedule, calibration, found)
+            history["finetune"] = self.finetune(masking.model, "finetune", masking)
+            pruned = masking.pruned
+            masked_report = self.masked(pruned, report)
         if self.job.finetune is not None:
-            history["finetune"] = self.finetune(pruned.model, "finetune")
             accuracy["finetuned"] = self.accuracy(pruned.model, "fine-tuned")
             if self.job.compare_dense:
                 dense = copied(self.model)
@@ -265,6 +281,22 @@ class _Run:
         bundle = Bundle.of(pruned.model, facts, earlier | pruned.groups)
         check_restored(bundle, pruned.model, self.fresh(spec), self.image())
         return bundle
+
+    def masked(self, pruned: Pruned, dense: MacReport) -> MacReport:
+        """What the masks leave to compute; says what there is to say of it."""
+        for skipped in pruned.skipped:
+            self.progress.log(f"left dense: {skipped.name}: {skipped.reason}")
+        report = count_macs(pruned.model, self.data.input_shape)
+        self.say(shortfall(self.job.config, pruned, report))
+        self.say(zero_weights(dense, report))
+        return report
+
+    def untrained(self, model: nn.Module) -> dict[str, float | None]:
+        """Accuracies of the masked network before any training; its BatchNorm statistics are chosen."""
+        accuracy = {"masked": self.accuracy(model, "masked")}
+        if self.recalibrate(model):
+            accuracy["batchnorm_recalibrated"] = self.accuracy(model, "BatchNorm chosen")
+        return accuracy
 
     def fresh(self, spec: ModelSpec | None) -> nn.Module:
         """The dense architecture as commands that read the bundle have it: built again by name, or the caller's module."""
@@ -331,15 +363,16 @@ class _Run:
         options: dict[str, Any] = {"device": self.device, "progress": self.progress, "group": self.group}
         return evaluate(model, split, description="choosing BatchNorm statistics", **options).loss
 
-    def finetune(self, model: nn.Module, name: str) -> dict[str, Any]:
+    def finetune(self, model: nn.Module, name: str, masking: MaskUpdates | None = None) -> dict[str, Any]:
         if self.job.finetune is None:
             raise UsageError("this job has no fine-tuning")
-        output = self.folder / name if self.folder else None
         distill = self.job.finetune.distill
-        teacher = None if distill is None else self.model
-        options: dict[str, Any] = {"output": output, "device": self.device, "progress": self.progress}
-        result = train(model, self.data, self.job.finetune, teacher=teacher, **options).to_json()
-        return result if distill is None else {**result, "distill": distill.to_json()}
+        beside = Beside(teacher=None if distill is None else self.model, masking=masking)
+        options: dict[str, Any] = {"device": self.device, "progress": self.progress, "beside": beside}
+        with opened(model, self.data, self.job.finetune, output=self.folder / name if self.folder else None, **options) as run:
+            result = run.finish().to_json()
+        learned = {} if distill is None else {"distill": distill.to_json()}
+        return {**result, **learned, **({} if masking is None else {"prune_schedule": masking.schedule.to_json()})}
 
 
 def pruned_before(bundle: Bundle | None) -> dict[str, Any]:

@@ -26,6 +26,7 @@ _SIDE = Within(int, 1, 2**15)
 _TRAINING = Maybe(
     {
         "history": [{"epoch": _WHOLE, "validation_accuracy": Maybe(_SHARE)}],
+        "prune_schedule": Maybe({"name": str, "share": _SHARE, "updates": _WHOLE}),
         "distill": Maybe({"share": _SHARE, "temperature": Within(float, 0, 1e9), "features": Maybe(_COUNT)}),
     }
 )
@@ -78,6 +79,12 @@ def check_facts(bundle: Bundle, where: str) -> None:
     require(bundle.facts, _FACTS, where, remedy)
     if prod(bundle.facts["input_shape"]) > _LARGEST_INPUT:
         raise RunError(f"{where}: input_shape is {bundle.facts['input_shape']}, too large for any network; {remedy}")
+
+
+def masked_meanwhile(facts: dict[str, Any]) -> str:
+    """By which schedule masks came during the fine-tuning, in brackets; empty where they came at once."""
+    schedule = ((facts.get("training") or {}).get("finetune") or {}).get("prune_schedule")
+    return f" (masks came in {schedule['updates']} updates over the first {schedule['share']:.0%})" if schedule else ""
 
 
 def taught(facts: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@
 [data]      spec and any argument of load_data
 [train]     fields of TrainConfig; asynchronous = { algorithm = "lc-asgd", workers = 8 } and other fields of AsyncConfig
 [compress]  preset, prune (a ratio) or ffp and fwp (a ratio or a table), samples, calibration_batch_size, compare_dense,
-            batchnorm_samples, seed
+            batchnorm_samples, seed, prune_schedule ("cubic" or { name = "cubic", share = 0.45, updates = 8, samples = 1024 })
 [finetune]  fields of TrainConfig, distill = 0.9 or { share = 0.9, temperature = 4.0,
             features = 1.0, layers = ["layer1"] } among them; epochs = 0 leaves it out
 [export]    plain, parity_samples
@@ -44,6 +44,7 @@ _TABLES: dict[str, dict[str, tuple[type, ...]]] = {
             "prune": _NUMBER,
             "ffp": (*_NUMBER, dict),
             "fwp": (*_NUMBER, dict),
+            "prune_schedule": (str, dict),
             "samples": (int,),
             "calibration_batch_size": (int,),
         },
@@ -111,6 +112,7 @@ def job_of(settings: Settings, device: str = "auto") -> "Job":
     from fineprune.compressor.config import prune_config
 
     from .compression import Job, ratio_settings
+    from .masking import CubicSchedule
 
     table = settings.get("compress", {})
     preset = table.get("preset", "taylor")
@@ -123,6 +125,7 @@ def job_of(settings: Settings, device: str = "auto") -> "Job":
             samples=table.get("samples"), batch_size=table.get("calibration_batch_size", 128), seed=table.get("seed", 0)
         ),
         finetune=finetune_of(settings),
+        schedule=CubicSchedule.of(table.get("prune_schedule")),
         compare_dense=table.get("compare_dense", False),
         batchnorm_samples=table.get("batchnorm_samples", 4096),
         device=device,

@@ -13,7 +13,7 @@ from fineprune.compressor.bundle import Bundle
 from fineprune.compressor.masks import KINDS
 from fineprune.compressor.masks.kind import label
 
-from .manifest import STEPS, check_facts, read_bundle, taught, zeros_pruned
+from .manifest import STEPS, check_facts, masked_meanwhile, read_bundle, taught, zeros_pruned
 from .pictures import picture, plain
 
 if TYPE_CHECKING:
@@ -49,7 +49,13 @@ def write_report(bundle: Bundle | Path | str, path: Path | str, *, bench: dict[s
             caption = "for each output position, the fraction of input channels whose block is kept (white: none, dark: all)"
             sections.append(_section(f"Where {kind.what} are kept", masks_figure(masks), caption))
     if facts.get("training", {}).get("finetune"):
-        sections.append(_section("Fine-tuning", training_figure(facts["training"]), f"validation accuracy after each epoch{taught(facts)}"))
+        sections.append(
+            _section(
+                "Fine-tuning",
+                training_figure(facts["training"]),
+                f"validation accuracy after each epoch{masked_meanwhile(facts)}{taught(facts)}",
+            )
+        )
     if bench:
         caption = f"median and quartiles over {bench['config']['rounds']} rounds, {_machine(bench)}"
         warning = f"; {bench['warning']}" if bench.get("warning") else ""

@@ -13,6 +13,7 @@ from fineprune.export.machine import package_versions
 from fineprune.models.data import ImageData
 from fineprune.models.training.config import TrainConfig
 from fineprune.models.training.evaluate import evaluate
+from fineprune.models.training.interfaces import Beside
 from fineprune.models.training.results import TrainResult
 from fineprune.models.training.state import STATE_FILE
 from fineprune.models.training.trainer import opened
@@ -45,7 +46,7 @@ def train_network(
         progress = group.speaker(progress or Silent())
         model, spec = _start(spec, data, config.seed, checkpoint, progress)
         start = {} if checkpoint is None else {"checkpoint": sha256(checkpoint)}
-        with opened(model, data, config, output=output, device=device, progress=progress, identity=start) as run:
+        with opened(model, data, config, output=output, device=device, progress=progress, beside=Beside(identity=start)) as run:
             result = run.finish()
         held_out = "test" if len(data.test) else "validation"
         split = getattr(data, held_out)

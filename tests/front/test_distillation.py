@@ -69,8 +69,8 @@ def test_the_dense_network_teaches(data: str, monkeypatch: pytest.MonkeyPatch) -
     from fineprune import compression
 
     teachers = []
-    train = compression.train
-    monkeypatch.setattr(compression, "train", lambda *given, **rest: (teachers.append(rest["teacher"]), train(*given, **rest))[1])
+    opened = compression.opened
+    monkeypatch.setattr(compression, "opened", lambda *given, **rest: (teachers.append(rest["beside"].teacher), opened(*given, **rest))[1])
     model = network()
     bundle = package.compress(model, load_data(data), prune=0.4, epochs=1, distill=0.5, samples=40)
     plain = package.compress(model, load_data(data), prune=0.4, epochs=1, samples=40)

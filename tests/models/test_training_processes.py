@@ -10,9 +10,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from fineprune.calibrate.collect import CalibrationConfig
 from fineprune.common.errors import FinepruneError, UsageError
+from fineprune.compressor.config import prune_config
+from fineprune.compressor.prune import CalibrationRun, prunable
+from fineprune.masking import CubicSchedule, MaskUpdates
 from fineprune.models.training import TrainConfig, TrainResult, train
+from fineprune.models.training.interfaces import Beside
 from fineprune.models.training.sampling.time_model import trained_batches
+from fineprune.models.training.trainer import opened
 from support.fakes import Recorder, fake_data, small_network
 from support.processes import in_two
 
@@ -47,6 +53,16 @@ def trained(model: nn.Module, asked: TrainConfig, samples: int = 101, **options:
     return outcome(model, train(model, fake_data(samples, 24), asked, device="cpu", **options))
 
 
+def masked() -> dict[str, Any]:
+    """Masks come in two updates, ranked by what both processes see."""
+    model, asked = Half(), config()
+    where = CalibrationRun(source=fake_data(32, seed=1).train, input_shape=(3, 6, 6), config=CalibrationConfig(batch_size=8))
+    weights = prune_config("taylor", ratio=0.5)
+    masking = MaskUpdates(model, weights, CubicSchedule(updates=2, samples=32), where, prunable(model, weights, where))
+    with opened(model, fake_data(101, 24), asked, device="cpu", beside=Beside(masking=masking)) as run:
+        return outcome(model, run.finish())
+
+
 def refusal(**changes: Any) -> str:
     try:
         trained(small_network(), config(**changes))
@@ -64,6 +80,7 @@ def several(rank: int, folder: Path) -> dict[str, Any]:
     found["policy"] = trained(Half(), config(policy=POLICY, record_losses=True))
     found["batchnorm"] = trained(small_network(), config(batch_size=16))
     found["taught"] = trained(Half(), config(distill=0.7), teacher=small_network(seed=9))
+    found["masked"] = masked()
     found["remainder"] = trained(Half(), config(epochs=1), samples=3 * 8 + 3)
 
     def stop(record: Any) -> None:
@@ -112,7 +129,7 @@ def assert_close(one: dict[str, Any], other: dict[str, Any]) -> None:
         assert mine == pytest.approx(theirs, rel=1e-5)
 
 
-@pytest.mark.parametrize("run", ["plain", "policy", "batchnorm", "taught", "remainder"])
+@pytest.mark.parametrize("run", ["plain", "policy", "batchnorm", "taught", "masked", "remainder"])
 def test_both_processes_end_with_the_same_bits(both: list[dict[str, Any]], run: str) -> None:
     one, other = (found[run] for found in both)
     assert one["history"] == other["history"]
@@ -126,6 +143,13 @@ def test_two_processes_with_half_a_batch_each_are_one_with_a_whole_one(both: lis
 
 def test_each_process_learns_from_the_teacher_on_its_share(both: list[dict[str, Any]]) -> None:
     assert_close(both[0]["taught"], trained(Half(), config(distill=0.7), teacher=small_network(seed=9)))
+
+
+def test_masks_come_alike_in_both(both: list[dict[str, Any]]) -> None:
+    alone, found = masked(), both[0]["masked"]
+    masks = [name for name in alone["weights"] if name.endswith("_mask")]
+    assert masks and all(torch.equal(found["weights"][name], alone["weights"][name]) for name in masks)
+    assert_close(found, alone)
 
 
 def test_policies_and_recorded_losses_see_the_samples_of_both(both: list[dict[str, Any]]) -> None:

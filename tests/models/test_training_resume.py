@@ -19,6 +19,7 @@ from torch import nn
 from fineprune.common.errors import RunError
 from fineprune.compressor.bake import bake
 from fineprune.models.training import TrainConfig, TrainResult, synchronous, train
+from fineprune.models.training.interfaces import Beside
 from fineprune.models.training.state import run_identity
 from fineprune.models.training.trainer import opened
 from support.fakes import FakeData, Recorder, fake_data, small_network
@@ -172,7 +173,7 @@ def test_another_runs_state_is_refused(
 ) -> None:
     train(masked_network(5), fake_data(), CONFIG, device="cpu", output=tmp_path)
     said = r"belongs to another run: .*" + difference + r".*another output folder, or delete the file"
-    changed = opened(model, data, config, device="cpu", output=tmp_path, identity=identity)
+    changed = opened(model, data, config, device="cpu", output=tmp_path, beside=Beside(identity=identity or {}))
     with pytest.raises(RunError, match=said), changed as run:
         run.finish()
 

@@ -123,7 +123,7 @@ class RayEngine:
         self.path: Path | None = path
         self.resumable = resumable
         self.store: Store = self
-        self.finished = False
+        self.finished, self.settled = False, True
         self.norms, self.flat = batch_norms(task.model), FlatModel(task.model)
         self.running: dict[Any, int] = {}
         self.deaths = [0] * settings.workers

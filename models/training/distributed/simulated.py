@@ -98,6 +98,10 @@ class Simulated:
         return self.server.rate.finished
 
     @property
+    def settled(self) -> bool:
+        return True
+
+    @property
     def place(self) -> str:
         return f"gradient {self.server.ledger.done + 1}"
 

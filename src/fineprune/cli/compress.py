@@ -17,7 +17,7 @@ from .options import (
     open_network_and_data,
     warn_random,
 )
-from .pruning_options import calibration_options, prune_options, prune_settings
+from .pruning_options import calibration_options, prune_options, prune_settings, schedule_options, schedule_settings
 from .sections import CALIBRATION, RESULT, TRAINING, Command, stack
 from .training_options import distill_options, training_options, training_settings
 
@@ -27,6 +27,7 @@ from .training_options import distill_options, training_options, training_settin
 @model_options
 @data_options
 @prune_options
+@schedule_options
 @calibration_options
 @stack(
     click.option(
@@ -80,6 +81,7 @@ def compress(as_json: bool, output: Path, device: str, **options: Any) -> None:
         preset=options["preset"],
         calibration=CalibrationConfig(samples=options["samples"], batch_size=options["calibration_batch_size"], seed=options["seed"]),
         finetune=finetune_config(**training_settings(options)),
+        schedule=schedule_settings(options),
         compare_dense=options["compare_dense"],
         device=device,
     )

@@ -8,9 +8,12 @@ import click
 from fineprune.common.errors import UsageError
 
 from .sections import CALIBRATION, PRUNING, RESEARCH, stack
+from .training_options import typed_pairs
 
 if TYPE_CHECKING:
     from fineprune.compressor.config import PruneConfig
+
+    from ..masking import CubicSchedule
 
 
 class _Ratio(click.ParamType):
@@ -88,11 +91,35 @@ _research = stack(
     section=RESEARCH,
 )
 prune_options = stack(_usual, _research)
+schedule_options = stack(
+    click.option(
+        "--prune-schedule",
+        default="one-shot",
+        show_default=True,
+        metavar="NAME",
+        help="When masks come: one-shot (all before the fine-tuning), or cubic (while it runs, and what was dropped may come back).",
+    ),
+    click.option(
+        "--prune-schedule-arg",
+        "schedule_args",
+        metavar="KEY=VALUE",
+        multiple=True,
+        help="Change a setting of the schedule cubic: share=0.45 (of the run), updates=8, samples=1024 (repeatable).",
+    ),
+    section=PRUNING,
+)
 calibration_options = stack(
     click.option("--samples", type=int, help="Calibrate on so many training images, chosen by --seed (default: all)."),
     click.option("--calibration-batch-size", type=int, default=128, show_default=True, help="How many images calibration takes at a time."),
     section=CALIBRATION,
 )
+
+
+def schedule_settings(options: dict[str, Any]) -> "CubicSchedule | None":
+    """When masks come, from the options given; None: at once."""
+    from ..masking import CubicSchedule
+
+    return CubicSchedule.of({"name": options["prune_schedule"], **typed_pairs("--prune-schedule-arg", options["schedule_args"])})
 
 
 def prune_settings(options: dict[str, Any]) -> "PruneConfig":
