@@ -156,7 +156,7 @@ def _step(model: nn.Module, batch: int, teacher: nn.Module | None = None) -> Cal
         optimizer.zero_grad()
         scores = model(x)
         losses = nn.functional.cross_entropy(scores, labels, reduction="none")
-        (losses if taught is None else taught.objective(losses, scores, x)).mean().backward()
+        (losses if taught is None else taught.objective(losses, scores, taught.scores(x))).mean().backward()
         optimizer.step()
 
     return step

@@ -56,7 +56,7 @@ def check_request(
     if images < config.batch_size:
         progress.log(f"batch_size {config.batch_size} is more than the {images} training images: every epoch is one step of them all")
     labels = getattr(data.train, "labels", None)
-    if isinstance(labels, torch.Tensor) and bool((labels == labels[0]).all()):
+    if isinstance(labels, torch.Tensor) and labels[0] >= 0 and bool((labels == labels[0]).all()):
         progress.log(f"warning: all {images} training images are of class {int(labels[0])}; the network learns to answer nothing else")
 
 
@@ -75,7 +75,7 @@ def teacher_for(teacher: nn.Module | None, config: TrainConfig, data: DataLike) 
         raise RunError(f"{broken} of the teacher is not finite; load its weights again")
     with torch.inference_mode():
         batch = next(iter(data.train.batches(1)))
-        check_logits(forward(teacher.cpu(), batch.images.clone()), batch.labels)
+        check_logits(forward(teacher.cpu(), batch.images.clone()), batch.labels.clamp(min=0))
     if config.distill.features and not config.distill.layers:
         config = replace(config, distill=replace(config.distill, layers=stage_ends(teacher, batch.images)))
     return teacher, config

@@ -65,13 +65,10 @@ class Stepper:
         images, labels, indices = batch.images, batch.labels, batch.indices
         x = images.to(self.device, non_blocking=True)
         x = x.contiguous(memory_format=self.memory_format) if x.dim() == 4 else x
-        target = labels.to(self.device, non_blocking=True)
         self.optimizer.zero_grad(set_to_none=True)
         with autocast(self.device, self.dtype):
             logits = forward(self.network, x.clone())  # a network may write to its input
-        check_logits(logits, labels)
-        losses = F.cross_entropy(logits.float(), target, reduction="none", label_smoothing=self.config.label_smoothing)
-        minimised = losses if self.teacher is None else self.teacher.objective(losses, logits.float(), x)
+        losses, minimised, target = losses_of(logits, labels, x, self.config, self.teacher)
         weighted = minimised if weights is None else minimised * weights.to(self.device, non_blocking=True)
         backward(self.scaler.scale(weighted.mean() if share is None else weighted.sum() / share), len(images))
         if self.config.max_grad_norm is not None:
@@ -80,6 +77,20 @@ class Stepper:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return StepResult(losses.detach(), logits.detach().argmax(dim=1) == target, indices)
+
+
+def losses_of(logits: Any, labels: Tensor, x: Tensor, config: TrainConfig, teacher: Teacher | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each sample, [N]: its cross-entropy, what is minimised (what the teacher makes of it), and its label, on the device of images x.
+
+    labels: int64 [N], on the CPU; those below 0 are none, and the teacher's best class stands for them.
+    """
+    taught = None if teacher is None else teacher.scores(x)
+    if teacher is not None and taught is not None:
+        labels = teacher.named(labels, taught)
+    check_logits(logits, labels)
+    target = labels.to(x.device, non_blocking=True)
+    losses = F.cross_entropy(logits.float(), target, reduction="none", label_smoothing=config.label_smoothing)
+    return losses, losses if teacher is None or taught is None else teacher.objective(losses, logits.float(), taught), target
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from fineprune.common.errors import RunError
+from fineprune.common.errors import RunError, UsageError
 
 from .config import TrainConfig
 from .device import autocast
@@ -48,9 +48,23 @@ class Teacher:
             scores: Tensor = self.model(x.clone())  # a network may write to its input
         return scores.float().clone()  # a tensor of inference mode itself can have no part in a gradient
 
-    def objective(self, losses: Tensor, scores: Tensor, x: Tensor) -> Tensor:
-        """What is minimised, of each sample [N], from the cross-entropies [N] and scores [N,K] of the trained network on images x."""
-        taught, share = self.scores(x), self.config.share
+    def named(self, labels: Tensor, taught: Tensor) -> Tensor:
+        """The labels int64 [N] (on the CPU), where one is below 0, which is none, the class that the teacher's scores [N,K] name.
+
+        UsageError for those of a share below 1, which learns from labels, too.
+        """
+        unknown = labels < 0
+        if not bool(unknown.any()):
+            return labels
+        if self.config.share < 1:
+            raise UsageError(
+                f"distill: of samples without a label (below 0) the teacher alone can tell; share is 1, got {self.config.share}"
+            )
+        return torch.where(unknown, taught.argmax(1).cpu(), labels)
+
+    def objective(self, losses: Tensor, scores: Tensor, taught: Tensor) -> Tensor:
+        """What is minimised, of each sample [N], from its cross-entropy [N], the trained network's scores [N,K] and the teacher's."""
+        share = self.config.share
         if taught.shape != scores.shape:
             counts = f"{tuple(taught.shape)} class scores, the network {tuple(scores.shape)}"
             raise RunError(f"the teacher gave {counts}; give a teacher that tells the same classes")

@@ -15,22 +15,12 @@ from fineprune.models.training import TrainConfig, TrainResult, train
 from fineprune.models.training.distillation import DistillConfig, distillation_loss
 from fineprune.models.training.features import feature_loss, stage_ends
 from fineprune.models.training.sampling.policies import FinePruning
+from fineprune.models.training.teacher import Teacher
 from fineprune.models.zoo import build
 from support.fakes import fake_data, small_network
 
 CONFIG = TrainConfig(epochs=3, batch_size=16, lr=0.1, seed=5, distill=DistillConfig(), checkpoint_every_s=0)
 SERVER: dict[str, Any] = {"time": {"distribution": "constant", "state_s": 0.0}}
-
-
-class Scaled(nn.Module):
-    """The teacher of twice the image; `writes` says whether it doubles the image itself."""
-
-    def __init__(self, *, writes: bool) -> None:
-        super().__init__()
-        self.network, self.writes = teacher(), writes
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network(x.mul_(2) if self.writes else 2 * x)  # type: ignore[no-any-return]
 
 
 def teacher() -> nn.Module:
@@ -135,8 +125,11 @@ def test_the_teacher_sees_the_augmented_images_in_eval_mode_and_stays_as_it_is()
     assert all(any(torch.equal(one, other) for one in seen) for other in own[-4:])  # the copy keeps the hook
 
 
-def test_a_teacher_that_writes_to_its_input_changes_nothing() -> None:
-    assert torch.equal(*(weights(run(teacher=Scaled(writes=writes))[0]) for writes in (True, False)))
+def test_a_teacher_that_writes_to_its_input_leaves_the_images() -> None:
+    x = torch.rand(2, 3, 6, 6, generator=torch.Generator().manual_seed(0)) - 0.5
+    before, model = x.clone(), nn.Sequential(nn.ReLU(inplace=True), teacher())
+    Teacher(model, DistillConfig(), torch.device("cpu"), torch.float32, torch.contiguous_format).scores(x)
+    assert torch.equal(x, before)
 
 
 def test_records_and_policies_read_the_cross_entropy_with_the_labels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,15 +201,30 @@ def test_lc_asgd_predicts_and_compensates_what_is_minimised(monkeypatch: pytest.
     assert len(seen) == 4 and max(seen) < 0.2 < result.history[0].train_loss
 
 
-def test_without_labels_they_have_no_part() -> None:
-    one, other = fake_data(), fake_data()
+def test_with_a_share_of_one_labels_have_no_part() -> None:
+    one, other = fake_data(validation=0), fake_data(validation=0)
     other.train.labels = (other.train.labels + 1) % 3
-    config = replace(CONFIG, distill=DistillConfig(share=1.0))
-    for data in (one, other):
-        data.validation.labels = data.validation.labels[:0]
-    assert torch.equal(weights(run(config, one)[0]), weights(run(config, other)[0]))
-    mixed = [weights(run(CONFIG, data)[0]) for data in (one, other)]
-    assert not torch.equal(*mixed)
+    alone = replace(CONFIG, distill=DistillConfig(share=1.0))
+    assert torch.equal(*(weights(run(alone, data)[0]) for data in (one, other)))
+    assert not torch.equal(*(weights(run(CONFIG, data)[0]) for data in (one, other)))
+
+
+@pytest.mark.parametrize("server", [None, {"algorithm": "ssgd", "workers": 1, **SERVER}], ids=["plain", "server"])
+def test_without_labels_the_best_class_of_the_teacher_stands_for_them(server: Any) -> None:
+    """So the records say how often the network agrees with its teacher, and policies how far it is from it."""
+    labelled, unlabelled = fake_data(validation=0), fake_data(validation=0)
+    with torch.no_grad():
+        labelled.train.labels = teacher().eval()(labelled.train.images).argmax(1)
+    unlabelled.train.labels = torch.full_like(labelled.train.labels, -1)
+    config = replace(CONFIG, augment=False, distill=DistillConfig(share=1.0), asynchronous=server)
+    results = [run(config, data) for data in (labelled, unlabelled)]
+    assert torch.equal(*(weights(model) for model, _ in results))
+    one, other = ([(r.train_loss, r.train_accuracy) for r in result.history] for _, result in results)
+    assert one == other
+    with pytest.raises(UsageError, match=r"of samples without a label \(below 0\) the teacher alone can tell; share is 1, got 0.9"):
+        run(replace(config, distill=DistillConfig()), unlabelled)
+    with pytest.raises(RunError, match="the data hold class -1; classes are numbered from 0"):
+        run(replace(config, distill=None), unlabelled, teacher=None)
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..config import TrainConfig
 from ..device import autocast, derive_seed, seed_generators
 from ..frozen import frozen_modules, start_training
 from ..interfaces import BatchLike
-from ..step import check_logits, forward
+from ..step import forward, losses_of
 from ..teacher import Teacher
 from .compensation import Compensation
 from .flat import FlatModel
@@ -62,7 +61,6 @@ class Worker:
         seed_generators(self.device, derive_seed(config.seed, "layers", ticket.epoch, ticket.batch, *shard))
         x = batch.images.to(self.device, non_blocking=True)
         x = x.contiguous(memory_format=self.layout) if x.dim() == 4 else x
-        target = batch.labels.to(self.device, non_blocking=True)
         momenta = [norm.momentum for norm in self.norms]
         try:
             for norm in self.norms:
@@ -72,9 +70,8 @@ class Worker:
         finally:
             for norm, momentum in zip(self.norms, momenta, strict=True):
                 norm.momentum = momentum
-        check_logits(logits, batch.labels)
-        losses = F.cross_entropy(logits.float(), target, reduction="none", label_smoothing=config.label_smoothing)
-        self._objective = (losses if self.teacher is None else self.teacher.objective(losses, logits.float(), x)).mean()
+        losses, minimised, target = losses_of(logits, batch.labels, x, config, self.teacher)
+        self._objective = minimised.mean()
         correct = int((logits.detach().argmax(dim=1) == target).sum())
         return Forward(losses.mean().item(), correct, len(target), self._objective.item(), read_statistics(self.norms))
 
