@@ -189,7 +189,7 @@ def _run_batch(model: nn.Module, batch: Samples, collectors: Mapping[str, Collec
         if loss.requires_grad:
             loss.backward()
         if not any(collector.had_gradient for collector in collectors.values()):
-            raise UsageError("no gradient reaches any convolution, which Taylor scores need; use --preset thesis")
+            raise UsageError("no gradient reaches any convolution, which scores by gradients need; use --preset thesis")
     else:
         _require_finite(logits)
     for collector in collectors.values():

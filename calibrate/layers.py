@@ -10,6 +10,7 @@ from fineprune.ops.geometry import Conv
 from fineprune.ops.masked_conv import explicit_padding, masked_conv2d
 
 from .convolutions import ConvSite
+from .fisher import fisher_blocks
 from .frequency import Norm, TieBreaker, choose_blocks
 from .importance import tap_sums
 from .taylor import Geometry, block_taylor, tap_taylor
@@ -19,6 +20,8 @@ class Collector:
     """Computes what `conv` does and looks on. A batch counts only when `commit` is called, so an interrupted batch leaves no trace."""
 
     needs_gradient = False
+    of_gradient = "taylor"
+    """The sum that a gradient brings."""
     masks_samples = False
     """Whether the layer computes under masks of each sample's own."""
 
@@ -45,7 +48,7 @@ class Collector:
     @property
     def had_gradient(self) -> bool:
         """Whether a gradient of the current batch reached this layer's output."""
-        return "taylor" in self._pending
+        return self.of_gradient in self._pending
 
     def forward(self, input: Tensor) -> Tensor:
         """x[N,C,H,W] -> y[N,F,oh,ow], noting what is collected."""
@@ -106,6 +109,11 @@ def weight_of(conv: nn.Conv2d) -> Tensor:
 def block_mask_of(conv: nn.Conv2d) -> Tensor | None:
     """The block mask bool [C,oh,ow] that a convolution carries."""
     return getattr(conv, "block_mask", None)
+
+
+def weight_mask_of(conv: nn.Conv2d) -> Tensor | None:
+    """The mask of weights bool [F,C/groups,kh,kw] that a convolution carries."""
+    return getattr(conv, "weight_mask", None)
 
 
 class BlockFrequency(Collector):
@@ -179,3 +187,25 @@ class WeightScores(Collector):
     def restore(self, sums: dict[str, Tensor]) -> None:
         """Go on from the totals of an earlier run."""
         super().restore({key: value for key, value in sums.items() if key != "groups"})
+
+
+class WeightFisher(Collector):
+    """Block-diagonal Fisher matrices of the weights, of at most `limit` weights a block, under the layer's masks."""
+
+    needs_gradient, of_gradient = True, "fisher"
+
+    def __init__(self, conv: nn.Conv2d, site: ConvSite, limit: int) -> None:
+        super().__init__(conv, site)
+        self.limit = limit
+
+    def forward(self, input: Tensor) -> Tensor:
+        """x[N,C,H,W] -> y[N,F,oh,ow] of the layer as it is, its masks included."""
+        padded, padding = explicit_padding(self.conv, input)
+        masks = block_mask_of(self.conv), weight_mask_of(self.conv)
+        geometry = Conv.of(self.conv.stride, padding, self.conv.dilation, self.conv.groups)
+        y = self.convolve(input)
+
+        def backward(grad: Tensor) -> None:
+            self.add(fisher=fisher_blocks(padded.detach(), grad, weight_of(self.conv), masks, geometry, self.limit))
+
+        return self.differentiated(y, backward)

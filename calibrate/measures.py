@@ -7,9 +7,10 @@ from typing import Any, Literal, Protocol
 from torch import nn
 
 from .convolutions import ConvSite
+from .fisher import block_limit
 from .frequency import Norm, TieBreaker
 from .importance import group_filters
-from .layers import BlockFrequency, BlockTaylor, Collector, WeightScores, conv_at, weight_of
+from .layers import BlockFrequency, BlockTaylor, Collector, WeightFisher, WeightScores, conv_at, weight_of
 
 
 class Measure(Protocol):
@@ -109,3 +110,23 @@ class WeightSums:
     def trial(self) -> "WeightSums":
         """All filters are one group, which is found at once."""
         return replace(self, lanes=1 << 30)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fisher:
+    """Block-diagonal Fisher matrices of the weights (`fisher`), of the network as it is."""
+
+    kind = "weights"
+
+    def settings(self, sites: Sequence[ConvSite]) -> dict[str, Any]:
+        """The largest number of weights of a block."""
+        return {"fisher": block_limit(sites)}
+
+    def collectors(self, model: nn.Module, sites: Sequence[ConvSite], seed: int) -> dict[str, Collector]:
+        """One `WeightFisher` a layer."""
+        limit = block_limit(sites)
+        return {site.name: WeightFisher(conv_at(model, site), site, limit) for site in sites}
+
+    def trial(self) -> "Fisher":
+        """It changes nothing."""
+        return self

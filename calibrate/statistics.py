@@ -18,12 +18,20 @@ from fineprune.common.processes import Group
 from fineprune.common.tensors import read_tensors
 from fineprune.ops.mask_facts import MASKS, is_mask
 
+from .fisher import fisher_shape
+
 if TYPE_CHECKING:
     from .convolutions import ConvSite
 
 SCHEMA = 2
 TENSORS, FACTS = "statistics.safetensors", "statistics.json"
-_FORM = {"kind": str, "samples": Within(int, 0, 2**62), "settings": {"keep": Maybe({str: int})}, "layers": [str], "sha256": str}
+_FORM = {
+    "kind": str,
+    "samples": Within(int, 0, 2**62),
+    "settings": {"keep": Maybe({str: int}), "fisher": Maybe(Within(int, 4, 50))},
+    "layers": [str],
+    "sha256": str,
+}
 
 _NO_SUM = ("groups",)
 """Fields that are the same in every part."""
@@ -34,8 +42,8 @@ class Statistics:
     """Sums over `samples` samples: layers[name][field] is a float64 or int64 tensor.
 
     `kind` is "blocks" (fields frequency, norm [C,oh,ow] or taylor [C,oh,ow]) or "weights" (fields absolute, signed [C,kh,kw],
-    taylor [F,C/g,kh,kw], taylor_group [Q,C/g,kh,kw], taylor_channel [C,kh,kw], groups [F]). Parts that are added must
-    agree in `settings`.
+    taylor [F,C/g,kh,kw], taylor_group [Q,C/g,kh,kw], taylor_channel [C,kh,kw], groups [F], fisher [F,blocks,size,size]).
+    Parts that are added must agree in `settings`.
     """
 
     kind: str
@@ -121,6 +129,8 @@ def check_fields(statistics: Statistics, sites: Iterable["ConvSite"]) -> None:
             **dict.fromkeys(("absolute", "signed", "taylor_channel"), (site.in_channels, *site.kernel)),
             **{"taylor": (site.out_channels, *taps), "taylor_group": (None, *taps), "groups": (site.out_channels,)},
         }
+        if "fisher" in statistics.settings:
+            shapes["fisher"] = fisher_shape(site, statistics.settings["fisher"])
         if statistics.kind == "blocks":
             shapes = dict.fromkeys(("frequency", "norm", "taylor"), (site.in_channels, *site.output_size))
         fields = statistics.layers.get(site.name, {})

@@ -43,7 +43,7 @@ class Layer:
             return filters
         if self.config.sharing == "channel":
             return filters // self.site.filters_per_group
-        if self.sums is None:
+        if self.sums is None or "lanes" not in self.settings:  # nothing was summed over groups
             return group_filters(self.weight, self.config.lanes, self.site.groups)
         if "groups" not in self.sums or self.settings.get("lanes") != self.config.lanes:
             raise UsageError(

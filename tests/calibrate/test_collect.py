@@ -397,7 +397,7 @@ def test_the_layers_after_a_frozen_stem_are_scored_as_without_it() -> None:
 
 @pytest.mark.parametrize("measure", [BlockScores(), WeightSums()])
 def test_a_network_without_gradients_is_refused(measure: Measure) -> None:
-    with pytest.raises(UsageError, match="no gradient reaches any convolution, which Taylor scores need; use --preset thesis"):
+    with pytest.raises(UsageError, match="no gradient reaches any convolution, which scores by gradients need; use --preset thesis"):
         collect(Reaching("nothing"), data(), measure, input_shape=SHAPE, config=SMALL)
 
 
