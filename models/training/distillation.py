@@ -42,7 +42,7 @@ class DistillConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not fits(value):
                 raise UsageError(f"distill: {name} is {text}, got {value!r}")
-        if isinstance(self.layers, str) or not all(isinstance(name, str) for name in self.layers):
+        if not isinstance(self.layers, list | tuple) or not all(isinstance(name, str) for name in self.layers):
             raise UsageError(f"distill: layers is a list of names, got {self.layers!r}")
         object.__setattr__(self, "layers", tuple(self.layers))
         if self.layers and not self.features:

@@ -20,6 +20,7 @@ from fineprune.calibrate.convolutions import ConvSite, Skipped
 from fineprune.calibrate.strides import answer_as_nchw, wants_nchw
 from fineprune.common.copies import copied
 from fineprune.common.errors import UsageError
+from fineprune.common.progress import Progress, Silent, working
 from fineprune.compressor.bake import masked_layers, masks_of, remask
 from fineprune.compressor.config import Part, PruneConfig
 from fineprune.compressor.prune import CalibrationRun, Pruned, prune
@@ -52,6 +53,8 @@ class CubicSchedule:
         """From a name (cubic, or one-shot for none), a mapping with the fields' values, or itself."""
         if value is None or isinstance(value, CubicSchedule):
             return value
+        if not isinstance(value, str | Mapping):
+            raise UsageError(f"prune_schedule is a name or a table with a name and settings, got {value!r}")
         settings = {"name": value} if isinstance(value, str) else dict(value)
         name = settings.pop("name", "cubic")
         if name not in ("cubic", "one-shot"):
@@ -97,6 +100,13 @@ def at(config: PruneConfig, reached: float) -> PruneConfig:
     return PruneConfig(ffp=part_at(config.ffp), fwp=part_at(config.fwp))
 
 
+class _Finished(Silent):
+    """Shows lines, such as warnings about the final masks, and no loops: a step is within the bar of its epoch."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.log = progress.log  # type: ignore[method-assign]
+
+
 class MaskUpdates:
     """The masks of `model`, which trains, as they come; those that it carries at the start stay on it.
 
@@ -113,7 +123,8 @@ class MaskUpdates:
     ) -> None:
         fewer = min(schedule.samples, run.config.samples or schedule.samples)
         self.model, self.config, self.schedule, self.found = model, config, schedule, found
-        self.run = replace(run, folder=None, config=replace(run.config, samples=fewer))
+        self.run = replace(run, folder=None, config=replace(run.config, samples=fewer), progress=Silent())
+        self.progress = run.progress
         self.updates = 0
         """That there were."""
         self.pruned = Pruned(model=model, masks=masks_of(model), skipped=found[1])
@@ -133,10 +144,12 @@ class MaskUpdates:
             return
         network = copied(self.model).eval()
         remask(network, self._carried)
-        pruned = prune(network, at(self.config, self.schedule.reached(due)), self.run, found=self.found)
+        run = replace(self.run, progress=_Finished(self.progress)) if due == self.schedule.updates else self.run
+        with working(self.progress, "ranking masks"):
+            pruned = prune(network, at(self.config, self.schedule.reached(due)), run, found=self.found)
         self._apply(due, replace(pruned, model=self.model))
         asked = 100 * self.schedule.reached(due)
-        self.run.progress.log(f"masks, update {due} of {self.schedule.updates}: {asked:.0f} % of what is asked for is pruned")
+        self.progress.log(f"masks, update {due} of {self.schedule.updates}: {asked:.0f} % of what is asked for is pruned")
 
     def state_dict(self) -> dict[str, Any]:
         """Updates and masks; what they were ranked by is computed anew at the next one."""

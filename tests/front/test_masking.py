@@ -24,7 +24,7 @@ from fineprune.models.training.interfaces import Beside
 from fineprune.models.training.trainer import opened
 from fineprune.recipe import job_of, read_recipe
 from support.command import fineprune, succeed
-from support.fakes import FakeData, fake_data
+from support.fakes import FakeData, Recorder, fake_data
 
 SCHEDULE = CubicSchedule(share=0.5, updates=3, samples=24)
 CONFIG = TrainConfig(epochs=4, batch_size=16, lr=0.1, seed=5, checkpoint_every_s=0)
@@ -41,8 +41,8 @@ def network(seed: int = 0) -> nn.Sequential:
         )  # fmt: skip
 
 
-def updates(model: nn.Module, config: PruneConfig = WEIGHTS, schedule: CubicSchedule = SCHEDULE) -> MaskUpdates:
-    where = CalibrationRun(source=fake_data(seed=1).train, input_shape=(3, 6, 6), config=CalibrationConfig(batch_size=8))
+def updates(model: nn.Module, config: PruneConfig = WEIGHTS, schedule: CubicSchedule = SCHEDULE, **options: Any) -> MaskUpdates:
+    where = CalibrationRun(source=fake_data(seed=1).train, input_shape=(3, 6, 6), config=CalibrationConfig(batch_size=8), **options)
     return MaskUpdates(model, config, schedule, where, prunable(model, config, where))
 
 
@@ -99,6 +99,16 @@ def test_what_was_dropped_comes_back_and_earlier_masks_stay() -> None:
     now = masks_of(model)["fwp"]
     assert now["3"][dropped].all() and now["3"].float().mean() == pytest.approx(0.5, abs=0.01)
     assert torch.equal(now["0"], earlier)
+
+
+def test_an_update_is_one_line_within_the_bar_of_the_epoch() -> None:
+    recorder = Recorder()
+    masking = updates(network(), schedule=replace(SCHEDULE, updates=2), progress=recorder)
+    before = len(recorder.loops)
+    masking.update(0.3)
+    masking.update(0.5)
+    assert len(recorder.loops) == before
+    assert recorder.lines[-2:] == [f"masks, update {k} of 2: {share} % of what is asked for is pruned" for k, share in ((1, 88), (2, 100))]
 
 
 def test_remask_changes_masks_and_nothing_else() -> None:
@@ -197,6 +207,11 @@ def test_an_untrained_network_is_pruned_on_the_fly(data: str) -> None:
     accuracy = bundle.facts["accuracy"]
     assert accuracy["dense"] < 0.2 and accuracy["finetuned"] > accuracy["dense"] + 0.3
     assert bundle.facts["conv_macs_kept"] == pytest.approx(0.5, abs=0.03)
+
+
+def test_a_schedule_is_a_name_or_a_table() -> None:
+    with pytest.raises(UsageError, match="prune_schedule is a name or a table with a name and settings, got 3"):
+        package.compress(network(), "digits", prune=0.4, prune_schedule=3)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

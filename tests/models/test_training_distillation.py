@@ -238,6 +238,7 @@ def test_without_labels_the_best_class_of_the_teacher_stands_for_them(server: An
         ({"heat": 3}, "distill has unknown heat; it takes share, temperature, features, layers"),
         ({"layers": ["0"]}, "layers are matched by a weight; give features, too"),
         ({"features": 1, "layers": "0"}, "layers is a list of names, got '0'"),
+        ({"features": 1, "layers": 5}, "layers is a list of names, got 5"),
         ({"features": -1}, "features is at least 0, got -1"),
     ],
 )
