@@ -13,6 +13,7 @@ from .convolutions import ConvSite
 from .fisher import fisher_blocks
 from .frequency import Norm, TieBreaker, choose_blocks
 from .importance import tap_sums
+from .inputs import block_outputs, input_products
 from .taylor import Geometry, block_taylor, tap_taylor
 
 
@@ -209,3 +210,30 @@ class WeightFisher(Collector):
             self.add(fisher=fisher_blocks(padded.detach(), grad, weight_of(self.conv), masks, geometry, self.limit))
 
         return self.differentiated(y, backward)
+
+
+class InputProducts(Collector):
+    """Products of a layer's input patches under its block mask; the pass needs neither gradients nor labels."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """x[N,C,H,W] -> y[N,F,oh,ow] of the layer as it is, its masks included."""
+        padded, padding = explicit_padding(self.conv, input)
+        y = self.convolve(input)
+        with torch.no_grad():
+            geometry, groups = self.geometry(padding), self.conv.groups
+            self.add(products=input_products(padded, block_mask_of(self.conv), self.site.kernel, geometry, groups))
+        return y
+
+
+class BlockOutputs(Collector):
+    """What every block adds to the outputs, squared; the pass needs neither gradients nor labels."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """x[N,C,H,W] -> y[N,F,oh,ow] of the layer as it is, its masks included."""
+        padded, padding = explicit_padding(self.conv, input)
+        y = self.convolve(input)
+        with torch.no_grad():
+            geometry, size = self.geometry(padding), self.site.output_size
+            self.add(error=block_outputs(padded, weight_of(self.conv), geometry, self.conv.groups, size))
+            self.add(outputs=(y if self.conv.bias is None else y - self.conv.bias[:, None, None]).square().double().sum()[None])
+        return y

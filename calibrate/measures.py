@@ -10,7 +10,7 @@ from .convolutions import ConvSite
 from .fisher import block_limit
 from .frequency import Norm, TieBreaker
 from .importance import group_filters
-from .layers import BlockFrequency, BlockTaylor, Collector, WeightFisher, WeightScores, conv_at, weight_of
+from .layers import BlockFrequency, BlockOutputs, BlockTaylor, Collector, InputProducts, WeightFisher, WeightScores, conv_at, weight_of
 
 
 class Measure(Protocol):
@@ -128,5 +128,25 @@ class Fisher:
         return {site.name: WeightFisher(conv_at(model, site), site, limit) for site in sites}
 
     def trial(self) -> "Fisher":
+        """It changes nothing."""
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputErrors:
+    """What the squared error of a layer's outputs depends on (`inputs`): of `kind` "weights" or "blocks". No labels, no gradients."""
+
+    kind: Literal["blocks", "weights"]
+
+    def settings(self, sites: Sequence[ConvSite]) -> dict[str, Any]:
+        """What the error is of."""
+        return {"criterion": "obs"}
+
+    def collectors(self, model: nn.Module, sites: Sequence[ConvSite], seed: int) -> dict[str, Collector]:
+        """One `BlockOutputs` or `InputProducts` a layer."""
+        of = BlockOutputs if self.kind == "blocks" else InputProducts
+        return {site.name: of(conv_at(model, site), site) for site in sites}
+
+    def trial(self) -> "OutputErrors":
         """It changes nothing."""
         return self

@@ -41,9 +41,9 @@ _NO_SUM = ("groups",)
 class Statistics:
     """Sums over `samples` samples: layers[name][field] is a float64 or int64 tensor.
 
-    `kind` is "blocks" (fields frequency, norm [C,oh,ow] or taylor [C,oh,ow]) or "weights" (fields absolute, signed [C,kh,kw],
-    taylor [F,C/g,kh,kw], taylor_group [Q,C/g,kh,kw], taylor_channel [C,kh,kw], groups [F], fisher [F,blocks,size,size]).
-    Parts that are added must agree in `settings`.
+    `kind` is "blocks" (fields frequency, norm [C,oh,ow] or taylor [C,oh,ow], or error [C,oh,ow], outputs [1]) or "weights" (fields
+    absolute, signed [C,kh,kw], taylor [F,C/g,kh,kw], taylor_group [Q,C/g,kh,kw], taylor_channel [C,kh,kw], groups [F], or fisher
+    [F,blocks,size,size], or products [g,d,d]). Parts that are added must agree in `settings`.
     """
 
     kind: str
@@ -128,11 +128,12 @@ def check_fields(statistics: Statistics, sites: Iterable["ConvSite"]) -> None:
         shapes: dict[str, tuple[int | None, ...]] = {
             **dict.fromkeys(("absolute", "signed", "taylor_channel"), (site.in_channels, *site.kernel)),
             **{"taylor": (site.out_channels, *taps), "taylor_group": (None, *taps), "groups": (site.out_channels,)},
+            "products": (site.groups, per_group * site.taps, per_group * site.taps),
         }
         if "fisher" in statistics.settings:
             shapes["fisher"] = fisher_shape(site, statistics.settings["fisher"])
         if statistics.kind == "blocks":
-            shapes = dict.fromkeys(("frequency", "norm", "taylor"), (site.in_channels, *site.output_size))
+            shapes = {**dict.fromkeys(("frequency", "norm", "taylor", "error"), (site.in_channels, *site.output_size)), "outputs": (1,)}
         fields = statistics.layers.get(site.name, {})
         for key, shape in shapes.items():
             value = fields.get(key)

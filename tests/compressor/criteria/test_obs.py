@@ -1,0 +1,138 @@
+"""Errors of a layer's outputs: sums and scores against loops of their formulas, and least squares itself."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fineprune.calibrate.collect import CalibrationConfig, collect
+from fineprune.calibrate.convolutions import ConvSite
+from fineprune.calibrate.inputs import block_outputs, input_products
+from fineprune.calibrate.measures import OutputErrors
+from fineprune.compressor.config import FFPConfig, FWPConfig, prune_config
+from fineprune.compressor.criteria.obs_weights import DAMPENING, inverse
+from fineprune.compressor.macs import count_macs
+from fineprune.compressor.prune import CalibrationRun, prune
+from fineprune.compressor.ranked import Layer
+from support import reference
+from support.geometries import KINDS, Geometry, problem
+from support.networks import CONVOLUTIONS, SHAPE, samples, varied
+
+CASES = {**KINDS, "many": Geometry(channels=6, filters=2, samples=3)}
+
+
+def site_of(geometry: Geometry) -> ConvSite:
+    return ConvSite(
+        name="it",
+        in_channels=geometry.channels,
+        out_channels=geometry.filters,
+        kernel=geometry.kernel,
+        groups=geometry.groups,
+        output_size=geometry.output,
+    )
+
+
+def naive_patches(p, geometry: Geometry, mask: np.ndarray | None) -> np.ndarray:
+    """x [groups,samples*positions,C/groups,kh,kw], one block at a time."""
+    b = reference.blocks(p.x, geometry.kernel, *geometry.where)
+    b = b if mask is None else b * mask[None, :, :, :, None, None]
+    per_group = geometry.channels // geometry.groups
+    groups = [b[:, g * per_group : (g + 1) * per_group] for g in range(geometry.groups)]
+    return np.stack([group.transpose(0, 2, 3, 1, 4, 5).reshape(-1, per_group, *geometry.kernel) for group in groups])
+
+
+def sums_of(p, geometry: Geometry, masked: bool) -> Tensor:
+    x, mask = p.tensors("x", "mask")
+    return input_products(x, mask if masked else None, geometry.kernel, geometry.where, geometry.groups)
+
+
+@pytest.mark.parametrize("unit", [1, 4])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("geometry", CASES.values(), ids=CASES)
+def test_scores_of_weights_are_those_of_the_formula(geometry: Geometry, masked: bool, unit: int) -> None:
+    p = problem(geometry)
+    config = FWPConfig(criterion="obs" if unit == 1 else "obs-quad")
+    layer = Layer(site=site_of(geometry), config=config, weight=torch.from_numpy(p.w), sums={"products": sums_of(p, geometry, masked)})
+    got = config.method.scores(layer).numpy()
+    patches = naive_patches(p, geometry, p.mask if masked else None)
+    filters, channels, *kernel = p.w.shape
+    expected, outputs = np.zeros((filters, -(-channels // unit), *kernel)), 0.0
+    for f in range(filters):
+        x = patches[f // (filters // geometry.groups)].reshape(patches.shape[1], -1)
+        outputs += ((x @ p.w[f].reshape(-1)) ** 2).sum()
+        hessian = sum(np.outer(patch, patch) for patch in x)
+        inverted = np.linalg.inv(hessian + DAMPENING * hessian.diagonal().mean() * np.eye(len(hessian)))
+        place = np.arange(len(hessian)).reshape(channels, *kernel)
+        for k, u, v in np.ndindex(*expected.shape[1:]):
+            of = place[k * unit : (k + 1) * unit, u, v]
+            values = p.w[f, k * unit : (k + 1) * unit, u, v]
+            expected[f, k, u, v] = values @ np.linalg.inv(inverted[np.ix_(of, of)]) @ values / 2
+    np.testing.assert_allclose(got, expected / outputs, rtol=1e-6)
+
+
+def test_a_score_is_the_error_that_the_best_refit_leaves() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, w = torch.randn(50, 6, generator=generator, dtype=torch.float64), torch.randn(6, generator=generator, dtype=torch.float64)
+    inverted = inverse((x.T @ x)[None], dampening=0.0)[0]
+    for q in range(6):
+        others = [i for i in range(6) if i != q]
+        refit = torch.linalg.lstsq(x[:, others], (x @ w)[:, None]).solution
+        error = (x @ w - (x[:, others] @ refit)[:, 0]).square().sum() / 2
+        torch.testing.assert_close(w[q] ** 2 / (2 * inverted[q, q]), error)
+
+
+@pytest.mark.parametrize("geometry", CASES.values(), ids=CASES)
+def test_scores_of_blocks_are_what_is_missing_without_them(geometry: Geometry) -> None:
+    p = problem(geometry)
+    x, w = p.tensors("x", "w")
+    got = block_outputs(x, w, geometry.where, geometry.groups, geometry.output)
+    dense = reference.masked_conv2d(p.x, p.w, None, None, *geometry.where, groups=geometry.groups)
+    for c, i, j in np.ndindex(*p.mask.shape):
+        mask = np.ones_like(p.mask)
+        mask[c, i, j] = False
+        without = reference.masked_conv2d(p.x, p.w, None, mask, *geometry.where, groups=geometry.groups)
+        np.testing.assert_allclose(got[c, i, j], ((dense - without) ** 2).sum(), rtol=1e-9, atol=1e-12)
+    config, sums = FFPConfig(criterion="obs"), {"error": got, "outputs": torch.tensor([4.0], dtype=torch.float64)}
+    torch.testing.assert_close(config.method.scores(Layer(site=site_of(geometry), config=config, weight=w, sums=sums)), got / 8)
+
+
+@pytest.mark.parametrize("kind", ["blocks", "weights"])
+def test_batches_leave_the_same_sums_and_need_no_labels(kind: str) -> None:
+    data = samples(12, dtype=torch.float64)
+    data.labels.fill_(-1)
+
+    def run(size: int) -> dict[str, dict[str, Tensor]]:
+        return collect(varied(), data, OutputErrors(kind=kind), input_shape=SHAPE, config=CalibrationConfig(batch_size=size)).layers  # type: ignore[arg-type]
+
+    whole, pieces = run(12), run(5)
+    assert whole.keys() == set(CONVOLUTIONS)
+    for name, sums in whole.items():
+        for key, value in sums.items():
+            torch.testing.assert_close(pieces[name][key], value)
+
+
+def test_the_two_normalisations_are_the_same() -> None:
+    run = CalibrationRun(source=samples(6, dtype=torch.float64), input_shape=SHAPE)
+    model = varied()
+    blocks, weights = (run.collect(model, OutputErrors(kind=kind)).layers for kind in ("blocks", "weights"))  # type: ignore[arg-type]
+    for name in CONVOLUTIONS:
+        conv = model.get_submodule(name)
+        rows = conv.weight.detach().permute(0, 2, 3, 1).flatten(1).unflatten(0, (conv.groups, -1))
+        torch.testing.assert_close(((rows @ weights[name]["products"]) * rows).sum()[None], blocks[name]["outputs"])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"fwp": {"criterion": "obs"}},
+        {"fwp": {"criterion": "obs", "scope": "layer"}},
+        {"fwp": {"criterion": "obs", "share": "group", "lanes": 2}},
+        {"fwp": {"criterion": "obs-quad"}},
+        {"ffp": {"criterion": "obs"}},
+    ],
+)
+def test_every_door_keeps_what_is_asked_for(options: dict[str, dict[str, object]]) -> None:
+    run = CalibrationRun(source=samples(8, dtype=torch.float64), input_shape=SHAPE)
+    pruned = prune(varied(), prune_config(**{part: {**given, "ratio": 0.4} for part, given in options.items()}), run)  # type: ignore[arg-type]
+    kept, dense = count_macs(pruned.model, SHAPE), count_macs(varied(), SHAPE)
+    assert 0.5 * dense.macs < kept.macs < 0.8 * dense.macs
