@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -77,8 +78,16 @@ class Collector:
         return (self.conv.stride, padding, self.conv.dilation)
 
 
+class Acting(Protocol):
+    """What computes in a convolution's place."""
+
+    conv: nn.Conv2d
+
+    def forward(self, input: Tensor) -> Tensor: ...
+
+
 @contextmanager
-def measuring(collectors: Iterable[Collector]) -> Iterator[None]:
+def measuring(collectors: Iterable[Acting]) -> Iterator[None]:
     """Every collector computes in its convolution's place for the length of a with-block.
 
     Only `forward` is exchanged: the network meets its own modules, with their class, attributes, parameters and hooks.

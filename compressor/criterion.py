@@ -31,6 +31,8 @@ class Criterion:
     """Whether scores are divided by the cost in a layer's own list, too."""
     collects: str | None = None
     """The kind of statistics that it needs ("blocks" or "weights"); None: nothing, and no pass over the samples is made."""
+    reads_labels: bool = False
+    """Whether that pass needs the samples' labels."""
     defaults: Mapping[str, Any] = {}
     """Settings that take the place of the preset's."""
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .macs import count_macs
 
-_MEASURED = ("masked", "batchnorm_recalibrated", "finetuned")
+_MEASURED = ("masked", "reconstructed", "batchnorm_recalibrated", "finetuned")
 """Accuracies of the compressed network; the others are of the dense one, which stays what it was."""
 
 NOT_MEASURED = "the compressed network was not measured with these weights"

@@ -24,7 +24,7 @@ class TaylorBlocks(Criterion):
     """T as it was added up."""
 
     name, summary, unit = "taylor", "first-order rise of the loss when it is dropped", BLOCK
-    comparable, collects = True, "blocks"
+    comparable, collects, reads_labels = True, "blocks", True
 
     def measure(self, config: Any, sites: Sequence[ConvSite]) -> BlockScores:
         """T of every block."""

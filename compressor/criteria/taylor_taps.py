@@ -26,7 +26,7 @@ class TaylorTaps(Criterion):
     """T as it was added up for the sharing that is asked for."""
 
     name, summary, unit = "taylor", "first-order rise of the loss when it is dropped", TAP
-    comparable, per_cost, collects = True, True, "weights"
+    comparable, per_cost, collects, reads_labels = True, True, "weights", True
 
     def measure(self, config: Any, sites: Sequence[ConvSite]) -> WeightSums:
         """T of every tap."""

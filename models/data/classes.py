@@ -95,6 +95,8 @@ def class_names(names: Sequence[str] | None, labels: list[Tensor], where: str, w
     Raises RunError where the names are too few, or where nobody gave names and most of the labels up to the largest do not occur.
     """
     used = torch.unique(torch.cat(labels))
+    if int(used[0]) < 0:  # images without labels
+        return () if wanted is None else wanted.names, False
     count = 1 + int(used.max())
     if names is not None:
         if len(names) < count:

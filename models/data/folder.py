@@ -16,6 +16,11 @@ from .layout import SUFFIXES, Layout, find_parts, images_below, images_in, subfo
 from .raw import RawData, Reading
 
 Listing = tuple[list[str], Tensor]
+Found = tuple[dict[str, Listing], list[str] | None, list[str]]
+"""Paths and labels of every part, the names of classes (None where labels are numbers), and notes."""
+
+UNLABELLED = "none"
+"""labels= of images that have none, whatever their folders are called."""
 
 _FLAT = re.compile(r"(n\d{8})_")
 """How ImageNet's files begin where they lie in one folder: with the id of their class."""
@@ -25,7 +30,8 @@ def read_folder(root: str | None, reading: Reading) -> RawData:
     """Classes are the sorted folder names of the training part; images of any mode become RGB.
 
     The parts are train, val (valid, validation) and test in any case; with train and val but no test (ImageNet's layout) val is the test
-    part. With `reading.labels`, a file says the label of each image; without class folders, files named nXXXXXXXX_... have the id's class.
+    part. With `reading.labels`, a file says the label of each image; without class folders, files named nXXXXXXXX_... have the id's class,
+    and others have none, as all images below ROOT have with labels "none".
     Raises UsageError where ROOT is missing, RunError where a part holds no images, a class has none to train on, another part has a class
     of its own, or the names of folders can be read in two ways.
     """
@@ -34,7 +40,7 @@ def read_folder(root: str | None, reading: Reading) -> RawData:
             f"imagefolder: the folder {root!r} does not exist; write imagefolder:ROOT with class folders in ROOT/train and ROOT/test"
         )
     folder = Path(root)
-    listings, classes, notes = _labelled(folder, reading) if reading.labels is not None else _listed(folder, reading)
+    listings, classes, notes = _found(folder, reading)
     names, named = class_names(classes, [labels for _, labels in listings.values()], str(folder), reading.classes)
     paths = listings["train"][0]
     plan = choose_plan(lambda i: read_header(paths[i]), len(paths), sum(len(found) for found, _ in listings.values()), reading, str(folder))
@@ -59,7 +65,28 @@ def read_folder(root: str | None, reading: Reading) -> RawData:
     )
 
 
-def _labelled(folder: Path, reading: Reading) -> tuple[dict[str, Listing], list[str] | None, list[str]]:
+def _found(folder: Path, reading: Reading) -> Found:
+    """What the folder, or a file of labels, says."""
+    if reading.labels == UNLABELLED or (reading.labels is None and _is_bare(folder)):
+        return _unlabelled(folder)
+    return _labelled(folder, reading) if reading.labels is not None else _listed(folder, reading)
+
+
+def _is_bare(folder: Path) -> bool:
+    """Whether ROOT holds images, no folders, and no ids of classes in the names."""
+    files = images_in(folder)
+    return bool(files) and not subfolders(folder) and not any(map(_FLAT.match, files))
+
+
+def _unlabelled(folder: Path) -> Found:
+    """All images below ROOT, of class -1."""
+    paths = images_below(folder, {})
+    if not paths:
+        raise RunError(f"{folder} holds no images ({' '.join(SUFFIXES)})")
+    return {"train": (paths, torch.full((len(paths),), -1))}, [], ["the images have no labels"]
+
+
+def _labelled(folder: Path, reading: Reading) -> Found:
     """A file beside the images is found by its name alone."""
     file = Path(str(reading.labels))
     paths, labels, names, notes = read_labels(file if file.is_file() or not (folder / file).is_file() else folder / file, folder)

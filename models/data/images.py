@@ -91,6 +91,14 @@ class Split:
         smaller._positions = self._positions[indices]
         return smaller
 
+    def relabelled(self, labels: Tensor) -> "Split":
+        """The same samples with other labels, int64 [len]."""
+        other, source = copy.copy(self), copy.copy(self._source)
+        source.labels = source.labels.clone()
+        source.labels[self._positions] = labels
+        other._source = source
+        return other
+
     def _order(self, generator: torch.Generator | None, indices: Tensor | None) -> Tensor:
         chosen = torch.arange(len(self)) if indices is None else torch.as_tensor(indices, dtype=torch.int64).cpu()
         if len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < len(self):
@@ -135,6 +143,11 @@ class ImageData:
     channels: int | None = None
     labels: str | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the images have labels; those that have none are of class -1."""
+        return not bool((self.train.labels < 0).any())
 
     def to_json(self) -> dict[str, Any]:
         """Facts for a manifest: those named as `load_data`'s arguments make the same data again."""

@@ -77,7 +77,8 @@ def load_data(
     the shorter side, in (0,1], that is kept where nothing is random (0.875). channels: 1 or 3, where the source has the other.
     mean, std: per channel (or one for all), of pixels in [0,1]; None for the source's own (ImageNet's for RGB images).
     white: what pixels of arrays and of images of more than 8 bits are divided by. classes: their names in the order of labels (a list,
-    a file, or their number), of which the data may hold some. labels: of an image folder, a file of paths and labels.
+    a file, or their number), of which the data may hold some. labels: of an image folder, a file of paths and labels, or "none": images
+    without labels are of class -1, and serve what asks for none.
     Images are decoded when a split is first used; progress reports on that, and says in a line what was understood of odd data.
     Raises UsageError for an unknown spec, a missing folder or file, or a value out of range; RunError for broken content.
     """
@@ -263,9 +264,10 @@ def _unchanged(
 def _tell(data: ImageData, progress: Progress) -> None:
     """One line for data that are odd in some way, none for others."""
     if data.notes:
-        first = ", ".join(f"{name:.60}" for name in data.classes[:3]) + ", ..." * (len(data.classes) > 3)
+        some = ", ".join(f"{name:.60}" for name in data.classes[:3]) + ", ..." * (len(data.classes) > 3)
+        classes = f"{len(data.classes)} classes ({some})" if data.classes else "no classes"
         sizes = ", ".join(f"{name} {len(getattr(data, name))}" for name in ("train", "validation", "test"))
-        progress.log(f"data {data.name}: {len(data.classes)} classes ({first}), {sizes}; {'; '.join(data.notes)}")
+        progress.log(f"data {data.name}: {classes}, {sizes}; {'; '.join(data.notes)}")
 
 
 def _forms() -> list[str]:

@@ -153,7 +153,9 @@ def check_logits(logits: Any, labels: Tensor) -> None:
     if labels.dtype != torch.int64 or labels.dim() != 1:
         raise RunError(f"the labels are {labels.dtype} of shape {tuple(labels.shape)}; give one whole number (int64) for each image")
     if int(labels.min()) < 0:
-        raise RunError(f"the data hold class {int(labels.min())}; classes are numbered from 0")
+        raise RunError(
+            f"the data hold class {int(labels.min())}; classes are numbered from 0, and images without labels serve `compress --epochs 0`"
+        )
     if int(labels.max()) >= logits.shape[1]:
         raise RunError(f"the model has {logits.shape[1]} outputs but the data hold class {int(labels.max())}; build it with more classes")
 

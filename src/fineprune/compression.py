@@ -1,6 +1,6 @@
 """The main job: a trained network and its data become a bundle.
 
-    evaluate -> calibrate and mask -> recalibrate BatchNorm -> fine-tune -> evaluate -> bundle
+    evaluate -> calibrate and mask -> reconstruct -> recalibrate BatchNorm -> fine-tune -> evaluate -> bundle
 
 Each step's result is in the manifest, so that the bundle says what was saved and what it cost.
 """
@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ from fineprune.compressor.macs import MacReport, count_macs
 from fineprune.compressor.masks import WEIGHTS
 from fineprune.compressor.prune import CalibrationRun, Pruned, prunable, sharing
 from fineprune.compressor.prune import prune as prune_network
+from fineprune.compressor.reconstruct.run import ReconstructConfig, reconstruct_config
+from fineprune.compressor.reconstruct.run import reconstruct as reconstruct_network
 from fineprune.export.machine import machine_facts, package_versions
 from fineprune.models.data import ImageData, load_data
 from fineprune.models.training.batchnorm import recalibrate_batchnorm
@@ -48,6 +50,7 @@ from .claims import beforehand, chance_level, few_samples, saved, shortfall, zer
 from .masking import CubicSchedule, MaskUpdates
 from .networks import check_channels, completed, network_of, open_model
 from .round_trip import check_before, check_restored
+from .unlabelled import AGREEMENT, answered, check_criteria, check_training
 from .work_folder import work_folder
 
 FINETUNE = {"epochs": 10, "lr": 0.02, "schedule": "cosine", "weight_decay": 5e-4}
@@ -56,12 +59,13 @@ FINETUNE = {"epochs": 10, "lr": 0.02, "schedule": "cosine", "weight_decay": 5e-4
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Settings of one compression besides the network and the data. `finetune` None leaves the masked network as it is."""
+    """Settings of one compression besides the network and the data. `finetune` and `reconstruct` None leave that out."""
 
     config: PruneConfig = field(default_factory=PruneConfig)
     preset: str = "taylor"
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     finetune: TrainConfig | None = field(default_factory=lambda: TrainConfig(**FINETUNE))  # type: ignore[arg-type]
+    reconstruct: ReconstructConfig | None = None
     batchnorm_samples: int = 4096
     schedule: CubicSchedule | None = None
     """Masks come while the network is fine-tuned; None: at once, before it."""
@@ -72,6 +76,10 @@ class Job:
     def __post_init__(self) -> None:
         if self.schedule is not None:
             self.schedule.check(self.finetune)
+            if self.reconstruct is not None:
+                raise UsageError(
+                    "reconstruction refits the weights under final masks, and prune_schedule 'cubic' has none before it trains"
+                )
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for the manifest and for hashes; the device is left out, it does not decide the result."""
@@ -80,6 +88,7 @@ class Job:
             **self.config.to_json(),
             "calibration": {"samples": self.calibration.samples, "seed": self.calibration.seed, "batch_size": self.calibration.batch_size},
             "finetune": self.finetune.identity() if self.finetune else None,
+            "reconstruct": asdict(self.reconstruct) if self.reconstruct else None,
             "batchnorm_samples": self.batchnorm_samples,
             "compare_dense": self.compare_dense,
             **({} if self.schedule is None else {"prune_schedule": self.schedule.to_json()}),
@@ -103,6 +112,7 @@ def compress(
     samples: int | None = None,
     statistics: Path | str | None = None,
     output: Path | str | None = None,
+    reconstruct: bool | Mapping[str, Any] | None = None,
     compare_dense: bool = False,
     device: str = "auto",
     progress: Progress | None = None,
@@ -114,7 +124,8 @@ def compress(
     prune: the fraction of the convolutions' multiply-adds to drop, which the preset splits between blocks and weights; or ffp, fwp: the
     fraction of blocks and of weights, each also as a mapping with any field of FFPConfig and FWPConfig. prune_schedule: when masks come,
     "one-shot", "cubic", or a mapping (name, share, updates, samples). epochs: of fine-tuning (0: none); distill: the share of the loss that
-    the dense network teaches, or a mapping (share, temperature, features, layers); `finetune` gives all settings. samples: calibrate on so
+    the dense network teaches, or a mapping (share, temperature, features, layers); `finetune` gives all settings. reconstruct: whether
+    kept weights are refitted first (None: where nothing is trained), or a mapping (images, columns, memory_bytes). samples: calibrate on so
     many. statistics: a folder of `fineprune calibrate`. progress: `Lines()`, the default, `Bars()` or `Silent()` of common.progress.
 
     UsageError for other arguments, and (also RunError) for a network that a bundle would not give back: before any work.
@@ -123,29 +134,36 @@ def compress(
     check_arguments(statistics=statistics, output=output)
     check_progress(progress)
     check_named(model, checkpoint=checkpoint, model_args=model_args)
+    training = _finetuning(finetune, epochs=epochs, distill=distill)
     job = Job(
         config=prune_config(preset, ratio=prune, ffp=ratio_settings(ffp), fwp=ratio_settings(fwp)),
         preset=preset,
         calibration=CalibrationConfig(samples=samples),
-        finetune=_finetuning(finetune, epochs=epochs, distill=distill),
+        finetune=training,
+        reconstruct=reconstruct_config(reconstruct, default=training is None),
         schedule=CubicSchedule.of(prune_schedule),
         compare_dense=compare_dense,
         device=device,
     )
     loaded = load_data(data) if isinstance(data, str) else data
-    spec = ModelSpec(name=model, args=dict(model_args or {})) if isinstance(model, str) else model
     progress = progress or Lines()
-    before = None
-    if isinstance(spec, Bundle):
-        before, network = spec, network_of(spec)
-        module, named = network.model, network.spec
-    elif isinstance(spec, ModelSpec):
-        network = open_model(spec, checkpoint=checkpoint, data=loaded, progress=progress)
-        module, named = network.model, network.spec
-    else:
-        module, named = spec, None
-        check_channels(module, loaded.input_shape)
+    spec = ModelSpec(name=model, args=dict(model_args or {})) if isinstance(model, str) else model
+    module, named, before = _opened(spec, checkpoint, loaded, progress)
     return compress_network(module, loaded, job, spec=named, before=before, statistics=statistics, output=output, progress=progress)
+
+
+def _opened(
+    spec: nn.Module | ModelSpec | Bundle, checkpoint: Path | str | None, data: ImageData, progress: Progress
+) -> tuple[nn.Module, ModelSpec | None, Bundle | None]:
+    """The network, what builds it, and the bundle that it comes from."""
+    if isinstance(spec, Bundle):
+        opened = network_of(spec)
+        return opened.model, opened.spec, spec
+    if isinstance(spec, ModelSpec):
+        opened = open_model(spec, checkpoint=checkpoint, data=data, progress=progress)
+        return opened.model, opened.spec, None
+    check_channels(spec, data.input_shape)
+    return spec, None, None
 
 
 def calibration_run(
@@ -206,6 +224,8 @@ def compress_network(
     if broken is not None:
         raise RunError(f"{broken} of the network is NaN or infinite; load a checkpoint of a training that did not diverge")
     device = resolve_device(job.device)
+    check_criteria(data, job.config)
+    check_training(data, job.finetune)
     if job.finetune is not None:
         if job.schedule is not None:
             job.schedule.check_steps(job.finetune, len(data.train))
@@ -223,7 +243,10 @@ def compress_network(
     with ExitStack() as stack:
         group = stack.enter_context(joined())
         folder = group.on_first(lambda: stack.enter_context(work_folder(output, key)))
-        bundle = _Run(model, data, job, device, group.speaker(progress), folder, group).bundle(spec, given, before)
+        speaker, measure = group.speaker(progress), "accuracy"
+        if not data.labelled:
+            data, measure = answered(data, model, device, speaker, training=job.finetune is not None), AGREEMENT
+        bundle = _Run(model, data, job, device, speaker, folder, group, measure).bundle(spec, given, before)
         if output is not None:
             group.on_first(lambda: bundle.save(output))
     return bundle
@@ -240,6 +263,8 @@ class _Run:
     progress: Progress
     folder: Path | None
     group: Group
+    measure: str
+    """What stands for accuracy."""
 
     def bundle(self, spec: ModelSpec | None, statistics: Mapping[str, Statistics], before: Bundle | None = None) -> Bundle:
         """All steps in order."""
@@ -250,13 +275,15 @@ class _Run:
         check_before(self.model, self.fresh(spec), self.image())
         self.say(beforehand(report, found[0]))
         accuracy = {"dense": self.accuracy(self.model, "dense")}
-        self.say(chance_level(accuracy["dense"], getattr(self.data, self.held_out).labels))
-        self.say(few_samples(self.calibration_labels(), len(self.data.classes)))
+        if self.measure != AGREEMENT:
+            self.say(chance_level(accuracy["dense"], getattr(self.data, self.held_out).labels))
+            self.say(few_samples(self.calibration_labels(), len(self.data.classes)))
         history: dict[str, Any] = {}
+        reconstruction: dict[str, Any] = {}
         if self.job.schedule is None:
             pruned = prune_network(self.model, self.job.config, calibration, found=found, statistics=statistics)
             masked_report = self.masked(pruned, report)
-            accuracy |= self.untrained(pruned.model)
+            reconstruction = self.untrained(pruned.model, calibration, accuracy)
             if self.job.finetune is not None:
                 history["finetune"] = self.finetune(pruned.model, "finetune")
         else:
@@ -270,11 +297,13 @@ class _Run:
                 dense = copied(self.model)
                 history["dense_finetune"] = self.finetune(dense, "dense-finetune")
                 accuracy["dense_finetuned"] = self.accuracy(dense, "dense, fine-tuned alike")
+        measured = {"measure": self.measure} if self.measure == AGREEMENT else {}
         facts = {
             **self.identity(spec),
             **pruned_before(before),
             **saved(self.job.config, pruned, report, masked_report),
-            "accuracy": {**accuracy, "split": self.held_out, "samples": len(getattr(self.data, self.held_out))},
+            "accuracy": {**accuracy, **measured, "split": self.held_out, "samples": len(getattr(self.data, self.held_out))},
+            **reconstruction,
             "training": history,
         }
         earlier = sharing(before.groups, pruned.masks[WEIGHTS.name]) if before else {}
@@ -291,12 +320,15 @@ class _Run:
         self.say(zero_weights(dense, report))
         return report
 
-    def untrained(self, model: nn.Module) -> dict[str, float | None]:
-        """Accuracies of the masked network before any training; its BatchNorm statistics are chosen."""
-        accuracy = {"masked": self.accuracy(model, "masked")}
+    def untrained(self, model: nn.Module, calibration: CalibrationRun, accuracy: dict[str, float | None]) -> dict[str, Any]:
+        """What goes before any training: kept weights are refitted, BatchNorm statistics chosen, and after each it is measured."""
+        accuracy["masked"] = self.accuracy(model, "masked")
+        reconstruction = self.reconstruct(model, calibration)
+        if reconstruction:
+            accuracy["reconstructed"] = self.accuracy(model, "reconstructed")
         if self.recalibrate(model):
             accuracy["batchnorm_recalibrated"] = self.accuracy(model, "BatchNorm chosen")
-        return accuracy
+        return reconstruction
 
     def fresh(self, spec: ModelSpec | None) -> nn.Module:
         """The dense architecture as commands that read the bundle have it: built again by name, or the caller's module."""
@@ -338,8 +370,19 @@ class _Run:
             return None
         options: dict[str, Any] = {"device": self.device, "progress": self.progress, "group": self.group}
         result = evaluate(model, split, description=description, **options)
-        self.progress.log(f"{description}: {self.held_out} accuracy {result.accuracy:.2%}")
+        self.progress.log(f"{description}: {self.held_out} {self.measure} {result.accuracy:.2%}")
         return result.accuracy
+
+    def reconstruct(self, model: nn.Module, calibration: CalibrationRun) -> dict[str, Any]:
+        """Refit the weights that masks left; what was done, for the manifest."""
+        if self.job.reconstruct is None:
+            return {}
+        run = replace(calibration, folder=self.folder)
+        done = reconstruct_network(self.model, model, run, self.job.reconstruct)
+        others = [f"{skipped.name} ({skipped.reason})" for skipped in done.left]
+        left = f"; the weights of others stay: {', '.join(others)}" if others else ""
+        self.progress.log(f"reconstructed {len(done.layers)} layers on {done.images} images in {done.seconds:.0f} s{left}")
+        return {"reconstruction": {**asdict(done), "left": [asdict(skipped) for skipped in done.left]}}
 
     def recalibrate(self, model: nn.Module) -> bool:
         """BatchNorm statistics of the masked network over training samples; the dense network's stay where they validate better.

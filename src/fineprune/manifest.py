@@ -12,11 +12,19 @@ from fineprune.compressor.masks import KINDS
 STEPS = {
     "dense": "dense",
     "masked": "masked",
+    "reconstructed": "reconstructed",
     "batchnorm_recalibrated": "BatchNorm\nchosen",
     "finetuned": "fine-tuned",
     "dense_finetuned": "dense,\nfine-tuned alike",
 }
 """Keys of a manifest's accuracies, in order, and how they read on an axis."""
+
+
+def final_accuracy(accuracy: dict[str, Any]) -> float | None:
+    """Of the compressed network after the last step that was measured."""
+    last_first = ("finetuned", "batchnorm_recalibrated", "reconstructed", "masked")
+    return next((accuracy[step] for step in last_first if accuracy.get(step) is not None), None)
+
 
 _SHARE = Within(float, -1, 2)
 """A fraction of something, give or take rounding."""
@@ -47,7 +55,7 @@ _FACTS = {
         **dict.fromkeys(("macs", "macs_dense", "conv_macs", "conv_macs_dense", "thesis_ops", "thesis_ops_dense"), _COUNT),
         "layers": [{"name": str, "macs": _COUNT, "macs_dense": _COUNT}],
     },
-    "accuracy": {**{step: Maybe(_SHARE) for step in STEPS}, "split": str, "samples": _WHOLE, "note": Maybe(str)},
+    "accuracy": {**{step: Maybe(_SHARE) for step in STEPS}, "split": str, "samples": _WHOLE, "note": Maybe(str), "measure": Maybe(str)},
     "training": {"finetune": _TRAINING, "dense_finetune": _TRAINING},
     "machine": {},
 }

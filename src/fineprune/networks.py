@@ -166,14 +166,14 @@ def check_channels(model: nn.Module, input_shape: tuple[int, int, int], spec: Mo
 def completed(spec: ModelSpec, input_shape: tuple[int, int, int], data: ImageData | None) -> ModelSpec:
     """`spec` with what data say: channels, image size and (given data) the number of classes, where the network takes them."""
     known: dict[str, Any] = {"in_channels": input_shape[0], "image_size": input_shape[1]}
-    if data is not None:
+    if data is not None and data.classes:
         known["num_classes"] = len(data.classes)
     return spec.completed(**known)
 
 
 def load_arguments(facts: dict[str, Any]) -> dict[str, Any]:
     """Arguments of `load_data` that give a manifest's data with the same split and normalisation."""
-    given = {key: facts[key] for key in DATA_ARGUMENTS if facts.get(key) is not None}
+    given = {key: facts[key] for key in DATA_ARGUMENTS if facts.get(key) not in (None, [])}
     return {"spec": facts["spec"], "mean": tuple(facts["mean"]), "std": tuple(facts["std"]), **given}
 
 

@@ -15,6 +15,7 @@ from fineprune.common.progress import Lines, Progress
 
 from . import __version__
 from .arguments import check_arguments, check_progress
+from .manifest import final_accuracy
 from .recipe import bench_config, finetune_of, job_of, read_recipe, train_config
 
 
@@ -182,7 +183,7 @@ class _Pipeline:
 def summarise(folder: Path, compress: dict[str, Any], export: dict[str, Any], bench: dict[str, Any] | None) -> dict[str, Any]:
     """The figures that decide whether the compressed network is worth having, with the ones to compare them to."""
     accuracy, macs = compress["accuracy"], compress["macs"]
-    final = next((accuracy[key] for key in ("finetuned", "batchnorm_recalibrated", "masked") if accuracy.get(key) is not None), None)
+    final = final_accuracy(accuracy)
     latency: dict[str, dict[str, float]] = {}
     for row in bench["rows"] if bench else ():
         latency.setdefault(row["runtime"], {})[f"batch {row['batch_size']}, {row['threads']} threads"] = row["median_ms"]

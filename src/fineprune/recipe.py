@@ -4,7 +4,8 @@
 [data]      spec and any argument of load_data
 [train]     fields of TrainConfig; asynchronous = { algorithm = "lc-asgd", workers = 8 } and other fields of AsyncConfig
 [compress]  preset, prune (a ratio) or ffp and fwp (a ratio or a table), samples, calibration_batch_size, compare_dense,
-            batchnorm_samples, seed, prune_schedule ("cubic" or { name = "cubic", share = 0.45, updates = 8, samples = 1024 })
+            batchnorm_samples, seed, prune_schedule ("cubic" or { name = "cubic", share = 0.45, updates = 8, samples = 1024 }),
+            reconstruct (true, false or a table: images, columns, memory_bytes)
 [finetune]  fields of TrainConfig, distill = 0.9 or { share = 0.9, temperature = 4.0,
             features = 1.0, layers = ["layer1"] } among them; epochs = 0 leaves it out
 [export]    plain, parity_samples
@@ -48,7 +49,7 @@ _TABLES: dict[str, dict[str, tuple[type, ...]]] = {
             "samples": (int,),
             "calibration_batch_size": (int,),
         },
-        **{"compare_dense": (bool,), "batchnorm_samples": (int,), "seed": (int,)},
+        **{"compare_dense": (bool,), "batchnorm_samples": (int,), "seed": (int,), "reconstruct": (bool, dict)},
     },
     "finetune": {},
     "export": {"plain": (bool,), "parity_samples": (int,)},
@@ -110,12 +111,13 @@ def job_of(settings: Settings, device: str = "auto") -> "Job":
     """Of [compress] and [finetune]."""
     from fineprune.calibrate.collect import CalibrationConfig
     from fineprune.compressor.config import prune_config
+    from fineprune.compressor.reconstruct.run import reconstruct_config
 
     from .compression import Job, ratio_settings
     from .masking import CubicSchedule
 
     table = settings.get("compress", {})
-    preset = table.get("preset", "taylor")
+    preset, finetune = table.get("preset", "taylor"), finetune_of(settings)
     return Job(
         config=prune_config(
             preset, ratio=table.get("prune"), ffp=ratio_settings(table.get("ffp", 0.0)), fwp=ratio_settings(table.get("fwp", 0.0))
@@ -124,7 +126,8 @@ def job_of(settings: Settings, device: str = "auto") -> "Job":
         calibration=CalibrationConfig(
             samples=table.get("samples"), batch_size=table.get("calibration_batch_size", 128), seed=table.get("seed", 0)
         ),
-        finetune=finetune_of(settings),
+        finetune=finetune,
+        reconstruct=reconstruct_config(table.get("reconstruct"), default=finetune is None),
         schedule=CubicSchedule.of(table.get("prune_schedule")),
         compare_dense=table.get("compare_dense", False),
         batchnorm_samples=table.get("batchnorm_samples", 4096),

@@ -13,7 +13,7 @@ from fineprune.compressor.bundle import Bundle
 from fineprune.compressor.masks import KINDS
 from fineprune.compressor.masks.kind import label
 
-from .manifest import STEPS, check_facts, masked_meanwhile, read_bundle, taught, zeros_pruned
+from .manifest import STEPS, check_facts, final_accuracy, masked_meanwhile, read_bundle, taught, zeros_pruned
 from .pictures import picture, plain
 
 if TYPE_CHECKING:
@@ -41,7 +41,13 @@ def write_report(bundle: Bundle | Path | str, path: Path | str, *, bench: dict[s
         _summary(facts),
     ]
     if any(accuracy.get(step) is not None for step in STEPS):
-        sections.append(_section("Accuracy", accuracy_figure(accuracy), f"on {accuracy['samples']} {accuracy['split']} images"))
+        sections.append(
+            _section(
+                "Accuracy",
+                accuracy_figure(accuracy),
+                f"{accuracy.get('measure', 'accuracy')} on {accuracy['samples']} {accuracy['split']} images",
+            )
+        )
     sections.append(_section("Multiply-adds by layer", macs_figure(macs["layers"]), "light: dense, dark: kept under the masks"))
     for kind in KINDS:
         masks = {name: at for name, mask in bundle.masks[kind.name].items() if (at := kind.as_block_mask(mask)) is not None}
@@ -170,7 +176,7 @@ def _section(title: str, figure: "Figure", caption: str) -> str:
 
 def _summary(facts: dict[str, Any]) -> str:
     macs, ratios, accuracy = facts["macs"], facts["ratios"], facts["accuracy"]
-    final = next((accuracy[k] for k in ("finetuned", "batchnorm_recalibrated", "masked") if accuracy.get(k) is not None), None)
+    final = final_accuracy(accuracy)
     rows = [
         ("all multiply-adds, million", f"{macs['macs_dense'] / 1e6:.2f}", f"{macs['macs'] / 1e6:.2f}"),
         ("convolution multiply-adds, million", f"{macs['conv_macs_dense'] / 1e6:.2f}", f"{macs['conv_macs'] / 1e6:.2f}"),

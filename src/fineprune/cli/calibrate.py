@@ -37,6 +37,7 @@ def calibrate(output: Path, device: str, **options: Any) -> None:
     from fineprune.models.training.device import resolve_device
 
     from ..compression import calibration_run
+    from ..unlabelled import check_criteria
     from .render import say
 
     config = prune_settings(options)
@@ -49,6 +50,7 @@ def calibrate(output: Path, device: str, **options: Any) -> None:
     check_named(options)
     warn_random(options)
     data = open_data(options)
+    check_criteria(data, config)
     network = open_network(options, data)
     with joined() as group:
         progress = group.speaker(Bars())

@@ -43,6 +43,11 @@ from .training_options import distill_options, training_options, training_settin
 )
 @distill_options
 @stack(
+    click.option(
+        "--reconstruct/--no-reconstruct",
+        default=None,
+        help="Refit the kept weights layer by layer, without labels, before the fine-tuning (default: where --epochs 0 leaves that out).",
+    ),
     click.option("--compare-dense", is_flag=True, help="Fine-tune the dense network in the same way, too, and report its accuracy beside."),
     section=TRAINING,
 )
@@ -70,17 +75,20 @@ def compress(as_json: bool, output: Path, device: str, **options: Any) -> None:
     from fineprune.common.processes import joined
     from fineprune.common.progress import Bars
     from fineprune.compressor.bundle import check_target
+    from fineprune.compressor.reconstruct.run import reconstruct_config
 
     from ..compression import Job, compress_network, finetune_config
     from ..networks import load_arguments, named_data
     from ..trust import named_again
     from .render import print_compression, print_json, say
 
+    finetune = finetune_config(**training_settings(options))
     job = Job(
         config=prune_settings(options),
         preset=options["preset"],
         calibration=CalibrationConfig(samples=options["samples"], batch_size=options["calibration_batch_size"], seed=options["seed"]),
-        finetune=finetune_config(**training_settings(options)),
+        finetune=finetune,
+        reconstruct=reconstruct_config(options["reconstruct"], default=finetune is None),
         schedule=schedule_settings(options),
         compare_dense=options["compare_dense"],
         device=device,

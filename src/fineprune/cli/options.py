@@ -51,7 +51,7 @@ data_options = stack(
         metavar="KEY=VALUE",
         multiple=True,
         help="Say how the data set is read (repeatable): validation=0.1, seed=0, image_size=224, crop=0.875, channels=3, "
-        "mean=0.5,0.5,0.5, std=..., white=4095, classes=FILE or labels=FILE.",
+        "mean=0.5,0.5,0.5, std=..., white=4095, classes=FILE, labels=FILE, or labels=none for images without any.",
     ),
     section=NETWORK,
 )

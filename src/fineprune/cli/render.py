@@ -84,13 +84,14 @@ def print_compression(facts: dict[str, Any]) -> None:
     steps = {
         "dense": "dense network",
         "masked": "masked",
+        "reconstructed": "reconstructed",
         "batchnorm_recalibrated": "BatchNorm chosen",
         "finetuned": f"fine-tuned{masked_meanwhile(facts)}{taught(facts)}",
         "dense_finetuned": "dense network, fine-tuned alike",
     }
     rows = [[text, f"{accuracy[key]:.2%}"] for key, text in steps.items() if accuracy.get(key) is not None]
     if rows:
-        print_table(f"accuracy on {accuracy['samples']} {accuracy['split']} images", ["", "accuracy"], rows)
+        print_table(f"{accuracy.get('measure', 'accuracy')} on {accuracy['samples']} {accuracy['split']} images", ["", "accuracy"], rows)
     asked, achieved = ratios["asked"], ratios["achieved"]
     rows = [
         *(

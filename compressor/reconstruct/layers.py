@@ -1,0 +1,95 @@
+"""Which layers of a masked network can be refitted, in the order in which they run."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from fineprune.calibrate.convolutions import Skipped
+from fineprune.calibrate.layers import measuring
+
+from ..bake import masked_layers
+from ..layers import MaskedConv2d
+from .passes import Tap, forward
+
+Outputs = dict[str, list[tuple[int, int]]]
+"""By layer, in the order of their first calls: filters and positions of the output of each call."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shared:
+    """A weight that is refitted: the layers that compute with it (nearly always one), and the outputs of all their calls in one pass."""
+
+    names: tuple[str, ...]
+    outputs: list[tuple[int, int]]
+    inputs: int
+    """Weights of a filter."""
+
+    @property
+    def name(self) -> str:
+        """That of its first layer."""
+        return self.names[0]
+
+
+def refittable(model: nn.Module, outputs: Outputs) -> tuple[list[Shared], list[Skipped]]:
+    """The weights of masked convolutions in the order of their first use, and the layers that keep theirs, with reasons.
+
+    Layers that share a weight are refitted together, for which they must have the same weight masks, groups and bias.
+    """
+    masked = dict(masked_layers(model))
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                owners.setdefault(id(parameter), []).append(name)
+    found: list[Shared] = []
+    left: list[Skipped] = []
+    for name, module in model.named_modules():
+        if name not in masked:
+            if isinstance(module, nn.Linear | _ConvNd):
+                left.append(Skipped(name=name, reason="it carries no masks"))
+            continue
+        sharing = owners[id(module.weight)]
+        if reason := _why_not(name, sharing, masked, outputs):
+            left.append(Skipped(name=name, reason=reason))
+        elif name == min(sharing, key=list(outputs).index):
+            names = (name, *(other for other in sharing if other != name))
+            found.append(Shared(names=names, outputs=[o for n in names for o in outputs[n]], inputs=module.weight[0].numel()))
+    return sorted(found, key=lambda shared: list(outputs).index(shared.name)), left
+
+
+def _why_not(name: str, sharing: list[str], masked: dict[str, MaskedConv2d], outputs: Outputs) -> str | None:
+    if name not in outputs:
+        return "the forward pass does not call it"
+    layer = masked[name]
+    for other in sharing:
+        if other not in masked or other not in outputs:
+            return f"it shares its weight with {other}, which carries no masks or is not called"
+        twin = masked[other]
+        if twin.bias is not layer.bias or twin.groups != layer.groups or not torch.equal(kept(twin), kept(layer)):
+            return f"it shares its weight with {other}, which has other weight masks, groups or another bias"
+    return None
+
+
+def kept(layer: MaskedConv2d) -> Tensor:
+    """bool [F,C/groups,kh,kw]: the weights that stay."""
+    mask = layer.weight_mask
+    return torch.ones_like(layer.weight, dtype=torch.bool) if mask is None else mask
+
+
+def outputs_of(model: nn.Module, images: Tensor, names: Iterable[str]) -> Outputs:
+    """What the convolutions `names` of `model` put out, seen in one pass of images[N,C,H,W]."""
+    found: Outputs = {}
+
+    def see(name: str, x: Tensor, convolve: Callable[[Tensor], Tensor]) -> Tensor:
+        y = convolve(x)
+        found.setdefault(name, []).append((y.shape[1], y.shape[2] * y.shape[3]))
+        return y
+
+    convs = {name: model.get_submodule(name) for name in names}
+    with measuring([Tap(conv, partial(see, name)) for name, conv in convs.items() if isinstance(conv, nn.Conv2d)]):
+        forward(model, images)
+    return found

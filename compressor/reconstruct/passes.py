@@ -1,0 +1,132 @@
+"""Forward passes that stop at a layer and start at a module before it, so that a layer costs what lies between and not the whole network.
+
+A pass may start at a module whose input is all that later layers depend on (a block of a ResNet, any layer of a chain): then its inputs,
+kept from the pass before, take the place of its argument, and whatever comes before it runs on one image of noise and is not used. That a
+module is such a place is not read off the network's code but tried: the outputs, and every layer's inputs, must stay what they were.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import chain
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fineprune.calibrate.convolutions import evaluating
+from fineprune.calibrate.steadiness import difference
+
+_SAME = 1e-6
+"""Share of the largest value by which two equal computations may differ."""
+
+
+class _Stopped(BaseException):
+    """Ends a forward pass from inside; no handler in a network's own code catches it."""
+
+
+class Tap:
+    """Runs in the place of a convolution's forward, for `calibrate.layers.measuring`: `see` makes the output of the input."""
+
+    def __init__(self, conv: nn.Conv2d, see: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]) -> None:
+        self.conv, self._convolve, self._see = conv, conv.forward, see
+
+    def forward(self, input: Tensor) -> Tensor:
+        """x[N,C,H,W] -> y[N,F,oh,ow]."""
+        return self._see(input, self._convolve)
+
+
+def stop() -> None:
+    """Called inside a pass, ends it."""
+    raise _Stopped
+
+
+class Start(NamedTuple):
+    """A module, and what it gets in the place of its argument."""
+
+    module: nn.Module
+    value: Tensor
+
+
+def forward(model: nn.Module, images: Tensor, start: Start | None = None) -> Any:
+    """What `model` gives for images[N,C,H,W]; None where something stopped it. In eval mode, without gradients.
+
+    With `start`, what follows it has that value's samples, and `images` only lead there.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(model))
+        stack.enter_context(torch.no_grad())
+        if start is not None:
+            replace = start.module.register_forward_pre_hook(lambda module, args: (start.value.clone(), *args[1:]), prepend=True)
+            stack.callback(replace.remove)
+        try:
+            return model(images.clone())
+        except _Stopped:
+            return None
+
+
+@contextmanager
+def noting(modules: Mapping[str, nn.Module], note: Callable[[str, tuple[Any, ...]], None]) -> Iterator[None]:
+    """`note` gets the name and arguments of every call of `modules`, before their own hooks do."""
+    handles = [
+        module.register_forward_pre_hook(lambda module, args, name=name: note(name, args), prepend=True) for name, module in modules.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class Starts:
+    """Where passes of `model` may start, tried on images[N,C,H,W]; `layers` are the names of those whose inputs matter."""
+
+    def __init__(self, model: nn.Module, images: Tensor, layers: Sequence[str]) -> None:
+        self._model, self._images = model, images
+        self.noise = torch.randn(1, *images.shape[1:], generator=torch.Generator().manual_seed(0)).to(images)
+        """What leads to a start, [1,C,H,W]."""
+        self._layers = {name: model.get_submodule(name) for name in layers}
+        self._modules = {name: module for name, module in model.named_modules() if name}
+        self._order: list[str] = []
+        self._arguments: dict[str, list[tuple[Any, ...]]] = {}
+        with noting(self._modules, self._note):
+            self._output = forward(model, images)
+        self._able: dict[str, bool] = {}
+
+    def _note(self, name: str, args: tuple[Any, ...]) -> None:
+        self._order.append(name)
+        self._arguments.setdefault(name, []).append(tuple(a.detach().clone() if isinstance(a, Tensor) else a for a in args))
+
+    def before(self, layer: str, largest: float) -> str | None:
+        """The last module up to the first call of `layer` where a pass may start, of those with at most `largest` numbers a sample."""
+        for name in reversed(self._order[: self._order.index(layer) + 1]):
+            if self.numbers(name) <= largest and self._is_able(name):
+                return name
+        return None
+
+    def numbers(self, name: str) -> float:
+        """Of a sample in the input of a module; infinite where a pass cannot start there, whatever it depends on."""
+        calls = self._arguments[name]
+        usable = len(calls) == 1 and len(calls[0]) == 1 and isinstance(calls[0][0], Tensor) and len(calls[0][0]) == len(self._images)
+        return calls[0][0].numel() / len(self._images) if usable else float("inf")
+
+    def _is_able(self, name: str) -> bool:
+        if name not in self._able:
+            self._able[name] = self._agrees(name)
+        return self._able[name]
+
+    def _agrees(self, name: str) -> bool:
+        later = self._order[self._order.index(name) :]
+        layers = [layer for layer in self._layers if layer in later and self._order.index(layer) >= self._order.index(name)]
+        inputs: dict[str, list[tuple[Any, ...]]] = {layer: [] for layer in layers}
+        try:
+            with noting({layer: self._layers[layer] for layer in layers if layer != name}, lambda layer, args: inputs[layer].append(args)):
+                output = forward(self._model, self.noise, Start(self._modules[name], self._arguments[name][0][0]))
+        except Exception:  # the network's own code does not bear two sizes of batch
+            return False
+        calls = [(inputs[layer], self._arguments[layer]) for layer in layers if layer != name]
+        same = all(len(one) == len(other) and all(map(_same, chain(*one), chain(*other))) for one, other in calls)
+        return same and _same(output, self._output)
+
+
+def _same(one: Any, other: Any) -> bool:
+    return isinstance(one, Tensor) and isinstance(other, Tensor) and difference(one, other) <= _SAME

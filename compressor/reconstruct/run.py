@@ -1,0 +1,128 @@
+"""Reconstruction, layer by layer in network order: inputs of the network as refitted so far, targets of the dense one, weights."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fineprune.calibrate.convolutions import Skipped
+from fineprune.common.errors import RunError, UsageError
+from fineprune.common.processes import joined
+
+from ..bake import masked_layers
+from ..layers import MaskedConv2d
+from ..prune import CalibrationRun
+from .gram import Gram
+from .inputs import Inputs
+from .layers import kept, outputs_of, refittable
+from .refit import refit, ridge_of
+from .store import Store
+from .stream import Stream
+from .targets import Targets
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructConfig:
+    """What is read, and what is kept in memory.
+
+    images: of the training set, a seeded choice. columns: samples of a layer's inputs for each weight of a filter, at most (positions are
+    drawn where outputs are large). memory_bytes: of kept activations, beside one layer's matrices and the pass of one batch.
+    """
+
+    images: int = 512
+    columns: int = 64
+    memory_bytes: int = 1 << 30
+
+    def __post_init__(self) -> None:
+        for name, least in (("images", 1), ("columns", 1), ("memory_bytes", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise UsageError(f"reconstruct {name} is a whole number of at least {least}, got {value!r}")
+
+
+def reconstruct_config(asked: bool | Mapping[str, Any] | None, *, default: bool) -> ReconstructConfig | None:
+    """Settings from yes, no, a table of them, or None: the default. UsageError for others."""
+    if isinstance(asked, Mapping):
+        accepted = [field.name for field in fields(ReconstructConfig)]
+        if unknown := sorted(set(asked) - set(accepted)):
+            raise UsageError(f"unknown reconstruct setting {unknown[0]!r}; known are {', '.join(accepted)}")
+        return ReconstructConfig(**asked)
+    if not isinstance(asked, bool | None):
+        raise UsageError(f"reconstruct is true, false or a table of settings, got {asked!r:.80}")
+    return ReconstructConfig() if asked or (asked is None and default) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstructed:
+    """The layers that were refitted, those that keep their weights and why, the images that were read, and the seconds that it took."""
+
+    layers: list[str]
+    left: list[Skipped] = field(default_factory=list)
+    images: int
+    seconds: float
+
+
+def reconstruct(dense: nn.Module, masked: nn.Module, run: CalibrationRun, config: ReconstructConfig | None = None) -> Reconstructed:
+    """Refit the weights of `masked`, in place, so that its layers answer on the samples of `run` as those of `dense` do.
+
+    No labels are read. Weights that masks drop become zero. With `run.folder`, layers that are finished are kept there, and an interrupted
+    run goes on after them, to the same weights. In the processes of torchrun each takes every n-th batch.
+    RunError for an empty source, or inputs that are not finite.
+    """
+    begun, config = time.monotonic(), config or ReconstructConfig()
+    for model in (dense, masked):
+        model.to(run.device)
+    with joined() as group:
+        progress = group.speaker(run.progress)
+        stream = Stream(run, config.images, group)
+        convs = dict(masked_layers(masked))
+        order, left = refittable(masked, outputs_of(dense, stream.few(), convs))
+        layers = [convs[shared.name] for shared in order]
+        settings = {**asdict(config), "seed": run.config.seed, "data": run.config.data, "input_shape": list(run.input_shape)}
+        store = Store(run.folder and run.folder / "reconstruction", dense, masked, settings)
+        done = group.on_first(lambda: store.load([{key: tuple(value.shape) for key, value in _state(layer).items()} for layer in layers]))
+        for layer, state in zip(layers, done, strict=False):
+            _set(layer, state)
+        targets = Targets(dense, order, stream, config.columns, config.memory_bytes / 2)
+        inputs = Inputs(masked, order, stream, config.memory_bytes / 2)
+        rest = range(len(done), len(order))
+        for place in progress(rest, total=len(order), description="reconstructing", start=len(done)):
+            gram = inputs.gram(place, targets.of(place)).total(group)
+            _set(layers[place], group.on_first(partial(_refitted, order[place].name, layers[place], gram)))
+            group.on_first(partial(store.save, place, _state(layers[place])))
+    names = [name for shared in order for name in shared.names]
+    return Reconstructed(layers=names, left=left, images=stream.images, seconds=time.monotonic() - begun)
+
+
+def _refitted(name: str, layer: MaskedConv2d, gram: Gram) -> dict[str, Tensor]:
+    """Weight and bias, of H [groups,d,d] and G [groups,d,F/groups]."""
+    if not (gram.inputs.isfinite().all() and gram.products.isfinite().all()):
+        raise RunError(f"{name} has inputs or outputs that are NaN or infinite; check the checkpoint and the normalisation of the data")
+    bias = layer.bias is not None
+    before = layer.weight.detach().cpu().double().reshape(layer.groups, -1, layer.weight[0].numel())
+    stay = kept(layer).cpu().reshape(before.shape)
+    if layer.bias is not None:
+        before = torch.cat([before, layer.bias.detach().cpu().double().reshape(layer.groups, -1, 1)], 2)
+        stay = torch.cat([stay, torch.ones_like(stay[:, :, :1])], 2)
+    found = torch.stack(
+        [
+            refit(inputs, products, old, keep, ridge_of(inputs, bias=bias))
+            for inputs, products, old, keep in zip(gram.inputs, gram.products, before, stay, strict=True)
+        ]
+    ).float()
+    weight = found[:, :, : layer.weight[0].numel()].reshape(layer.weight.shape).contiguous()
+    return {"weight": weight, "bias": found[:, :, -1].flatten().contiguous()} if bias else {"weight": weight}
+
+
+def _state(layer: MaskedConv2d) -> dict[str, Tensor]:
+    return {name: value for name, value in (("weight", layer.weight), ("bias", layer.bias)) if value is not None}
+
+
+def _set(layer: MaskedConv2d, state: dict[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, value in _state(layer).items():
+            value.copy_(state[name])
