@@ -38,7 +38,7 @@ def inverses(fisher: Tensor, dampening: float = DAMPENING) -> Tensor:
 class _Fisher(Criterion):
     """What both units have in common."""
 
-    comparable, per_cost, collects = True, True, "weights"
+    comparable, per_cost, collects, reads_labels = True, True, "weights", True
 
     def measure(self, config: Any, sites: Sequence[ConvSite]) -> Fisher:
         """F of every block of weights."""
