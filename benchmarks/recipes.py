@@ -31,11 +31,15 @@ from fineprune.networks import open_model
 
 DENSE = "dense"
 RECIPES: dict[str, dict[str, Any]] = {
-    "taylor": {},
-    "taylor+distill": {"distill": 0.9},
+    "taylor": {"reconstruct": False},
+    "taylor+distill": {"reconstruct": False, "distill": 0.9},
+    "taylor+reconstruct": {"reconstruct": True},
+    "taylor+reconstruct+distill": {"reconstruct": True, "distill": 0.9},
+    "fisher+reconstruct": {"reconstruct": True, "fwp": {"criterion": "fisher"}},
+    "obs+reconstruct": {"reconstruct": True, "fwp": {"criterion": "obs"}},
 }
 """Name -> arguments of `compress` beside the share, the epochs and the seed."""
-STAGES = ("dense", "masked", "batchnorm_recalibrated", "finetuned")
+STAGES = ("dense", "masked", "reconstructed", "batchnorm_recalibrated", "finetuned")
 
 
 def main() -> None:
@@ -54,11 +58,21 @@ def main() -> None:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="cifar10", metavar="SPEC", help="The data set, as `fineprune --data` takes it.")
-    parser.add_argument("--model", default="resnet20", metavar="NAME", help="The network.")
-    parser.add_argument("--model-arg", action="append", default=["width=16", "shortcut=A"], metavar="KEY=VALUE", help="Its arguments.")
-    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="Its weights.")
-    parser.add_argument("--recipes", nargs="+", choices=[DENSE, *RECIPES], default=[DENSE, *RECIPES], metavar="NAME", help="Which recipes.")
-    parser.add_argument("--prune", nargs="+", type=float, default=[0.45, 0.6, 0.72, 0.8], metavar="R", help="Shares of multiply-adds.")
+    parser.add_argument("--model", default="resnet20", metavar="NAME", help="Compress this network.")
+    parser.add_argument(
+        "--model-arg",
+        action="append",
+        default=["width=16", "shortcut=A"],
+        metavar="KEY=VALUE",
+        help="An argument of the network (repeatable).",
+    )
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="Start from the weights of this file.")
+    parser.add_argument(
+        "--recipes", nargs="+", choices=[DENSE, *RECIPES], default=[DENSE, *RECIPES], metavar="NAME", help="Compare only these recipes."
+    )
+    parser.add_argument(
+        "--prune", nargs="+", type=float, default=[0.45, 0.6, 0.72, 0.8], metavar="R", help="Prune these shares of the multiply-adds."
+    )
     parser.add_argument("--epochs", nargs="+", type=int, default=[0, 1, 4], metavar="N", help="Epochs of fine-tuning.")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1], metavar="N", help="Seeds of fine-tuning.")
     parser.add_argument("--samples", type=int, metavar="N", help="Calibrate on so many images (default: all).")
@@ -88,7 +102,7 @@ def _run(job: dict[str, Any], data: ImageData, arguments: argparse.Namespace) ->
         started = time.perf_counter(), time.process_time()
         accuracy = (_dense if job["recipe"] == DENSE else _compressed)(job, data, arguments, arguments.runs / "work" / name)
         spent = {"seconds": time.perf_counter() - started[0], "processor_seconds": time.process_time() - started[1]}
-        asked = {key: getattr(arguments, key) for key in ("data", "model", "model_arg", "samples", "threads")}
+        asked = {key: getattr(arguments, key) for key in ("data", "model", "model_args", "samples", "threads")}
         write_json(path, {**job, "accuracy": accuracy, **spent, **asked, "machine": machine_facts()})
 
 
@@ -111,7 +125,7 @@ def _dense(job: dict[str, Any], data: ImageData, arguments: argparse.Namespace, 
 
 
 def _spec(arguments: argparse.Namespace) -> ModelSpec:
-    return ModelSpec(name=arguments.model, args=parse_args(arguments.model_arg))
+    return ModelSpec(name=arguments.model, args=parse_args(arguments.model_args))
 
 
 def table(runs: list[dict[str, Any]]) -> str:

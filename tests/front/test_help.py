@@ -147,8 +147,9 @@ def test_pruning_methods_are_listed_from_the_registry() -> None:
     from fineprune.compressor.criteria import criteria
 
     table = succeed("methods").out
+    told = "".join(succeed("compress", "--help").out.split())  # a name may go on in the next line
     assert len(criteria()) >= 8
     for method in criteria():
         row = next(line for line in table.splitlines() if line.split()[:2] == ["│", method.name] and f"--{method.unit.kind}-" in line)
         assert method.summary in row
-        assert f"{method.name}" in succeed("compress", "--help").out
+        assert method.name in told
