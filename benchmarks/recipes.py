@@ -59,13 +59,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="cifar10", metavar="SPEC", help="The data set, as `fineprune --data` takes it.")
     parser.add_argument("--model", default="resnet20", metavar="NAME", help="Compress this network.")
-    parser.add_argument(
-        "--model-arg",
-        action="append",
-        default=["width=16", "shortcut=A"],
-        metavar="KEY=VALUE",
-        help="An argument of the network (repeatable).",
-    )
+    parser.add_argument("--model-args", nargs="*", default=["width=16", "shortcut=A"], metavar="KEY=VALUE", help="Give it these arguments.")
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="Start from the weights of this file.")
     parser.add_argument(
         "--recipes", nargs="+", choices=[DENSE, *RECIPES], default=[DENSE, *RECIPES], metavar="NAME", help="Compare only these recipes."
