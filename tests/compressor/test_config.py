@@ -30,7 +30,7 @@ def test_ratios_are_pruned_fractions(config: type, kind: str, value: float) -> N
         (FFPConfig, {"criterion": "l3"}, "unknown FFP criterion 'l3'; choose one of " + known("ffp")),
         (FFPConfig, {"scope": "kernel"}, "unknown FFP scope 'kernel'; choose one of channel, layer, position, global"),
         (FFPConfig, {"propagate": "no"}, "unknown FFP propagate 'no'; choose one of masked, dense"),
-        (FFPConfig, {"criterion": "l2"}, "FFP scope 'global' needs the criterion 'taylor', got 'l2'"),
+        (FFPConfig, {"criterion": "l2"}, "FFP scope 'global' needs the criterion 'obs' or 'taylor', got 'l2'"),
         (FWPConfig, {"criterion": "l2"}, "unknown FWP criterion 'l2'; choose one of " + known("fwp")),
         (FWPConfig, {"scope": "position"}, "unknown FWP scope 'position'; choose one of kernel, group, channel, filter, layer, global"),
         (FWPConfig, {"share": "all"}, "unknown FWP share 'all'; choose one of filter, group, channel"),
@@ -38,7 +38,11 @@ def test_ratios_are_pruned_fractions(config: type, kind: str, value: float) -> N
         (FFPConfig, {"per_layer": "conv1"}, "FFP per_layer is a table of pruned fractions by glob of layers, got 'conv1'"),
         (FWPConfig, {"include": "conv1"}, "FWP include is a list of globs of layers, got 'conv1'"),
         (FWPConfig, {"lanes": 0}, "FWP lanes must be a whole number of at least 1, got 0"),
-        (FWPConfig, {"criterion": "wis"}, "FWP scope 'global' needs the criterion 'magnitude' or 'taylor', got 'wis'"),
+        (
+            FWPConfig,
+            {"criterion": "wis"},
+            "FWP scope 'global' needs the criterion 'fisher' or 'fisher-quad' or 'magnitude' or 'obs' or 'obs-quad' or 'taylor', got 'wis'",
+        ),
         (
             FWPConfig,
             {"scope": "kernel", "share": "group"},
