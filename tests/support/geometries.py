@@ -7,6 +7,7 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from fineprune.calibrate.convolutions import ConvSite
 from support.reference import output_size
 
 if TYPE_CHECKING:
@@ -32,6 +33,12 @@ class Geometry:
     @property
     def output(self) -> Pair:
         return output_size(self.size, self.kernel, self.stride, self.padding, self.dilation)
+
+    @property
+    def site(self) -> ConvSite:
+        """What a calibration pass knows of it."""
+        sizes = {"in_channels": self.channels, "out_channels": self.filters, "groups": self.groups}
+        return ConvSite(name="it", kernel=self.kernel, output_size=self.output, **sizes)
 
     @property
     def where(self) -> tuple[Pair, Pair, Pair]:

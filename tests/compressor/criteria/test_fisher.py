@@ -91,18 +91,10 @@ def test_scores_are_those_of_the_formula(geometry: Geometry, masked: bool, monke
     x, grad, w, mask = p.tensors("x", "grad", "w", "mask")
     where = Conv.of(*geometry.where, geometry.groups)
     sums = fisher_blocks(x, grad, w, (mask if masked else None, None), where, 20)
-    site = ConvSite(
-        name="it",
-        in_channels=geometry.channels,
-        out_channels=geometry.filters,
-        kernel=geometry.kernel,
-        groups=geometry.groups,
-        output_size=geometry.output,
-    )
     gradients = gradients_of(p, geometry, masked)
     for name, unit in (("fisher", 1), ("fisher-quad", 4)):
         config = prune_config(fwp={"criterion": name}).fwp
-        got = config.method.scores(Layer(site=site, config=config, weight=w, sums={"fisher": sums}, settings={"fisher": 20}))
+        got = config.method.scores(Layer(site=geometry.site, config=config, weight=w, sums={"fisher": sums}, settings={"fisher": 20}))
         np.testing.assert_allclose(got, naive(gradients, p.w, 20, unit), rtol=1e-7)
 
 

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from fineprune.calibrate.collect import CalibrationConfig, collect
-from fineprune.calibrate.convolutions import ConvSite
 from fineprune.calibrate.inputs import block_outputs, input_products
 from fineprune.calibrate.measures import OutputErrors
 from fineprune.compressor.config import FFPConfig, FWPConfig, prune_config
@@ -19,17 +18,6 @@ from support.geometries import KINDS, Geometry, problem
 from support.networks import CONVOLUTIONS, SHAPE, samples, varied
 
 CASES = {**KINDS, "many": Geometry(channels=6, filters=2, samples=3)}
-
-
-def site_of(geometry: Geometry) -> ConvSite:
-    return ConvSite(
-        name="it",
-        in_channels=geometry.channels,
-        out_channels=geometry.filters,
-        kernel=geometry.kernel,
-        groups=geometry.groups,
-        output_size=geometry.output,
-    )
 
 
 def naive_patches(p, geometry: Geometry, mask: np.ndarray | None) -> np.ndarray:
@@ -52,7 +40,7 @@ def sums_of(p, geometry: Geometry, masked: bool) -> Tensor:
 def test_scores_of_weights_are_those_of_the_formula(geometry: Geometry, masked: bool, unit: int) -> None:
     p = problem(geometry)
     config = FWPConfig(criterion="obs" if unit == 1 else "obs-quad")
-    layer = Layer(site=site_of(geometry), config=config, weight=torch.from_numpy(p.w), sums={"products": sums_of(p, geometry, masked)})
+    layer = Layer(site=geometry.site, config=config, weight=torch.from_numpy(p.w), sums={"products": sums_of(p, geometry, masked)})
     got = config.method.scores(layer).numpy()
     patches = naive_patches(p, geometry, p.mask if masked else None)
     filters, channels, *kernel = p.w.shape
@@ -93,7 +81,7 @@ def test_scores_of_blocks_are_what_is_missing_without_them(geometry: Geometry) -
         without = reference.masked_conv2d(p.x, p.w, None, mask, *geometry.where, groups=geometry.groups)
         np.testing.assert_allclose(got[c, i, j], ((dense - without) ** 2).sum(), rtol=1e-9, atol=1e-12)
     config, sums = FFPConfig(criterion="obs"), {"error": got, "outputs": torch.tensor([4.0], dtype=torch.float64)}
-    torch.testing.assert_close(config.method.scores(Layer(site=site_of(geometry), config=config, weight=w, sums=sums)), got / 8)
+    torch.testing.assert_close(config.method.scores(Layer(site=geometry.site, config=config, weight=w, sums=sums)), got / 8)
 
 
 @pytest.mark.parametrize("kind", ["blocks", "weights"])
