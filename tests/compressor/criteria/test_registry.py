@@ -15,7 +15,7 @@ README = Path(__file__).resolve().parents[3] / "compressor" / "README.md"
 
 @pytest.mark.parametrize("method", criteria(), ids=lambda method: f"{method.unit.kind}-{method.name}")
 def test_every_method_is_in_the_readme_as_it_declares_itself(method) -> None:
-    data = "no" if method.collects is None else "yes"
+    data = "weights" if method.collects is None else "labels" if method.reads_labels else "images"
     cells = [
         f"`{method.name}`",
         f"`--{method.unit.kind}-criterion`",
