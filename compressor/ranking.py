@@ -1,6 +1,6 @@
 """Top-K and threshold rules on score tensors: pure functions, no layers, no files."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -28,6 +28,22 @@ def rows_reserved(scores: Tensor, costs: Tensor, share: float) -> Tensor:
     return scores.masked_fill(best & (costs > 0), torch.inf)
 
 
+def per_cost(scores: Tensor, costs: Tensor, floor: float) -> Tensor:
+    """Scores by cost, flat float64: infinity for the best fraction `floor`, which stays, -infinity for what costs nothing."""
+    cost = costs.double().flatten()
+    value = torch.where(cost > 0, scores.double().flatten() / cost.clamp_min(1), -torch.inf)
+    return value.masked_fill(top_k(value[None], round(floor * value.numel()))[0] & (cost > 0), torch.inf)
+
+
+def largest_prefix(size: int, fits: Callable[[int], bool]) -> int:
+    """The largest k in [0,size] with fits(k), where whatever holds for k holds for less."""
+    low, high = 0, size
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
 def global_threshold(scores: Mapping[str, Tensor], costs: Mapping[str, Tensor], ratio: float, floor: float = 0.0) -> dict[str, Tensor]:
     """Keep the elements of highest score per cost, over all layers at once, until (1 - ratio) of the total cost is kept.
 
@@ -35,14 +51,8 @@ def global_threshold(scores: Mapping[str, Tensor], costs: Mapping[str, Tensor], 
     the best fraction `floor` of its elements stays, so that no layer is cut off; the rest of the budget is shared.
     Returns bool masks of the same shapes.
     """
-    values, flat_costs = [], []
-    for name, score in scores.items():
-        cost = costs[name].double().flatten()
-        value = torch.where(cost > 0, score.double().flatten() / cost.clamp_min(1), -torch.inf)
-        reserved = top_k(value[None], round(floor * value.numel()))[0] & (cost > 0)
-        values.append(value.masked_fill(reserved, torch.inf))
-        flat_costs.append(cost)
-    value, cost = torch.cat(values), torch.cat(flat_costs)
+    value = torch.cat([per_cost(score, costs[name], floor) for name, score in scores.items()])
+    cost = torch.cat([costs[name].double().flatten() for name in scores])
     order = value.argsort(descending=True, stable=True)
     budget = (1 - ratio) * float(cost.sum())
     affordable = cost[order].cumsum(0) <= budget * (1 + 1e-12)

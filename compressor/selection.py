@@ -16,7 +16,7 @@ from fineprune.calibrate.statistics import Statistics
 
 from .config import Part
 from .ranked import Layer
-from .ranking import global_threshold, rows_reserved
+from .ranking import global_threshold, largest_prefix, per_cost, rows_reserved
 
 
 def layers_of(
@@ -81,3 +81,52 @@ def _one_list(scores: dict[str, Tensor], costs: Mapping[str, Tensor], config: Pa
         if config.floor and not round(config.floor * score.numel()):
             scores[name] = rows_reserved(score[None], costs[name][None], 0.0)[0]
     return global_threshold(scores, {name: costs[name] for name in scores}, config.ratio, config.floor)
+
+
+def select_common(lists: Sequence[Sequence[Layer]], ratio: float, *, outputs: Collection[str] = ()) -> dict[str, dict[str, Tensor]]:
+    """Masks by kind and layer, of blocks and weights in one list by score per multiply-add of the dense layer.
+
+    lists: what each method ranks. The list is cut where what is left, sum_c |M_c| nnz(Wmask[:,c]) counted exactly over these layers (a
+    weight that is dropped saves nothing more under a block that is dropped), first is at most 1 - ratio of the dense layers.
+    """
+    ranked = [layer for layers in lists for layer in layers]
+    values = []
+    for layer in ranked:
+        unit, config = layer.config.method.unit, layer.config
+        scores, costs = config.method.scores(layer), unit.costs(layer)
+        if layer.site.name in outputs:
+            scores = unit.reserved(scores, costs, ratio, layer)
+        values.append(per_cost(scores, costs, config.floor).view(scores.shape))
+    value = torch.cat([one.flatten() for one in values])
+    order = value.argsort(descending=True, stable=True)
+
+    def masks(count: int) -> dict[str, dict[str, Tensor]]:
+        kept = torch.zeros(len(value), dtype=torch.bool)
+        kept[order[:count]] = True
+        found: dict[str, dict[str, Tensor]] = {"ffp": {}, "fwp": {}}
+        for layer, piece, one in zip(ranked, kept.split([one.numel() for one in values]), values, strict=True):
+            unit = layer.config.method.unit
+            found[unit.kind][layer.site.name] = unit.mask(piece.view(one.shape), layer)
+        return found
+
+    dense = {layer.site.name: layer for layer in ranked}
+    budget = (1 - ratio) * sum(int(layer.macs.sum()) for layer in dense.values())
+    reserved = int((value == torch.inf).sum())
+
+    def fits(count: int) -> bool:
+        return _left(masks(reserved + count), dense) <= budget * (1 + 1e-12)
+
+    chosen = masks(reserved + largest_prefix(len(value) - reserved, fits))
+    return {kind: {name: mask for name, mask in of.items() if not mask.all()} for kind, of in chosen.items()}
+
+
+def _left(masks: Mapping[str, Mapping[str, Tensor]], layers: Mapping[str, Layer]) -> int:
+    """Multiply-adds of these layers under the masks."""
+    total = 0
+    for name, layer in layers.items():
+        site, blocks, weights = layer.site, masks["ffp"].get(name), masks["fwp"].get(name)
+        positions = torch.full((site.in_channels,), site.positions) if blocks is None else blocks.flatten(1).sum(1)
+        kept = torch.ones(layer.weight.shape, dtype=torch.bool) if weights is None else weights
+        by_channel = kept.unflatten(0, (site.groups, -1)).sum((1, 3, 4)).flatten()
+        total += int((positions * by_channel).sum())
+    return total
