@@ -37,6 +37,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "taylor+reconstruct+distill": {"reconstruct": True, "distill": 0.9},
     "fisher+reconstruct": {"reconstruct": True, "fwp": {"criterion": "fisher"}},
     "obs+reconstruct": {"reconstruct": True, "fwp": {"criterion": "obs"}},
+    "taylor-common+reconstruct": {"reconstruct": True, "prune_split": "common"},
+    "obs-common+reconstruct": {"reconstruct": True, "prune_split": "common", "ffp": {"criterion": "obs"}, "fwp": {"criterion": "obs"}},
     "fisher+reconstruct+distill": {"reconstruct": True, "distill": 0.9, "fwp": {"criterion": "fisher"}},
     "obs+reconstruct+distill": {"reconstruct": True, "distill": 0.9, "fwp": {"criterion": "obs"}},
 }

@@ -15,6 +15,7 @@ BlockScope = Literal["channel", "layer", "position", "global"]
 WeightScope = Literal["kernel", "group", "channel", "filter", "layer", "global"]
 Share = Literal["filter", "group", "channel"]
 Preset = Literal["thesis", "taylor"]
+Split = Literal["preset", "common"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,20 +144,43 @@ class FWPConfig(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class PruneConfig:
-    """Both halves of the compression."""
+    """Both halves of the compression: each with a ratio of its own, or both with one that their common list divides."""
 
     ffp: FFPConfig = field(default_factory=FFPConfig)
     fwp: FWPConfig = field(default_factory=FWPConfig)
+    common: float = 0.0
+    """The fraction of multiply-adds that blocks and weights lose together, in [0,1); above 0 the halves have no ratios."""
+
+    def __post_init__(self) -> None:
+        _check_ratio("prune", "ratio", self.common)
+        if not self.common:
+            return
+        if self.ffp.prunes or self.fwp.prunes:
+            raise UsageError("prune_split 'common' divides one ratio: give prune, and no ratios of FFP, FWP or single layers")
+        if not self.ffp.scope == self.fwp.scope == "global":
+            scopes = f"scope 'global', got {self.ffp.scope!r} and {self.fwp.scope!r}"
+            raise UsageError(f"prune_split 'common' ranks all layers in one list: FFP and FWP need {scopes}")
+        if self.ffp.method.scale is None or self.ffp.method.scale != self.fwp.method.scale:
+            able = "; ".join(f"FFP {block.name!r} with FWP {', '.join(_comparable(block))}" for block in criteria("ffp") if block.scale)
+            raise UsageError(
+                f"prune_split 'common' compares blocks with weights, and the FFP criterion {self.ffp.criterion!r} and the FWP criterion "
+                f"{self.fwp.criterion!r} measure different things; give {able}"
+            )
 
     @property
     def asked(self) -> dict[str, float]:
-        """By kind of mask, the pruned fraction that is asked for."""
-        return {part.mask: part.ratio for part in (self.ffp, self.fwp)}
+        """By kind of mask, the pruned fraction that is asked for; "common": that which the kinds divide."""
+        return {part.mask: part.ratio for part in (self.ffp, self.fwp)} | ({"common": self.common} if self.common else {})
 
     @property
     def parts(self) -> tuple[Part, ...]:
         """Those that are pruned by, in their order."""
-        return tuple(part for part in (self.ffp, self.fwp) if part.prunes)
+        return tuple(part for part in (self.ffp, self.fwp) if self.common or part.prunes)
+
+    @property
+    def rounds(self) -> tuple[tuple[Part, ...], ...]:
+        """The parts that are ranked on the same network: one after the other, or both at once for their common list."""
+        return (self.parts,) if self.common else tuple((part,) for part in self.parts)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for manifests and hashes."""
@@ -166,7 +190,7 @@ class PruneConfig:
             floor = values.pop("floor")
             return {**values, "floor": floor}  # last, where manifests always had it
 
-        return {"ffp": plain(self.ffp), "fwp": plain(self.fwp)}
+        return {"ffp": plain(self.ffp), "fwp": plain(self.fwp), **({"common": self.common} if self.common else {})}
 
 
 PRESETS: dict[Preset, dict[str, dict[str, Any]]] = {
@@ -176,18 +200,27 @@ PRESETS: dict[Preset, dict[str, dict[str, Any]]] = {
 
 
 def prune_config(
-    preset: str = "taylor", *, ratio: float | None = None, ffp: Mapping[str, Any] | None = None, fwp: Mapping[str, Any] | None = None
+    preset: str = "taylor",
+    *,
+    ratio: float | None = None,
+    split: str = "preset",
+    ffp: Mapping[str, Any] | None = None,
+    fwp: Mapping[str, Any] | None = None,
 ) -> PruneConfig:
     """A preset with single settings changed; settings given as None keep the preset's value.
 
-    ratio: the fraction of multiply-adds to prune, which the preset splits between blocks and weights; ffp and fwp then say no ratios.
+    ratio: the fraction of multiply-adds to prune; ffp and fwp then say no ratios. split: what divides it between blocks and weights, the
+    "preset" by fixed ratios, or one "common" list of both by score per multiply-add.
     """
     _check_choice("preset", preset, Preset)
+    _check_choice("prune_split", split, Split)
     base = PRESETS[preset]  # type: ignore[index]
+    if split == "common" and ratio is None:
+        raise UsageError("prune_split 'common' divides one ratio: give prune, and no ratios of FFP, FWP or single layers")
     if ratio is not None:
         if any((changes or {}).get("ratio") for changes in (ffp, fwp)):
             raise UsageError(f"prune {ratio} of the multiply-adds, or give the ratios of FFP and FWP, not both")
-        blocks, weights = split(preset, ratio)  # type: ignore[arg-type]
+        blocks, weights = (0.0, 0.0) if split == "common" else preset_ratios(preset, ratio)  # type: ignore[arg-type]
         ffp, fwp = {**(ffp or {}), "ratio": blocks}, {**(fwp or {}), "ratio": weights}
 
     def merged(key: str, changes: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -200,10 +233,11 @@ def prune_config(
         unknown = sorted(set(changes or {}) - set(accepted))
         if unknown:
             raise UsageError(f"unknown {kind} setting {unknown[0]!r}; known are {', '.join(accepted)}")
-    return PruneConfig(ffp=FFPConfig(**merged("ffp", ffp)), fwp=FWPConfig(**merged("fwp", fwp)))
+    common = ratio if split == "common" and ratio is not None else 0.0
+    return PruneConfig(ffp=FFPConfig(**merged("ffp", ffp)), fwp=FWPConfig(**merged("fwp", fwp)), common=common)
 
 
-def split(preset: Preset, ratio: float) -> tuple[float, float]:
+def preset_ratios(preset: Preset, ratio: float) -> tuple[float, float]:
     """The pruned fractions (ffp, fwp) with (1 - ffp) * (1 - fwp) = 1 - ratio that a preset stands for.
 
     taylor: weights alone, at 72 % the most accurate of the masks compared (docs/results.md), and faster than with blocks (docs/engine.md).
@@ -214,6 +248,11 @@ def split(preset: Preset, ratio: float) -> tuple[float, float]:
         return 0.0, ratio
     ffp = (2.5 - (6.25 - 6 * ratio) ** 0.5) / 3
     return ffp, 1.5 * ffp
+
+
+def _comparable(block: Criterion) -> list[str]:
+    """The methods that rank weights on the scale of one that ranks blocks."""
+    return [repr(method.name) for method in criteria("fwp") if method.scale == block.scale]
 
 
 def _check_ratio(kind: str, name: str, value: float) -> None:

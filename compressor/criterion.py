@@ -27,6 +27,8 @@ class Criterion:
     """What is ranked, what it costs and how it becomes a mask."""
     comparable: bool = False
     """Whether scores of different layers may stand in one list, there divided by the cost."""
+    scale: str | None = None
+    """What scores are measured in, if blocks and weights ranked by methods of one scale may share a list."""
     per_cost: bool = False
     """Whether scores are divided by the cost in a layer's own list, too."""
     collects: str | None = None

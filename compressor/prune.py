@@ -20,7 +20,7 @@ from .agreement import check_agreement
 from .bake import bake, masked_layers, masks_of
 from .config import Part, PruneConfig
 from .outputs import output_layers
-from .selection import layers_of, select
+from .selection import layers_of, select, select_common
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,18 +103,25 @@ def prune(
     unreached: set[str] = set()
     masked = bake(model, {}, input_shape=run.input_shape)
     outputs = output_layers(model, run.input_shape, [site.name for site in sites]) if config.parts else frozenset()
-    for part in config.parts:
-        at_hand = _at_hand(part, masked, sites, run, statistics or {})
-        if at_hand is not None:
-            part.method.check(at_hand, part, sites)
-            unreached |= {site.name for site in part.chosen(sites)} & part.method.unreached(at_hand)
+    for parts in config.rounds:
         weights = {site.name: weight_of(conv_at(masked, site)) for site in sites}
         blocks = {name: kept for name, layer in masked_layers(masked) if (kept := layer.block_mask) is not None}
-        layers = layers_of(at_hand, weights, blocks, sites, part, outputs)
-        new = select(layers, part, outputs=outputs, carried=masks[part.mask])
-        masks[part.mask] |= new
-        if part.sharing == "group":
-            groups = sharing({layer.site.name: layer.sets for layer in layers}, masks[part.mask])
+        lists = []
+        for part in parts:
+            at_hand = _at_hand(part, masked, sites, run, statistics or {})
+            if at_hand is not None:
+                part.method.check(at_hand, part, sites)
+                unreached |= {site.name for site in part.chosen(sites)} & part.method.unreached(at_hand)
+            lists.append(layers_of(at_hand, weights, blocks, sites, part, outputs))
+        if config.common:
+            new = select_common(lists, config.common, outputs=outputs, carried=masks)
+        else:
+            new = {part.mask: select(lists[0], part, outputs=outputs, carried=masks[part.mask]) for part in parts}
+        for kind, of_kind in new.items():
+            masks[kind] |= of_kind
+        for part, layers in zip(parts, lists, strict=True):
+            if part.sharing == "group":
+                groups = sharing({layer.site.name: layer.sets for layer in layers}, masks[part.mask])
         masked = bake(model, masks, input_shape=run.input_shape)
     _warn(masks, run.progress)
     reason = "no gradient reaches it, by which its worth is measured; the preset thesis needs none"

@@ -29,10 +29,11 @@ def rows_reserved(scores: Tensor, costs: Tensor, share: float) -> Tensor:
 
 
 def per_cost(scores: Tensor, costs: Tensor, floor: float) -> Tensor:
-    """Scores by cost, flat float64: infinity for the best fraction `floor`, which stays, -infinity for what costs nothing."""
+    """Scores by cost, flat float64: infinity for the best fraction `floor` (above 0: at least one), -infinity for what costs nothing."""
     cost = costs.double().flatten()
     value = torch.where(cost > 0, scores.double().flatten() / cost.clamp_min(1), -torch.inf)
-    return value.masked_fill(top_k(value[None], round(floor * value.numel()))[0] & (cost > 0), torch.inf)
+    least = max(1, round(floor * value.numel())) if floor else 0
+    return value.masked_fill(top_k(value[None], least)[0] & (cost > 0), torch.inf)
 
 
 def largest_prefix(size: int, fits: Callable[[int], bool]) -> int:
@@ -48,7 +49,7 @@ def global_threshold(scores: Mapping[str, Tensor], costs: Mapping[str, Tensor], 
     """Keep the elements of highest score per cost, over all layers at once, until (1 - ratio) of the total cost is kept.
 
     scores and costs have the same shapes; elements of no cost (nothing would be computed for them) are dropped. In every layer
-    the best fraction `floor` of its elements stays, so that no layer is cut off; the rest of the budget is shared.
+    the best fraction `floor` of its elements stays (above 0: at least one), so that no layer is cut off; the rest of the budget is shared.
     Returns bool masks of the same shapes.
     """
     value = torch.cat([per_cost(score, costs[name], floor) for name, score in scores.items()])

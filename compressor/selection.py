@@ -3,7 +3,8 @@
 FFP   M[c,n]         = n among the top K of freq[c] (or of the Taylor scores), K = P - round(p * P)
 FWP   Wmask[f,c,u,v] = tap (u,v) among the top K' of its slice by WIS = |w| * S (or by the Taylor score)
 
-The method says what a unit is worth, the unit what it costs and what becomes of it; what is ranked together is decided here.
+The method says what a unit is worth, the unit what it costs and what becomes of it; what is ranked together is decided here: units of a
+layer, of all layers, or blocks and weights of all layers (`select_common`).
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -13,10 +14,13 @@ from torch import Tensor
 
 from fineprune.calibrate.convolutions import ConvSite
 from fineprune.calibrate.statistics import Statistics
+from fineprune.ops.multiply_adds import multiply_adds
 
+from .bake import Masks
 from .config import Part
+from .masks import BLOCKS, KINDS, WEIGHTS
 from .ranked import Layer
-from .ranking import global_threshold, largest_prefix, per_cost, rows_reserved
+from .ranking import global_threshold, largest_prefix, per_cost
 
 
 def layers_of(
@@ -55,13 +59,9 @@ def select(
     scores, costs = {}, {}
     for layer in layers:
         name = layer.site.name
-        scores[name], costs[name] = method.scores(layer), unit.costs(layer)
-        if name in outputs:
-            scores[name] = unit.reserved(scores[name], costs[name], config.ratio_of(name), layer)
-        if name in carried:
-            scores[name] = scores[name].double().masked_fill(~unit.alive(carried[name], layer), -torch.inf)
+        scores[name], costs[name] = _scores(layer, config.ratio_of(name), outputs, carried.get(name))
     together = [n for n in scores if config.scope == "global" and config.override(n) is None]
-    kept = _one_list({n: scores[n] for n in together}, costs, config) if together else {}
+    kept = global_threshold({n: scores[n] for n in together}, costs, config.ratio, config.floor) if together else {}
     masks = {}
     for layer in layers:
         name = layer.site.name
@@ -75,58 +75,60 @@ def select(
     return {name: mask for name, mask in masks.items() if not mask.all()}
 
 
-def _one_list(scores: dict[str, Tensor], costs: Mapping[str, Tensor], config: Part) -> dict[str, Tensor]:
-    """Masks by one threshold. A layer of so few elements that the floor rounds to none keeps its best one."""
-    for name, score in scores.items():
-        if config.floor and not round(config.floor * score.numel()):
-            scores[name] = rows_reserved(score[None], costs[name][None], 0.0)[0]
-    return global_threshold(scores, {name: costs[name] for name in scores}, config.ratio, config.floor)
-
-
-def select_common(lists: Sequence[Sequence[Layer]], ratio: float, *, outputs: Collection[str] = ()) -> dict[str, dict[str, Tensor]]:
+def select_common(
+    lists: Sequence[Sequence[Layer]], ratio: float, *, outputs: Collection[str] = (), carried: Masks | None = None
+) -> dict[str, dict[str, Tensor]]:
     """Masks by kind and layer, of blocks and weights in one list by score per multiply-add of the dense layer.
 
-    lists: what each method ranks. The list is cut where what is left, sum_c |M_c| nnz(Wmask[:,c]) counted exactly over these layers (a
-    weight that is dropped saves nothing more under a block that is dropped), first is at most 1 - ratio of the dense layers.
+    lists: what each method ranks, measured on one network. The list is cut where what is left, sum_c |M_c| nnz(Wmask[:,c]) counted exactly
+    over these layers (a weight that is dropped saves nothing more under a block that is dropped), first is at most 1 - ratio of them dense.
+    outputs, carried: as for `select`, here the carried masks of every kind.
     """
-    ranked = [layer for layers in lists for layer in layers]
-    values = []
+    ranked, already = [layer for layers in lists for layer in layers], carried or {}
+    if not ranked:
+        return {}
+    values, shapes = [], []
     for layer in ranked:
-        unit, config = layer.config.method.unit, layer.config
-        scores, costs = config.method.scores(layer), unit.costs(layer)
-        if layer.site.name in outputs:
-            scores = unit.reserved(scores, costs, ratio, layer)
-        values.append(per_cost(scores, costs, config.floor).view(scores.shape))
-    value = torch.cat([one.flatten() for one in values])
-    order = value.argsort(descending=True, stable=True)
+        scores, costs = _scores(layer, ratio, outputs, already.get(layer.config.mask, {}).get(layer.site.name))
+        values.append(per_cost(scores, costs, layer.config.floor))
+        shapes.append(scores.shape)
+    value = torch.cat(values)
+    order = value.argsort(descending=True, stable=True)[: int((value > -torch.inf).sum())]
+    reserved = int((value == torch.inf).sum())
+    dense = {layer.site.name: layer for layer in ranked}
+    budget = (1 - ratio) * sum(layer.site.macs for layer in dense.values()) * (1 + 1e-12)
 
     def masks(count: int) -> dict[str, dict[str, Tensor]]:
         kept = torch.zeros(len(value), dtype=torch.bool)
         kept[order[:count]] = True
-        found: dict[str, dict[str, Tensor]] = {"ffp": {}, "fwp": {}}
-        for layer, piece, one in zip(ranked, kept.split([one.numel() for one in values]), values, strict=True):
-            unit = layer.config.method.unit
-            found[unit.kind][layer.site.name] = unit.mask(piece.view(one.shape), layer)
+        found = {kind.name: dict(already.get(kind.name, {})) for kind in KINDS}
+        for layer, piece, shape in zip(ranked, kept.split([len(one) for one in values]), shapes, strict=True):
+            name, of_kind = layer.site.name, found[layer.config.mask]
+            mask = layer.config.method.unit.mask(piece.view(shape), layer)
+            of_kind[name] = mask & of_kind[name] if name in of_kind else mask
         return found
 
-    dense = {layer.site.name: layer for layer in ranked}
-    budget = (1 - ratio) * sum(int(layer.macs.sum()) for layer in dense.values())
-    reserved = int((value == torch.inf).sum())
-
     def fits(count: int) -> bool:
-        return _left(masks(reserved + count), dense) <= budget * (1 + 1e-12)
+        found = masks(reserved + count)
+        return sum(_left(layer, found) for layer in dense.values()) <= budget
 
-    chosen = masks(reserved + largest_prefix(len(value) - reserved, fits))
+    chosen = masks(reserved + largest_prefix(len(order) - reserved, fits))
     return {kind: {name: mask for name, mask in of.items() if not mask.all()} for kind, of in chosen.items()}
 
 
-def _left(masks: Mapping[str, Mapping[str, Tensor]], layers: Mapping[str, Layer]) -> int:
-    """Multiply-adds of these layers under the masks."""
-    total = 0
-    for name, layer in layers.items():
-        site, blocks, weights = layer.site, masks["ffp"].get(name), masks["fwp"].get(name)
-        positions = torch.full((site.in_channels,), site.positions) if blocks is None else blocks.flatten(1).sum(1)
-        kept = torch.ones(layer.weight.shape, dtype=torch.bool) if weights is None else weights
-        by_channel = kept.unflatten(0, (site.groups, -1)).sum((1, 3, 4)).flatten()
-        total += int((positions * by_channel).sum())
-    return total
+def _scores(layer: Layer, ratio: float, outputs: Collection[str], carried: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Scores and costs: infinity where a layer that makes outputs needs a unit, -infinity where a carried mask left nothing of it."""
+    unit = layer.config.method.unit
+    scores, costs = layer.config.method.scores(layer), unit.costs(layer)
+    if layer.site.name in outputs:
+        scores = unit.reserved(scores, costs, ratio, layer)
+    if carried is not None:
+        scores = scores.double().masked_fill(~unit.alive(carried, layer), -torch.inf)
+    return scores, costs
+
+
+def _left(layer: Layer, masks: Masks) -> int:
+    """Multiply-adds of a layer under the masks."""
+    blocks, weights = (masks[kind.name].get(layer.site.name) for kind in (BLOCKS, WEIGHTS))
+    kept = {"blocks": None if blocks is None else blocks.numpy(), "weights": None if weights is None else weights.numpy()}
+    return multiply_adds(layer.weight.shape, layer.site.positions, layer.site.groups, **kept)

@@ -26,6 +26,7 @@ class ObsBlocks(Criterion):
 
     name, summary, unit = "obs", "rise of its layer's output error when it is dropped", BLOCK
     comparable, collects = True, "blocks"
+    scale = "output error"
 
     def measure(self, config: Any, sites: Sequence[ConvSite]) -> OutputErrors:
         """The squared contribution of every block."""

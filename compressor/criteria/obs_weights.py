@@ -40,6 +40,7 @@ class _Obs(Criterion):
     """What both units have in common."""
 
     comparable, per_cost, collects = True, True, "weights"
+    scale = "output error"
 
     def measure(self, config: Any, sites: Sequence[ConvSite]) -> OutputErrors:
         """H of every layer."""

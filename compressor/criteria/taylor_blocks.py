@@ -25,6 +25,7 @@ class TaylorBlocks(Criterion):
 
     name, summary, unit = "taylor", "first-order rise of the loss when it is dropped", BLOCK
     comparable, collects, reads_labels = True, "blocks", True
+    scale = "loss, first order"
 
     def measure(self, config: Any, sites: Sequence[ConvSite]) -> BlockScores:
         """T of every block."""

@@ -27,6 +27,7 @@ class TaylorTaps(Criterion):
 
     name, summary, unit = "taylor", "first-order rise of the loss when it is dropped", TAP
     comparable, per_cost, collects, reads_labels = True, True, "weights", True
+    scale = "loss, first order"
 
     def measure(self, config: Any, sites: Sequence[ConvSite]) -> WeightSums:
         """T of every tap."""

@@ -103,6 +103,7 @@ def compress(
     model_args: Mapping[str, Any] | None = None,
     preset: str = "taylor",
     prune: float | None = None,
+    prune_split: str = "preset",
     ffp: float | Mapping[str, Any] = 0.0,
     fwp: float | Mapping[str, Any] = 0.0,
     prune_schedule: str | Mapping[str, Any] = "one-shot",
@@ -121,8 +122,9 @@ def compress(
 
     model: a module, or a name with `model_args` and `checkpoint`, or a bundle, which keeps its masks and gets more on top (the accuracy
     that others stand beside is then the bundle's; `pruned_before` says by what it was pruned). data: a data set or its spec string.
-    prune: the fraction of the convolutions' multiply-adds to drop, which the preset splits between blocks and weights; or ffp, fwp: the
-    fraction of blocks and of weights, each also as a mapping with any field of FFPConfig and FWPConfig. prune_schedule: when masks come,
+    prune: the fraction of the convolutions' multiply-adds to drop; prune_split: what divides it between blocks and weights, the "preset"
+    or one "common" list of scores. Or ffp, fwp: the fraction of blocks and of weights; each also takes a mapping with any field of
+    FFPConfig and FWPConfig. prune_schedule: when masks come,
     "one-shot", "cubic", or a mapping (name, share, updates, samples). epochs: of fine-tuning (0: none); distill: the share of the loss that
     the dense network teaches, or a mapping (share, temperature, features, layers); `finetune` gives all settings. reconstruct: whether
     kept weights are refitted first (None: where nothing is trained), or a mapping (images, columns, memory_bytes). samples: calibrate on so
@@ -136,7 +138,7 @@ def compress(
     check_named(model, checkpoint=checkpoint, model_args=model_args)
     training = _finetuning(finetune, epochs=epochs, distill=distill)
     job = Job(
-        config=prune_config(preset, ratio=prune, ffp=ratio_settings(ffp), fwp=ratio_settings(fwp)),
+        config=prune_config(preset, ratio=prune, split=prune_split, ffp=ratio_settings(ffp), fwp=ratio_settings(fwp)),
         preset=preset,
         calibration=CalibrationConfig(samples=samples),
         finetune=training,

@@ -50,7 +50,7 @@ _FACTS = {
     "input_shape": [_SIDE, _SIDE, _SIDE],
     "zero_weights": Maybe({"macs_dense": _COUNT, "macs_pruned": _COUNT}),
     "conv_macs_kept": _SHARE,
-    "ratios": {key: {kind.name: _SHARE for kind in KINDS} for key in ("asked", "achieved")},
+    "ratios": {key: {**{kind.name: _SHARE for kind in KINDS}, "common": Maybe(_SHARE)} for key in ("asked", "achieved")},
     "macs": {
         **dict.fromkeys(("macs", "macs_dense", "conv_macs", "conv_macs_dense", "thesis_ops", "thesis_ops_dense"), _COUNT),
         "layers": [{"name": str, "macs": _COUNT, "macs_dense": _COUNT}],

@@ -97,7 +97,7 @@ def at(config: PruneConfig, reached: float) -> PruneConfig:
     def part_at(part: Part) -> Any:
         return replace(part, ratio=reached * part.ratio, per_layer={glob: reached * ratio for glob, ratio in part.per_layer.items()})
 
-    return PruneConfig(ffp=part_at(config.ffp), fwp=part_at(config.fwp))
+    return PruneConfig(ffp=part_at(config.ffp), fwp=part_at(config.fwp), common=reached * config.common)
 
 
 class _Finished(Silent):

@@ -3,8 +3,9 @@
 [model]     name, args, checkpoint        (a checkpoint takes the place of [train])
 [data]      spec and any argument of load_data
 [train]     fields of TrainConfig; asynchronous = { algorithm = "lc-asgd", workers = 8 } and other fields of AsyncConfig
-[compress]  preset, prune (a ratio) or ffp and fwp (a ratio or a table), samples, calibration_batch_size, compare_dense,
-            batchnorm_samples, seed, prune_schedule ("cubic" or { name = "cubic", share = 0.45, updates = 8, samples = 1024 }),
+[compress]  preset, prune (a ratio) and prune_split ("preset" or "common"), or ffp and fwp (a ratio or a table),
+            samples, calibration_batch_size, compare_dense, batchnorm_samples, seed,
+            prune_schedule ("cubic" or { name = "cubic", share = 0.45, updates = 8, samples = 1024 }),
             reconstruct (true, false or a table: images, columns, memory_bytes)
 [finetune]  fields of TrainConfig, distill = 0.9 or { share = 0.9, temperature = 4.0,
             features = 1.0, layers = ["layer1"] } among them; epochs = 0 leaves it out
@@ -43,6 +44,7 @@ _TABLES: dict[str, dict[str, tuple[type, ...]]] = {
         **{
             "preset": (str,),
             "prune": _NUMBER,
+            "prune_split": (str,),
             "ffp": (*_NUMBER, dict),
             "fwp": (*_NUMBER, dict),
             "prune_schedule": (str, dict),
@@ -120,7 +122,11 @@ def job_of(settings: Settings, device: str = "auto") -> "Job":
     preset, finetune = table.get("preset", "taylor"), finetune_of(settings)
     return Job(
         config=prune_config(
-            preset, ratio=table.get("prune"), ffp=ratio_settings(table.get("ffp", 0.0)), fwp=ratio_settings(table.get("fwp", 0.0))
+            preset,
+            ratio=table.get("prune"),
+            split=table.get("prune_split", "preset"),
+            ffp=ratio_settings(table.get("ffp", 0.0)),
+            fwp=ratio_settings(table.get("fwp", 0.0)),
         ),
         preset=preset,
         calibration=CalibrationConfig(

@@ -64,7 +64,7 @@ def test_the_budget_is_met_within_one_element_and_no_layer_goes_below_the_floor(
     largest = max(int(cost.max()) for cost in costs.values())
     reserved = 0
     for name, mask in kept.items():
-        count = round(floor * mask.numel())
+        count = max(1, round(floor * mask.numel())) if floor else 0
         best = (scores[name] / costs[name]).argsort(descending=True)[:count]
         assert mask[best].all(), name
         reserved += int(costs[name][best].sum())

@@ -48,6 +48,13 @@ _usual = stack(
         "--prune", "ratio", type=_Ratio(), metavar="RATIO", help="The fraction of the convolutions' multiply-adds to remove, e.g. 0.7."
     ),
     click.option(
+        "--prune-split",
+        default="preset",
+        show_default=True,
+        metavar="NAME",
+        help="What divides --prune between blocks and weights: the preset (fixed ratios) or common (one list by worth per multiply-add).",
+    ),
+    click.option(
         "--ffp",
         "ffp_ratio",
         type=_Ratio(),
@@ -132,6 +139,7 @@ def prune_settings(options: dict[str, Any]) -> "PruneConfig":
     return prune_config(
         options["preset"],
         ratio=options["ratio"],
+        split=options["prune_split"],
         ffp={
             "ratio": options["ffp_ratio"],
             "per_layer": layer_ratios("--ffp-layer", options["ffp_layer"]) or None,

@@ -92,13 +92,17 @@ def print_compression(facts: dict[str, Any]) -> None:
     rows = [[text, f"{accuracy[key]:.2%}"] for key, text in steps.items() if accuracy.get(key) is not None]
     if rows:
         print_table(f"{accuracy.get('measure', 'accuracy')} on {accuracy['samples']} {accuracy['split']} images", ["", "accuracy"], rows)
-    asked, achieved = ratios["asked"], ratios["achieved"]
+    asked, achieved, common = ratios["asked"], ratios["achieved"], ratios["asked"].get("common")
     rows = [
         *(
-            [f"{kind.what} ({label(kind)}){kind.rest and f', {kind.rest}'}", f"{asked[kind.name]:.1%}", f"{achieved[kind.name]:.1%}"]
+            [
+                f"{kind.what} ({label(kind)}){kind.rest and f', {kind.rest}'}",
+                "" if common else f"{asked[kind.name]:.1%}",
+                f"{achieved[kind.name]:.1%}",
+            ]
             for kind in KINDS
         ),
-        ["convolution multiply-adds", "", f"{1 - facts['conv_macs_kept']:.1%}"],
+        ["convolution multiply-adds", f"{common:.1%}" if common else "", f"{1 - facts['conv_macs_kept']:.1%}"],
     ]
     rows += [[f"- {text}", "", f"{share:.1%}"] for text, share in zeros_pruned(facts)]
     print_table("pruned", ["", "asked", "achieved"], rows)
