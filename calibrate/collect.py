@@ -109,11 +109,11 @@ class _Pass(NamedTuple):
 
 def _collect(model: nn.Module, source: Source, measure: Measure, sites: Sequence[ConvSite], how: _Pass) -> Statistics:
     config, checkpoint, group = how.config, how.checkpoint, how.group
-    collectors = measure.collectors(model, sites, config.seed)
     stream_settings = {k: v for k, v in asdict(config).items() if k in ("samples", "seed", "data")}
     network = fingerprint(model, masks_by_layer(model, (site.name for site in sites)))
     settings = {**measure.settings(sites), **stream_settings, "input_shape": list(how.input_shape), "network": network}
     order = sample_order(len(source), config)
+    collectors = measure.collectors(model, sites, config.seed, len(order))
     saved = group.on_first(lambda: _saved(checkpoint, measure.kind, settings, collectors))
     done = 0 if saved is None else saved.samples
     if saved is not None and group.first:

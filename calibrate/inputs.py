@@ -1,10 +1,8 @@
-"""What a layer's output error depends on, summed over samples: products of its input patches, and the outputs of single blocks.
+"""What single blocks add to a layer's outputs, squared and summed over samples: the output error when one is dropped.
 
-    H[(u,v,c),(u',v',c')] = sum over samples, positions of M[c,p] b[c,p,u,v] * M[c',p] b[c',p,u',v'],   c, c' of one group
-    E[c,p]                = sum over samples of sum_f ( sum_{u,v} w[f,c,u,v] * b[c,p,u,v] )^2
+    E[c,p] = sum over samples of sum_f ( sum_{u,v} w[f,c,u,v] * b[c,p,u,v] )^2 = tr( W_c^T W_c E[b b^T] )
 
-H is the Hessian of half the squared error of one filter's output in its weights. E is that of all filters when block (c,p) is dropped:
-tr(W_c^T W_c E[b b^T]), without a matrix for each position. Both are sums over samples: they stream and add, and need no labels.
+It streams and adds, and needs no labels.
 """
 
 import torch
@@ -13,15 +11,6 @@ from torch import Tensor
 from fineprune.ops.masked_conv_torch import masked_patches
 
 from .taylor import Geometry
-
-
-def input_products(x: Tensor, mask: Tensor | None, kernel: tuple[int, int], geometry: Geometry, groups: int) -> Tensor:
-    """H of x[N,C,H,W] under a block mask (bool [C,oh,ow] or None) -> [groups,d,d] float64 on the CPU, d = kh*kw*C/groups."""
-    size = kernel[0] * kernel[1] * x.shape[1] // groups
-    total = torch.zeros(groups, size, size, dtype=torch.float64)
-    for _, patches in masked_patches(x, mask, kernel, geometry, groups):
-        total += torch.bmm(patches.transpose(1, 2), patches).to("cpu", torch.float64)
-    return total
 
 
 def block_outputs(x: Tensor, weight: Tensor, geometry: Geometry, groups: int, size: tuple[int, int]) -> Tensor:

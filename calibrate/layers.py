@@ -14,7 +14,8 @@ from .convolutions import ConvSite
 from .fisher import fisher_blocks
 from .frequency import Norm, TieBreaker, choose_blocks
 from .importance import tap_sums
-from .inputs import block_outputs, input_products
+from .inputs import block_outputs
+from .moments import add_moments, moments_shape, patches, spread
 from .taylor import Geometry, block_taylor, tap_taylor
 
 
@@ -126,6 +127,10 @@ def weight_mask_of(conv: nn.Conv2d) -> Tensor | None:
     return getattr(conv, "weight_mask", None)
 
 
+_PATCH_BYTES = 64 << 20
+"""Size of the matrix of patches that is multiplied at once."""
+
+
 class BlockFrequency(Collector):
     """Algorithm 8 stage 1: count which blocks are among the top K of their channel, and convolve under that mask."""
 
@@ -221,28 +226,47 @@ class WeightFisher(Collector):
         return self.differentiated(y, backward)
 
 
-class InputProducts(Collector):
-    """Products of a layer's input patches under its block mask; the pass needs neither gradients nor labels."""
+class OutputSquares(Collector):
+    """The sum of squared outputs, of which errors are shares, and what errors depend on; the pass needs neither gradients nor labels."""
 
     def forward(self, input: Tensor) -> Tensor:
         """x[N,C,H,W] -> y[N,F,oh,ow] of the layer as it is, its masks included."""
-        padded, padding = explicit_padding(self.conv, input)
         y = self.convolve(input)
         with torch.no_grad():
-            geometry, groups = self.geometry(padding), self.conv.groups
-            self.add(products=input_products(padded, block_mask_of(self.conv), self.site.kernel, geometry, groups))
+            own = y if self.conv.bias is None else y - self.conv.bias[:, None, None]
+            self.add(outputs=torch.linalg.vector_norm(own, dtype=torch.float64).square()[None])
+            self.see(input)
         return y
 
+    def see(self, x: Tensor) -> None:
+        """Note what the error depends on, of inputs x[N,C,H,W]."""
+        raise NotImplementedError
 
-class BlockOutputs(Collector):
-    """What every block adds to the outputs, squared; the pass needs neither gradients nor labels."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        """x[N,C,H,W] -> y[N,F,oh,ow] of the layer as it is, its masks included."""
-        padded, padding = explicit_padding(self.conv, input)
-        y = self.convolve(input)
-        with torch.no_grad():
-            geometry, size = self.geometry(padding), self.site.output_size
-            self.add(error=block_outputs(padded, weight_of(self.conv), geometry, self.conv.groups, size))
-            self.add(outputs=(y if self.conv.bias is None else y - self.conv.bias[:, None, None]).square().double().sum()[None])
-        return y
+class InputMoments(OutputSquares):
+    """H of a layer's inputs under its block mask, in blocks of at most `limit` rows, at `taken` positions of each sample."""
+
+    def __init__(self, conv: nn.Conv2d, site: ConvSite, limit: int, taken: int) -> None:
+        super().__init__(conv, site)
+        self.shape, self.taken = moments_shape(site, limit), taken
+
+    def see(self, x: Tensor) -> None:
+        """Sums of the positions that are taken stand for all."""
+        total, positions = torch.zeros(self.shape, dtype=torch.float64), self.site.positions
+        sample_bytes = self.taken * self.site.in_channels * self.site.taps * x.element_size()
+        samples = self.indices[torch.arange(len(x)) * len(self.indices) // len(x)]  # a network may cut samples into several
+        at = spread(samples, self.taken, positions).to(x.device)
+        some = max(1, _PATCH_BYTES // sample_bytes)
+        for part, places in zip(x.split(some), at.split(some), strict=True):
+            add_moments(total, patches(self.conv, part, block_mask_of(self.conv), places))
+        self.add(moments=total * (positions / self.taken))
+
+
+class BlockOutputs(OutputSquares):
+    """What every block adds to the outputs, squared."""
+
+    def see(self, x: Tensor) -> None:
+        """Of every block."""
+        padded, padding = explicit_padding(self.conv, x)
+        size = self.site.output_size
+        self.add(error=block_outputs(padded, weight_of(self.conv), self.geometry(padding), self.conv.groups, size))

@@ -10,7 +10,9 @@ from .convolutions import ConvSite
 from .fisher import block_limit
 from .frequency import Norm, TieBreaker
 from .importance import group_filters
-from .layers import BlockFrequency, BlockOutputs, BlockTaylor, Collector, InputProducts, WeightFisher, WeightScores, conv_at, weight_of
+from .layers import BlockFrequency, BlockOutputs, BlockTaylor, Collector, InputMoments, WeightFisher, WeightScores, conv_at, weight_of
+from .moments import block_limit as moments_limit
+from .moments import moments_shape, positions_taken
 
 
 class Measure(Protocol):
@@ -25,8 +27,8 @@ class Measure(Protocol):
         """What parts of one calibration must agree in."""
         ...
 
-    def collectors(self, model: nn.Module, sites: Sequence[ConvSite], seed: int) -> dict[str, Collector]:
-        """By layer, what adds up the statistic."""
+    def collectors(self, model: nn.Module, sites: Sequence[ConvSite], seed: int, samples: int) -> dict[str, Collector]:
+        """By layer, what adds up the statistic over a pass of `samples`."""
         ...
 
     def trial(self) -> "Measure":
@@ -51,7 +53,7 @@ class Frequencies:
         keep = {site.name: self.keep.get(site.name, site.positions) for site in sites}
         return {"criterion": self.norm, "keep": keep, "propagate": self.propagate if keep else "dense"}
 
-    def collectors(self, model: nn.Module, sites: Sequence[ConvSite], seed: int) -> dict[str, Collector]:
+    def collectors(self, model: nn.Module, sites: Sequence[ConvSite], seed: int, samples: int) -> dict[str, Collector]:
         """One `BlockFrequency` a layer, each with an order of its own among ties."""
         found: dict[str, Collector] = {}
         for number, site in enumerate(sites):
@@ -75,7 +77,7 @@ class BlockScores:
         """There is nothing to set."""
         return {"criterion": "taylor", "keep": {}, "propagate": "dense"}
 
-    def collectors(self, model: nn.Module, sites: Sequence[ConvSite], seed: int) -> dict[str, Collector]:
+    def collectors(self, model: nn.Module, sites: Sequence[ConvSite], seed: int, samples: int) -> dict[str, Collector]:
         """One `BlockTaylor` a layer."""
         return {site.name: BlockTaylor(conv_at(model, site), site) for site in sites}
 
@@ -99,7 +101,7 @@ class WeightSums:
         """Whether scores are collected, and the size of the groups."""
         return {"taylor": self.taylor, "lanes": self.lanes}
 
-    def collectors(self, model: nn.Module, sites: Sequence[ConvSite], seed: int) -> dict[str, Collector]:
+    def collectors(self, model: nn.Module, sites: Sequence[ConvSite], seed: int, samples: int) -> dict[str, Collector]:
         """One `WeightScores` a layer."""
         found: dict[str, Collector] = {}
         for site in sites:
@@ -122,7 +124,7 @@ class Fisher:
         """The largest number of weights of a block."""
         return {"fisher": block_limit(sites)}
 
-    def collectors(self, model: nn.Module, sites: Sequence[ConvSite], seed: int) -> dict[str, Collector]:
+    def collectors(self, model: nn.Module, sites: Sequence[ConvSite], seed: int, samples: int) -> dict[str, Collector]:
         """One `WeightFisher` a layer."""
         limit = block_limit(sites)
         return {site.name: WeightFisher(conv_at(model, site), site, limit) for site in sites}
@@ -133,20 +135,44 @@ class Fisher:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutputErrors:
-    """What the squared error of a layer's outputs depends on (`inputs`): of `kind` "weights" or "blocks". No labels, no gradients."""
+class InputSquares:
+    """Second moments of the layers' inputs (`moments`) and the squares of their outputs. No labels, no gradients.
 
-    kind: Literal["blocks", "weights"]
+    most: rows of a block of the matrices, where that is fewer than fit into the memory.
+    """
+
+    most: int | None = None
+    kind = "weights"
+
+    def settings(self, sites: Sequence[ConvSite]) -> dict[str, Any]:
+        """The largest number of rows of a block."""
+        return {"moments": moments_limit(sites, self.most)}
+
+    def collectors(self, model: nn.Module, sites: Sequence[ConvSite], seed: int, samples: int) -> dict[str, Collector]:
+        """One `InputMoments` a layer; positions are taken where `samples` have more of them than a layer's matrix needs."""
+        limit = moments_limit(sites, self.most)
+        taken = {site.name: positions_taken(site.positions, samples, moments_shape(site, limit)[2]) for site in sites}
+        return {site.name: InputMoments(conv_at(model, site), site, limit, taken[site.name]) for site in sites}
+
+    def trial(self) -> "InputSquares":
+        """It changes nothing."""
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockErrors:
+    """What every block adds to its layer's outputs, squared (`inputs`). No labels, no gradients."""
+
+    kind = "blocks"
 
     def settings(self, sites: Sequence[ConvSite]) -> dict[str, Any]:
         """What the error is of."""
         return {"criterion": "obs"}
 
-    def collectors(self, model: nn.Module, sites: Sequence[ConvSite], seed: int) -> dict[str, Collector]:
-        """One `BlockOutputs` or `InputProducts` a layer."""
-        of = BlockOutputs if self.kind == "blocks" else InputProducts
-        return {site.name: of(conv_at(model, site), site) for site in sites}
+    def collectors(self, model: nn.Module, sites: Sequence[ConvSite], seed: int, samples: int) -> dict[str, Collector]:
+        """One `BlockOutputs` a layer."""
+        return {site.name: BlockOutputs(conv_at(model, site), site) for site in sites}
 
-    def trial(self) -> "OutputErrors":
+    def trial(self) -> "BlockErrors":
         """It changes nothing."""
         return self

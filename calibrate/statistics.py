@@ -19,6 +19,7 @@ from fineprune.common.tensors import read_tensors
 from fineprune.ops.mask_facts import MASKS, is_mask
 
 from .fisher import fisher_shape
+from .moments import moments_shape
 
 if TYPE_CHECKING:
     from .convolutions import ConvSite
@@ -28,7 +29,7 @@ TENSORS, FACTS = "statistics.safetensors", "statistics.json"
 _FORM = {
     "kind": str,
     "samples": Within(int, 0, 2**62),
-    "settings": {"keep": Maybe({str: int}), "fisher": Maybe(Within(int, 4, 50))},
+    "settings": {"keep": Maybe({str: int}), "fisher": Maybe(Within(int, 4, 50)), "moments": Maybe(Within(int, 1, 2**31))},
     "layers": [str],
     "sha256": str,
 }
@@ -43,7 +44,7 @@ class Statistics:
 
     `kind` is "blocks" (fields frequency, norm [C,oh,ow] or taylor [C,oh,ow], or error [C,oh,ow], outputs [1]) or "weights" (fields
     absolute, signed [C,kh,kw], taylor [F,C/g,kh,kw], taylor_group [Q,C/g,kh,kw], taylor_channel [C,kh,kw], groups [F], or fisher
-    [F,blocks,size,size], or products [g,d,d]). Parts that are added must agree in `settings`.
+    [F,blocks,size,size], or moments [g,blocks,size,size], outputs [1]). Parts that are added must agree in `settings`.
     """
 
     kind: str
@@ -128,8 +129,10 @@ def check_fields(statistics: Statistics, sites: Iterable["ConvSite"]) -> None:
         shapes: dict[str, tuple[int | None, ...]] = {
             **dict.fromkeys(("absolute", "signed", "taylor_channel"), (site.in_channels, *site.kernel)),
             **{"taylor": (site.out_channels, *taps), "taylor_group": (None, *taps), "groups": (site.out_channels,)},
-            "products": (site.groups, per_group * site.taps, per_group * site.taps),
+            "outputs": (1,),
         }
+        if "moments" in statistics.settings:
+            shapes["moments"] = moments_shape(site, statistics.settings["moments"])
         if "fisher" in statistics.settings:
             shapes["fisher"] = fisher_shape(site, statistics.settings["fisher"])
         if statistics.kind == "blocks":

@@ -40,7 +40,7 @@ def check_agreement(model: nn.Module, sites: Sequence[ConvSite], config: PruneCo
         chosen = part.chosen(sites)
         if (measure := part.method.measure(part, sites)) is None or not chosen:
             continue
-        collectors = measure.trial().collectors(model, chosen, seed=0)
+        collectors = measure.trial().collectors(model, chosen, seed=0, samples=len(images))
         for collector in collectors.values():
             collector.begin(torch.arange(len(images)))
         with evaluating(model), measuring(collectors.values()):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fineprune.calibrate.convolutions import ConvSite
-from fineprune.calibrate.measures import OutputErrors
+from fineprune.calibrate.measures import BlockErrors
 from fineprune.calibrate.statistics import Statistics
 
 from ..criterion import Criterion, Layer, require_criterion
@@ -28,9 +28,9 @@ class ObsBlocks(Criterion):
     comparable, collects = True, "blocks"
     scale = "output error"
 
-    def measure(self, config: Any, sites: Sequence[ConvSite]) -> OutputErrors:
+    def measure(self, config: Any, sites: Sequence[ConvSite]) -> BlockErrors:
         """The squared contribution of every block."""
-        return OutputErrors(kind="blocks")
+        return BlockErrors()
 
     def check(self, statistics: Statistics, config: Any, sites: Sequence[ConvSite]) -> None:
         """They must be of this method."""

@@ -9,10 +9,11 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from fineprune.calibrate.layers import measuring
+from fineprune.calibrate.layers import block_mask_of, measuring
+from fineprune.calibrate.moments import patches
 
 from ..layers import MaskedConv2d
-from .gram import Gram, patches
+from .gram import Gram
 from .layers import Shared
 from .passes import Start, Starts, Tap, forward, noting, stop
 from .stream import Stream
@@ -60,7 +61,7 @@ class Inputs:
 
     def _see(self, conv: MaskedConv2d, x: Tensor, convolve: Callable[[Tensor], Tensor]) -> Tensor:
         at, wanted = self._waiting.pop(0)
-        self._gram.add(patches(conv, x, at), wanted)
+        self._gram.add(patches(conv, x, block_mask_of(conv), at, constant=conv.bias is not None), wanted)
         if not self._waiting:
             stop()
         return convolve(x)

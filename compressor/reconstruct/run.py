@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fineprune.calibrate.convolutions import Skipped
+from fineprune.calibrate.moments import COLUMNS
 from fineprune.common.errors import RunError, UsageError
 from fineprune.common.processes import joined
 
@@ -34,7 +35,7 @@ class ReconstructConfig:
     """
 
     images: int = 512
-    columns: int = 64
+    columns: int = COLUMNS
     memory_bytes: int = 1 << 30
 
     def __post_init__(self) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fineprune.calibrate.layers import measuring
+from fineprune.calibrate.moments import positions_taken
 
 from .gram import outputs_at
 from .layers import Shared
@@ -19,10 +20,6 @@ from .stream import Stream
 
 Target = tuple[Tensor, Tensor]
 """Positions int64 [Q] of a call's output, and Y [groups, F/groups, N*Q] there."""
-
-
-_FEW = 1 << 16
-"""Samples that cost nothing worth saving."""
 
 
 class Targets:
@@ -50,7 +47,7 @@ class Targets:
 
     def _taken(self, shared: Shared, positions: int) -> int:
         """How many positions are taken of each image's output: all, or what gives the columns that are asked for."""
-        return min(positions, -(-max(self._columns * shared.inputs, _FEW) // self._stream.images))
+        return positions_taken(positions, self._stream.images, shared.inputs, self._columns)
 
     def _collect(self) -> None:
         taps = [

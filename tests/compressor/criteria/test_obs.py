@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fineprune.calibrate import moments
 from fineprune.calibrate.collect import CalibrationConfig, collect
-from fineprune.calibrate.inputs import block_outputs, input_products
-from fineprune.calibrate.measures import OutputErrors
+from fineprune.calibrate.inputs import block_outputs
+from fineprune.calibrate.measures import BlockErrors, InputSquares, Measure
 from fineprune.compressor.config import FFPConfig, FWPConfig, prune_config
 from fineprune.compressor.criteria.obs_weights import DAMPENING, inverse
 from fineprune.compressor.macs import count_macs
@@ -17,7 +18,17 @@ from support import reference
 from support.geometries import KINDS, Geometry, problem
 from support.networks import CONVOLUTIONS, SHAPE, samples, varied
 
-CASES = {**KINDS, "many": Geometry(channels=6, filters=2, samples=3)}
+CASES = {**KINDS, "many": Geometry(channels=10, filters=2, samples=3)}
+
+
+def statistics_of(p, geometry: Geometry, masked: bool, size: int) -> dict[str, Tensor]:
+    """H in blocks and the sum of squared outputs."""
+    conv = nn.Conv2d(geometry.channels, geometry.filters, geometry.kernel, bias=False, **geometry.options)  # type: ignore[arg-type]
+    x, mask, w = p.tensors("x", "mask", "w")
+    columns = moments.patches(conv, x, mask if masked else None, torch.arange(p.mask[0].size))
+    total = torch.zeros(moments.moments_shape(geometry.site, size), dtype=torch.float64)
+    moments.add_moments(total, columns)
+    return {"moments": total, "outputs": (w.flatten(1).unflatten(0, (geometry.groups, -1)) @ columns).square().sum()[None]}
 
 
 def naive_patches(p, geometry: Geometry, mask: np.ndarray | None) -> np.ndarray:
@@ -29,26 +40,24 @@ def naive_patches(p, geometry: Geometry, mask: np.ndarray | None) -> np.ndarray:
     return np.stack([group.transpose(0, 2, 3, 1, 4, 5).reshape(-1, per_group, *geometry.kernel) for group in groups])
 
 
-def sums_of(p, geometry: Geometry, masked: bool) -> Tensor:
-    x, mask = p.tensors("x", "mask")
-    return input_products(x, mask if masked else None, geometry.kernel, geometry.where, geometry.groups)
-
-
 @pytest.mark.parametrize("unit", [1, 4])
+@pytest.mark.parametrize("size", [40, 1000])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("geometry", CASES.values(), ids=CASES)
-def test_scores_of_weights_are_those_of_the_formula(geometry: Geometry, masked: bool, unit: int) -> None:
+def test_scores_of_weights_are_those_of_the_formula(geometry: Geometry, masked: bool, size: int, unit: int) -> None:
     p = problem(geometry)
     config = FWPConfig(criterion="obs" if unit == 1 else "obs-quad")
-    layer = Layer(site=geometry.site, config=config, weight=torch.from_numpy(p.w), sums={"products": sums_of(p, geometry, masked)})
-    got = config.method.scores(layer).numpy()
+    sums = statistics_of(p, geometry, masked, size)
+    got = config.method.scores(Layer(site=geometry.site, config=config, weight=torch.from_numpy(p.w), sums=sums)).numpy()
     patches = naive_patches(p, geometry, p.mask if masked else None)
     filters, channels, *kernel = p.w.shape
+    block = np.arange(channels) // (sums["moments"].shape[2] // (kernel[0] * kernel[1]))
+    together = np.repeat(block, kernel[0] * kernel[1])
     expected, outputs = np.zeros((filters, -(-channels // unit), *kernel)), 0.0
     for f in range(filters):
         x = patches[f // (filters // geometry.groups)].reshape(patches.shape[1], -1)
         outputs += ((x @ p.w[f].reshape(-1)) ** 2).sum()
-        hessian = sum(np.outer(patch, patch) for patch in x)
+        hessian = sum(np.outer(patch, patch) for patch in x) * (together[:, None] == together)
         inverted = np.linalg.inv(hessian + DAMPENING * hessian.diagonal().mean() * np.eye(len(hessian)))
         place = np.arange(len(hessian)).reshape(channels, *kernel)
         for k, u, v in np.ndindex(*expected.shape[1:]):
@@ -61,7 +70,7 @@ def test_scores_of_weights_are_those_of_the_formula(geometry: Geometry, masked: 
 def test_a_score_is_the_error_that_the_best_refit_leaves() -> None:
     generator = torch.Generator().manual_seed(0)
     x, w = torch.randn(50, 6, generator=generator, dtype=torch.float64), torch.randn(6, generator=generator, dtype=torch.float64)
-    inverted = inverse((x.T @ x)[None], dampening=0.0)[0]
+    inverted = inverse((x.T @ x)[None, None], 6, dampening=0.0)[0, 0]
     for q in range(6):
         others = [i for i in range(6) if i != q]
         refit = torch.linalg.lstsq(x[:, others], (x @ w)[:, None]).solution
@@ -84,13 +93,13 @@ def test_scores_of_blocks_are_what_is_missing_without_them(geometry: Geometry) -
     torch.testing.assert_close(config.method.scores(Layer(site=geometry.site, config=config, weight=w, sums=sums)), got / 8)
 
 
-@pytest.mark.parametrize("kind", ["blocks", "weights"])
-def test_batches_leave_the_same_sums_and_need_no_labels(kind: str) -> None:
+@pytest.mark.parametrize("measure", [BlockErrors(), InputSquares()], ids=lambda measure: measure.kind)
+def test_batches_leave_the_same_sums_and_need_no_labels(measure: Measure) -> None:
     data = samples(12, dtype=torch.float64)
     data.labels.fill_(-1)
 
     def run(size: int) -> dict[str, dict[str, Tensor]]:
-        return collect(varied(), data, OutputErrors(kind=kind), input_shape=SHAPE, config=CalibrationConfig(batch_size=size)).layers  # type: ignore[arg-type]
+        return collect(varied(), data, measure, input_shape=SHAPE, config=CalibrationConfig(batch_size=size)).layers
 
     whole, pieces = run(12), run(5)
     assert whole.keys() == set(CONVOLUTIONS)
@@ -102,11 +111,12 @@ def test_batches_leave_the_same_sums_and_need_no_labels(kind: str) -> None:
 def test_the_two_normalisations_are_the_same() -> None:
     run = CalibrationRun(source=samples(6, dtype=torch.float64), input_shape=SHAPE)
     model = varied()
-    blocks, weights = (run.collect(model, OutputErrors(kind=kind)).layers for kind in ("blocks", "weights"))  # type: ignore[arg-type]
+    blocks, weights = (run.collect(model, measure).layers for measure in (BlockErrors(), InputSquares()))
     for name in CONVOLUTIONS:
-        conv = model.get_submodule(name)
-        rows = conv.weight.detach().permute(0, 2, 3, 1).flatten(1).unflatten(0, (conv.groups, -1))
-        torch.testing.assert_close(((rows @ weights[name]["products"]) * rows).sum()[None], blocks[name]["outputs"])
+        conv, moments = model.get_submodule(name), weights[name]["moments"][:, 0]
+        rows = conv.weight.detach().flatten(1).unflatten(0, (conv.groups, -1))
+        torch.testing.assert_close(((rows @ moments) * rows).sum()[None], weights[name]["outputs"])
+        torch.testing.assert_close(weights[name]["outputs"], blocks[name]["outputs"])
 
 
 @pytest.mark.parametrize(

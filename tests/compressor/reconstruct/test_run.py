@@ -123,7 +123,7 @@ def test_the_memory_decides_how_often_the_network_runs_and_nothing_else() -> Non
 
 
 def test_drawn_positions_are_a_seeded_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fineprune.compressor.reconstruct.targets._FEW", 1)
+    monkeypatch.setattr("fineprune.calibrate.moments._FEW", 1)
     few, again, all_of_them = refitted(ReconstructConfig(columns=3)), refitted(ReconstructConfig(columns=3)), refitted()
     assert same(few, again)
     assert not same(few, all_of_them)
