@@ -71,7 +71,9 @@ def main() -> None:
 def request_ms(workers: int, requests: int, predictor: Predictor) -> float:
     """Mean processor time of `Server.state`."""
     config = TrainConfig(epochs=10, batch_size=32, momentum=0.0)
-    server = Server(torch.zeros(1), 0, config, AsyncConfig(algorithm="lc-asgd", workers=workers, predictor=predictor), [requests])
+    server = Server(
+        torch.zeros(1), torch.empty(0), config, AsyncConfig(algorithm="lc-asgd", workers=workers, predictor=predictor), [requests]
+    )
     generator = torch.Generator().manual_seed(0)
     times = []
     for i in range(requests):

@@ -77,11 +77,11 @@ def main() -> None:
 def arrivals(workers: int, clock: str, columns: tuple[int, ...], count: int) -> list[Arrival]:
     """`count` states, with what had been predicted for each."""
     settings = AsyncConfig(algorithm="lc-asgd", workers=workers, time={"distribution": clock})  # type: ignore[arg-type]
-    server = Server(torch.zeros(1), 0, TrainConfig(epochs=1, batch_size=1, momentum=0.0), settings, [count])
+    server = Server(torch.zeros(1), torch.empty(0), TrainConfig(epochs=1, batch_size=1, momentum=0.0), settings, [count])
     server.steps = Masked(workers, settings.window, settings.learns_every, settings.step_limit, 0)
     server.steps.columns = columns
     server.telemetry.trace = trace = []
-    simulator = Simulator(server, Idle(), Idle(), settings, 0)  # type: ignore[arg-type]
+    simulator = Simulator(server, Idle(), Idle(), 0)  # type: ignore[arg-type]
     while not server.finished:
         simulator.step()
     return trace

@@ -83,8 +83,10 @@ def teacher_for(teacher: nn.Module | None, config: TrainConfig, data: DataLike) 
 
 def check_masking(config: TrainConfig) -> None:
     """UsageError where masks could not come while a network trains by `config`."""
-    if config.asynchronous is not None:
-        raise UsageError("masks that come while the network trains need the plain trainer; leave the parameter server out, or mask at once")
+    if config.asynchronous is not None and config.asynchronous.engine == "ray":
+        raise UsageError(
+            "masks that come while the network trains need one process: take the plain trainer or engine=simulated, or mask at once"
+        )
 
 
 def check_processes(model: nn.Module, data: DataLike, config: TrainConfig, processes: int) -> None:

@@ -63,7 +63,16 @@ class Masking(Protocol):
         ...
 
     def update(self, progress: float) -> None:
-        """Before each step: change the masks where that is due once `progress`, in [0,1), of the run is done."""
+        """Before each step: change the masks where that is due once `progress`, in [0,1], of the run is done."""
+        ...
+
+    @property
+    def masks(self) -> Any:
+        """Those of now, in plain containers of tensors, which stay as they are when others come."""
+        ...
+
+    def wear(self, masks: Any) -> None:
+        """Give the network `masks` of before or of now: those of a worker that started with them."""
         ...
 
     def state_dict(self) -> dict[str, Any]:

@@ -28,18 +28,21 @@ def beforehand(report: MacReport, sites: Sequence[ConvSite]) -> str:
 _NEARLY_ALL, _NAMED = 0.9, 0.005
 
 
-def chance_level(accuracy: float | None, labels: Tensor) -> str:
-    """A warning where `accuracy` on samples of classes `labels` [N] cannot be told from guessing."""
+def chance_level(accuracy: float | None, labels: Tensor, *, on_the_fly: bool = False) -> str:
+    """A warning where `accuracy` on samples of classes `labels` [N] cannot be told from guessing.
+
+    on_the_fly: the network may be an untrained one, which is pruned while it trains; then that is said.
+    """
     if accuracy is None or not len(labels):
         return ""
     chance = int(labels.bincount().max()) / len(labels)  # of always saying the most frequent class
     noise = 2 * sqrt(chance * (1 - chance) / len(labels))
     if accuracy > max(chance + noise, 1.5 * chance if chance <= _MANY_CLASSES else 0.0):
         return ""
-    return (
-        f"warning: an accuracy of {accuracy:.2%} is chance level (guessing reaches {chance:.2%}): is a checkpoint given, "
-        "are mean and std those of its training, and the classes in the same order?"
-    )
+    what = f"an accuracy of {accuracy:.2%} is chance level (guessing reaches {chance:.2%})"
+    if on_the_fly:
+        return f"{what}: the network is pruned on the fly, while it trains from the start; a trained one is given by its checkpoint"
+    return f"warning: {what}: is a checkpoint given, are mean and std those of its training, and the classes in the same order?"
 
 
 _MANY_CLASSES = 0.1

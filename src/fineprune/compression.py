@@ -278,7 +278,8 @@ class _Run:
         self.say(beforehand(report, found[0]))
         accuracy = {"dense": self.accuracy(self.model, "dense")}
         if self.measure != AGREEMENT:
-            self.say(chance_level(accuracy["dense"], getattr(self.data, self.held_out).labels))
+            meanwhile = self.job.schedule is not None
+            self.say(chance_level(accuracy["dense"], getattr(self.data, self.held_out).labels, on_the_fly=meanwhile))
             self.say(few_samples(self.calibration_labels(), len(self.data.classes)))
         history: dict[str, Any] = {}
         reconstruction: dict[str, Any] = {}

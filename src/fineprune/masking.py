@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fineprune.calibrate.convolutions import ConvSite, Skipped
 from fineprune.calibrate.strides import answer_as_nchw, wants_nchw
@@ -26,6 +26,7 @@ from fineprune.compressor.config import Part, PruneConfig
 from fineprune.compressor.prune import CalibrationRun, Pruned, prune
 from fineprune.models.training.checks import check_masking
 from fineprune.models.training.config import TrainConfig
+from fineprune.models.training.sampling.time_model import trained_batches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,13 +78,15 @@ class CubicSchedule:
         return finetune
 
     def check_steps(self, finetune: TrainConfig, samples: int) -> None:
-        """UsageError where a fine-tuning on so many samples would end before the masks are final."""
-        steps = finetune.epochs * math.ceil(samples / finetune.batch_size)
-        if self.due(1 - 1 / steps) < self.updates:
-            raise UsageError(f"{steps} steps of fine-tuning end before the masks are final; train longer, or lower prune_schedule's share")
+        """UsageError where a fine-tuning on so many samples could end before the masks are final, which its last step must see."""
+        policy = finetune.policy.name
+        steps = 1 if policy != "none" else trained_batches(samples, finetune.batch_size)  # a policy may leave any number out
+        if self.due(1 - 1 / (finetune.epochs * steps)) < self.updates:
+            epochs = f"{finetune.epochs} epochs of {steps} steps" if policy == "none" else f"{finetune.epochs} epochs with policy {policy}"
+            raise UsageError(f"{epochs} may end before the masks are final; train longer, or lower prune_schedule's share")
 
     def due(self, progress: float) -> int:
-        """How many updates there are to have been once `progress`, in [0,1), of the run is done."""
+        """How many updates there are to have been once `progress`, in [0,1], of the run is done."""
         return min(self.updates, math.floor(progress / self.share * self.updates + 1e-9))
 
     def reached(self, updates: int) -> float:
@@ -131,6 +134,7 @@ class MaskUpdates:
         """What the last of them left."""
         self._carried = masks_of(model)
         self._nchw: list[Any] = []
+        self._worn: Any = None
 
     @property
     def final(self) -> bool:
@@ -151,6 +155,22 @@ class MaskUpdates:
         asked = 100 * self.schedule.reached(due)
         self.progress.log(f"masks, update {due} of {self.schedule.updates}: {asked:.0f} % of what is asked for is pruned")
 
+    @property
+    def masks(self) -> dict[str, dict[str, Tensor]]:
+        """By kind and layer."""
+        return self.pruned.masks
+
+    def wear(self, masks: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Put `masks` on the network in place of those that it has."""
+        if masks is self._worn:
+            return
+        self._worn = masks
+        remask(self.model, masks)
+        for handle in self._nchw:
+            handle.remove()
+        blocked = [layer for _, layer in masked_layers(self.model) if layer.block_mask is not None]
+        self._nchw = answer_as_nchw(blocked) if wants_nchw(self.model, blocked, self.run.input_shape) else []
+
     def state_dict(self) -> dict[str, Any]:
         """Updates and masks; what they were ranked by is computed anew at the next one."""
         pruned = self.pruned
@@ -164,8 +184,4 @@ class MaskUpdates:
 
     def _apply(self, updates: int, pruned: Pruned) -> None:
         self.updates, self.pruned = updates, pruned
-        remask(self.model, pruned.masks)
-        for handle in self._nchw:
-            handle.remove()
-        blocked = [layer for _, layer in masked_layers(self.model) if layer.block_mask is not None]
-        self._nchw = answer_as_nchw(blocked) if wants_nchw(self.model, blocked, self.run.input_shape) else []
+        self.wear(pruned.masks)

@@ -86,6 +86,7 @@ def test_chance_is_that_of_the_most_frequent_class() -> None:
     labels = torch.zeros(1000, dtype=torch.int64)
     labels[:100] = 1
     assert "guessing reaches 90.00%" in chance_level(0.9, labels)
+    assert "pruned on the fly" in chance_level(0.9, labels, on_the_fly=True) and "warning" not in chance_level(0.9, labels, on_the_fly=True)
     assert chance_level(0.95, labels) == chance_level(None, labels) == chance_level(0.1, labels[:0]) == ""
 
 

@@ -63,6 +63,32 @@ def test_an_interrupted_compression_goes_on(
         assert log.stat().st_size - stopped_after < 0.9 * forwards  # the trials before any work are made again
 
 
+CUBIC = ["--prune-schedule", "cubic", "--prune-schedule-arg", "updates=3", "--prune-schedule-arg", "samples=40"]
+COMPOSED: dict[str, list[object]] = {
+    "on the fly": ["--prune", 0.6, *CUBIC, "--epochs", 4, "--batch-size", 32, "--policy", "infobatch", "--policy-arg", "full_share=0.25"],
+    "on the fly by a server": ["--prune", 0.6, *CUBIC, "--epochs", 2, "--batch-size", 32, "--trainer", "dc-asgd", "--workers", 3],
+    "reconstructed, then a server": ["--prune", 0.6, "--reconstruct", "--epochs", 4, "--batch-size", 32, "--trainer", "lc-asgd"],
+    "one list, taught": ["--prune", 0.6, "--prune-split", "common", *CUBIC, "--epochs", 2, "--batch-size", 32, "--distill", 0.8],
+}
+
+
+@pytest.mark.parametrize("options", COMPOSED.values(), ids=COMPOSED)
+def test_what_is_put_together_goes_on_alike(
+    options: list[object], named: list[object], checkpoint: Path, own_environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """From an untrained network where it is pruned on the fly; stopped in the middle of its training."""
+    given = [*named, *options, *([] if options[2:5] == CUBIC[:3] else ["--checkpoint", checkpoint])]
+    own_environment.setenv("FORWARDS", str(tmp_path / "forwards"))
+    succeed("compress", *given, "--output", tmp_path / "whole")
+    forwards = (tmp_path / "forwards").stat().st_size
+    for name, value in {"FORWARDS": tmp_path / "log", "STOP_AT": round(0.7 * forwards), "STOP_BY": "SIGINT"}.items():
+        own_environment.setenv(name, str(value))
+    stopped = fineprune("compress", *given, "--output", tmp_path / "b")
+    assert stopped.code == 1 and "interrupted at epoch" in stopped.err.splitlines()[-1]
+    assert "resuming at epoch" in succeed("compress", *given, "--output", tmp_path / "b").err
+    assert_same(tmp_path / "whole", tmp_path / "b")
+
+
 def test_other_settings_start_anew(
     whole: tuple[Path, int], trained: list[object], own_environment: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

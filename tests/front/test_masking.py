@@ -20,6 +20,8 @@ from fineprune.compressor.prune import CalibrationRun, prunable, prune
 from fineprune.masking import CubicSchedule, MaskUpdates, at
 from fineprune.models.data import load_data
 from fineprune.models.training import TrainConfig, TrainResult, synchronous
+from fineprune.models.training.distributed.simulator import Simulator
+from fineprune.models.training.distributed.worker import Worker
 from fineprune.models.training.interfaces import Beside
 from fineprune.models.training.trainer import opened
 from fineprune.recipe import job_of, read_recipe
@@ -124,10 +126,24 @@ def test_remask_changes_masks_and_nothing_else() -> None:
 def run(
     data: FakeData, config: TrainConfig = CONFIG, output: Path | None = None, schedule: CubicSchedule = SCHEDULE
 ) -> tuple[TrainResult, nn.Module, MaskUpdates]:
-    model = network()
+    model, teacher = network(), None if config.distill is None else network(seed=7)
     masking = updates(model, BOTH, schedule)
-    with opened(model, data, config, device="cpu", output=output, beside=Beside(masking=masking)) as running:
+    with opened(model, data, config, device="cpu", output=output, beside=Beside(teacher=teacher, masking=masking)) as running:
         return running.finish(), model, masking
+
+
+def test_a_run_that_may_end_before_its_masks_are_final_is_refused() -> None:
+    """Of four batches the policy leaves two to the last of two epochs, whose last step begins at three quarters of the run."""
+    few = {"name": "random", "window": 2, "start": 1, "block": 1, "prune_epochs": 1, "fraction": 0.7}
+    late, config = replace(SCHEDULE, share=0.8), replace(CONFIG, epochs=2, policy=few)  # type: ignore[arg-type]
+    result, _, masking = run(fake_data(), config, schedule=late)
+    assert not masking.final and result.history[-1].visits == 18
+    with pytest.raises(UsageError, match="2 epochs with policy random may end before the masks are final; train longer, or lower"):
+        late.check_steps(config, 60)
+    late.check_steps(replace(config, epochs=5), 60)
+    late.check_steps(CONFIG, 60)
+    with pytest.raises(UsageError, match="1 epochs of 1 steps may end"):  # a single sample that is left over makes no step
+        replace(SCHEDULE, share=0.5).check_steps(replace(CONFIG, epochs=1), 17)
 
 
 def test_a_run_ends_with_the_masks_asked_for_and_its_best_epoch_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,20 +160,72 @@ def test_a_run_ends_with_the_masks_asked_for_and_its_best_epoch_has_them(monkeyp
     )
 
 
-def test_a_crash_at_any_batch_changes_nothing(tmp_path: Path) -> None:
-    """16 batches; updates come before the batches 3, 6 and 9 (from 1)."""
-    expected, dense, _ = run(fake_data())
-    for crash_after in (1, 3, 4, 7, 12):
+COMPOSED: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "fine-pruning": {"policy": {"name": "fine-pruning", "window": 2, "start": 1, "block": 1, "prune_epochs": 1, "fraction": 0.4}},
+    "random": {"policy": {"name": "random", "window": 2, "start": 1, "block": 1, "prune_epochs": 1, "fraction": 0.4}},
+    "infobatch": {"policy": {"name": "infobatch", "full_share": 0.25}},
+    "taught": {"distill": 0.7},
+    "server": {"asynchronous": {"algorithm": "dc-asgd", "workers": 3}},
+    "features": {"distill": {"share": 0.7, "features": 0.5}, "policy": {"name": "infobatch", "full_share": 0.25}},
+}
+
+
+@pytest.mark.parametrize("changes", COMPOSED.values(), ids=COMPOSED)
+def test_a_crash_at_any_batch_changes_nothing(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """16 batches, fewer with a policy; updates come when an eighth, a quarter and three eighths of the run are over."""
+    config = replace(CONFIG, **changes)
+    expected, dense, _ = run(fake_data(), config)
+    assert any(r.visits < 60 for r in expected.history[:2]) == (config.policy.name != "none"), "while masks come"
+    for crash_after in (1, 3, 4, 7, 11):
         data = fake_data()
-        data.train.fail_at = {crash_after}
+        # One is asked for by the layout, the teacher and the policy each, before the first of the run.
+        data.train.fail_at = {crash_after + (config.policy.name != "none") + (config.distill is not None)}
         with pytest.raises(ConnectionError):
-            run(data, output=tmp_path / str(crash_after))
-        result, model, masking = run(data, output=tmp_path / str(crash_after))
+            run(data, config, output=tmp_path / str(crash_after))
+        result, model, masking = run(data, config, output=tmp_path / str(crash_after))
         assert same(masks_of(model), masks_of(dense)) and masking.final
         assert all(torch.equal(value, dense.state_dict()[name]) for name, value in model.state_dict().items())
         assert [r.train_loss for r in result.history] == [r.train_loss for r in expected.history]
-        again, finished, _ = run(data, output=tmp_path / str(crash_after))
+        again, finished, _ = run(data, config, output=tmp_path / str(crash_after))
         assert again.best_epoch == result.best_epoch and same(masks_of(finished), masks_of(dense))
+
+
+SERVER: dict[str, Any] = {"time": {"distribution": "constant", "state_s": 0.0}}
+
+
+@pytest.mark.parametrize("algorithm", ["sgd", "ssgd"])
+def test_one_worker_of_a_server_is_the_plain_trainer_to_the_bit(algorithm: str) -> None:
+    _, plain, _ = run(fake_data())
+    result, model, masking = run(fake_data(), replace(CONFIG, asynchronous={"algorithm": algorithm, "workers": 1, **SERVER}))  # type: ignore[arg-type]
+    assert masking.final and same(masks_of(model), masks_of(plain)) and result.best_epoch > 2
+    for (name, expected), value in zip(plain.named_parameters(), model.parameters(), strict=True):
+        assert torch.equal(value, expected), name
+
+
+def test_a_worker_computes_under_the_masks_that_came_with_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    pulled: dict[int, Any] = {}
+    late: list[bool] = []
+    pull, compute = Simulator._pull, Simulator._compute
+    forward = Worker.forward
+
+    def pulling(simulator: Simulator, m: int) -> None:
+        pull(simulator, m)
+        pulled[m] = deepcopy(masks_of(simulator.worker.model))
+
+    def computing(simulator: Simulator, m: int) -> None:
+        def looking(worker: Worker, *given: Any) -> Any:
+            assert same(masks_of(worker.model), pulled[m])
+            late.append(not same(pulled[m], simulator.masking.masks))  # type: ignore[union-attr]
+            return forward(worker, *given)
+
+        monkeypatch.setattr(Worker, "forward", looking)
+        compute(simulator, m)
+
+    monkeypatch.setattr(Simulator, "_pull", pulling)
+    monkeypatch.setattr(Simulator, "_compute", computing)
+    _, model, masking = run(fake_data(), replace(CONFIG, asynchronous={"algorithm": "asgd", "workers": 3, **SERVER}))  # type: ignore[arg-type]
+    assert late.count(True) >= 3 and not late[-1] and same(masks_of(model), masking.masks)
 
 
 def test_the_rate_does_not_end_a_run_before_its_masks_are_final() -> None:
@@ -229,8 +297,11 @@ def test_a_schedule_is_a_name_or_a_table() -> None:
             "prune_schedule cubic has unknown steps; it takes share, updates, samples",
         ),
         (["--prune-schedule", "cubic", "--epochs", 0], "give epochs of at least 1, or mask at once"),
-        (["--prune-schedule", "cubic", "--trainer", "asgd"], "masks that come while the network trains need the plain trainer"),
-        (["--prune-schedule", "cubic", "--epochs", 1, "--batch-size", 1000], "1 steps of fine-tuning end before the masks are final"),
+        (
+            ["--prune-schedule", "cubic", "--trainer", "asgd", "--trainer-arg", "engine=ray"],
+            "masks that come while the network trains need",
+        ),
+        (["--prune-schedule", "cubic", "--epochs", 1, "--batch-size", 1000], "1 epochs of 1 steps may end before the masks are final"),
         (["--prune-schedule", "cubic", "--statistics", "."], "statistics belong to masks made at once"),
     ],
 )
@@ -252,8 +323,8 @@ def test_a_recipe_says_it_in_one_field(tmp_path: Path) -> None:
     assert "prune_schedule" not in job_of(recipe("")).to_json()
     with pytest.raises(UsageError, match=r"\[compress\] prune_schedule: share is in \(0,1\), got 2"):
         recipe("prune_schedule = { share = 2 }")
-    with pytest.raises(UsageError, match=r"\[compress\] .*need the plain trainer"):
-        recipe('prune_schedule = "cubic"\n[finetune]\nasynchronous = { algorithm = "asgd" }')
+    with pytest.raises(UsageError, match=r"\[compress\] .*take the plain trainer or engine=simulated"):
+        recipe('prune_schedule = "cubic"\n[finetune]\nasynchronous = { algorithm = "asgd", engine = "ray" }')
 
 
 def test_a_damaged_state_is_named(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def server(algorithm: str, batches: int = 8, **settings: object) -> Server:
     config = TrainConfig(epochs=1, batch_size=4, lr=LR, momentum=0.0, weight_decay=0.0, schedule="constant")
     workers = settings.pop("workers", 1 if algorithm == "sgd" else 2)
     chosen = AsyncConfig(algorithm=algorithm, workers=workers, **settings)  # type: ignore[arg-type]
-    return Server(torch.tensor([1.0, -2.0]), 2, config, chosen, [batches])
+    return Server(torch.tensor([1.0, -2.0]), torch.tensor([0.0, 1.0]), config, chosen, [batches])
 
 
 def report(lease: object, loss: float = 1.0) -> State:
@@ -82,7 +82,7 @@ def test_ssgd_waits_for_all_and_applies_the_mean_once() -> None:
 
 def test_sgd_rates_follow_the_schedule_of_the_gradients() -> None:
     config = TrainConfig(epochs=2, lr=1.0, momentum=0.0, weight_decay=0.0, schedule="multistep", milestones=(1,))
-    s = Server(torch.zeros(1), 0, config, AsyncConfig(algorithm="asgd", workers=2), [2])
+    s = Server(torch.zeros(1), torch.empty(0), config, AsyncConfig(algorithm="asgd", workers=2), [2])
     steps = []
     for _ in range(4):
         before = s.weights()
@@ -173,7 +173,7 @@ def test_compensation_modes() -> None:
 
 
 def test_batchnorm_policies() -> None:
-    running = RunningStatistics(2, 0.1)
+    running = RunningStatistics(torch.tensor([0.0, 1.0]), 0.1)
     for worker, mean, variance in [(0, 1.0, 3.0), (1, 2.0, 5.0), (0, -1.0, 1.0)]:
         running.observe(worker, torch.tensor([mean, variance]))
 

@@ -59,6 +59,21 @@ def test_sgd_and_ssgd_with_one_worker_are_the_plain_trainer_to_the_bit(changes: 
         assert result.history[-1].train_loss == pytest.approx(expected.history[-1].train_loss, rel=1e-6)
 
 
+def test_batchnorm_statistics_of_a_trained_network_are_where_they_start() -> None:
+    """One worker averages as the plain trainer does, so that few steps of fine-tuning do not lose what was there."""
+    models = small_network(), small_network()
+    for model in models:
+        model[1].running_mean.fill_(3.0)  # type: ignore[union-attr, operator]
+        model[1].running_var.fill_(5.0)  # type: ignore[union-attr, operator]
+    few = config(epochs=1, batch_size=50)
+    train(models[0], fake_data(100, 0), few, device="cpu")
+    train_async(models[1], fake_data(100, 0), few, AsyncConfig(algorithm="sgd", workers=1), device="cpu")
+    for name in ("running_mean", "running_var"):
+        expected, value = (getattr(model[1], name) for model in models)
+        torch.testing.assert_close(value, expected)
+        assert value.min() > 1, "two steps leave most of it"
+
+
 @pytest.mark.parametrize("times", [CONSTANT, {"distribution": "stragglers", "spread": 0.5, "state_s": 0.0}])
 def test_literal_is_asgd_to_the_bit(times: dict[str, object]) -> None:
     asgd, first = run("asgd", time=times)

@@ -42,12 +42,12 @@ _IDLE_S = 0.005
 
 
 class Job(NamedTuple):
-    """What the actors are made from; `weights` are the initial ones."""
+    """What the actors are made from; `weights` and `statistics` are the initial ones."""
 
     config: TrainConfig
     settings: AsyncConfig
     weights: NDArray[np.float32]
-    statistics: int
+    statistics: NDArray[np.float32]
     batches: list[int]
     output: Path
     identity: dict[str, str]
@@ -59,7 +59,8 @@ class ServerActor:
     def __init__(self, job: Job) -> None:
         self.job = job
         incarnation = time.time_ns()
-        self.server = Server(torch.tensor(job.weights), job.statistics, job.config, job.settings, job.batches, incarnation)
+        initial = torch.tensor(job.weights), torch.tensor(job.statistics)
+        self.server = Server(*initial, job.config, job.settings, job.batches, incarnation)
         self.ended: dict[int, dict[str, Any]] = {}
         """Of each finished epoch (from 0) that the driver has not recorded: sums, rate, weights and statistics."""
         self.kept: dict[str, Any] | None = None

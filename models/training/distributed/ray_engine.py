@@ -36,8 +36,9 @@ from ..step import diverged
 from .config import AsyncConfig
 from .feed import make_feed
 from .flat import FlatModel
-from .simulated import AsyncResult, asynchronous_settings, install
-from .statistics import batch_norms
+from .simulated import AsyncResult, asynchronous_settings
+from .statistics import batch_norms, read_statistics
+from .worker import install
 
 _CONNECT_S, _HEALTH_S = 10.0, 40.0
 _POLL_S = 0.05
@@ -150,9 +151,8 @@ class RayEngine:
         task, model, data, settings = self.task, self.task.model, self.task.data, self.settings
         feed = make_feed(data.train, task.config, settings)
         next(iter(data.train.batches(1)))  # images that are decoded at first use are decoded once, here
-        length = sum(2 * norm.num_features for norm in self.norms)
-        weights = self.flat.weights().cpu().numpy()
-        job = Job(task.config, settings, weights, length, feed.batches(), task.output or Path(), task.identity)
+        initial = self.flat.weights().cpu().numpy(), read_statistics(self.norms).numpy()
+        job = Job(task.config, settings, *initial, feed.batches(), task.output or Path(), task.identity)
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         server = ray.remote(ServerActor).options(num_cpus=1, max_restarts=-1, scheduling_strategy=here)
         on_gpu = task.device.type == "cuda"

@@ -63,9 +63,9 @@ class Server:
     """`version` counts updates, `ledger.done` gradients; `sums` are loss, hits and samples of the gradients since they were last reset."""
 
     def __init__(
-        self, weights: Tensor, statistics: int, config: TrainConfig, settings: AsyncConfig, batches: Sequence[int], incarnation: int = 0
+        self, weights: Tensor, statistics: Tensor, config: TrainConfig, settings: AsyncConfig, batches: Sequence[int], incarnation: int = 0
     ) -> None:
-        """weights: [P], copied; statistics: length of the BatchNorm vectors; batches: of one epoch of each shard."""
+        """weights: [P], copied; statistics: of the network's BatchNorm layers; batches: of one epoch of each shard."""
         self.config, self.settings = config, settings
         self.epoch_batches = sum(batches)
         self.parameter = nn.Parameter(weights.detach().clone())

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from fineprune.common.errors import UsageError
 from fineprune.common.progress import Progress
@@ -27,11 +25,10 @@ from ..step import diverged
 from ..teacher import teaching
 from .config import AsyncConfig, BatchNormPolicy
 from .feed import make_feed
-from .flat import FlatModel
 from .server import Server
 from .simulator import Simulator
-from .statistics import write_statistics
-from .worker import Worker
+from .statistics import read_statistics
+from .worker import Worker, install
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +50,8 @@ def opened(task: Task) -> Iterator["Simulated"]:
     ):
         worker = Worker(model, config, task.device, task.dtype, layout, teacher)
         feed = make_feed(task.data.train, config, settings)
-        length = sum(2 * norm.num_features for norm in worker.norms)
-        server = Server(worker.flat.weights(), length, config, settings, feed.batches())
-        simulator = Simulator(server, worker, feed, settings, config.seed)
+        server = Server(worker.flat.weights(), read_statistics(worker.norms), config, settings, feed.batches())
+        simulator = Simulator(server, worker, feed, config.seed, task.masking)
         yield Simulated(simulator=simulator, store=FolderStore(task.output, task.identity), progress=task.progress)
 
 
@@ -67,15 +63,6 @@ def asynchronous_settings(task: Task) -> AsyncConfig:
     if task.dtype == torch.float16:
         raise UsageError("asynchronous training has no float16 (its loss scaling belongs to one optimizer); use float32 or bfloat16")
     return settings
-
-
-def install(flat: FlatModel, norms: list[_BatchNorm], weights: Tensor, statistics: Tensor) -> None:
-    """Give a model what a server holds."""
-    flat.load(weights)
-    write_statistics(norms, statistics)
-    for norm in norms:
-        if norm.num_batches_tracked is not None:
-            norm.num_batches_tracked.zero_()  # of a worker's own copy it says nothing here
 
 
 @dataclass
@@ -95,11 +82,12 @@ class Simulated:
 
     @property
     def finished(self) -> bool:
-        return self.server.rate.finished
+        return self.server.rate.finished and self.settled
 
     @property
     def settled(self) -> bool:
-        return True
+        masking = self.simulator.masking
+        return masking is None or masking.final
 
     @property
     def place(self) -> str:
@@ -121,11 +109,10 @@ class Simulated:
 
     def evaluate(self, split: SplitLike, name: str, epoch: int, policy: BatchNormPolicy | None = None) -> Evaluation:
         """The server's weights of now, under a BatchNorm policy (or the settings' own)."""
-        server, worker = self.server, self.simulator.worker
-        install(worker.flat, worker.norms, server.weights(), server.batchnorm.running(policy or server.settings.batchnorm))
-        options: dict[str, Any] = {"batch_size": max(server.config.batch_size, 256), "device": worker.device}
+        options: dict[str, Any] = {"batch_size": max(self.server.config.batch_size, 256), "device": self.simulator.worker.device}
+        model, description = self.simulator.show(policy), f"{name} after epoch {epoch + 1}"
         try:
-            return evaluate(worker.model, split, **options, progress=self.progress, description=f"{name} after epoch {epoch + 1}")
+            return evaluate(model, split, **options, progress=self.progress, description=description)
         except NonFiniteLossError as error:
             raise diverged(f"the {name} loss", self._where()) from error
 
@@ -134,6 +121,7 @@ class Simulated:
         return {"weights": server.weights().cpu(), "statistics": server.batchnorm.running(server.settings.batchnorm)}
 
     def install(self, weights: Mapping[str, Any]) -> None:
+        self.simulator.show()
         worker = self.simulator.worker
         install(worker.flat, worker.norms, weights["weights"], weights["statistics"])
         worker.model.eval()
@@ -154,9 +142,13 @@ class Simulated:
     def state_dict(self) -> dict[str, Any]:
         if not bool(self.server.parameter.isfinite().all()):
             raise diverged("a weight", self._where())
-        return {"server": self.server.state_dict(), "simulator": self.simulator.state_dict(), "clocks": self.clocks}
+        masking = self.simulator.masking
+        masks = {} if masking is None else {"masking": masking.state_dict()}
+        return {"server": self.server.state_dict(), "simulator": self.simulator.state_dict(), "clocks": self.clocks, **masks}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if self.simulator.masking is not None:
+            self.simulator.masking.load_state_dict(state["masking"])
         self.server.load_state_dict(state["server"])
         self.simulator.load_state_dict(state["simulator"])
         self.clocks = state["clocks"]

@@ -2,22 +2,24 @@
 
 Each worker: pull -> forward -> state -> (LC-ASGD: answer ->) backward -> gradient, and pull again, with the durations of timing.py. Events
 are worked off in the order of their time, equal times by the worker that asked first, so equal settings give equal runs. A worker's
-forward and backward pass are computed when its state arrives, on the weights that it pulled: one model serves all workers.
+forward and backward pass are computed when its state arrives, on the weights (and under the masks, where those change) that it pulled: one
+model serves all workers. Masks change between two updates of the server, on its weights and statistics of then.
 """
 
 import heapq
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..interfaces import Masking
 from .compensation import compensation
-from .config import AsyncConfig
+from .config import BatchNormPolicy
 from .feed import Feed
 from .ledger import Lease
 from .server import Server, State
 from .timing import Durations, durations
-from .worker import Worker
+from .worker import Worker, install
 
 _PULL, _STATE, _GRADIENT = "pull", "state", "gradient"
 
@@ -39,13 +41,16 @@ class _Task:
     weights: Tensor
     times: Durations
     gradient: Tensor | None = None
+    masks: Any = None
+    """That came with the weights, where masks change."""
 
 
 class Simulator:
     """Call `step` until the server is finished; `clock` is the virtual time in seconds."""
 
-    def __init__(self, server: Server, worker: Worker, feed: Feed, settings: AsyncConfig, seed: int) -> None:
-        self.server, self.worker, self.feed, self.settings, self.seed = server, worker, feed, settings, seed
+    def __init__(self, server: Server, worker: Worker, feed: Feed, seed: int, masking: Masking | None = None) -> None:
+        self.server, self.worker, self.feed, self.seed, self.masking = server, worker, feed, seed, masking
+        self.settings = settings = server.settings
         self.clock = 0.0
         self._order = 0
         self._events: list[Event] = []
@@ -70,18 +75,31 @@ class Simulator:
             return self._apply(event.worker)
         return False
 
+    def show(self, policy: BatchNormPolicy | None = None) -> nn.Module:
+        """The model with what the server holds: weights, masks, and BatchNorm statistics under a policy (or the settings' own)."""
+        if self.masking is not None:
+            self.masking.wear(self.masking.masks)
+        statistics = self.server.batchnorm.running(policy or self.settings.batchnorm)
+        install(self.worker.flat, self.worker.norms, self.server.weights(), statistics)
+        return self.worker.model
+
     def _pull(self, m: int) -> None:
+        if self.masking is not None and not self.masking.final:
+            self.show()
+            self.masking.update(self.server.ledger.done / self.server.ledger.total)
         pulled = self.server.pull(m)
         if pulled is None:
             self._waiting.append(m)
             return
         times = durations(self.settings.time, self.seed, m, self._iterations[m], self.settings.workers)
         self._iterations[m] += 1
-        self._tasks[m] = _Task(pulled.lease, pulled.weights, times)
+        self._tasks[m] = _Task(pulled.lease, pulled.weights, times, masks=None if self.masking is None else self.masking.masks)
         self._schedule(self.clock + times.pull + times.forward + times.state, _STATE, m)
 
     def _compute(self, m: int) -> None:
         task, settings = self._tasks[m], self.settings
+        if self.masking is not None:
+            self.masking.wear(task.masks)
         done = self.worker.forward(task.weights, self.feed.batch(task.lease.ticket), task.lease.ticket)
         report = State(task.lease, *done[:3], done.statistics, task.times.pull, self._compute_s[m], done.objective)
         forecast = self.server.state(report)
@@ -112,7 +130,7 @@ class Simulator:
 
     def state_dict(self) -> dict[str, Any]:
         """Clock, events and what every worker is at."""
-        tasks = {m: [task.weights, list(task.times), task.gradient] for m, task in self._tasks.items()}
+        tasks = {m: [task.weights, list(task.times), task.gradient, task.masks] for m, task in self._tasks.items()}
         return {
             "clock": self.clock,
             "order": self._order,
@@ -129,7 +147,7 @@ class Simulator:
         self._events = [Event(*event) for event in state["events"]]
         leases, where = self.server.ledger.leases, self.server.parameter.device
         self._tasks = {
-            m: _Task(leases[m], weights.to(where), Durations(*times), None if gradient is None else gradient.to(where))
-            for m, (weights, times, gradient) in state["tasks"].items()
+            m: _Task(leases[m], weights.to(where), Durations(*times), None if gradient is None else gradient.to(where), *masks)
+            for m, (weights, times, gradient, *masks) in state["tasks"].items()
         }
         self._waiting, self._iterations, self._compute_s = list(state["waiting"]), list(state["iterations"]), list(state["compute_s"])

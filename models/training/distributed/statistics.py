@@ -1,6 +1,6 @@
 """BatchNorm statistics where many workers see a share of the batches each (Async-BN, Algorithm 7, eq. 4.8-4.10).
 
-async        E = (1-d) E + d mean, Var = (1-d) Var + d var, from every worker's every batch; E starts at 0, Var at 1
+async        E = (1-d) E + d mean, Var = (1-d) Var + d var, from every worker's every batch; both start as the network's own (new: 0 and 1)
 last-worker  each worker averages its own batches in the same way; the model gets those of the worker that reported last
 last-batch   the model gets the last reported batch's own statistics, averaged with nothing
 
@@ -40,10 +40,9 @@ def write_statistics(norms: list[_BatchNorm], statistics: Tensor) -> None:
 class RunningStatistics:
     """The server's side: `observe` each batch's statistics, `running(policy)` is what a model gets."""
 
-    def __init__(self, length: int, decay: float) -> None:
-        """length: of the vectors of `read_statistics`; their second half are variances."""
-        self.decay = decay
-        self._initial = torch.cat([torch.zeros(length // 2), torch.ones(length // 2)])
+    def __init__(self, initial: Tensor, decay: float) -> None:
+        """initial: the network's own, as `read_statistics` gives them."""
+        self.decay, self._initial = decay, initial
         self._all = self._initial.clone()
         self._own: dict[int, Tensor] = {}
         self._last_worker = -1

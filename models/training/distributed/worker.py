@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..config import TrainConfig
 from ..device import autocast, derive_seed, seed_generators
@@ -17,7 +18,7 @@ from ..teacher import Teacher
 from .compensation import Compensation
 from .flat import FlatModel
 from .ledger import Ticket
-from .statistics import batch_norms, read_statistics
+from .statistics import batch_norms, read_statistics, write_statistics
 
 
 class Forward(NamedTuple):
@@ -86,3 +87,12 @@ class Worker:
         if self.config.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.flat.parameters, self.config.max_grad_norm)
         return self.flat.gradient()
+
+
+def install(flat: FlatModel, norms: list[_BatchNorm], weights: Tensor, statistics: Tensor) -> None:
+    """Give a model what a server holds."""
+    flat.load(weights)
+    write_statistics(norms, statistics)
+    for norm in norms:
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.zero_()  # of a worker's own copy it says nothing here
