@@ -6,7 +6,8 @@
 A run is `fineprune.compress` on the network; it ends in a file of its own in the folder of runs and resumes where it was interrupted, so
 that a table may take several nights (--collect makes it of what is there so far). Several processes may share the folder. Epochs are of
 the whole training split, less the validation split, on which the weights of the best epoch are chosen; the test split is measured only.
-Without epochs nothing is trained. The dense network (recipe "dense") is trained by the same settings, for comparison.
+Without epochs nothing is trained. The dense network (recipe "dense") is trained by
+the same settings, for comparison; the recipe "picked" names no preset.
 """
 
 import argparse
@@ -21,8 +22,9 @@ from data_pruning import claimed
 
 from fineprune.common.files import read_json, write_json
 from fineprune.common.progress import Lines
-from fineprune.compression import compress, finetune_config
+from fineprune.compression import compress
 from fineprune.export.machine import machine_facts
+from fineprune.job import finetune_config
 from fineprune.models.data import ImageData, load_data
 from fineprune.models.training import evaluate, train
 from fineprune.models.zoo import ModelSpec
@@ -30,17 +32,23 @@ from fineprune.models.zoo.registry import parse_args
 from fineprune.networks import open_model
 
 DENSE = "dense"
+_OBS = {"preset": "obs", "prune_schedule": "one-shot", "reconstruct": True}
 RECIPES: dict[str, dict[str, Any]] = {
-    "taylor": {"reconstruct": False},
-    "taylor+distill": {"reconstruct": False, "distill": 0.9},
-    "taylor+reconstruct": {"reconstruct": True},
-    "taylor+reconstruct+distill": {"reconstruct": True, "distill": 0.9},
-    "fisher+reconstruct": {"reconstruct": True, "fwp": {"criterion": "fisher"}},
-    "obs+reconstruct": {"reconstruct": True, "fwp": {"criterion": "obs"}},
-    "taylor-common+reconstruct": {"reconstruct": True, "prune_split": "common"},
-    "obs-common+reconstruct": {"reconstruct": True, "prune_split": "common", "ffp": {"criterion": "obs"}, "fwp": {"criterion": "obs"}},
-    "fisher+reconstruct+distill": {"reconstruct": True, "distill": 0.9, "fwp": {"criterion": "fisher"}},
-    "obs+reconstruct+distill": {"reconstruct": True, "distill": 0.9, "fwp": {"criterion": "obs"}},
+    "picked": {},
+    "taylor": {"preset": "taylor", "reconstruct": False},
+    "taylor+distill": {"preset": "taylor", "reconstruct": False, "distill": 0.9},
+    "taylor+reconstruct": {"preset": "taylor", "reconstruct": True},
+    "taylor+reconstruct+distill": {"preset": "taylor", "reconstruct": True, "distill": 0.9},
+    "fisher+reconstruct": {"preset": "taylor", "reconstruct": True, "fwp": {"criterion": "fisher"}},
+    "fisher+reconstruct+distill": {"preset": "taylor", "reconstruct": True, "distill": 0.9, "fwp": {"criterion": "fisher"}},
+    "obs+reconstruct": _OBS,
+    "obs+reconstruct+distill": {**_OBS, "distill": 0.9},
+    "taylor-common+reconstruct": {"preset": "taylor", "reconstruct": True, "prune_split": "common"},
+    "obs-common+reconstruct": {**_OBS, "prune_split": "common"},
+    "obs+rounds": {**_OBS, "prune_schedule": "rounds"},
+    "obs+rounds+distill": {**_OBS, "prune_schedule": "rounds", "distill": 0.9},
+    "obs+rounds8+distill": {**_OBS, "prune_schedule": {"name": "rounds", "rounds": 8}, "distill": 0.9},
+    "taylor+rounds+distill": {"preset": "taylor", "reconstruct": True, "prune_schedule": "rounds", "distill": 0.9},
 }
 """Name -> arguments of `compress` beside the share, the epochs and the seed."""
 STAGES = ("dense", "masked", "reconstructed", "batchnorm_recalibrated", "finetuned")
@@ -72,7 +80,9 @@ def _parse() -> argparse.Namespace:
         "--prune", nargs="+", type=float, default=[0.45, 0.6, 0.72, 0.8], metavar="R", help="Prune these shares of the multiply-adds."
     )
     parser.add_argument("--epochs", nargs="+", type=int, default=[0, 1, 4], metavar="N", help="Epochs of fine-tuning.")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1], metavar="N", help="Seeds of fine-tuning.")
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, default=[0, 1], metavar="N", help="Seeds of the calibration samples and of fine-tuning."
+    )
     parser.add_argument("--samples", type=int, metavar="N", help="Calibrate on so many images (default: all).")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="How many threads compute.")
     parser.add_argument("--runs", type=Path, default=Path("runs/recipes"), metavar="FOLDER", help="Keep the finished runs in this folder.")
@@ -82,9 +92,9 @@ def _parse() -> argparse.Namespace:
 
 
 def _jobs(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Short runs first. Without epochs a seed decides nothing."""
+    """Short runs first."""
     for epochs in arguments.epochs:
-        for seed in arguments.seeds if epochs else arguments.seeds[:1]:
+        for seed in arguments.seeds:
             for recipe in arguments.recipes:
                 for prune in arguments.prune if recipe != DENSE else [0.0]:
                     yield {"recipe": recipe, "prune": prune, "epochs": epochs, "seed": seed}
@@ -105,11 +115,9 @@ def _run(job: dict[str, Any], data: ImageData, arguments: argparse.Namespace) ->
 
 
 def _compressed(job: dict[str, Any], data: ImageData, arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
-    changes = dict(RECIPES[job["recipe"]])
-    training = finetune_config(epochs=job["epochs"], seed=job["seed"], distill=changes.pop("distill", None))
-    how = {"epochs": 0} if training is None else {"finetune": training}
+    changes = RECIPES[job["recipe"]]
     where = {"checkpoint": arguments.checkpoint, "samples": arguments.samples, "output": folder}
-    bundle = compress(_spec(arguments), data, prune=job["prune"], **where, **how, **changes)
+    bundle = compress(_spec(arguments), data, prune=job["prune"], epochs=job["epochs"], seed=job["seed"], **where, **changes)
     return {name: value for name, value in bundle.facts["accuracy"].items() if isinstance(value, float)}
 
 

@@ -14,7 +14,7 @@ from .criterion import Criterion
 BlockScope = Literal["channel", "layer", "position", "global"]
 WeightScope = Literal["kernel", "group", "channel", "filter", "layer", "global"]
 Share = Literal["filter", "group", "channel"]
-Preset = Literal["thesis", "taylor"]
+Preset = Literal["obs", "taylor", "thesis"]
 Split = Literal["preset", "common"]
 
 
@@ -178,7 +178,7 @@ class PruneConfig:
         return tuple(part for part in (self.ffp, self.fwp) if self.common or part.prunes)
 
     @property
-    def rounds(self) -> tuple[tuple[Part, ...], ...]:
+    def passes(self) -> tuple[tuple[Part, ...], ...]:
         """The parts that are ranked on the same network: one after the other, or both at once for their common list."""
         return (self.parts,) if self.common else tuple((part,) for part in self.parts)
 
@@ -196,6 +196,7 @@ class PruneConfig:
 PRESETS: dict[Preset, dict[str, dict[str, Any]]] = {
     "thesis": {"ffp": {"criterion": "l2", "scope": "channel", "floor": 0.0}, "fwp": {"criterion": "wis", "scope": "kernel", "floor": 0.0}},
     "taylor": {"ffp": {"criterion": "taylor", "scope": "global"}, "fwp": {"criterion": "taylor", "scope": "global"}},
+    "obs": {"ffp": {"criterion": "obs", "scope": "global"}, "fwp": {"criterion": "obs", "scope": "global"}},
 }
 
 
@@ -240,11 +241,11 @@ def prune_config(
 def preset_ratios(preset: Preset, ratio: float) -> tuple[float, float]:
     """The pruned fractions (ffp, fwp) with (1 - ffp) * (1 - fwp) = 1 - ratio that a preset stands for.
 
-    taylor: weights alone, at 72 % the most accurate of the masks compared (docs/results.md), and faster than with blocks (docs/engine.md).
+    obs, taylor: weights alone, the most accurate of the masks compared (docs/results.md), and faster than with blocks (docs/engine.md).
     thesis: fwp = 1.5 * ffp, as in the source's tables (37 % and 55.6 %: 72 %).
     """
     _check_ratio("prune", "ratio", ratio)
-    if preset == "taylor":
+    if preset != "thesis":
         return 0.0, ratio
     ffp = (2.5 - (6.25 - 6 * ratio) ** 0.5) / 3
     return ffp, 1.5 * ffp

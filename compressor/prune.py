@@ -103,7 +103,7 @@ def prune(
     unreached: set[str] = set()
     masked = bake(model, {}, input_shape=run.input_shape)
     outputs = output_layers(model, run.input_shape, [site.name for site in sites]) if config.parts else frozenset()
-    for parts in config.rounds:
+    for parts in config.passes:
         weights = {site.name: weight_of(conv_at(masked, site)) for site in sites}
         blocks = {name: kept for name, layer in masked_layers(masked) if (kept := layer.block_mask) is not None}
         lists = []

@@ -10,7 +10,8 @@ import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 
 from fineprune.calibrate.collect import CalibrationConfig, sample_order
+from fineprune.calibrate.convolutions import ConvSite, Skipped
 from fineprune.calibrate.statistics import FACTS, Statistics, fingerprint, masks_by_layer
 from fineprune.common.copies import copied, working_copy
 from fineprune.common.errors import RunError, UsageError
@@ -26,12 +28,10 @@ from fineprune.common.processes import Group, joined
 from fineprune.common.progress import Lines, Progress
 from fineprune.common.wrappers import check_network, unwrapped, without_wrappers
 from fineprune.compressor.bundle import Bundle, check_target
-from fineprune.compressor.config import PruneConfig, prune_config
 from fineprune.compressor.macs import MacReport, count_macs
 from fineprune.compressor.masks import WEIGHTS
 from fineprune.compressor.prune import CalibrationRun, Pruned, prunable, sharing
 from fineprune.compressor.prune import prune as prune_network
-from fineprune.compressor.reconstruct.run import ReconstructConfig, reconstruct_config
 from fineprune.compressor.reconstruct.run import reconstruct as reconstruct_network
 from fineprune.export.machine import machine_facts, package_versions
 from fineprune.models.data import ImageData, load_data
@@ -47,52 +47,13 @@ from fineprune.models.zoo import ModelSpec, build
 
 from .arguments import check_arguments, check_named, check_progress
 from .claims import beforehand, chance_level, few_samples, saved, shortfall, zero_weights
-from .masking import CubicSchedule, MaskUpdates
+from .job import Asked, Job, ratio_settings
+from .masking import MaskUpdates
 from .networks import check_channels, completed, network_of, open_model
 from .round_trip import check_before, check_restored
+from .schedules import CubicSchedule, Rounds, at
 from .unlabelled import AGREEMENT, answered, check_criteria, check_training
 from .work_folder import work_folder
-
-FINETUNE = {"epochs": 10, "lr": 0.02, "schedule": "cosine", "weight_decay": 5e-4}
-"""Fine-tuning defaults: a trained network needs a lower rate than a fresh one, and ends at zero however short it is."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """Settings of one compression besides the network and the data. `finetune` and `reconstruct` None leave that out."""
-
-    config: PruneConfig = field(default_factory=PruneConfig)
-    preset: str = "taylor"
-    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
-    finetune: TrainConfig | None = field(default_factory=lambda: TrainConfig(**FINETUNE))  # type: ignore[arg-type]
-    reconstruct: ReconstructConfig | None = None
-    batchnorm_samples: int = 4096
-    schedule: CubicSchedule | None = None
-    """Masks come while the network is fine-tuned; None: at once, before it."""
-    compare_dense: bool = False
-    """Fine-tune the dense network by the same settings too: what the masks cost, apart from what the training gained."""
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        if self.schedule is not None:
-            self.schedule.check(self.finetune)
-            if self.reconstruct is not None:
-                raise UsageError(
-                    "reconstruction refits the weights under final masks, and prune_schedule 'cubic' has none before it trains"
-                )
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for the manifest and for hashes; the device is left out, it does not decide the result."""
-        return {
-            "preset": self.preset,
-            **self.config.to_json(),
-            "calibration": {"samples": self.calibration.samples, "seed": self.calibration.seed, "batch_size": self.calibration.batch_size},
-            "finetune": self.finetune.identity() if self.finetune else None,
-            "reconstruct": asdict(self.reconstruct) if self.reconstruct else None,
-            "batchnorm_samples": self.batchnorm_samples,
-            "compare_dense": self.compare_dense,
-            **({} if self.schedule is None else {"prune_schedule": self.schedule.to_json()}),
-        }
 
 
 def compress(
@@ -101,16 +62,17 @@ def compress(
     *,
     checkpoint: Path | str | None = None,
     model_args: Mapping[str, Any] | None = None,
-    preset: str = "taylor",
+    preset: str | None = None,
     prune: float | None = None,
     prune_split: str = "preset",
     ffp: float | Mapping[str, Any] = 0.0,
     fwp: float | Mapping[str, Any] = 0.0,
-    prune_schedule: str | Mapping[str, Any] = "one-shot",
+    prune_schedule: str | Mapping[str, Any] | None = None,
     epochs: int | None = None,
     distill: float | Mapping[str, Any] | None = None,
     finetune: TrainConfig | None = None,
     samples: int | None = None,
+    seed: int = 0,
     statistics: Path | str | None = None,
     output: Path | str | None = None,
     reconstruct: bool | Mapping[str, Any] | None = None,
@@ -124,11 +86,12 @@ def compress(
     that others stand beside is then the bundle's; `pruned_before` says by what it was pruned). data: a data set or its spec string.
     prune: the fraction of the convolutions' multiply-adds to drop; prune_split: what divides it between blocks and weights, the "preset"
     or one "common" list of scores. Or ffp, fwp: the fraction of blocks and of weights; each also takes a mapping with any field of
-    FFPConfig and FWPConfig. prune_schedule: when masks come,
-    "one-shot", "cubic", or a mapping (name, share, updates, samples). epochs: of fine-tuning (0: none); distill: the share of the loss that
-    the dense network teaches, or a mapping (share, temperature, features, layers); `finetune` gives all settings. reconstruct: whether
-    kept weights are refitted first (None: where nothing is trained), or a mapping (images, columns, memory_bytes). samples: calibrate on so
-    many. statistics: a folder of `fineprune calibrate`. progress: `Lines()`, the default, `Bars()` or `Silent()` of common.progress.
+    FFPConfig and FWPConfig. prune_schedule: when masks come, "one-shot", "rounds", "cubic", or a mapping with a name and settings.
+    epochs: of fine-tuning (0: none); distill: the share of the loss that the dense network teaches (0: none), or a mapping (share,
+    temperature, features, layers); `finetune` gives all settings. reconstruct: whether kept weights are refitted first, or a mapping
+    (images, columns, memory_bytes). samples: calibrate on so many; seed: by which they are chosen, and of the fine-tuning. statistics: a
+    folder of `fineprune calibrate`. progress: `Lines()`, the default, `Bars()` or `Silent()` of common.progress. Without a preset the
+    epochs decide what else is left open (job.py), and a line says what.
 
     UsageError for other arguments, and (also RunError) for a network that a bundle would not give back: before any work.
     """
@@ -136,17 +99,14 @@ def compress(
     check_arguments(statistics=statistics, output=output)
     check_progress(progress)
     check_named(model, checkpoint=checkpoint, model_args=model_args)
-    training = _finetuning(finetune, epochs=epochs, distill=distill)
-    job = Job(
-        config=prune_config(preset, ratio=prune, split=prune_split, ffp=ratio_settings(ffp), fwp=ratio_settings(fwp)),
-        preset=preset,
-        calibration=CalibrationConfig(samples=samples),
-        finetune=training,
-        reconstruct=reconstruct_config(reconstruct, default=training is None),
-        schedule=CubicSchedule.of(prune_schedule),
-        compare_dense=compare_dense,
-        device=device,
-    )
+    if finetune is not None and distill is not None:
+        raise UsageError("distill is one of the settings that finetune gives: TrainConfig(distill=...); leave one of the two out")
+    settings: dict[str, Any] = {"preset": preset, "prune": prune, "prune_split": prune_split, "prune_schedule": prune_schedule}
+    parts: dict[str, Any] = {"ffp": ratio_settings(ffp), "fwp": ratio_settings(fwp)}
+    training = finetune or {"epochs": epochs, "distill": distill, "seed": seed}
+    calibration = CalibrationConfig(samples=samples, seed=seed)
+    asked = Asked(**settings, **parts, reconstruct=reconstruct, finetune=training, calibration=calibration, measured=statistics is not None)
+    job = asked.job(compare_dense=compare_dense, device=device)
     loaded = load_data(data) if isinstance(data, str) else data
     progress = progress or Lines()
     spec = ModelSpec(name=model, args=dict(model_args or {})) if isinstance(model, str) else model
@@ -183,24 +143,6 @@ def calibration_run(
     )
 
 
-def finetune_config(**settings: Any) -> TrainConfig | None:
-    """Fine-tuning settings: the defaults with those given (not None) changed; None for epochs=0."""
-    given = {key: value for key, value in settings.items() if value is not None}
-    if given.get("epochs") == 0:
-        return None
-    config = TrainConfig(**{**FINETUNE, **given})
-    if config.schedule == "cosine" and "warmup_epochs" not in given and config.epochs > 1:
-        config = replace(config, warmup_epochs=min(1.0, config.epochs / 10))
-    return config
-
-
-def _finetuning(finetune: TrainConfig | None, **settings: Any) -> TrainConfig | None:
-    """All settings as given, or the defaults with those changed that are not None."""
-    if finetune is not None and settings["distill"] is not None:
-        raise UsageError("distill is one of the settings that finetune gives: TrainConfig(distill=...); leave one of the two out")
-    return finetune or finetune_config(**settings)
-
-
 def compress_network(
     model: nn.Module,
     data: ImageData,
@@ -229,13 +171,13 @@ def compress_network(
     check_criteria(data, job.config)
     check_training(data, job.finetune)
     if job.finetune is not None:
-        if job.schedule is not None:
+        if isinstance(job.schedule, CubicSchedule):
             job.schedule.check_steps(job.finetune, len(data.train))
         trainable_parameters(model)
         check_settings(data, job.finetune)
         check_engine(job.finetune)
     if job.schedule is not None and statistics is not None:
-        raise UsageError("statistics belong to masks made at once; masks that come by a schedule are ranked anew at each update")
+        raise UsageError("statistics belong to masks made at once; masks that come by a schedule are ranked anew each time")
     given = read_statistics(statistics)
     for kind in [part.method.collects for part in job.config.parts]:
         if given and kind is not None and kind not in given:
@@ -275,6 +217,7 @@ class _Run:
         calibration = calibration_run(self.data, self.job.calibration, self.device, where, self.progress)
         found = prunable(self.model, self.job.config, calibration)
         check_before(self.model, self.fresh(spec), self.image())
+        self.say(picked(self.job))
         self.say(beforehand(report, found[0]))
         accuracy = {"dense": self.accuracy(self.model, "dense")}
         if self.measure != AGREEMENT:
@@ -283,17 +226,18 @@ class _Run:
             self.say(few_samples(self.calibration_labels(), len(self.data.classes)))
         history: dict[str, Any] = {}
         reconstruction: dict[str, Any] = {}
-        if self.job.schedule is None:
-            pruned = prune_network(self.model, self.job.config, calibration, found=found, statistics=statistics)
+        schedule = self.job.schedule
+        if isinstance(schedule, CubicSchedule):
+            masking = MaskUpdates(copied(self.model), self.job.config, schedule, calibration, found)
+            history["finetune"] = self.finetune(masking.model, "finetune", masking)
+            pruned = masking.pruned
+            masked_report = self.masked(pruned, report)
+        else:
+            pruned = self.pruned(calibration, found, statistics)
             masked_report = self.masked(pruned, report)
             reconstruction = self.untrained(pruned.model, calibration, accuracy)
             if self.job.finetune is not None:
                 history["finetune"] = self.finetune(pruned.model, "finetune")
-        else:
-            masking = MaskUpdates(copied(self.model), self.job.config, self.job.schedule, calibration, found)
-            history["finetune"] = self.finetune(masking.model, "finetune", masking)
-            pruned = masking.pruned
-            masked_report = self.masked(pruned, report)
         if self.job.finetune is not None:
             accuracy["finetuned"] = self.accuracy(pruned.model, "fine-tuned")
             if self.job.compare_dense:
@@ -313,6 +257,24 @@ class _Run:
         bundle = Bundle.of(pruned.model, facts, earlier | pruned.groups)
         check_restored(bundle, pruned.model, self.fresh(spec), self.image())
         return bundle
+
+    def pruned(
+        self, calibration: CalibrationRun, found: tuple[list[ConvSite], list[Skipped]], statistics: Mapping[str, Statistics]
+    ) -> Pruned:
+        """The network under its final masks: at once, or in rounds, between which the kept weights are refitted."""
+        schedule = self.job.schedule
+        if not isinstance(schedule, Rounds):
+            return prune_network(self.model, self.job.config, calibration, found=found, statistics=statistics)
+        model, rounds = self.model, schedule.rounds
+        for done in range(1, rounds + 1):
+            self.progress.log(f"round {done} of {rounds}")
+            folder, seed = self.folder and self.folder / f"round-{done}", calibration.config.seed + rounds - done
+            run = replace(calibration, folder=folder, config=replace(calibration.config, seed=seed))
+            pruned = prune_network(model, at(self.job.config, partial(schedule.ratio, done)), run, found=found)
+            if done < rounds:
+                reconstruct_network(self.model, pruned.model, run, self.job.reconstruct)
+            model = pruned.model
+        return pruned
 
     def masked(self, pruned: Pruned, dense: MacReport) -> MacReport:
         """What the masks leave to compute; says what there is to say of it."""
@@ -421,17 +383,19 @@ class _Run:
         return {**result, **learned, **({} if masking is None else {"prune_schedule": masking.schedule.to_json()})}
 
 
+def picked(job: Job) -> str:
+    """What is done that was left open, in one line."""
+    epochs = 0 if job.finetune is None else job.finetune.epochs
+    budget = f"{epochs} epoch{'s' * (epochs != 1)} of fine-tuning" if epochs else "no fine-tuning"
+    return f"no preset is named; picked for {budget}: {', '.join(job.picked)}" if job.picked else ""
+
+
 def pruned_before(bundle: Bundle | None) -> dict[str, Any]:
     """For the manifest of a network that carried masks: what the bundle says of them, and of those before."""
     if bundle is None:
         return {}
     earlier = bundle.facts.get("pruned_before", [])
     return {"pruned_before": [*earlier, {key: bundle.facts[key] for key in ("ratios", "settings") if key in bundle.facts}]}
-
-
-def ratio_settings(value: float | Mapping[str, Any]) -> dict[str, Any]:
-    """A pruned fraction, or a mapping with settings of FFPConfig or FWPConfig, as the latter."""
-    return dict(value) if isinstance(value, Mapping) else {"ratio": value}
 
 
 def read_statistics(folder: Path | str | None) -> dict[str, Statistics]:

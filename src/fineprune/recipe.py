@@ -5,7 +5,7 @@
 [train]     fields of TrainConfig; asynchronous = { algorithm = "lc-asgd", workers = 8 } and other fields of AsyncConfig
 [compress]  preset, prune (a ratio) and prune_split ("preset" or "common"), or ffp and fwp (a ratio or a table),
             samples, calibration_batch_size, compare_dense, batchnorm_samples, seed,
-            prune_schedule ("cubic" or { name = "cubic", share = 0.45, updates = 8, samples = 1024 }),
+            prune_schedule ("one-shot", "rounds", "cubic", or a table: name and rounds, or share, updates, samples),
             reconstruct (true, false or a table: images, columns, memory_bytes)
 [finetune]  fields of TrainConfig, distill = 0.9 or { share = 0.9, temperature = 4.0,
             features = 1.0, layers = ["layer1"] } among them; epochs = 0 leaves it out
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fineprune.export.benchmark import BenchmarkConfig
     from fineprune.models.training.config import TrainConfig
 
-    from .compression import Job
+    from .job import Job
 
 Settings = Mapping[str, Any]
 
@@ -101,44 +101,33 @@ def train_config(settings: Settings) -> "TrainConfig":
 
 
 def finetune_of(settings: Settings) -> "TrainConfig | None":
-    """Of [finetune]."""
+    """Of [finetune], as far as it says itself."""
+    from .job import finetune_config
+
+    return finetune_config(**_finetune(settings))
+
+
+def _finetune(settings: Settings) -> dict[str, Any]:
     from fineprune.models.training.distributed.config import with_defaults
 
-    from .compression import finetune_config
-
-    return finetune_config(**with_defaults(settings.get("finetune", {})))
+    return with_defaults(settings.get("finetune", {}))
 
 
 def job_of(settings: Settings, device: str = "auto") -> "Job":
     """Of [compress] and [finetune]."""
     from fineprune.calibrate.collect import CalibrationConfig
-    from fineprune.compressor.config import prune_config
-    from fineprune.compressor.reconstruct.run import reconstruct_config
 
-    from .compression import Job, ratio_settings
-    from .masking import CubicSchedule
+    from .job import Asked, ratio_settings
 
-    table = settings.get("compress", {})
-    preset, finetune = table.get("preset", "taylor"), finetune_of(settings)
-    return Job(
-        config=prune_config(
-            preset,
-            ratio=table.get("prune"),
-            split=table.get("prune_split", "preset"),
-            ffp=ratio_settings(table.get("ffp", 0.0)),
-            fwp=ratio_settings(table.get("fwp", 0.0)),
-        ),
-        preset=preset,
-        calibration=CalibrationConfig(
-            samples=table.get("samples"), batch_size=table.get("calibration_batch_size", 128), seed=table.get("seed", 0)
-        ),
-        finetune=finetune,
-        reconstruct=reconstruct_config(table.get("reconstruct"), default=finetune is None),
-        schedule=CubicSchedule.of(table.get("prune_schedule")),
-        compare_dense=table.get("compare_dense", False),
-        batchnorm_samples=table.get("batchnorm_samples", 4096),
-        device=device,
+    table = dict(settings.get("compress", {}))
+    asked: dict[str, Any] = {
+        name: table.pop(name) for name in ("preset", "prune", "prune_split", "prune_schedule", "reconstruct") if name in table
+    }
+    parts: dict[str, Any] = {name: ratio_settings(table.pop(name, 0.0)) for name in ("ffp", "fwp")}
+    calibration = CalibrationConfig(
+        samples=table.pop("samples", None), batch_size=table.pop("calibration_batch_size", 128), seed=table.pop("seed", 0)
     )
+    return Asked(**asked, **parts, finetune=_finetune(settings), calibration=calibration).job(**table, device=device)
 
 
 def _check_model(settings: Settings) -> None:

@@ -61,7 +61,7 @@ def test_presets() -> None:
     assert (thesis.ffp.criterion, thesis.ffp.scope, thesis.ffp.propagate) == ("l2", "channel", "masked")
     assert (thesis.fwp.criterion, thesis.fwp.scope, thesis.fwp.sharing) == ("wis", "kernel", "filter")
     assert (taylor.ffp.criterion, taylor.ffp.scope, taylor.fwp.criterion, taylor.fwp.scope) == ("taylor", "global", "taylor", "global")
-    with pytest.raises(UsageError, match="unknown preset 'best'; choose one of thesis, taylor"):
+    with pytest.raises(UsageError, match="unknown preset 'best'; choose one of obs, taylor, thesis"):
         prune_config("best")
 
 

@@ -73,7 +73,7 @@ def test_the_dense_network_teaches(data: str, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(compression, "opened", lambda *given, **rest: (teachers.append(rest["beside"].teacher), opened(*given, **rest))[1])
     model = network()
     bundle = package.compress(model, load_data(data), prune=0.4, epochs=1, distill=0.5, samples=40)
-    plain = package.compress(model, load_data(data), prune=0.4, epochs=1, samples=40)
+    plain = package.compress(model, load_data(data), prune=0.4, epochs=1, distill=0, samples=40)
     assert teachers[1] is None
     assert all(value.equal(model.state_dict()[name]) for name, value in teachers[0].state_dict().items())
     assert bundle.facts["settings"]["finetune"]["distill"] == {"share": 0.5, "temperature": 4.0}

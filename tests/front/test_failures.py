@@ -48,7 +48,7 @@ def output(tmp_path: Path) -> Iterator[Path]:
         (["--ffp-layer", "conv1=2"], r"FFP ratio of 'conv1' must be a pruned fraction in \[0, 1\), got 2.0"),
         (["--ffp-layer", "conv1"], "--ffp-layer is GLOB=RATIO such as layer3.*=0.2, got 'conv1'"),
         (["--ffp", 0.3, "--exclude", "layer9*"], "layer9"),
-        (["--ffp", 0.3, "--preset", "best"], "unknown preset 'best'; choose one of thesis, taylor"),
+        (["--ffp", 0.3, "--preset", "best"], "unknown preset 'best'; choose one of obs, taylor, thesis"),
         (["--ffp", 0.3, "--ffp-criterion", "l3"], "unknown FFP criterion 'l3'; choose one of apoz, l1, l2, obs, taylor"),
         (
             ["--fwp", 0.3, "--fwp-criterion", "size"],

@@ -41,7 +41,7 @@ def test_every_command_has_help(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["train", "compress"])
 def test_help_shows_the_real_defaults(name: str) -> None:
-    from fineprune.compression import finetune_config
+    from fineprune.job import finetune_config
     from fineprune.models.training.config import TrainConfig
 
     config = TrainConfig() if name == "train" else finetune_config()

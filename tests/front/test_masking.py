@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from fineprune.compressor.bundle import Bundle
 from fineprune.compressor.config import PruneConfig, prune_config
 from fineprune.compressor.macs import count_macs
 from fineprune.compressor.prune import CalibrationRun, prunable, prune
-from fineprune.masking import CubicSchedule, MaskUpdates, at
+from fineprune.masking import MaskUpdates
 from fineprune.models.data import load_data
 from fineprune.models.training import TrainConfig, TrainResult, synchronous
 from fineprune.models.training.distributed.simulator import Simulator
@@ -25,6 +26,7 @@ from fineprune.models.training.distributed.worker import Worker
 from fineprune.models.training.interfaces import Beside
 from fineprune.models.training.trainer import opened
 from fineprune.recipe import job_of, read_recipe
+from fineprune.schedules import CubicSchedule, at
 from support.command import fineprune, succeed
 from support.fakes import FakeData, Recorder, fake_data
 
@@ -63,10 +65,10 @@ def test_the_cubic_schedule_is_its_formula() -> None:
     reached = [0.7 + (0.0 - 0.7) * (1 - k / 5) ** 3 for k in range(6)]  # s_f + (s_0 - s_f)(1 - t/T)^3
     asked = prune_config("taylor", fwp={"ratio": 0.7, "per_layer": {"0": 0.35}})
     for k, ratio in enumerate(reached):
-        now = at(asked, schedule.reached(k))
+        now = at(asked, partial(schedule.ratio, k))
         assert now.fwp.ratio == pytest.approx(ratio) and now.fwp.per_layer["0"] == pytest.approx(ratio / 2)
         assert replace(now.fwp, ratio=0.7, per_layer={"0": 0.35}) == asked.fwp
-    assert at(asked, schedule.reached(5)) == asked
+    assert at(asked, partial(schedule.ratio, 5)) == asked
 
 
 @pytest.mark.parametrize("config", [WEIGHTS, BOTH], ids=["weights", "both"])
@@ -79,7 +81,7 @@ def test_each_update_is_a_compression_at_once_of_the_network_of_now(config: Prun
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(k)))
         dense = network()
         dense.load_state_dict({name: value for name, value in model.state_dict().items() if not name.endswith("_mask")})
-        expected = prune(dense, at(config, 1 - (1 - k / 3) ** 3), masking.run).masks
+        expected = prune(dense, at(config, lambda whole, k=k: whole * (1 - (1 - k / 3) ** 3)), masking.run).masks
         before = deepcopy(dense.state_dict())
         masking.update(progress)
         assert same(masks_of(model), expected) and masking.final == (k == 3)
@@ -285,7 +287,7 @@ def test_a_schedule_is_a_name_or_a_table() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--prune-schedule", "linear"], "prune_schedule is cubic or one-shot, got 'linear'"),
+        (["--prune-schedule", "linear"], "prune_schedule is one of one-shot, rounds, cubic, got 'linear'"),
         (["--prune-schedule-arg", "updates=2"], "prune_schedule one-shot has unknown updates; it takes nothing"),
         (["--prune-schedule", "cubic", "--prune-schedule-arg", "share=1"], "prune_schedule: share is in (0,1), got 1"),
         (
@@ -317,10 +319,10 @@ def test_a_recipe_says_it_in_one_field(tmp_path: Path) -> None:
         path.write_text(f'[model]\nname = "lenet"\n[data]\nspec = "digits"\n[train]\nepochs = 1\n[compress]\nprune = 0.4\n{line}\n')
         return read_recipe(path)
 
-    assert job_of(recipe("")).schedule is None is job_of(recipe('prune_schedule = "one-shot"')).schedule
+    assert job_of(recipe('prune_schedule = "one-shot"')).schedule is None
     assert job_of(recipe('prune_schedule = "cubic"')).schedule == CubicSchedule()
     assert job_of(recipe('prune_schedule = { name = "cubic", share = 0.3, updates = 4 }')).schedule == CubicSchedule(share=0.3, updates=4)
-    assert "prune_schedule" not in job_of(recipe("")).to_json()
+    assert "prune_schedule" not in job_of(recipe('preset = "taylor"')).to_json()
     with pytest.raises(UsageError, match=r"\[compress\] prune_schedule: share is in \(0,1\), got 2"):
         recipe("prune_schedule = { share = 2 }")
     with pytest.raises(UsageError, match=r"\[compress\] .*take the plain trainer or engine=simulated"):

@@ -147,7 +147,7 @@ def test_any_method_by_its_name(criterion: str, ratio: float, data: str, network
         ({"compress": "ffp = true"}, r"\[compress\] ffp is a number or a table, got True"),
         ({"compress": "ffp = { ratio = '0.3' }"}, r"FFP ratio must be a pruned fraction in \[0, 1\), got '0.3'"),
         ({"compress": "fwp = { rato = 0.3 }"}, "unknown FWP setting 'rato'; known are ratio, per_layer"),
-        ({"compress": "ffp = 0.3\npreset = 'best'"}, "unknown preset 'best'; choose one of thesis, taylor"),
+        ({"compress": "ffp = 0.3\npreset = 'best'"}, "unknown preset 'best'; choose one of obs, taylor, thesis"),
         ({"compress": "ffp = 0.3\nsamples = 0"}, r"\[compress\] samples must be at least 1, got 0"),
         ({"bench": "threads = ['all']"}, r"\[bench\] threads is a list of whole numbers"),
         (

@@ -41,7 +41,7 @@ def test_without_training_it_is_on_and_says_what_it_did(trained: list[object], t
 
 def test_it_can_be_left_out_and_is_where_epochs_follow(trained: list[object], tmp_path: Path) -> None:
     without = compressed(trained, tmp_path / "a", "--epochs", 0, "--no-reconstruct")
-    trained_on = compressed(trained, tmp_path / "b", "--epochs", 1)
+    trained_on = compressed(trained, tmp_path / "b", "--epochs", 1, "--preset", "taylor")
     for facts in (without, trained_on):
         assert "reconstruction" not in facts and "reconstructed" not in facts["accuracy"]
         assert facts["settings"]["reconstruct"] is None
@@ -69,7 +69,7 @@ def test_python_takes_settings(data: str, named: list[object], network: str) -> 
 
 @pytest.mark.parametrize(
     ("asked", "epochs", "images"),
-    [(None, 0, 512), (None, 2, None), (True, 2, 512), (False, 0, None), ({"images": 7}, 2, 7)],
+    [(None, 0, 512), (None, 2, 512), (True, 2, 512), (False, 0, None), ({"images": 7}, 2, 7)],
 )
 def test_recipes_say_it_alike(asked: object, epochs: int, images: int | None) -> None:
     table = {"prune": 0.5} if asked is None else {"prune": 0.5, "reconstruct": asked}

@@ -14,11 +14,12 @@ from fineprune.calibrate.collect import CalibrationConfig
 from fineprune.common.errors import FinepruneError, UsageError
 from fineprune.compressor.config import prune_config
 from fineprune.compressor.prune import CalibrationRun, prunable
-from fineprune.masking import CubicSchedule, MaskUpdates
+from fineprune.masking import MaskUpdates
 from fineprune.models.training import TrainConfig, TrainResult, train
 from fineprune.models.training.interfaces import Beside
 from fineprune.models.training.sampling.time_model import trained_batches
 from fineprune.models.training.trainer import opened
+from fineprune.schedules import CubicSchedule
 from support.fakes import Recorder, fake_data, small_network
 from support.processes import in_two
 

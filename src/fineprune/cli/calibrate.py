@@ -37,10 +37,11 @@ def calibrate(output: Path, device: str, **options: Any) -> None:
     from fineprune.models.training.device import resolve_device
 
     from ..compression import calibration_run
+    from ..job import Asked
     from ..unlabelled import check_criteria
     from .render import say
 
-    config = prune_settings(options)
+    config = Asked(**prune_settings(options)).job().config
     calibration = CalibrationConfig(samples=options["samples"], batch_size=options["calibration_batch_size"], seed=options["seed"])
     where = resolve_device(device)
     kinds = [part.method.collects for part in config.parts if part.method.collects is not None]

@@ -75,24 +75,22 @@ def compress(as_json: bool, output: Path, device: str, **options: Any) -> None:
     from fineprune.common.processes import joined
     from fineprune.common.progress import Bars
     from fineprune.compressor.bundle import check_target
-    from fineprune.compressor.reconstruct.run import reconstruct_config
 
-    from ..compression import Job, compress_network, finetune_config
+    from ..compression import compress_network
+    from ..job import Asked
     from ..networks import load_arguments, named_data
     from ..trust import named_again
     from .render import print_compression, print_json, say
 
-    finetune = finetune_config(**training_settings(options))
-    job = Job(
-        config=prune_settings(options),
-        preset=options["preset"],
+    asked = Asked(
+        **prune_settings(options),
+        prune_schedule=schedule_settings(options),
+        reconstruct=options["reconstruct"],
+        finetune=training_settings(options),
         calibration=CalibrationConfig(samples=options["samples"], batch_size=options["calibration_batch_size"], seed=options["seed"]),
-        finetune=finetune,
-        reconstruct=reconstruct_config(options["reconstruct"], default=finetune is None),
-        schedule=schedule_settings(options),
-        compare_dense=options["compare_dense"],
-        device=device,
+        measured=options["statistics"] is not None,
     )
+    job = asked.job(compare_dense=options["compare_dense"], device=device)
     check_target(output)
     check_writable(output)
     check_named(options)

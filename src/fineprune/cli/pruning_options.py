@@ -1,7 +1,7 @@
 """The options of what is pruned and how it is chosen, and the settings that they become."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -9,11 +9,6 @@ from fineprune.common.errors import UsageError
 
 from .sections import CALIBRATION, PRUNING, RESEARCH, stack
 from .training_options import typed_pairs
-
-if TYPE_CHECKING:
-    from fineprune.compressor.config import PruneConfig
-
-    from ..masking import CubicSchedule
 
 
 class _Ratio(click.ParamType):
@@ -72,9 +67,9 @@ _usual = stack(
     click.option("--exclude", multiple=True, metavar="GLOB", help="Leave layers dense whose names match, e.g. 'conv1' (repeatable)."),
     click.option(
         "--preset",
-        default="taylor",
-        show_default=True,
-        help="How to choose what is removed: taylor (costs least accuracy) or thesis (the ranking of the thesis behind the methods).",
+        metavar="NAME",
+        help="How to choose what is removed: obs, taylor, or thesis (the ranking of the thesis behind the methods). "
+        "Where none is named, --epochs decides this and what else is left open, and a line says what.",
     ),
     section=PRUNING,
 )
@@ -101,17 +96,16 @@ prune_options = stack(_usual, _research)
 schedule_options = stack(
     click.option(
         "--prune-schedule",
-        default="one-shot",
-        show_default=True,
         metavar="NAME",
-        help="When masks come: one-shot (all before the fine-tuning), or cubic (while it runs, and what was dropped may come back).",
+        help="When masks come: one-shot (all before the fine-tuning), rounds (before it, and what stays is refitted in between), "
+        "or cubic (while it runs, and what was dropped may come back).",
     ),
     click.option(
         "--prune-schedule-arg",
         "schedule_args",
         metavar="KEY=VALUE",
         multiple=True,
-        help="Change a setting of the schedule cubic: share=0.45 (of the run), updates=8, samples=1024 (repeatable).",
+        help="Change a setting of the schedule: rounds=4, or of cubic share=0.45 (of the run), updates=8, samples=1024 (repeatable).",
     ),
     section=PRUNING,
 )
@@ -122,25 +116,23 @@ calibration_options = stack(
 )
 
 
-def schedule_settings(options: dict[str, Any]) -> "CubicSchedule | None":
-    """When masks come, from the options given; None: at once."""
-    from ..masking import CubicSchedule
+def schedule_settings(options: dict[str, Any]) -> dict[str, Any] | None:
+    """When masks come, from the options given; None where none is."""
+    changed = typed_pairs("--prune-schedule-arg", options["schedule_args"])
+    name = options["prune_schedule"]
+    return {"name": name or "one-shot", **changed} if name or changed else None
 
-    return CubicSchedule.of({"name": options["prune_schedule"], **typed_pairs("--prune-schedule-arg", options["schedule_args"])})
 
-
-def prune_settings(options: dict[str, Any]) -> "PruneConfig":
-    """The settings of both masks from the options given."""
-    from fineprune.compressor.config import prune_config
-
+def prune_settings(options: dict[str, Any]) -> dict[str, Any]:
+    """What is pruned and how it is ranked, as fields of `Asked`, from the options given."""
     if all(options[name] is None for name in ("ratio", "ffp_ratio", "fwp_ratio")) and not options["ffp_layer"] and not options["fwp_layer"]:
         raise UsageError("nothing to prune; give --prune, or --ffp and --fwp (fractions such as 0.3), or --ffp-layer and --fwp-layer")
     layers = {"include": tuple(options["include"]) or None, "exclude": tuple(options["exclude"]) or None}
-    return prune_config(
-        options["preset"],
-        ratio=options["ratio"],
-        split=options["prune_split"],
-        ffp={
+    return {
+        "preset": options["preset"],
+        "prune": options["ratio"],
+        "prune_split": options["prune_split"],
+        "ffp": {
             "ratio": options["ffp_ratio"],
             "per_layer": layer_ratios("--ffp-layer", options["ffp_layer"]) or None,
             "criterion": options["ffp_criterion"],
@@ -148,7 +140,7 @@ def prune_settings(options: dict[str, Any]) -> "PruneConfig":
             "propagate": options["ffp_propagate"],
             **layers,
         },
-        fwp={
+        "fwp": {
             "ratio": options["fwp_ratio"],
             "per_layer": layer_ratios("--fwp-layer", options["fwp_layer"]) or None,
             "criterion": options["fwp_criterion"],
@@ -158,7 +150,7 @@ def prune_settings(options: dict[str, Any]) -> "PruneConfig":
             "pointwise": options["pointwise"],
             **layers,
         },
-    )
+    }
 
 
 def layer_ratios(option: str, pairs: Iterable[str]) -> dict[str, float]:

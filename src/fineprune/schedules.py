@@ -1,0 +1,144 @@
+"""When masks come: at once (no schedule), in rounds before any training, or while the network trains.
+
+rounds    after round k of n      r_k = 1 - (1 - r)^(k/n)            the same share of what is left goes each time
+cubic     at step t of T          r_t = r (1 - (1 - t/T)^3)          T = `share` of the run's steps (Zhu and Gupta, 2017)
+
+r is the pruned fraction that is asked for. Between rounds the kept weights are refitted (compressor/reconstruct), so that the
+next round ranks weights that have made good already what is gone, on the inputs that they have by then.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, ClassVar
+
+from fineprune.common.errors import UsageError
+from fineprune.compressor.config import Part, PruneConfig
+from fineprune.compressor.reconstruct.run import ReconstructConfig
+from fineprune.models.training.checks import check_masking
+from fineprune.models.training.config import TrainConfig
+from fineprune.models.training.sampling.time_model import trained_batches
+
+
+class Schedule(ABC):
+    """What decides how much is pruned when."""
+
+    name: ClassVar[str]
+    while_training: ClassVar[bool]
+    """Whether the network trains meanwhile."""
+
+    @abstractmethod
+    def check(self, finetune: TrainConfig | None, reconstruct: ReconstructConfig | None) -> None:
+        """UsageError where masks cannot come so."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The name and every setting."""
+        return {"name": self.name, **asdict(self)}  # type: ignore[call-overload]  # subclasses are dataclasses
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rounds(Schedule):
+    """Several times a part; UsageError for less than one."""
+
+    rounds: int = 4
+
+    name = "rounds"
+    while_training = False
+
+    def __post_init__(self) -> None:
+        _check_count("rounds", self.rounds)
+
+    def check(self, finetune: TrainConfig | None, reconstruct: ReconstructConfig | None) -> None:
+        if reconstruct is None:
+            raise UsageError("prune_schedule 'rounds' refits the kept weights between rounds; leave reconstruct on, or prune at once")
+
+    def ratio(self, done: int, whole: float) -> float:
+        """What is pruned after so many rounds, where `whole` is asked for."""
+        return whole if done == self.rounds else 1 - (1 - whole) ** (done / self.rounds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CubicSchedule(Schedule):
+    """A few at each of `updates`; UsageError names the first value that is out of range."""
+
+    share: float = 0.45
+    """The part of the run, in (0,1), after which the masks are final."""
+    updates: int = 8
+    """How often they change until then."""
+    samples: int = 1024
+    """Of the training data, on which each update calibrates (where its method needs any)."""
+
+    name = "cubic"
+    while_training = True
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.share, int | float) and not isinstance(self.share, bool)
+        if not number or not 0 < self.share < 1:
+            raise UsageError(f"prune_schedule: share is in (0,1), got {self.share!r}")
+        _check_count("updates", self.updates)
+        _check_count("samples", self.samples)
+
+    def check(self, finetune: TrainConfig | None, reconstruct: ReconstructConfig | None) -> None:
+        if finetune is None:
+            raise UsageError("masks that come by a schedule come while the network trains; give epochs of at least 1, or mask at once")
+        if reconstruct is not None:
+            raise UsageError("reconstruction refits the weights under final masks, and prune_schedule 'cubic' has none before it trains")
+        check_masking(finetune)
+
+    def check_steps(self, finetune: TrainConfig, samples: int) -> None:
+        """UsageError where a fine-tuning on so many samples could end before the masks are final, which its last step must see."""
+        policy = finetune.policy.name
+        steps = 1 if policy != "none" else trained_batches(samples, finetune.batch_size)  # a policy may leave any number out
+        if self.due(1 - 1 / (finetune.epochs * steps)) < self.updates:
+            epochs = f"{finetune.epochs} epochs of {steps} steps" if policy == "none" else f"{finetune.epochs} epochs with policy {policy}"
+            raise UsageError(f"{epochs} may end before the masks are final; train longer, or lower prune_schedule's share")
+
+    def due(self, progress: float) -> int:
+        """How many updates there are to have been once `progress`, in [0,1], of the run is done."""
+        return min(self.updates, math.floor(progress / self.share * self.updates + 1e-9))
+
+    def reached(self, updates: int) -> float:
+        """The part of what is asked for that is pruned after so many updates, in [0,1]."""
+        return 1 - (1 - updates / self.updates) ** 3
+
+    def ratio(self, updates: int, whole: float) -> float:
+        """What is pruned after so many updates, where `whole` is asked for."""
+        return self.reached(updates) * whole
+
+
+_KINDS: dict[str, type[Rounds] | type[CubicSchedule]] = {kind.name: kind for kind in (Rounds, CubicSchedule)}
+_NAMES = ", ".join(["one-shot", *_KINDS])
+
+
+def schedule_of(value: "Rounds | CubicSchedule | str | Mapping[str, Any] | None") -> "Rounds | CubicSchedule | None":
+    """From a name (one-shot is none), a mapping with a name and the fields' values (cubic's without a name), or itself."""
+    if value is None or isinstance(value, Rounds | CubicSchedule):
+        return value
+    if not isinstance(value, str | Mapping):
+        raise UsageError(f"prune_schedule is a name or a table with a name and settings, got {value!r}")
+    settings = {"name": value} if isinstance(value, str) else dict(value)
+    name = settings.pop("name", CubicSchedule.name)
+    kind = _KINDS.get(name)
+    if kind is None and name != "one-shot":
+        raise UsageError(f"prune_schedule is one of {_NAMES}, got {name!r}")
+    names = [f.name for f in fields(kind)] if kind else []
+    if unknown := set(settings) - set(names):
+        raise UsageError(
+            f"prune_schedule {name} has unknown {', '.join(sorted(map(str, unknown)))}; it takes {', '.join(names) or 'nothing'}"
+        )
+    return kind(**settings) if kind else None
+
+
+def at(config: PruneConfig, ratio: Callable[[float], float]) -> PruneConfig:
+    """`config` with other pruned fractions, each of its own."""
+
+    def part_at(part: Part) -> Any:
+        return replace(part, ratio=ratio(part.ratio), per_layer={glob: ratio(whole) for glob, whole in part.per_layer.items()})
+
+    return PruneConfig(ffp=part_at(config.ffp), fwp=part_at(config.fwp), common=ratio(config.common))
+
+
+def _check_count(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UsageError(f"prune_schedule: {name} is a whole number of at least 1, got {value!r}")
