@@ -118,7 +118,8 @@ class Asked:
         if self.prune_schedule is None and self.reconstruct is not False and not ranked_otherwise and not self.measured:
             picked["schedule"] = Rounds()
             words.append(f"in {Rounds().rounds} rounds")
-        if training is not None and not isinstance(self.finetune, TrainConfig) and self.finetune.get("distill") is None:
+        open_distill = not isinstance(self.finetune, TrainConfig) and self.finetune.get("distill") is None
+        if training is not None and open_distill and not while_training:  # what is masked meanwhile may be untrained: nothing to learn from
             picked["finetune"] = replace(training, distill=DistillConfig(share=PICKED_DISTILL))
             words.append(f"{PICKED_DISTILL:g} of the loss from the dense network")
         if self.calibration.samples is None and not self.measured:

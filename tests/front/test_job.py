@@ -33,7 +33,7 @@ def decided(**settings: Any) -> tuple[str, str | None, bool, float | None, int |
         ({"finetune": {"epochs": 4, "distill": 0.5}}, ("obs", "rounds", True, 0.5, 1024)),
         ({"finetune": TrainConfig(epochs=4)}, ("obs", "rounds", True, None, 1024)),
         ({"reconstruct": False}, ("obs", None, False, 0.9, 1024)),
-        ({"prune_schedule": "cubic"}, ("obs", "cubic", False, 0.9, 1024)),
+        ({"prune_schedule": "cubic"}, ("obs", "cubic", False, None, 1024)),
         ({"prune_schedule": "one-shot"}, ("obs", None, True, 0.9, 1024)),
         ({"fwp": {"criterion": "fisher"}}, ("obs", None, True, 0.9, 1024)),
         ({"fwp": {"include": ("a",), "criterion": None}}, ("obs", "rounds", True, 0.9, 1024)),
