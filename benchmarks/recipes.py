@@ -48,9 +48,12 @@ RECIPES: dict[str, dict[str, Any]] = {
     "obs+rounds": {**_OBS, "prune_schedule": "rounds"},
     "obs+rounds+distill": {**_OBS, "prune_schedule": "rounds", "distill": 0.9},
     "obs+rounds8+distill": {**_OBS, "prune_schedule": {"name": "rounds", "rounds": 8}, "distill": 0.9},
+    "obs-blocks+rounds": {**_OBS, "prune_schedule": "rounds", "part": "ffp"},
+    "obs-channel+rounds": {**_OBS, "prune_schedule": "rounds", "fwp": {"share": "channel"}},
+    "obs-group+reconstruct": {**_OBS, "fwp": {"share": "group", "lanes": 8}},
     "taylor+rounds+distill": {"preset": "taylor", "reconstruct": True, "prune_schedule": "rounds", "distill": 0.9},
 }
-"""Name -> arguments of `compress` beside the share, the epochs and the seed."""
+"""Name -> arguments of `compress` beside the share, the epochs and the seed; part: what loses the share, where not what the preset says."""
 STAGES = ("dense", "masked", "reconstructed", "batchnorm_recalibrated", "finetuned")
 
 
@@ -115,9 +118,11 @@ def _run(job: dict[str, Any], data: ImageData, arguments: argparse.Namespace) ->
 
 
 def _compressed(job: dict[str, Any], data: ImageData, arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
-    changes = RECIPES[job["recipe"]]
+    changes = dict(RECIPES[job["recipe"]])
+    part = changes.pop("part", None)
+    share = {"prune": job["prune"]} if part is None else {part: job["prune"]}
     where = {"checkpoint": arguments.checkpoint, "samples": arguments.samples, "output": folder}
-    bundle = compress(_spec(arguments), data, prune=job["prune"], epochs=job["epochs"], seed=job["seed"], **where, **changes)
+    bundle = compress(_spec(arguments), data, **share, epochs=job["epochs"], seed=job["seed"], **where, **changes)
     return {name: value for name, value in bundle.facts["accuracy"].items() if isinstance(value, float)}
 
 

@@ -1,0 +1,36 @@
+"""The picture of accuracy at equal latency: which points stand in front, and that every one is drawn."""
+
+from pathlib import Path
+from typing import Any
+
+import front
+import pytest
+
+
+def points() -> list[dict[str, Any]]:
+    rows = [
+        ("dense, ONNX Runtime", "dense", 1.0, 0.9),
+        ("dense, engine", "dense", 1.1, 0.9),
+        ("int8, ONNX Runtime", "dense", 0.6, 0.89),
+        ("obs+rounds 50%", "obs+rounds", 0.7, 0.88),
+        ("obs+rounds 80%", "obs+rounds", 0.4, 0.8),
+        ("obs-blocks+rounds 50%", "obs-blocks+rounds", 0.65, 0.7),
+    ]
+    return [{"name": name, "recipe": recipe, "milliseconds": ms, "accuracy": value, "pruned": 0.5} for name, recipe, ms, value in rows]
+
+
+def test_what_nothing_beats_is_in_front() -> None:
+    assert [point["name"] for point in front.front_of(points())] == ["dense, ONNX Runtime", "int8, ONNX Runtime", "obs+rounds 80%"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "kind"), [("obs+rounds", "weights"), ("taylor", "weights"), ("obs-blocks+rounds", "blocks"), ("obs-quad+rounds", "quad")]
+)
+def test_a_recipe_says_what_it_masks(recipe: str, kind: str) -> None:
+    assert front.kind_of(recipe) == kind
+
+
+def test_the_picture_names_every_recipe(tmp_path: Path) -> None:
+    front.draw(tmp_path / "front.svg", {"points": points(), "epochs": 0, "machine": {"cpu": "a CPU"}})
+    text = (tmp_path / "front.svg").read_text()
+    assert all(name in text for name in ("obs+rounds", "obs-blocks+rounds", "dense, engine", "int8, ONNX Runtime", "no fine-tuning"))
