@@ -120,7 +120,7 @@ def test_a_process_that_is_stopped_says_one_line(
 ) -> None:
     """The same in a process of its own: the exit code and stderr that a shell sees."""
     arguments = [sys.executable, "-m", "fineprune", "compress", *trained, *SETTINGS, "--output", tmp_path / "b"]
-    switches = {"FORWARDS": str(tmp_path / "log"), "STOP_AT": str(round(0.75 * whole[1])), "STOP_BY": by.name, "OMP_NUM_THREADS": "1"}
+    switches = {"FORWARDS": str(tmp_path / "log"), "STOP_AT": str(round(0.88 * whole[1])), "STOP_BY": by.name, "OMP_NUM_THREADS": "1"}
     result = subprocess.run([str(a) for a in arguments], env={**os.environ, **switches}, capture_output=True, text=True, check=False)
     assert result.returncode == 1
     complaints = [line for line in result.stderr.splitlines() if line.startswith("fineprune: ")]
