@@ -58,7 +58,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--recipes", nargs="+", metavar="NAME", help="Take only runs of these recipes.")
     parser.add_argument("--data", default="cifar10", metavar="SPEC", help="The data set, as `fineprune --data` takes it.")
     parser.add_argument("--model", default="resnet20", metavar="NAME", help="The network that was compressed.")
-    parser.add_argument("--model-args", nargs="*", default=["width=16", "shortcut=A"], metavar="KEY=VALUE", help="Build it with these arguments.")
+    parser.add_argument(
+        "--model-args", nargs="*", default=["width=16", "shortcut=A"], metavar="KEY=VALUE", help="Build it with these arguments."
+    )
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="Load its trained weights from this file.")
     parser.add_argument("--rounds", type=int, default=25, metavar="N", help="Time each runtime in so many turns.")
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="Write all figures into this JSON file.")

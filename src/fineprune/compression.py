@@ -27,6 +27,7 @@ from fineprune.common.files import check_writable
 from fineprune.common.processes import Group, joined
 from fineprune.common.progress import Lines, Progress
 from fineprune.common.wrappers import check_network, unwrapped, without_wrappers
+from fineprune.compressor.bake import bake
 from fineprune.compressor.bundle import Bundle, check_target
 from fineprune.compressor.macs import MacReport, count_macs
 from fineprune.compressor.masks import WEIGHTS
@@ -280,7 +281,8 @@ class _Run:
         """What the masks leave to compute; says what there is to say of it."""
         for skipped in pruned.skipped:
             self.progress.log(f"left dense: {skipped.name}: {skipped.reason}")
-        report = count_macs(pruned.model, self.data.input_shape)
+        shape = self.data.input_shape
+        report = count_macs(bake(self.model, pruned.masks, input_shape=shape), shape)  # zeros are those of the network given
         self.say(shortfall(self.job.config, pruned, report))
         self.say(zero_weights(dense, report))
         return report

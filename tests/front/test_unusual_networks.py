@@ -102,11 +102,24 @@ def state(model: nn.Module) -> list[object]:
 def test_unusual_networks_are_compressed(make: Callable[[], nn.Module], dense: dict[str, str], data: ImageData) -> None:
     model = make()
     before = state(model)
-    bundle = fineprune.compress(model, data, ffp=0.2, fwp=0.3, epochs=1, progress=Recorder())
+    bundle = fineprune.compress(model, data, preset="taylor", ffp=0.2, fwp=0.3, epochs=1, progress=Recorder())
     assert state(model) == before
     left = {layer["name"]: layer["reason"] for layer in bundle.facts["left_dense"] if layer["name"] != "aside" or "aside" in dense}
     assert left.keys() == dense.keys() and all(left[name].startswith(reason) for name, reason in dense.items())
     assert set(bundle.masks["fwp"]) == {"first", "second"} - dense.keys()
+    images = next(iter(data.test.batches(4))).images
+    once, again = (bundle.restore(make())(images.clone()) for _ in range(2))
+    assert once.dtype == torch.float32 and torch.equal(once, again)
+
+
+@pytest.mark.parametrize(("make", "dense"), NETWORKS.values(), ids=NETWORKS)
+def test_what_needs_no_gradient_compresses_them_too(make: Callable[[], nn.Module], dense: dict[str, str], data: ImageData) -> None:
+    model = make()
+    before = state(model)
+    bundle = fineprune.compress(model, data, prune=0.4, epochs=1, progress=Recorder())
+    assert state(model) == before
+    left = {layer["name"] for layer in bundle.facts["left_dense"]} - {"aside"}
+    assert left == {name for name, reason in dense.items() if "gradient" not in reason}
     images = next(iter(data.test.batches(4))).images
     once, again = (bundle.restore(make())(images.clone()) for _ in range(2))
     assert once.dtype == torch.float32 and torch.equal(once, again)
@@ -127,5 +140,5 @@ def test_a_network_that_fails_stays_as_it_was(data: ImageData) -> None:
         model.first.eval()
         before = state(model)
         with pytest.raises(error):
-            fineprune.compress(model, data, ffp=0.2, fwp=0.3, epochs=0, progress=Recorder())
+            fineprune.compress(model, data, preset="taylor", ffp=0.2, fwp=0.3, epochs=0, progress=Recorder())
         assert state(model) == before
