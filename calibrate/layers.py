@@ -242,6 +242,10 @@ class OutputSquares(Collector):
         """Note what the error depends on, of inputs x[N,C,H,W]."""
         raise NotImplementedError
 
+    def at_once(self, positions: int, dtype: torch.dtype) -> int:
+        """Samples whose patches at so many positions make up a matrix of moderate size."""
+        return max(1, _PATCH_BYTES // (positions * self.site.in_channels * self.site.taps * dtype.itemsize))
+
 
 class InputMoments(OutputSquares):
     """H of a layer's inputs under its block mask, in blocks of at most `limit` rows, at `taken` positions of each sample."""
@@ -253,10 +257,9 @@ class InputMoments(OutputSquares):
     def see(self, x: Tensor) -> None:
         """Sums of the positions that are taken stand for all."""
         total, positions = torch.zeros(self.shape, dtype=torch.float64), self.site.positions
-        sample_bytes = self.taken * self.site.in_channels * self.site.taps * x.element_size()
         samples = self.indices[torch.arange(len(x)) * len(self.indices) // len(x)]  # a network may cut samples into several
         at = spread(samples, self.taken, positions).to(x.device)
-        some = max(1, _PATCH_BYTES // sample_bytes)
+        some = self.at_once(self.taken, x.dtype)
         for part, places in zip(x.split(some), at.split(some), strict=True):
             add_moments(total, patches(self.conv, part, block_mask_of(self.conv), places))
         self.add(moments=total * (positions / self.taken))
@@ -267,6 +270,6 @@ class BlockOutputs(OutputSquares):
 
     def see(self, x: Tensor) -> None:
         """Of every block."""
-        padded, padding = explicit_padding(self.conv, x)
-        size = self.site.output_size
-        self.add(error=block_outputs(padded, weight_of(self.conv), self.geometry(padding), self.conv.groups, size))
+        weight, positions = weight_of(self.conv), self.site.positions
+        parts = [block_outputs(self.conv, part, weight, positions) for part in x.split(self.at_once(positions, x.dtype))]
+        self.add(error=torch.stack(parts).sum(0).view(-1, *self.site.output_size))

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fineprune.calibrate import fisher
 from fineprune.calibrate.collect import CalibrationConfig, Source, collect
 from fineprune.calibrate.convolutions import find_convolutions
-from fineprune.calibrate.measures import BlockScores, Frequencies, Measure, WeightSums
+from fineprune.calibrate.measures import BlockErrors, BlockScores, Fisher, Frequencies, InputSquares, Measure, WeightSums
 from fineprune.calibrate.statistics import Statistics
 from fineprune.common.errors import RunError, UsageError
 from fineprune.compressor.bake import bake
@@ -246,12 +247,23 @@ def interrupted(model: nn.Module, error: type[BaseException], *, tried: int = 0)
     return model
 
 
-@pytest.mark.parametrize("kind", ["l2", "taylor", "weights"])
+SECOND_ORDER = {
+    "fisher": Fisher(),
+    "moments": InputSquares(),
+    "moments in blocks": InputSquares(most=20),
+    "errors of blocks": BlockErrors(),
+}
+
+
+@pytest.mark.parametrize("kind", ["l2", "taylor", "weights", *SECOND_ORDER])
 @pytest.mark.parametrize("batch_size", [3, 4], ids=["same batches", "other batches"])
-def test_an_interrupted_pass_goes_on_where_it_stopped(kind: str, batch_size: int, tmp_path: Path) -> None:
+def test_an_interrupted_pass_goes_on_where_it_stopped(kind: str, batch_size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(**options: object) -> Statistics:
+        if kind in SECOND_ORDER:
+            return collect(model, source, SECOND_ORDER[kind], input_shape=SHAPE, **options)  # type: ignore[arg-type]
         return weights(source, model, **options) if kind == "weights" else blocks(source, kind, model, **options)  # type: ignore[arg-type]
 
+    monkeypatch.setattr(fisher, "MINI_BATCH", 1)
     source, model = data(11), interrupted(varied(), KeyboardInterrupt, tried=2 if kind == "l2" else 0)
     with pytest.raises(KeyboardInterrupt):
         run(config=SMALL, checkpoint=tmp_path / "c")
@@ -261,7 +273,7 @@ def test_an_interrupted_pass_goes_on_where_it_stopped(kind: str, batch_size: int
     resumed = run(config=CalibrationConfig(batch_size=batch_size), checkpoint=tmp_path / "c", progress=progress)
     assert torch.cat(source.seen).tolist() == [6, 7, 8, 9, 10]
     if batch_size == 3:
-        assert progress.loops == [(f"calibrating {'weights' if kind == 'weights' else 'blocks'}", 4, 2)]
+        assert progress.loops == [(f"calibrating {resumed.kind}", 4, 2)]
     expected = run(config=SMALL)
     for name, fields in expected.layers.items():
         for key, value in fields.items():

@@ -21,11 +21,14 @@ from support.networks import CONVOLUTIONS, SHAPE, samples, varied
 CASES = {**KINDS, "many": Geometry(channels=10, filters=2, samples=3)}
 
 
+def conv_of(geometry: Geometry) -> nn.Conv2d:
+    return nn.Conv2d(geometry.channels, geometry.filters, geometry.kernel, bias=False, **geometry.options)  # type: ignore[arg-type]
+
+
 def statistics_of(p, geometry: Geometry, masked: bool, size: int) -> dict[str, Tensor]:
     """H in blocks and the sum of squared outputs."""
-    conv = nn.Conv2d(geometry.channels, geometry.filters, geometry.kernel, bias=False, **geometry.options)  # type: ignore[arg-type]
     x, mask, w = p.tensors("x", "mask", "w")
-    columns = moments.patches(conv, x, mask if masked else None, torch.arange(p.mask[0].size))
+    columns = moments.patches(conv_of(geometry), x, mask if masked else None, torch.arange(p.mask[0].size))
     total = torch.zeros(moments.moments_shape(geometry.site, size), dtype=torch.float64)
     moments.add_moments(total, columns)
     return {"moments": total, "outputs": (w.flatten(1).unflatten(0, (geometry.groups, -1)) @ columns).square().sum()[None]}
@@ -82,7 +85,7 @@ def test_a_score_is_the_error_that_the_best_refit_leaves() -> None:
 def test_scores_of_blocks_are_what_is_missing_without_them(geometry: Geometry) -> None:
     p = problem(geometry)
     x, w = p.tensors("x", "w")
-    got = block_outputs(x, w, geometry.where, geometry.groups, geometry.output)
+    got = block_outputs(conv_of(geometry), x, w, p.mask[0].size).view(p.mask.shape)
     dense = reference.masked_conv2d(p.x, p.w, None, None, *geometry.where, groups=geometry.groups)
     for c, i, j in np.ndindex(*p.mask.shape):
         mask = np.ones_like(p.mask)

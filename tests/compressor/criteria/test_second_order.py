@@ -1,0 +1,28 @@
+"""What methods of second order have in common: masks by them are exported, and run in ONNX Runtime and in the engine as in torch."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fineprune.compressor.config import prune_config
+from fineprune.compressor.layers import MaskedConv2d
+from fineprune.compressor.prune import CalibrationRun, prune
+from fineprune.compressor.reconstruct.run import reconstruct
+from fineprune.export.exporter import export_onnx
+from fineprune.export.parity import ONNXRUNTIME, check_parity
+from support.networks import SHAPE, samples, varied
+
+
+@pytest.mark.parametrize("parts", [{"fwp": "fisher"}, {"fwp": "obs", "ffp": "obs"}], ids=["fisher", "obs"])
+def test_masks_are_exported_and_answer_as_in_torch(parts: dict[str, str], tmp_path: Path) -> None:
+    dense, run = varied(dtype=torch.float32), CalibrationRun(source=samples(), input_shape=SHAPE)
+    config = prune_config(**{part: {"criterion": name, "ratio": 0.3} for part, name in parts.items()})  # type: ignore[arg-type]
+    model = prune(dense, config, run).model
+    reconstruct(dense, model, run)
+    masked = [layer for layer in model.modules() if isinstance(layer, MaskedConv2d)]
+    kept = {part: [mask for layer in masked if (mask := getattr(layer, f"{part}_mask")) is not None] for part in parts}
+    assert all(not all(bool(mask.all()) for mask in masks) for masks in kept.values())
+    export_onnx(model.eval(), SHAPE, tmp_path / "net.onnx")
+    report = check_parity(model, tmp_path / "net.onnx", samples(4).images.numpy(), reference_samples=1, engine=True)
+    assert report.passed and report.compares("engine") and report.compares(ONNXRUNTIME)
