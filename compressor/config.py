@@ -10,9 +10,12 @@ from fineprune.common.errors import UsageError
 
 from .criteria import criteria, criterion
 from .criterion import Criterion
+from .units import TAP, TAPS, Unit
 
 BlockScope = Literal["channel", "layer", "position", "global"]
 WeightScope = Literal["kernel", "group", "channel", "filter", "layer", "global"]
+WeightUnit = Literal["weight", "pair", "quad", "row"]
+Order = Literal["cluster", "file"]
 Share = Literal["filter", "group", "channel"]
 Preset = Literal["obs", "taylor", "thesis"]
 Split = Literal["preset", "common"]
@@ -67,6 +70,16 @@ class Part:
         return found
 
     @property
+    def ranked(self) -> Unit:
+        """What is ranked: what the method says, or what it is asked to make of it."""
+        return self.method.unit
+
+    @property
+    def clusters(self) -> bool:
+        """Whether it is to be chosen which channels make a unit."""
+        return False
+
+    @property
     def sharing(self) -> str:
         """Which filters drop a unit together."""
         return "filter"
@@ -117,10 +130,14 @@ class FWPConfig(Part):
 
     Of methods that rank taps, the scopes kernel, group and channel keep the top taps of each (filter, channel), (group of `lanes`
     filters, channel) or channel. Scopes filter, layer and global rank the taps of a filter, a layer or the network; with the last two,
-    `share` says whether a tap is dropped for one filter, for a group, or for all filters at once.
+    `share` says whether a tap is dropped for one filter, for a group, or for all filters at once. With another `unit` than single weights,
+    two or four input channels (pair, quad) or the taps of a kernel's row go together. `order`: which channels do is chosen for each layer
+    so that what is worth much is together (cluster), or they follow each other (file).
     A 1x1 kernel has one tap: it is ranked over the channels of its filter, or left alone with pointwise="exempt".
     """
 
+    unit: WeightUnit = "weight"
+    order: Order = "cluster"
     share: Share = "filter"
     lanes: int = 16
     pointwise: Literal["filter", "exempt"] = "filter"
@@ -129,11 +146,23 @@ class FWPConfig(Part):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_choice("FWP unit", self.unit, WeightUnit)
+        _check_choice("FWP order", self.order, Order)
         _check_choice("FWP share", self.share, Share)
         _check_choice("FWP pointwise", self.pointwise, Literal["filter", "exempt"])
         if isinstance(self.lanes, bool) or not isinstance(self.lanes, int) or self.lanes < 1:
             raise UsageError(f"FWP lanes must be a whole number of at least 1, got {self.lanes!r}")
-        self.method.unit.check(self)
+        self.ranked.check(self)
+
+    @property
+    def ranked(self) -> Unit:
+        """Of methods that rank taps, the unit that is asked for."""
+        return TAPS[self.unit] if self.method.unit is TAP else self.method.unit
+
+    @property
+    def clusters(self) -> bool:
+        """For units of several channels, unless they follow each other."""
+        return self.order == "cluster" and self.ranked.channels > 1
 
     @property
     def sharing(self) -> str:
@@ -199,6 +228,9 @@ PRESETS: dict[Preset, dict[str, dict[str, Any]]] = {
     "obs": {"ffp": {"criterion": "obs", "scope": "global"}, "fwp": {"criterion": "obs", "scope": "global"}},
 }
 
+_QUADS = {"fisher-quad": "fisher", "obs-quad": "obs"}
+"""Methods that `unit` has taken the place of, with what they were; recipes name them."""
+
 
 def prune_config(
     preset: str = "taylor",
@@ -226,6 +258,8 @@ def prune_config(
 
     def merged(key: str, changes: Mapping[str, Any] | None) -> dict[str, Any]:
         given = {k: v for k, v in (changes or {}).items() if v is not None}
+        if given.get("criterion") in _QUADS:
+            given = {**given, "criterion": _QUADS[given["criterion"]], "unit": "quad", "order": "file"}
         method = criterion(key, given.get("criterion"))
         return {**base[key], **(method.defaults if method else {}), **given}
 

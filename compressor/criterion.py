@@ -55,8 +55,16 @@ class Criterion:
         return set()
 
     def scores(self, layer: Layer) -> Tensor:
-        """The worth of every unit, in the shape that the unit says."""
+        """The worth of each of what `unit` says, in its shape."""
         raise NotImplementedError
+
+    def scores_of_units(self, layer: Layer) -> Tensor:
+        """The worth of each unit that the settings ask for (`layer.config.ranked`): what it is made of, added up."""
+        return layer.config.ranked.total(self.scores(layer), layer)
+
+    def profile(self, layer: Layer) -> Tensor:
+        """What taps are worth where most of the others go, by which channels are put together: the scores, in most methods."""
+        return self.scores(layer)
 
     def ties(self, layer: Layer) -> Tensor | None:
         """What decides between equal scores before the smaller index does, or None."""

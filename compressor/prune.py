@@ -1,7 +1,7 @@
 """From a trained network and samples to a masked network: calibrate blocks, mask them, calibrate weights under the masks, mask those."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from fineprune.common.progress import Progress, Silent
 
 from .agreement import check_agreement
 from .bake import bake, masked_layers, masks_of
+from .clusters import in_clusters
 from .config import Part, PruneConfig
 from .outputs import output_layers
 from .selection import layers_of, select, select_common
@@ -112,7 +113,11 @@ def prune(
             if at_hand is not None:
                 part.method.check(at_hand, part, sites)
                 unreached |= {site.name for site in part.chosen(sites)} & part.method.unreached(at_hand)
-            lists.append(layers_of(at_hand, weights, blocks, sites, part, outputs))
+            layers = layers_of(at_hand, weights, blocks, sites, part, outputs)
+            if part.clusters:
+                at_ratio = replace(part, ratio=config.common or part.ratio)
+                layers = in_clusters(layers, at_ratio, outputs=outputs, carried=masks[part.mask])
+            lists.append(layers)
         if config.common:
             new = select_common(lists, config.common, outputs=outputs, carried=masks)
         else:

@@ -18,13 +18,15 @@ class Layer:
     """All that a method may look at of one convolution.
 
     config: the settings of the pass (`FFPConfig` or `FWPConfig`). weight: [F,C/groups,kh,kw], dropped ones at zero. blocks: the block
-    mask bool [C,oh,ow] that the layer carries, or None. sums: what was collected, None where the method collects nothing.
+    mask bool [C,oh,ow] that the layer carries, or None. sums: what was collected, None where the method collects nothing. order: int64
+    [C/groups], the input channels in the order in which neighbours make a unit, the same in every group; None: as they are.
     """
 
     site: ConvSite
     config: Any
     weight: Tensor
     blocks: Tensor | None = None
+    order: Tensor | None = None
     sums: Mapping[str, Tensor] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Those of the statistics."""

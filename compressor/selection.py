@@ -43,7 +43,7 @@ def layers_of(
             settings={} if statistics is None else statistics.settings,
         )
         for site in config.chosen(sites)
-        if site.name not in unreached and config.method.unit.ranks(site, config, outputs)
+        if site.name not in unreached and config.ranked.ranks(site, config, outputs)
     ]
 
 
@@ -55,7 +55,7 @@ def select(
     outputs: layers whose filters are outputs of the network, of each of which something stays. carried: masks of this kind that layers
     have already: what those dropped goes first and stays dropped, so that ratios are of the dense layer in all.
     """
-    method, unit, carried = config.method, config.method.unit, carried or {}
+    method, unit, carried = config.method, config.ranked, carried or {}
     scores, costs = {}, {}
     for layer in layers:
         name = layer.site.name
@@ -104,7 +104,7 @@ def select_common(
         found = {kind.name: dict(already.get(kind.name, {})) for kind in KINDS}
         for layer, piece, shape in zip(ranked, kept.split([len(one) for one in values]), shapes, strict=True):
             name, of_kind = layer.site.name, found[layer.config.mask]
-            mask = layer.config.method.unit.mask(piece.view(shape), layer)
+            mask = layer.config.ranked.mask(piece.view(shape), layer)
             of_kind[name] = mask & of_kind[name] if name in of_kind else mask
         return found
 
@@ -118,8 +118,8 @@ def select_common(
 
 def _scores(layer: Layer, ratio: float, outputs: Collection[str], carried: Tensor | None) -> tuple[Tensor, Tensor]:
     """Scores and costs: infinity where a layer that makes outputs needs a unit, -infinity where a carried mask left nothing of it."""
-    unit = layer.config.method.unit
-    scores, costs = layer.config.method.scores(layer), unit.costs(layer)
+    unit = layer.config.ranked
+    scores, costs = layer.config.method.scores_of_units(layer), unit.costs(layer)
     if layer.site.name in outputs:
         scores = unit.reserved(scores, costs, ratio, layer)
     if carried is not None:

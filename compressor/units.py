@@ -1,4 +1,5 @@
-"""What is ranked: blocks, taps, quads, filters, n of every m weights. A unit knows its cost, what a ratio means of it, and its mask.
+"""What is ranked: blocks, taps (or pairs, quads, rows of them), filters, n of every m weights. A unit knows its cost, what a ratio means
+of it, and its mask.
 
 A method gives one score a unit; whatever is left of a layer's list is decided here or, over all layers, by one threshold.
 """
@@ -25,6 +26,8 @@ class Unit:
     """The mask that it becomes: "ffp" (blocks) or "fwp" (weights)."""
     scopes: tuple[str, ...]
     """What may be ranked together."""
+    channels: int = 1
+    """How many input channels of a layer it takes."""
 
     def check(self, config: Any) -> None:
         """UsageError for settings that say nothing about this unit."""
@@ -32,6 +35,10 @@ class Unit:
     def ranks(self, site: ConvSite, config: Any, outputs: Collection[str]) -> bool:
         """Whether a chosen layer is ranked at all; outputs: layers that make the network's outputs."""
         return True
+
+    def total(self, values: Tensor, layer: Layer) -> Tensor:
+        """Of what a method gives for the smallest unit of this kind: the sum over each of these."""
+        return values
 
     def costs(self, layer: Layer) -> Tensor:
         """Multiply-adds that dropping each unit saves, in the shape of the scores."""
@@ -92,12 +99,21 @@ class _Weights(Unit):
     def check(self, config: Any) -> None:
         if config.share != "filter":
             raise UsageError(f"FWP share={config.share!r} is of taps, and {config.criterion!r} ranks {self.name}s; leave it out")
+        if config.unit != "weight":
+            raise UsageError(f"FWP unit={config.unit!r} is made of taps, and {config.criterion!r} ranks {self.name}s; leave it out")
 
 
 class _Taps(_Weights):
-    """One weight, or the same one of several filters that drop it together: scores [Q,C/groups,kh,kw] of Q sets of filters."""
+    """Weights of one filter that go together: scores [Q,ceil(C/groups/n),kh,kw/k] of Q sets of filters that share them.
 
-    name, scopes = "tap", ("kernel", "group", "channel", "filter", "layer", "global")
+    That is the same tap of `channels` input channels (n), which follow each other in `layer.order`, or a row of a kernel (k = kw). Where n
+    does not divide the channels, the last units have fewer.
+    """
+
+    scopes = ("kernel", "group", "channel", "filter", "layer", "global")
+
+    def __init__(self, name: str, channels: int = 1, row: bool = False) -> None:
+        self.name, self.channels, self.row = name, channels, row
 
     def check(self, config: Any) -> None:
         if config.share != "filter" and config.scope not in ("layer", "global"):
@@ -105,57 +121,39 @@ class _Taps(_Weights):
                 f"FWP share={config.share!r} goes with scope 'layer' or 'global'; scope {config.scope!r} has a sharing of its own"
             )
 
+    def members(self, values: Tensor, layer: Layer) -> Tensor:
+        """Values of taps [Q,C/groups,kh,kw] as [Q,ceil(C/groups/n),kh,kw/k,n*k], those of a unit last; zeros where channels are missing."""
+        ordered = values if layer.order is None else values[:, layer.order]
+        padded = torch.nn.functional.pad(ordered, (0, 0, 0, 0, 0, -ordered.shape[1] % self.channels))
+        width = values.shape[3] if self.row else 1
+        return padded.unflatten(3, (-1, width)).unflatten(1, (-1, self.channels)).movedim(2, -1).flatten(-2)
+
+    def total(self, values: Tensor, layer: Layer) -> Tensor:
+        return self.members(values, layer).sum(-1)
+
     def costs(self, layer: Layer) -> Tensor:
-        """Filters that share the tap times positions at which its channel is kept."""
-        return layer.over_sets(layer.macs.double())
+        """Filters that share a tap times positions at which its channel is kept, of all taps of the unit."""
+        return self.total(layer.over_sets(layer.macs.double()), layer)
 
     def reserved(self, scores: Tensor, costs: Tensor, ratio: float, layer: Layer) -> Tensor:
-        """Every filter keeps some taps, however little the samples need it; the scopes within a filter do so by themselves."""
+        """Every filter keeps some units, however little the samples need it; the scopes within a filter do so by themselves."""
         if layer.config.scope not in ("layer", "global"):
             return scores
         return rows_reserved(scores, costs, max(layer.config.floor, (1 - ratio) / 2))
 
     def keep(self, scores: Tensor, ties: Tensor | None, ratio: float, layer: Layer) -> Tensor:
-        sets, channels = scores.shape[:2]
-        rows = {"kernel": sets * channels, "group": sets * channels, "channel": sets * channels, "filter": sets}.get(layer.config.scope, 1)
-        if layer.site.taps == 1 and rows == sets * channels:
-            rows = sets
+        sets, kernels, *of_kernel = scores.shape
+        rows = {"layer": 1, "global": 1, "filter": sets}.get(layer.config.scope, sets * kernels if of_kernel != [1, 1] else sets)
         flat = scores.reshape(rows, -1)
         return top_k(flat, keep_count(flat.shape[1], ratio)).view(scores.shape)
 
     def mask(self, kept: Tensor, layer: Layer) -> Tensor:
-        return kept[layer.sets]
+        taps = kept.repeat_interleave(self.channels, 1)[:, : layer.site.in_channels // layer.site.groups]
+        taps = taps.repeat_interleave(layer.site.kernel[1], 3) if self.row else taps
+        return (taps if layer.order is None else taps[:, layer.order.argsort()])[layer.sets]
 
     def alive(self, mask: Tensor, layer: Layer) -> Tensor:
-        return layer.over_sets(mask.double()) > 0
-
-
-class _Quads(_Weights):
-    """The same tap in one filter's kernels of four input channels that follow each other: scores [F,ceil(C/groups/4),kh,kw].
-
-    The last quad has fewer channels where four does not divide their number.
-    """
-
-    name, scopes = "quad", ("filter", "layer", "global")
-    reserved = _Taps.reserved
-
-    def total(self, weights: Tensor) -> Tensor:
-        """Values of weights [F,C/groups,kh,kw] added up over each quad: what a method's scores are made by."""
-        missing = -weights.shape[1] % 4
-        return torch.nn.functional.pad(weights, (0, 0, 0, 0, 0, missing)).unflatten(1, (-1, 4)).sum(2)
-
-    def costs(self, layer: Layer) -> Tensor:
-        return self.total(layer.macs)
-
-    def keep(self, scores: Tensor, ties: Tensor | None, ratio: float, layer: Layer) -> Tensor:
-        flat = scores.reshape(len(scores) if layer.config.scope == "filter" else 1, -1)
-        return top_k(flat, keep_count(flat.shape[1], ratio)).view(scores.shape)
-
-    def mask(self, kept: Tensor, layer: Layer) -> Tensor:
-        return kept.repeat_interleave(4, 1)[:, : layer.weight.shape[1]].contiguous()
-
-    def alive(self, mask: Tensor, layer: Layer) -> Tensor:
-        return self.total(mask.long()) > 0
+        return self.total(layer.over_sets(mask.double()), layer) > 0
 
 
 class _Filters(_Weights):
@@ -221,4 +219,6 @@ class NOfM(_Weights):
         return mask
 
 
-BLOCK, TAP, QUAD, FILTER = _Blocks(), _Taps(), _Quads(), _Filters()
+BLOCK, TAP, FILTER = _Blocks(), _Taps("tap"), _Filters()
+TAPS = {"weight": TAP, "pair": _Taps("pair", channels=2), "quad": _Taps("quad", channels=4), "row": _Taps("row", row=True)}
+"""What a method that ranks taps can rank instead, by the name of the setting."""

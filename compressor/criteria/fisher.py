@@ -1,12 +1,13 @@
-"""`fisher`, `fisher-quad`: how much the loss rises, to second order, when a weight is dropped and its block makes up for it.
+"""`fisher`: how much the loss rises, to second order, when a weight is dropped and its block makes up for it.
 
     score(q) = w_q^2 / (2 [F^-1]_qq)        score(Q) = 1/2 w_Q^T ([F^-1]_QQ)^-1 w_Q        F = sum of g g^T + a I, block by block
 
 Source: the block-diagonal empirical Fisher of Kurtic et al. (oBERT), arXiv 2203.07259, after WoodFisher, arXiv 2004.14340: blocks of
 at most 50 weights of one filter, gradients g of 16 samples. Collects: one pass forward and backward (`calibrate/fisher.py`), a matrix a
-block: 400 bytes a weight; large networks get smaller blocks. Use: every scope, divided by what a unit costs; a quad is four input channels
-of one tap, and a tap that filters share is worth the sum over them. Deviations: the sum instead of the mean over gradients (it ranks
-alike); the dampening a is a share of the layer's mean diagonal; the other weights stay where they are, and masks are made at once.
+block: 400 bytes a weight; large networks get smaller blocks. Use: every scope and unit, divided by what a unit costs; what filters share
+is worth the sum over them, and between weights of different blocks nothing is known. Deviations: the sum instead of the mean over
+gradients (it ranks alike); the dampening a is a share of the layer's mean diagonal; the other weights stay where they are, and masks are
+made at once.
 """
 
 from collections.abc import Sequence
@@ -20,8 +21,9 @@ from fineprune.calibrate.fisher import from_blocks, to_blocks
 from fineprune.calibrate.measures import Fisher
 from fineprune.calibrate.statistics import Statistics
 
+from .. import quadratic
 from ..criterion import Criterion, Layer
-from ..units import QUAD, TAP
+from ..units import TAP
 
 DAMPENING = 0.01
 """a as a share of the mean of the layer's diagonal."""
@@ -35,9 +37,10 @@ def inverses(fisher: Tensor, dampening: float = DAMPENING) -> Tensor:
     return torch.cholesky_inverse(torch.linalg.cholesky(fisher + a * torch.eye(fisher.shape[-1], dtype=fisher.dtype)))
 
 
-class _Fisher(Criterion):
-    """What both units have in common."""
+class FisherTaps(Criterion):
+    """Single weights, units of them, or the same ones of several filters."""
 
+    name, summary, unit = "fisher", "second-order rise of the loss when it is dropped, by block-diagonal Fisher", TAP
     comparable, per_cost, collects, reads_labels = True, True, "weights", True
 
     def measure(self, config: Any, sites: Sequence[ConvSite]) -> Fisher:
@@ -50,38 +53,27 @@ class _Fisher(Criterion):
             return set()
         return {name for name, sums in statistics.layers.items() if "fisher" not in sums}
 
-    def blocks(self, layer: Layer) -> tuple[Tensor, Tensor]:
-        """The weights [F,blocks,size] and F^-1 [F,blocks,size,size] of a layer."""
-        inverse = inverses(layer.sum("fisher"))
-        return to_blocks(layer.weight.detach().cpu().double(), layer.settings["fisher"]), inverse
-
-
-class FisherTaps(_Fisher):
-    """Single weights, or the same ones of several filters."""
-
-    name, summary, unit = "fisher", "second-order rise of the loss when it is dropped, by block-diagonal Fisher", TAP
-
     def scores(self, layer: Layer) -> Tensor:
         """[Q,C/groups,kh,kw]."""
-        weights, inverse = self.blocks(layer)
-        scores = weights.square() / (2 * inverse.diagonal(dim1=-2, dim2=-1))
+        inverted = inverses(layer.sum("fisher"))
+        weights = to_blocks(layer.weight.detach().cpu().double(), layer.settings["fisher"])
+        scores = weights.square() / (2 * inverted.diagonal(dim1=-2, dim2=-1))
         return layer.over_sets(from_blocks(scores, layer.weight.shape[1], layer.site.kernel))
 
+    def scores_of_units(self, layer: Layer) -> Tensor:
+        """All weights of a unit at once; those in different blocks know nothing of each other."""
+        if layer.config.ranked is TAP:
+            return self.scores(layer)
+        inverted = inverses(layer.sum("fisher"))
+        _, blocks, size, _ = inverted.shape
+        places = from_blocks(torch.arange(blocks * size).view(blocks, size), layer.weight.shape[1], layer.site.kernel)
+        return layer.over_sets(quadratic.scores_of_units(layer, inverted, places).flatten(0, 1))
 
-class FisherQuads(_Fisher):
-    """Four input channels of one tap."""
-
-    name, summary, unit = "fisher-quad", "second-order rise of the loss when it is dropped, by block-diagonal Fisher", QUAD
-
-    def scores(self, layer: Layer) -> Tensor:
-        """[F,ceil(C/groups/4),kh,kw]."""
-        weights, inverse = self.blocks(layer)
-        quad = min(4, layer.weight.shape[1])
-        inner = inverse.unflatten(-1, (-1, quad)).unflatten(-3, (-1, quad)).diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
-        values = weights.unflatten(-1, (-1, quad))
-        scores = (values * torch.linalg.solve(inner, values)).sum(-1).flatten(1) / 2
-        quads = -(-layer.weight.shape[1] // quad)
-        return scores[:, : quads * layer.site.taps].unflatten(1, (quads, *layer.site.kernel))
+    def profile(self, layer: Layer) -> Tensor:
+        """What no other weight makes up for, w_q^2 F_qq / 2."""
+        weights = to_blocks(layer.weight.detach().cpu().double(), layer.settings["fisher"])
+        squares = weights.square() * layer.sum("fisher").diagonal(dim1=-2, dim2=-1) / 2
+        return layer.over_sets(from_blocks(squares, layer.weight.shape[1], layer.site.kernel))
 
 
-METHODS = (FisherTaps(), FisherQuads())
+METHODS = (FisherTaps(),)

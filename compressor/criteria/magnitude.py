@@ -20,7 +20,7 @@ class Magnitude(Criterion):
 
     def scores(self, layer: Layer) -> Tensor:
         """[Q,C/groups,kh,kw]."""
-        return layer.over_sets(layer.weight.detach().cpu().double().abs()) * self.unit.costs(layer)
+        return layer.over_sets(layer.weight.detach().cpu().double().abs()) * layer.over_sets(layer.macs.double())
 
 
 METHODS = (Magnitude(),)

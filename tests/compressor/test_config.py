@@ -33,6 +33,8 @@ def test_ratios_are_pruned_fractions(config: type, kind: str, value: float) -> N
         (FFPConfig, {"criterion": "l2"}, "FFP scope 'global' needs the criterion 'obs' or 'taylor', got 'l2'"),
         (FWPConfig, {"criterion": "l2"}, "unknown FWP criterion 'l2'; choose one of " + known("fwp")),
         (FWPConfig, {"scope": "position"}, "unknown FWP scope 'position'; choose one of kernel, group, channel, filter, layer, global"),
+        (FWPConfig, {"unit": "octet"}, "unknown FWP unit 'octet'; choose one of weight, pair, quad, row"),
+        (FWPConfig, {"order": "best"}, "unknown FWP order 'best'; choose one of cluster, file"),
         (FWPConfig, {"share": "all"}, "unknown FWP share 'all'; choose one of filter, group, channel"),
         (FWPConfig, {"pointwise": "no"}, "unknown FWP pointwise 'no'; choose one of filter, exempt"),
         (FFPConfig, {"per_layer": "conv1"}, "FFP per_layer is a table of pruned fractions by glob of layers, got 'conv1'"),
@@ -41,7 +43,7 @@ def test_ratios_are_pruned_fractions(config: type, kind: str, value: float) -> N
         (
             FWPConfig,
             {"criterion": "wis"},
-            "FWP scope 'global' needs the criterion 'fisher' or 'fisher-quad' or 'magnitude' or 'obs' or 'obs-quad' or 'taylor', got 'wis'",
+            "FWP scope 'global' needs the criterion 'fisher' or 'magnitude' or 'obs' or 'taylor', got 'wis'",
         ),
         (
             FWPConfig,
@@ -54,6 +56,13 @@ def test_unknown_and_contradicting_choices_are_named(config: type, options: dict
     with pytest.raises(UsageError) as error:
         config(**options)
     assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize("criterion", ["obs", "fisher"])
+def test_methods_of_quads_are_methods_with_a_unit(criterion: str) -> None:
+    assert prune_config(fwp={"criterion": f"{criterion}-quad"}) == prune_config(
+        fwp={"criterion": criterion, "unit": "quad", "order": "file"}
+    )
 
 
 def test_presets() -> None:

@@ -86,6 +86,10 @@ _research = stack(
     ),
     click.option("--fwp-scope", help="Weights that are ranked together: global, kernel, group, channel, filter or layer."),
     click.option(
+        "--fwp-unit", help="What goes together: weight (each by itself), pair or quad (2 or 4 input channels), row (of a kernel)."
+    ),
+    click.option("--fwp-order", help="Which channels make a pair or a quad: the best that are found (cluster), or neighbours (file)."),
+    click.option(
         "--fwp-share", help="Which filters drop a tap together (scopes layer and global): filter (each alone), group, or channel (all)."
     ),
     click.option("--lanes", type=int, help="How many filters form a group (scope or share `group` only)."),
@@ -145,6 +149,8 @@ def prune_settings(options: dict[str, Any]) -> dict[str, Any]:
             "per_layer": layer_ratios("--fwp-layer", options["fwp_layer"]) or None,
             "criterion": options["fwp_criterion"],
             "scope": options["fwp_scope"],
+            "unit": options["fwp_unit"],
+            "order": options["fwp_order"],
             "share": options["fwp_share"],
             "lanes": options["lanes"],
             "pointwise": options["pointwise"],

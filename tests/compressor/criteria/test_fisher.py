@@ -1,5 +1,7 @@
 """Block-diagonal Fisher scores against loops of their formulas: gradients by autograd, matrices inverted one block at a time."""
 
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,7 @@ from fineprune.compressor.ranked import Layer
 from fineprune.ops.geometry import Conv
 from support.geometries import KINDS, Geometry, problem
 from support.networks import CONVOLUTIONS, SHAPE, samples, varied
+from support.units import UNITS, Place, members
 
 
 def naive_order(channels: int, kernel: tuple[int, int]) -> list[tuple[int, int, int]]:
@@ -40,28 +43,27 @@ def naive_blocks(row: int, quad: int, limit: int) -> int:
     return -(-row // quad // count) * quad
 
 
-def naive(gradients: list[NDArray], weight: NDArray, limit: int, unit: int) -> NDArray:
-    """Scores of single weights (unit 1) [F,C,kh,kw] or of quads (unit 4) [F,ceil(C/4),kh,kw], weight by weight."""
+def naive(gradients: list[NDArray], weight: NDArray, limit: int, units: dict[Place, list[Place]]) -> NDArray:
+    """Scores of units [F,...], unit by unit; F of a filter has zeros between weights of different blocks."""
     filters, channels, *kernel = weight.shape
     order = naive_order(channels, (kernel[0], kernel[1]))
     quad = min(4, channels)
     size = naive_blocks(len(order), quad, limit)
     blocks = [[f, *order[i : i + size]] for f in range(filters) for i in range(0, len(order), size)]
-    matrices = []
+    fisher = np.zeros((filters, *weight.shape[1:], *weight.shape[1:]))
     for f, *places in blocks:
-        real = [at for at in places if at[0] < channels]
-        matrices.append((f, real, sum(np.outer(g, g) for g in ([gradient[(f, *at)] for at in real] for gradient in gradients))))
-    diagonal = np.concatenate([matrix.diagonal() for _, _, matrix in matrices])
+        for one, other in product([at for at in places if at[0] < channels], repeat=2):
+            fisher[(f, *one, *other)] = sum(gradient[(f, *one)] * gradient[(f, *other)] for gradient in gradients)
+    matrices = fisher.reshape(filters, channels * kernel[0] * kernel[1], -1)
+    diagonal = matrices.diagonal(axis1=1, axis2=2)
     dampening = DAMPENING * diagonal[diagonal > 0].mean()
-    scores = np.zeros((filters, -(-channels // unit), *kernel))
-    for f, real, matrix in matrices:
-        inverse = np.linalg.inv(matrix + dampening * np.eye(len(real)))
-        groups: dict[tuple[int, int, int], list[int]] = {}
-        for i, (c, u, v) in enumerate(real):
-            groups.setdefault((c // unit, u, v), []).append(i)
-        for (c, u, v), of in groups.items():
-            values = np.array([weight[(f, *real[i])] for i in of])
-            scores[f, c, u, v] = values @ np.linalg.inv(inverse[np.ix_(of, of)]) @ values / 2
+    scores = np.zeros((filters, *np.max(list(units), axis=0) + 1))
+    for f, matrix in enumerate(matrices):
+        inverse = np.linalg.inv(matrix + dampening * np.eye(len(matrix)))
+        for at, weights in units.items():
+            of = [np.ravel_multi_index(place, weight.shape[1:]) for place in weights]
+            values = np.array([weight[(f, *place)] for place in weights])
+            scores[(f, *at)] = values @ np.linalg.inv(inverse[np.ix_(of, of)]) @ values / 2
     return scores
 
 
@@ -83,19 +85,22 @@ def gradients_of(p, geometry: Geometry, masked: bool) -> list[NDArray]:
     return found
 
 
+@pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("geometry", [*KINDS.values(), Geometry(channels=6, filters=2, samples=7)], ids=[*KINDS, "many"])
-def test_scores_are_those_of_the_formula(geometry: Geometry, masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_are_those_of_the_formula(geometry: Geometry, masked: bool, unit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fisher, "MINI_BATCH", 2)
     p = problem(geometry)
     x, grad, w, mask = p.tensors("x", "grad", "w", "mask")
     where = Conv.of(*geometry.where, geometry.groups)
     sums = fisher_blocks(x, grad, w, (mask if masked else None, None), where, 20)
     gradients = gradients_of(p, geometry, masked)
-    for name, unit in (("fisher", 1), ("fisher-quad", 4)):
-        config = prune_config(fwp={"criterion": name}).fwp
-        got = config.method.scores(Layer(site=geometry.site, config=config, weight=w, sums={"fisher": sums}, settings={"fisher": 20}))
-        np.testing.assert_allclose(got, naive(gradients, p.w, 20, unit), rtol=1e-7)
+    order = torch.randperm(w.shape[1], generator=torch.Generator().manual_seed(3))
+    config = prune_config(fwp={"criterion": "fisher", "unit": unit}).fwp
+    layer = Layer(site=geometry.site, config=config, weight=w, sums={"fisher": sums}, settings={"fisher": 20}, order=order)
+    layer = replace(layer, order=None) if unit == "weight" else layer
+    units = members(unit, w.shape[1], geometry.kernel, None if unit == "weight" else order.tolist())
+    np.testing.assert_allclose(config.method.scores_of_units(layer), naive(gradients, p.w, 20, units), rtol=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +139,11 @@ def test_batches_processes_and_interruptions_leave_the_same_sums(tmp_path: Path,
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"scope": "filter"}, {"share": "channel"}, {"scope": "group", "lanes": 2}, {"criterion": "fisher-quad"}]
+    "options",
+    [
+        *({}, {"scope": "filter"}, {"share": "channel"}, {"scope": "group", "lanes": 2}),
+        *({"unit": "pair"}, {"unit": "quad"}, {"unit": "quad", "order": "file"}, {"unit": "row", "share": "channel"}),
+    ],
 )
 def test_every_scope_keeps_what_is_asked_for(options: dict[str, object]) -> None:
     run = CalibrationRun(source=samples(16, dtype=torch.float64), input_shape=SHAPE)

@@ -17,6 +17,7 @@ from fineprune.compressor.ranked import Layer
 from support import reference
 from support.geometries import KINDS, Geometry, problem
 from support.networks import CONVOLUTIONS, SHAPE, samples, varied
+from support.units import UNITS, members
 
 CASES = {**KINDS, "many": Geometry(channels=10, filters=2, samples=3)}
 
@@ -43,30 +44,31 @@ def naive_patches(p, geometry: Geometry, mask: np.ndarray | None) -> np.ndarray:
     return np.stack([group.transpose(0, 2, 3, 1, 4, 5).reshape(-1, per_group, *geometry.kernel) for group in groups])
 
 
-@pytest.mark.parametrize("unit", [1, 4])
+@pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize("size", [40, 1000])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("geometry", CASES.values(), ids=CASES)
-def test_scores_of_weights_are_those_of_the_formula(geometry: Geometry, masked: bool, size: int, unit: int) -> None:
+def test_scores_of_weights_are_those_of_the_formula(geometry: Geometry, masked: bool, size: int, unit: str) -> None:
     p = problem(geometry)
-    config = FWPConfig(criterion="obs" if unit == 1 else "obs-quad")
-    sums = statistics_of(p, geometry, masked, size)
-    got = config.method.scores(Layer(site=geometry.site, config=config, weight=torch.from_numpy(p.w), sums=sums)).numpy()
+    config, sums = FWPConfig(criterion="obs", unit=unit), statistics_of(p, geometry, masked, size)  # type: ignore[arg-type]
+    order = None if unit == "weight" else torch.randperm(p.w.shape[1], generator=torch.Generator().manual_seed(3))
+    layer = Layer(site=geometry.site, config=config, weight=torch.from_numpy(p.w), sums=sums, order=order)
+    got = config.method.scores_of_units(layer).numpy()
     patches = naive_patches(p, geometry, p.mask if masked else None)
     filters, channels, *kernel = p.w.shape
+    units = members(unit, channels, kernel, None if order is None else order.tolist())
     block = np.arange(channels) // (sums["moments"].shape[2] // (kernel[0] * kernel[1]))
     together = np.repeat(block, kernel[0] * kernel[1])
-    expected, outputs = np.zeros((filters, -(-channels // unit), *kernel)), 0.0
+    expected, outputs = np.zeros(got.shape), 0.0
     for f in range(filters):
         x = patches[f // (filters // geometry.groups)].reshape(patches.shape[1], -1)
         outputs += ((x @ p.w[f].reshape(-1)) ** 2).sum()
         hessian = sum(np.outer(patch, patch) for patch in x) * (together[:, None] == together)
         inverted = np.linalg.inv(hessian + DAMPENING * hessian.diagonal().mean() * np.eye(len(hessian)))
         place = np.arange(len(hessian)).reshape(channels, *kernel)
-        for k, u, v in np.ndindex(*expected.shape[1:]):
-            of = place[k * unit : (k + 1) * unit, u, v]
-            values = p.w[f, k * unit : (k + 1) * unit, u, v]
-            expected[f, k, u, v] = values @ np.linalg.inv(inverted[np.ix_(of, of)]) @ values / 2
+        for at, weights in units.items():
+            of, values = [place[weight] for weight in weights], np.array([p.w[(f, *weight)] for weight in weights])
+            expected[(f, *at)] = values @ np.linalg.inv(inverted[np.ix_(of, of)]) @ values / 2
     np.testing.assert_allclose(got, expected / outputs, rtol=1e-6)
 
 
@@ -128,7 +130,8 @@ def test_the_two_normalisations_are_the_same() -> None:
         {"fwp": {"criterion": "obs"}},
         {"fwp": {"criterion": "obs", "scope": "layer"}},
         {"fwp": {"criterion": "obs", "share": "group", "lanes": 2}},
-        {"fwp": {"criterion": "obs-quad"}},
+        *({"fwp": {"criterion": "obs", "unit": unit}} for unit in ("pair", "quad", "row")),
+        {"fwp": {"criterion": "obs", "unit": "quad", "order": "file"}},
         {"ffp": {"criterion": "obs"}},
     ],
 )
