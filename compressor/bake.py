@@ -82,6 +82,6 @@ def masked_layers(model: nn.Module) -> Iterator[tuple[str, MaskedConv2d]]:
 
 
 def masks_of(model: nn.Module) -> dict[str, dict[str, Tensor]]:
-    """The masks that a network carries, by kind and layer."""
+    """The masks that a network carries, on the CPU, by kind and layer."""
     layers = [(name, layer.masks) for name, layer in masked_layers(model)]
-    return {kind.name: {name: masks[kind.name] for name, masks in layers if kind.name in masks} for kind in KINDS}
+    return {kind.name: {name: masks[kind.name].cpu() for name, masks in layers if kind.name in masks} for kind in KINDS}

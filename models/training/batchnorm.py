@@ -17,7 +17,7 @@ from .device import resolve_device
 from .evaluate import eval_mode
 from .frozen import frozen_line, running_norms
 from .interfaces import BatchLike
-from .step import forward
+from .passes import forward
 
 
 def recalibrate_batchnorm(

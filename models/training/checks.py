@@ -16,8 +16,9 @@ from fineprune.common.wrappers import check_network, unwrapped
 from .config import TrainConfig
 from .features import stage_ends
 from .interfaces import DataLike, SplitLike
+from .passes import check_logits, forward
 from .sampling.policies import make_policy
-from .step import check_logits, first_nonfinite, forward
+from .step import first_nonfinite
 
 
 def trainable(model: nn.Module, progress: Progress) -> nn.Module:

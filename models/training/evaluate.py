@@ -16,7 +16,7 @@ from fineprune.common.progress import Progress, Silent
 
 from .device import resolve_device
 from .interfaces import SplitLike
-from .step import check_logits, forward
+from .passes import check_logits, forward
 
 
 class NonFiniteLossError(RunError):

@@ -24,9 +24,9 @@ def feature_loss(own: Sequence[Tensor], taught: Sequence[Tensor]) -> Tensor:
             raise RunError(
                 f"distill: a layer gave {tuple(mine.shape)} numbers and {tuple(theirs.shape)} in the teacher; match other layers"
             )
-        within = tuple(range(1, mine.dim()))
-        distance = (mine.float() - theirs.float()).square().sum(within)
-        terms.append(distance / (theirs.float().square().sum(within) + _LEAST))
+        own_numbers, their_numbers = (each.float().reshape(len(each), -1) for each in (mine, theirs))
+        distance = (own_numbers - their_numbers).square().sum(1)
+        terms.append(distance / (their_numbers.square().sum(1) + _LEAST))
     return torch.stack(terms).sum(0)
 
 
@@ -42,12 +42,14 @@ class Outputs:
                 raise UsageError(f"distill: the network has no layer {name!r} to match; name modules such as {', '.join(_examples(model))}")
         self._hooks = [modules[name].register_forward_hook(partial(self._keep, name)) for name in layers]
 
-    def take(self) -> list[Tensor]:
-        """The outputs since the last call, in the order of the layers. RunError where one gave no tensor of samples."""
+    def take(self, samples: int) -> list[Tensor]:
+        """The outputs since the last call, in the order of the layers. RunError where one gave no tensor of so many samples."""
         kept, self._kept = self._kept, {}
         for name in self.layers:
-            if not isinstance(kept.get(name), Tensor):
-                raise RunError(f"distill: {name} gave no tensor in the forward pass, so nothing can be matched there; name other layers")
+            value = kept.get(name)
+            if not isinstance(value, Tensor) or value.shape[:1] != (samples,):
+                gave = f"{tuple(value.shape)} for {samples} images" if isinstance(value, Tensor) else "no tensor in the forward pass"
+                raise RunError(f"distill: {name} gave {gave}, so nothing can be matched there; name other layers")
         return [kept[name] for name in self.layers]
 
     def close(self) -> None:

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fineprune.common.errors import FinepruneError, RunError, said_by
+from fineprune.common.errors import RunError
 
 from .config import TrainConfig
 from .device import autocast
 from .interfaces import BatchLike
+from .passes import backward, check_logits, forward
 from .teacher import Teacher
 
 
@@ -110,54 +111,6 @@ def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
     if not parameters:
         raise RunError("the model has no trainable parameter: none requires a gradient; nothing to train")
     return parameters
-
-
-def forward(model: nn.Module, x: Tensor) -> Any:
-    """model(x), where a failure becomes a RunError that names its cause where that is known, else the images' shape."""
-    try:
-        return model(x)
-    except FinepruneError:
-        raise
-    except torch.OutOfMemoryError as error:
-        raise RunError(f"{x.device} has too little memory for {x.shape[0]} images at a time; use a smaller batch size") from error
-    except Exception as error:  # the network's own code may raise anything
-        shape = "x".join(map(str, x.shape[1:]))
-        remedy = _why_unfit(model, x) or "build it for such images"
-        raise RunError(f"the model failed on {x.shape[0]} images of {shape}: {said_by(error)}; {remedy}") from error
-
-
-def backward(loss: Tensor, images: int) -> None:
-    """loss.backward(), where a failure becomes a RunError."""
-    try:
-        loss.backward()
-    except torch.OutOfMemoryError as error:
-        raise RunError(f"{loss.device} has too little memory for {images} images at a time; use a smaller batch size") from error
-    except Exception as error:  # as above
-        raise RunError(f"no gradient can be computed through the model's forward: {said_by(error)}; change that operation") from error
-
-
-def _why_unfit(model: nn.Module, x: Tensor) -> str | None:
-    """What to do about weights that images cannot be computed with."""
-    for name, weight in model.named_parameters():
-        if weight.is_floating_point() and weight.dtype != x.dtype:
-            kind = str(weight.dtype).removeprefix("torch.")
-            return f"{name} is {kind} and the images are {str(x.dtype).removeprefix('torch.')}: call .float() on the network first"
-    return None
-
-
-def check_logits(logits: Any, labels: Tensor) -> None:
-    """RunError where the model's output is not one score per class for each of the `labels` (on the CPU)."""
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != labels.shape[0]:
-        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise RunError(f"the model gave {got} for {labels.shape[0]} images; a classifier gives one row of class scores for each")
-    if labels.dtype != torch.int64 or labels.dim() != 1:
-        raise RunError(f"the labels are {labels.dtype} of shape {tuple(labels.shape)}; give one whole number (int64) for each image")
-    if int(labels.min()) < 0:
-        raise RunError(
-            f"the data hold class {int(labels.min())}; classes are numbered from 0, and images without labels serve `compress --epochs 0`"
-        )
-    if int(labels.max()) >= logits.shape[1]:
-        raise RunError(f"the model has {logits.shape[1]} outputs but the data hold class {int(labels.max())}; build it with more classes")
 
 
 @dataclass

@@ -17,6 +17,7 @@ from .device import autocast
 from .distillation import DistillConfig, distillation_loss
 from .features import Outputs, feature_loss
 from .layout import lay_out
+from .passes import forward
 
 
 class Teacher:
@@ -45,7 +46,7 @@ class Teacher:
     def scores(self, x: Tensor) -> Tensor:
         """Class scores float32 [N,K] of images [N,C,H,W]."""
         with torch.inference_mode(), autocast(self.device, self.dtype):
-            scores: Tensor = self.model(x.clone())  # a network may write to its input
+            scores: Tensor = forward(self.model, x.clone())  # a network may write to its input
         return scores.float().clone()  # a tensor of inference mode itself can have no part in a gradient
 
     def named(self, labels: Tensor, taught: Tensor) -> Tensor:
@@ -70,7 +71,9 @@ class Teacher:
             raise RunError(f"the teacher gave {counts}; give a teacher that tells the same classes")
         learned = distillation_loss(scores, taught, self.config.temperature)
         learned = learned if share == 1 else (1 - share) * losses + share * learned
-        return learned if self.outputs is None else learned + self.config.features * feature_loss(*(each.take() for each in self.outputs))
+        if self.outputs is None:
+            return learned
+        return learned + self.config.features * feature_loss(*(each.take(len(scores)) for each in self.outputs))
 
 
 @contextmanager

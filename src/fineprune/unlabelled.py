@@ -13,7 +13,7 @@ from fineprune.compressor.criteria import criteria
 from fineprune.models.data import ImageData, Split
 from fineprune.models.training.config import TrainConfig
 from fineprune.models.training.evaluate import eval_mode
-from fineprune.models.training.step import forward
+from fineprune.models.training.passes import forward
 
 AGREEMENT = "agreement with the dense network"
 """What is measured in the place of accuracy: how many images the compressed network answers as the dense one does."""

@@ -94,6 +94,14 @@ def test_layers_that_cannot_be_matched() -> None:
     wide = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(64, 3))
     with pytest.raises(RunError, match=r"a layer gave \(16, 5, 6, 6\) numbers and \(16, 4, 4, 4\) in the teacher; match other layers"):
         run(matching("0"), teacher=wide)
+    mixed = nn.Sequential(nn.Flatten(0, 1), nn.Unflatten(0, (-1, 3)), nn.Flatten(), nn.Linear(108, 3))
+    with pytest.raises(RunError, match=r"distill: 0 gave \(48, 6, 6\) for 16 images, so nothing can be matched there; name other layers"):
+        run(matching("0"), model=mixed, teacher=mixed)
+
+
+def test_features_of_one_number_are_those_of_each_sample() -> None:
+    own, taught = torch.tensor([1.0, 2.0, 5.0]), torch.tensor([2.0, 2.0, 4.0])
+    assert feature_loss([own], [taught]).tolist() == pytest.approx([1 / 4, 0, 1 / 16])
 
 
 @pytest.mark.parametrize("share", [0.3, 1.0])
@@ -259,6 +267,17 @@ def test_bad_teachers() -> None:
         run(teacher=broken)
     with pytest.raises(RunError, match=r"the teacher gave \(16, 5\) class scores, the network \(16, 3\)"):
         run(teacher=nn.Sequential(nn.Flatten(), nn.Linear(108, 5)))
+
+
+def test_a_teacher_that_finds_no_memory_is_one_line() -> None:
+    class Large(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) > 2:
+                raise torch.OutOfMemoryError("allocation failed")
+            return super().forward(x)
+
+    with pytest.raises(RunError, match="cpu has too little memory for 16 images at a time; use a smaller batch size"):
+        run(teacher=Large(*teacher().children()))
 
 
 def test_states_and_manifests_of_before_keep_their_settings() -> None:

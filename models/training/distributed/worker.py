@@ -13,7 +13,8 @@ from ..config import TrainConfig
 from ..device import autocast, derive_seed, seed_generators
 from ..frozen import frozen_modules, start_training
 from ..interfaces import BatchLike
-from ..step import forward, losses_of
+from ..passes import forward
+from ..step import losses_of
 from ..teacher import Teacher
 from .compensation import Compensation
 from .flat import FlatModel
