@@ -101,6 +101,13 @@ def test_what_masks_dropped_before_goes_first_and_counts() -> None:
         assert all(not second[kind][name][~mask].any() for name, mask in of.items())
 
 
+def test_the_floor_is_of_what_masks_left_before() -> None:
+    value = lists()[1][0].sum("taylor")
+    first = {"fwp": {"plain": value < value.flatten().quantile(0.6)}}  # the best that there was
+    masks = select_common(lists(floor=0.3), 0.9999, carried=first)
+    assert int(masks["fwp"]["plain"].sum()) >= round(0.3 * value.numel())
+
+
 class Single(nn.Module):
     """One weight and one block, which are the same product."""
 
