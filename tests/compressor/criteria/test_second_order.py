@@ -14,7 +14,7 @@ from fineprune.export.parity import ONNXRUNTIME, check_parity
 from support.networks import SHAPE, samples, varied
 
 
-@pytest.mark.parametrize("parts", [{"fwp": "fisher"}, {"fwp": "obs", "ffp": "obs"}], ids=["fisher", "obs"])
+@pytest.mark.parametrize("parts", [{"fwp": "fisher"}, {"fwp": "obs", "ffp": "obs"}, {"fwp": "obc"}], ids=["fisher", "obs", "obc"])
 def test_masks_are_exported_and_answer_as_in_torch(parts: dict[str, str], tmp_path: Path) -> None:
     dense, run = varied(dtype=torch.float32), CalibrationRun(source=samples(), input_shape=SHAPE)
     config = prune_config(**{part: {"criterion": name, "ratio": 0.3} for part, name in parts.items()})  # type: ignore[arg-type]
