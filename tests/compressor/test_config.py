@@ -43,7 +43,7 @@ def test_ratios_are_pruned_fractions(config: type, kind: str, value: float) -> N
         (
             FWPConfig,
             {"criterion": "wis"},
-            "FWP scope 'global' needs the criterion 'fisher' or 'magnitude' or 'obs' or 'taylor', got 'wis'",
+            "FWP scope 'global' needs the criterion 'fisher' or 'magnitude' or 'obc' or 'obs' or 'taylor', got 'wis'",
         ),
         (
             FWPConfig,
