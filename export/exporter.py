@@ -17,6 +17,7 @@ from .graph import Refusal
 if TYPE_CHECKING:
     from torch import nn
 
+    from .int8.quantiser import Quantiser
     from .trace import Traced
     from .transform import LayerFacts
 
@@ -25,6 +26,8 @@ SCHEMA = 1
 
 OPSET = 18
 """The oldest that has BitwiseAnd: what most runtimes read."""
+INT8_OPSET = 19
+"""The oldest whose DequantizeLinear onnx.reference has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,13 +60,15 @@ def export_onnx(
     *,
     plain: bool = False,
     metadata: dict[str, Any] | None = None,
-    opset: int = OPSET,
+    opset: int | None = None,
+    int8: "Quantiser | None" = None,
 ) -> ExportReport:
     """Write `model` (eval mode; x[N,C,H,W] -> logits; input_shape = (C,H,W)) to `path` as ONNX with a dynamic batch dimension.
 
     BatchNormalization is folded; convolutions that drop blocks become `fineprune::MaskedConv`, pruned weights and masks are
     stored compactly (README.md). `plain`: standard operators only, nothing packed. `metadata`: JSON-able values, stored as
-    `fineprune.<key>` in the file's metadata_props. A model without masks becomes an ordinary ONNX graph either way.
+    `fineprune.<key>` in the file's metadata_props. A model without masks becomes an ordinary ONNX graph either way. `int8`: what puts the
+    graph on eight-bit grids (README.md); its settings and what it left in float32 become `fineprune.int8`.
 
     Raises UsageError for a model in training mode, an input shape or opset that does not fit; RunError for weights that are
     not finite, a model that torch cannot export, whose outputs are random or whose graph is fixed to one batch size, a file that ONNX
@@ -72,12 +77,16 @@ def export_onnx(
     from .trace import trace
     from .transform import inline, layer_facts, pack, simplify
 
+    opset = opset or (OPSET if int8 is None else INT8_OPSET)
     if opset not in OPSETS:
         raise UsageError(f"opset {opset} is not supported; choose one of {OPSETS.start} to {OPSETS.stop - 1}")
     properties = _properties(metadata or {})
     graph, traced = trace(model, input_shape, opset=opset)
     refusals = simplify(graph)
     layers = tuple(layer_facts(graph))
+    if int8 is not None:
+        int8.apply(graph, opset)
+        properties["fineprune.int8"] = json.dumps(int8.to_json())
     if plain:
         inline(graph, opset=opset)
     else:
@@ -112,7 +121,7 @@ def _properties(metadata: dict[str, Any]) -> dict[str, str]:
     properties = {"fineprune.version": version("fineprune"), "fineprune.schema": str(SCHEMA)}
     for key, value in metadata.items():
         name = f"fineprune.{key}"
-        if name in properties or key == "layers":
+        if name in properties or key in ("layers", "int8"):
             raise UsageError(f"metadata key {key!r} is written by the exporter itself; choose another name")
         try:
             properties[name] = value if isinstance(value, str) else json.dumps(value, allow_nan=False)

@@ -49,7 +49,7 @@ def add_initializer(model: Any, name: str, content: NDArray) -> Any:
     while unique in taken:
         count += 1
         unique = f"{name}.{count}"
-    content = np.ascontiguousarray(content)
+    content = np.asarray(content, order="C")  # ascontiguousarray would give a scalar an axis
     tensor = ir.tensor(content, name=unique)
     value = ir.Value(name=unique, shape=ir.Shape(content.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     model.graph.register_initializer(value)

@@ -2,7 +2,7 @@
 
     drop_full_masks   MaskedConv(X, W, ones, B)   ->  Conv(X, W, B)
     pack_masks        M bool                      ->  UnpackMask(bits)               1 bit an element
-    pack_weights      W float32 with zeros        ->  UnpackWeights(values, bits)    4 bytes a nonzero + 1 bit an element
+    pack_weights      W with zeros                ->  UnpackWeights(values, bits)    4 bytes a nonzero (int8: 1) + 1 bit an element
 
 The bits are those of ops/mask_bits.py. A weight of exactly zero counts as dropped, whoever set it: a weight mask needs no tensor of
 its own, and filters zeroed by another method shrink as well.
@@ -22,9 +22,9 @@ SMALLEST_SAVING = 512
 """Bytes below which packing a tensor is not worth its node (about 200 bytes) and two initializers."""
 
 
-def unpack_weights(values: NDArray, bits: NDArray, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Dense weights from their nonzero values (row-major) and bit mask: UnpackWeights in numpy."""
-    weights = np.zeros(shape, np.float32)
+def unpack_weights(values: NDArray, bits: NDArray, shape: tuple[int, ...]) -> NDArray:
+    """Dense weights from their nonzero values (row-major, float32 or int8) and bit mask: UnpackWeights in numpy."""
+    weights = np.zeros(shape, values.dtype)
     weights[mask_bits.unpack(bits, shape)] = values
     return weights
 
@@ -59,15 +59,15 @@ def pack_masks(model: Any) -> list[Refusal]:
 
 
 def pack_weights(model: Any, *, smallest_saving: int = SMALLEST_SAVING) -> list[Refusal]:
-    """Store every float32 initializer compactly whose zeros make that smaller; the refusals name convolution weights left dense."""
+    """Store every float32 or int8 initializer compactly that its zeros make smaller; the refusals name convolution weights left dense."""
     refusals = []
     for value in list(model.graph.initializers.values()):
         weights = constant(value)
-        if weights is None or weights.dtype != np.float32 or value.is_graph_output():
+        if weights is None or weights.dtype not in (np.float32, np.int8) or value.is_graph_output():
             continue
         # Minus zero would come back as plus zero, which no convolution can tell apart.
         kept = weights != 0
-        saving = 4 * (weights.size - int(kept.sum())) - (weights.size + 7) // 8
+        saving = weights.itemsize * (weights.size - int(kept.sum())) - (weights.size + 7) // 8
         if saving >= smallest_saving:
             packed = [
                 add_initializer(model, f"{value.name}.values", weights[kept]),

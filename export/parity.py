@@ -1,7 +1,7 @@
 """Does the file compute what the model computes? PyTorch against ONNX Runtime, onnx.reference and the engine on given samples."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,6 +154,32 @@ def check_parity(
         except FinepruneError as error:
             progress.log(f"the engine is not compared: {error}")
     return ParityReport(path=str(path), tolerance=tolerance(expected.dtype), runtimes=tuple(results), cause=cause)
+
+
+INT8_TOLERANCE = 0.05
+"""Of files in int8, against ONNX Runtime's integers: a sum halfway between two numbers of the next grid falls to either side."""
+
+
+def check_int8_parity(
+    path: Path | str, samples: ArrayLike, *, reference_samples: int = 2, progress: Progress | None = None
+) -> ParityReport:
+    """Compare what ONNX Runtime, onnx.reference and the engine make of the int8 file at `path` on samples[N,C,H,W].
+
+    ONNX Runtime's int8 kernels are what the others are held to; none of them computes what PyTorch does. Where one cannot run the file,
+    a line of the log says so.
+    """
+    from .engine.run.runtime import EngineRuntime
+
+    x, progress = np.ascontiguousarray(np.asarray(samples, np.float32)), progress or Silent()
+    expected, results = _logits(OnnxRuntime(ONNXRUNTIME, path), x, 1, progress), []
+    others: tuple[tuple[Runtime, int], ...] = ((OnnxReference(REFERENCE, path), reference_samples), (EngineRuntime(ENGINE, path), len(x)))
+    for runtime, count in others:
+        try:
+            one = _compare(runtime.name, _logits(runtime, x[:count], 1, progress), expected[:count])
+            results.append(replace(one, passed=one.relative_error <= INT8_TOLERANCE))
+        except FinepruneError as error:
+            progress.log(f"{runtime.name} is not compared: {error}")
+    return ParityReport(path=str(path), tolerance=INT8_TOLERANCE, runtimes=tuple(results))
 
 
 def _comparable(model: "nn.Module") -> "nn.Module":

@@ -109,8 +109,9 @@ def _fold(model: Any) -> None:
     from onnxscript import optimizer
 
     unlimited = int(np.iinfo(np.int64).max)
-    # By default the folder spares ConstantOfShape, from which the one-hot kernels are built.
-    optimizer.fold_constants(model, input_size_limit=unlimited, output_size_limit=unlimited, should_fold=lambda node: True)
+    # By default the folder spares ConstantOfShape, from which the one-hot kernels are built. Integer weights stay integers.
+    limits = {"input_size_limit": unlimited, "output_size_limit": unlimited}
+    optimizer.fold_constants(model, **limits, should_fold=lambda node: node.op_type != "DequantizeLinear")
 
 
 def _fold_top_k(model: Any) -> None:

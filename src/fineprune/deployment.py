@@ -15,14 +15,17 @@ from fineprune.common.progress import Lines, Progress, Silent, working
 from fineprune.compressor.bake import dense_twin, masked_layers
 from fineprune.compressor.bundle import Bundle
 from fineprune.compressor.macs import count_macs
+from fineprune.models.data import ImageData
 
 from .arguments import check_arguments, check_progress
+from .int8 import Int8Export, cost, int8_config, quantiser_of
 from .networks import Network, load_arguments, manifest_of, named_data, network_of, open_bundle
 from .trust import data_names, missing
 
 if TYPE_CHECKING:
     from fineprune.export.benchmark import BenchmarkConfig, BenchmarkReport
     from fineprune.export.exporter import ExportReport
+    from fineprune.export.int8.quantiser import Int8Config
     from fineprune.export.layer_times import LayerTime
     from fineprune.export.parity import ParityReport
 
@@ -33,14 +36,19 @@ _CHECKING = "checking the outputs, for which kernels are compiled the first time
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """An ONNX file with the checks that it passed; `parity` is None where no samples were at hand."""
+    """An ONNX file with the checks that it passed; `parity` is None where no samples were at hand.
+
+    int8: of a file in int8, its settings, the layers left in float32 and the accuracies of float32 and int8.
+    """
 
     report: "ExportReport"
     parity: "ParityReport | None"
+    int8: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        return {"export": self.report.to_json(), "parity": self.parity.to_json() if self.parity else None}
+        facts = {"export": self.report.to_json(), "parity": self.parity.to_json() if self.parity else None}
+        return facts if self.int8 is None else {**facts, "int8": self.int8}
 
 
 def to_onnx(
@@ -48,6 +56,7 @@ def to_onnx(
     path: Path | str,
     *,
     plain: bool = False,
+    int8: "Int8Config | bool | None" = None,
     samples: torch.Tensor | None = None,
     model: nn.Module | None = None,
     trust: Collection[str] = (),
@@ -57,15 +66,21 @@ def to_onnx(
 
     samples[N,C,H,W] are compared; by default 256 of the test split that the manifest names. RunError when the file computes something else
     in ONNX Runtime; where the others cannot run it or differ, a line of the log says so.
+    int8: True, or a fineprune.export.int8.quantiser.Int8Config: eight-bit integers, calibrated on training images that the manifest names;
+    accuracies of float32 and int8 go to PATH.int8.json.
     trust: names of your own code and data that the bundle in a folder may use.
     """
     check_arguments(bundle=bundle, path=path, compared=samples, architecture=model)
     check_progress(progress)
     check_onnx_target(path)
+    config = int8_config(int8)
     network = _opened(bundle, model, trust)
+    job = None if config is None else Int8Export(config=config, data=named_data(network))
     if samples is None and network.data is not None:
-        samples = real_samples(network, PARITY_SAMPLES)
-    return export_network(network, path, plain=plain, samples=samples, progress=progress or Lines())
+        samples = real_samples(network, PARITY_SAMPLES, job.data if job else None)
+    if job is None:
+        return export_network(network, path, plain=plain, samples=samples, progress=progress or Lines())
+    return export_int8(network, path, job, plain=plain, samples=samples, progress=progress or Lines())
 
 
 def export_network(
@@ -102,6 +117,36 @@ def export_network(
     return Exported(report=replace(report, path=str(path)), parity=parity)
 
 
+def export_int8(
+    network: Network, path: Path | str, job: Int8Export, *, plain: bool = False, samples: torch.Tensor | None = None, progress: Progress
+) -> Exported:
+    """`to_onnx` in int8 for a network that is open: the float32 file is checked against PyTorch, and the integers against that."""
+    from fineprune.export.exporter import export_onnx
+    from fineprune.export.parity import check_int8_parity, check_parity
+
+    check_onnx_target(path)
+    model, quantiser = network.model.cpu().eval(), quantiser_of(job, progress)
+    with tempfile.TemporaryDirectory(prefix="fineprune-int8-") as folder, atomic_path(path) as unchecked:
+        float32 = Path(folder) / "float32.onnx"
+        with working(progress, "exporting"):
+            export_onnx(model, network.input_shape, float32, plain=plain)
+            if samples is not None:
+                check_parity(model, float32, samples.numpy(), reference_samples=0).require()
+            report = export_onnx(model, network.input_shape, unchecked, plain=plain, metadata=_metadata(network), int8=quantiser)
+        facts = {**quantiser.to_json(), "accuracy": cost(float32, unchecked, job.data, network.bundle, progress)}
+        parity = None
+        if samples is not None:
+            with working(progress, _CHECKING):
+                parity = replace(check_int8_parity(unchecked, samples.numpy(), progress=progress), path=str(path))
+    for line in (*report.notes, *((parity.reference_warning(), parity.engine_warning()) if parity else ())):
+        if line:
+            progress.log(line)
+    if parity is not None:
+        write_json(f"{path}.parity.json", parity.to_json())
+    write_json(f"{path}.int8.json", facts)
+    return Exported(report=replace(report, path=str(path)), parity=parity, int8=facts)
+
+
 def check_onnx_target(path: Path | str) -> None:
     """UsageError where `path` is something else than an ONNX file, RunError where it cannot be written."""
     path = Path(path)
@@ -112,11 +157,11 @@ def check_onnx_target(path: Path | str) -> None:
     check_writable(path)
 
 
-def real_samples(network: Network, count: int) -> torch.Tensor:
-    """The first `count` samples of the held-out split of the data that the network's manifest names."""
+def real_samples(network: Network, count: int, data: ImageData | None = None) -> torch.Tensor:
+    """The first `count` samples of the held-out split of `data`, by default those that the network's manifest names."""
     if count < 1:
         raise UsageError(f"the number of samples to compare is at least 1, got {count}")
-    data = named_data(network)
+    data = data or named_data(network)
     split = next((s for s in (data.test, data.validation, data.train) if len(s)), None)
     if split is None:
         raise UsageError(f"the data set {data.spec} is empty; give --data")

@@ -158,8 +158,9 @@ class _Pipeline:
 
         from fineprune.compressor.bake import dense_twin
 
-        from .deployment import PARITY_SAMPLES, export_network, real_samples
-        from .networks import open_bundle
+        from .deployment import PARITY_SAMPLES, export_int8, export_network, real_samples
+        from .int8 import Int8Export, int8_config
+        from .networks import named_data, open_bundle
 
         table = self._table("export")
         network = open_bundle(self.folder / "bundle", trust=self.trust)
@@ -170,7 +171,14 @@ class _Pipeline:
         )
         dense_network = replace(network, model=dense_twin(network.model), bundle=None)
         dense = export_network(dense_network, self.folder / "dense.onnx", plain=True, samples=samples, progress=self.progress)
-        return {"compressed": compressed.to_json(), "dense": dense.to_json()}, ["compressed.onnx", "dense.onnx"]
+        facts, files = {"compressed": compressed.to_json(), "dense": dense.to_json()}, ["compressed.onnx", "dense.onnx"]
+        if (config := int8_config(table.get("int8"))) is not None:
+            job, place = Int8Export(config=config, data=named_data(network)), self.folder / "int8.onnx"
+            facts["int8"] = export_int8(
+                network, place, job, plain=table.get("plain", False), samples=samples, progress=self.progress
+            ).to_json()
+            files.append(place.name)
+        return facts, files
 
     def _bench(self) -> tuple[dict[str, Any], list[str]]:
         from .deployment import bench
@@ -188,7 +196,7 @@ def summarise(folder: Path, compress: dict[str, Any], export: dict[str, Any], be
     for row in bench["rows"] if bench else ():
         latency.setdefault(row["runtime"], {})[f"batch {row['batch_size']}, {row['threads']} threads"] = row["median_ms"]
     onnx_bytes = {name: export[name]["export"]["bytes"] for name in ("dense", "compressed")}
-    parity = export["compressed"]["parity"]
+    parity, int8 = export["compressed"]["parity"], export["int8"]["int8"] if "int8" in export else None
     first = {name: next(iter(values.values())) for name, values in latency.items()}
     table = [
         [
@@ -199,6 +207,7 @@ def summarise(folder: Path, compress: dict[str, Any], export: dict[str, Any], be
         [f"{accuracy['split']} accuracy", _percent(accuracy.get("dense")), _percent(final)],
         ["the same after equal fine-tuning", _percent(accuracy.get("dense_finetuned")), _percent(final)],
         ["convolution MACs, millions", f"{macs['conv_macs_dense'] / 1e6:.2f}", f"{macs['conv_macs'] / 1e6:.2f}"],
+        *([["the same in int8", _percent(accuracy.get("dense")), _percent(int8["accuracy"].get("int8"))]] if int8 else []),
         ["ONNX file, bytes", f"{onnx_bytes['dense']:,}", f"{onnx_bytes['compressed']:,}"],
         *(
             [what, *(f"{first.get(runtime, float('nan')):.3f}" for runtime in ("onnxruntime dense", compressed))]
@@ -221,6 +230,7 @@ def summarise(folder: Path, compress: dict[str, Any], export: dict[str, Any], be
         "parity": parity,
         "latency_ms": latency,
         "onnx_bytes": onnx_bytes,
+        **({"int8": int8} if int8 else {}),
         "machine": (bench or compress)["machine"],
         "table": [row for row in table if row[1]],
     }

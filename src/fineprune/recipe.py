@@ -9,7 +9,7 @@
             reconstruct (true, false or a table: images, columns, memory_bytes)
 [finetune]  fields of TrainConfig, distill = 0.9 or { share = 0.9, temperature = 4.0,
             features = 1.0, layers = ["layer1"] } among them; epochs = 0 leaves it out
-[export]    plain, parity_samples
+[export]    plain, parity_samples, int8 (true, false or a table: ranges, images, max_drop)
 [bench]     batch_sizes, threads, rounds, seed
 output      the run folder
 """
@@ -54,7 +54,7 @@ _TABLES: dict[str, dict[str, tuple[type, ...]]] = {
         **{"compare_dense": (bool,), "batchnorm_samples": (int,), "seed": (int,), "reconstruct": (bool, dict)},
     },
     "finetune": {},
-    "export": {"plain": (bool,), "parity_samples": (int,)},
+    "export": {"plain": (bool,), "parity_samples": (int,), "int8": (bool, dict)},
     "bench": {"batch_sizes": (list,), "threads": (list,), "rounds": (int,), "seed": (int,)},
 }
 _KINDS = {str: "text", dict: "a table", int: "a whole number", float: "a number", list: "a list", bool: "true or false"}
@@ -151,6 +151,9 @@ def _check_data(settings: Settings) -> None:
 def _check_export(settings: Settings) -> None:
     if settings["export"].get("parity_samples", 0) < 0:
         raise UsageError(f"parity_samples is at least 0, got {settings['export']['parity_samples']}")
+    from .int8 import int8_config
+
+    int8_config(settings["export"].get("int8"))
 
 
 _CHECKS = (("model", _check_model), ("data", _check_data), ("export", _check_export))

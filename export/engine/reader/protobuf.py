@@ -177,11 +177,11 @@ class Constants:
         if not masks:
             values = parts[0]
             assert values is not None
-            if values.dtype != np.float32 or values.shape != (np.count_nonzero(content),):
+            if values.dtype not in (np.float32, np.int8) or values.shape != (np.count_nonzero(content),):
                 raise ContradictionError(
                     f"{label}: {np.count_nonzero(content)} bits are set, but there are {values.dtype} {values.shape} values"
                 )
-            weights = np.zeros(shape, np.float32)
+            weights = np.zeros(shape, values.dtype)
             weights[content] = values
             content = weights
         self._arrays[node.output[0]] = content

@@ -108,13 +108,13 @@ def print_compression(facts: dict[str, Any]) -> None:
     print_table("pruned", ["", "asked", "achieved"], rows)
 
 
-def print_parity(parity: dict[str, Any]) -> None:
-    """How far each runtime is from PyTorch."""
+def print_parity(parity: dict[str, Any], expected: str = "PyTorch") -> None:
+    """How far each runtime is from the one whose outputs are expected."""
     rows = [
         [r["runtime"], str(r["samples"]), f"{r['max_abs_error']:.2e}", f"{r['relative_error']:.2e}", f"{r['argmax_agreement']:.2%}"]
         for r in parity["runtimes"]
     ]
-    title = f"parity with PyTorch (allowed: {parity['tolerance']:.0e} of the largest logit)"
+    title = f"parity with {expected} (allowed: {parity['tolerance']:.0e} of the largest logit)"
     print_table(title, ["runtime", "samples", "max |error|", "relative", "same class"], rows)
 
 

@@ -1,0 +1,1 @@
+"""An exported network in eight-bit integers: ranges, numbers, and the rewritten graph."""

@@ -1,0 +1,81 @@
+"""What values the tensors of a graph take on calibration images: the graph itself in ONNX Runtime, its tensors as outputs."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fineprune.common.errors import RunError, said_by
+from fineprune.common.progress import Progress
+
+from ..transform import add_functions
+from .ranges import BINS, Histogram
+
+BATCH_VALUES = 2**18
+"""Values of a batch's images: all activations of a batch are there at once."""
+
+
+class Runner:
+    """A graph in memory, functions allowed, that ONNX Runtime runs on x[N,C,H,W] in batches."""
+
+    def __init__(self, model: Any, opset: int, outputs: Sequence[str] = ()) -> None:
+        import onnx
+        import onnxruntime
+
+        model = copied(model)
+        add_functions(model, opset=opset)
+        proto = _proto(model)
+        if outputs:
+            del proto.graph.output[:]
+            proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        try:
+            self._session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its exceptions share no base class
+            raise RunError(f"ONNX Runtime cannot run the network to quantise it: {said_by(error)}; export it without int8") from error
+
+    def batches(self, x: NDArray[np.float32], progress: Progress, description: str) -> Iterator[list[NDArray]]:
+        """The outputs, batch by batch."""
+        size = max(1, BATCH_VALUES // x[0].size)
+        name = self._session.get_inputs()[0].name
+        starts = range(0, len(x), size)
+        for start in progress(starts, total=len(starts), description=description):
+            yield self._session.run(None, {name: x[start : start + size]})
+
+    def logits(self, x: NDArray[np.float32], progress: Progress, description: str) -> NDArray[np.float32]:
+        """The first output of all of x."""
+        return np.concatenate([outputs[0] for outputs in self.batches(x, progress, description)])
+
+
+def histograms(model: Any, names: Sequence[str], x: NDArray[np.float32], opset: int, progress: Progress) -> dict[str, Histogram]:
+    """Of the tensors called `names` over the images x[N,C,H,W], in two passes: the ends first, then the bins between them."""
+    runner = Runner(model, opset, names)
+    ends = np.array([[np.inf], [-np.inf]]).repeat(len(names), 1)
+    for tensors in runner.batches(x, progress, "ranges"):
+        ends[0] = np.minimum(ends[0], [tensor.min() for tensor in tensors])
+        ends[1] = np.maximum(ends[1], [tensor.max() for tensor in tensors])
+    if not np.isfinite(ends).all():
+        name = names[int(np.flatnonzero(~np.isfinite(ends).all(0))[0])]
+        raise RunError(f"{name} is not finite (NaN or Inf) on the calibration images; export the network without int8")
+    counts = np.zeros((len(names), BINS), np.int64)
+    for tensors in runner.batches(x, progress, "histograms"):
+        for row, tensor in enumerate(tensors):
+            low, high = ends[:, row]
+            counts[row] += np.histogram(tensor, BINS, (low, high if high > low else low + 1))[0]
+    return {name: Histogram(low=ends[0, row], high=ends[1, row], counts=counts[row]) for row, name in enumerate(names)}
+
+
+def copied(model: Any) -> Any:
+    """The same graph once more."""
+    from onnxscript import ir
+
+    return ir.serde.deserialize_model(_proto(model))
+
+
+def _proto(model: Any) -> Any:
+    from onnxscript import ir
+
+    return ir.serde.serialize_model(model)

@@ -1,0 +1,101 @@
+"""From calibration images to an integer network that loses no more than it may.
+
+Layers go back to float32 one by one, those first whose integers alone change the outputs most, E ||y - y_layer||^2 over the calibration
+images, until accuracy(float32) - accuracy(int8) <= max_drop on the images that judge.
+"""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fineprune.common.errors import UsageError
+from fineprune.common.progress import Progress, Silent
+
+from .observe import Runner, copied, histograms
+from .ranges import RANGES
+from .rewrite import layers, measured, quantise
+
+RANGES_DEFAULT = "mse"
+IMAGES = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int8Config:
+    """ranges: a name of `RANGES`; images: how many calibrate; max_drop: percentage points of accuracy that int8 may cost (None: any)."""
+
+    ranges: str = RANGES_DEFAULT
+    images: int = IMAGES
+    max_drop: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.ranges not in [*RANGES]:
+            raise UsageError(f"int8 ranges are {', '.join(RANGES)}, got {self.ranges!r}")
+        if type(self.images) is not int or self.images < 1:
+            raise UsageError(f"int8 images is a whole number of at least 1, got {self.images!r}")
+        if self.max_drop is not None and not (type(self.max_drop) in (int, float) and 0 <= self.max_drop <= 100):
+            raise UsageError(f"max_drop is a number of percentage points between 0 and 100, got {self.max_drop!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """images[N,C,H,W] and labels[N] on which a drop of accuracy is measured; without labels, agreement with the float32 network."""
+
+    images: NDArray[np.float32]
+    labels: NDArray[np.int64] | None = None
+
+
+@dataclass(kw_only=True)
+class Quantiser:
+    """`apply` puts a graph on grids chosen on samples[N,C,H,W]; `kept` then names the layers that stay in float32."""
+
+    samples: NDArray[np.float32]
+    config: Int8Config = field(default_factory=Int8Config)
+    judge: Judge | None = None
+    progress: Progress = field(default_factory=Silent)
+    kept: tuple[str, ...] = ()
+    layers: tuple[str, ...] = ()
+
+    def apply(self, model: Any, opset: int) -> None:
+        """Rewrite the graph in place. UsageError where it has no layer for integers, or a drop cannot be judged."""
+        self.layers = tuple(node.name for node in layers(model))
+        if not self.layers:
+            raise UsageError("the network has no convolution or linear layer that int8 could take; export it without int8")
+        found = histograms(model, measured(model), self.samples, opset, self.progress)
+        ranges = {name: RANGES[self.config.ranges](histogram) for name, histogram in found.items()}
+        if self.config.max_drop is not None:
+            self.kept = self._kept(model, ranges, opset, self.config.max_drop)
+        quantise(model, ranges, self.kept)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**asdict(self.config), "images": len(self.samples), "layers": len(self.layers), "kept_in_float32": list(self.kept)}
+
+    def _kept(self, model: Any, ranges: dict[str, tuple[float, float]], opset: int, allowed: float) -> tuple[str, ...]:
+        """The fewest layers, worst first, that have to stay in float32."""
+        if self.judge is None:
+            raise UsageError("max_drop needs images to judge by; give data")
+        judge = self.judge
+
+        def logits(kept: tuple[str, ...], images: NDArray[np.float32], what: str) -> NDArray[np.float32]:
+            candidate = copied(model)
+            quantise(candidate, ranges, kept)
+            return Runner(candidate, opset).logits(images, self.progress, what)
+
+        def right(outputs: NDArray[np.float32]) -> float:
+            return 100 * float((outputs.argmax(1) == labels).mean())
+
+        exact = Runner(model, opset)
+        before = exact.logits(judge.images, self.progress, "float32")
+        labels = before.argmax(1) if judge.labels is None else judge.labels
+        enough = right(before) - allowed - 1e-9
+        if right(logits((), judge.images, "int8")) >= enough:
+            return ()
+        expected, errors = exact.logits(self.samples, self.progress, "float32"), {}
+        for name in self.layers:
+            others = tuple(layer for layer in self.layers if layer != name)
+            errors[name] = float(((logits(others, self.samples, name) - expected).astype(np.float64) ** 2).mean())
+        worst = sorted(self.layers, key=lambda name: -errors[name])
+        counts = range(1, len(worst))
+        return tuple(next((worst[:n] for n in counts if right(logits(tuple(worst[:n]), judge.images, f"{n} kept")) >= enough), worst))
