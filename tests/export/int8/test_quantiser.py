@@ -85,7 +85,9 @@ def test_ranges_are_those_of_the_tensors() -> None:
     for tensor, histogram in ((X, found["x"]), (a, found["a"])):
         assert (histogram.low, histogram.high) == (tensor.min(), tensor.max())
         assert histogram.counts.sum() == tensor.size
-        np.testing.assert_array_equal(histogram.counts, np.histogram(tensor, 2048, (float(tensor.min()), float(tensor.max())))[0])
+        expected = np.histogram(tensor, 2048, (float(tensor.min()), float(tensor.max())))[0]
+        # Numbers on the edge of two bins fall to either, as the last bit of a sum falls.
+        assert np.abs(np.cumsum(histogram.counts - expected)).max() <= 1
 
 
 def test_no_layer_and_nothing_to_judge_by_are_named() -> None:
