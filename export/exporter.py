@@ -77,9 +77,7 @@ def export_onnx(
     from .trace import trace
     from .transform import inline, layer_facts, pack, simplify
 
-    opset = opset or (OPSET if int8 is None else INT8_OPSET)
-    if opset not in OPSETS:
-        raise UsageError(f"opset {opset} is not supported; choose one of {OPSETS.start} to {OPSETS.stop - 1}")
+    opset = _supported(opset or (OPSET if int8 is None else INT8_OPSET))
     properties = _properties(metadata or {})
     graph, traced = trace(model, input_shape, opset=opset)
     refusals = simplify(graph)
@@ -92,7 +90,7 @@ def export_onnx(
     else:
         refusals += pack(graph, opset=opset)
     properties["fineprune.layers"] = json.dumps([layer.to_json() for layer in layers])
-    nodes = Counter(f"{node.domain}::{node.op_type}" if node.domain else node.op_type for node in graph.graph)
+    nodes = _nodes(graph)
     content = _serialize(graph, properties)
     del graph
     gc.collect()  # its nodes refer to each other and hold the weights, which the checks load once more
@@ -111,10 +109,21 @@ def export_onnx(
         opset=opset,
         plain=plain,
         layers=layers,
-        nodes=dict(sorted(nodes.items())),
+        nodes=nodes,
         refusals=tuple(refusals),
         notes=traced.notes,
     )
+
+
+def _nodes(graph: Any) -> dict[str, int]:
+    """How many nodes of each type, in alphabetical order."""
+    return dict(sorted(Counter(f"{node.domain}::{node.op_type}" if node.domain else node.op_type for node in graph.graph).items()))
+
+
+def _supported(opset: int) -> int:
+    if opset not in OPSETS:
+        raise UsageError(f"opset {opset} is not supported; choose one of {OPSETS.start} to {OPSETS.stop - 1}")
+    return opset
 
 
 def _properties(metadata: dict[str, Any]) -> dict[str, str]:
