@@ -32,7 +32,8 @@ from fineprune.models.zoo.registry import parse_args
 from fineprune.networks import open_model
 
 DENSE = "dense"
-_OBS = {"preset": "obs", "prune_schedule": "one-shot", "reconstruct": True}
+_OBS = {"preset": "obs", "fwp": {"criterion": "obs"}, "prune_schedule": "one-shot", "reconstruct": True}
+_OBC = {**_OBS, "fwp": {"criterion": "obc"}}
 RECIPES: dict[str, dict[str, Any]] = {
     "picked": {},
     "taylor": {"preset": "taylor", "reconstruct": False},
@@ -43,14 +44,15 @@ RECIPES: dict[str, dict[str, Any]] = {
     "fisher+reconstruct+distill": {"preset": "taylor", "reconstruct": True, "distill": 0.9, "fwp": {"criterion": "fisher"}},
     "obs+reconstruct": _OBS,
     "obs+reconstruct+distill": {**_OBS, "distill": 0.9},
-    "obc+reconstruct": {**_OBS, "fwp": {"criterion": "obc"}},
-    "obc+reconstruct+distill": {**_OBS, "distill": 0.9, "fwp": {"criterion": "obc"}},
-    "obc+rounds": {**_OBS, "prune_schedule": "rounds", "fwp": {"criterion": "obc"}},
     "taylor-common+reconstruct": {"preset": "taylor", "reconstruct": True, "prune_split": "common"},
     "obs-common+reconstruct": {**_OBS, "prune_split": "common"},
     "obs+rounds": {**_OBS, "prune_schedule": "rounds"},
     "obs+rounds+distill": {**_OBS, "prune_schedule": "rounds", "distill": 0.9},
     "obs+rounds8+distill": {**_OBS, "prune_schedule": {"name": "rounds", "rounds": 8}, "distill": 0.9},
+    "obc+reconstruct": _OBC,
+    "obc+rounds": {**_OBC, "prune_schedule": "rounds"},
+    "obc+reconstruct+distill": {**_OBC, "distill": 0.9},
+    "obc+rounds+distill": {**_OBC, "prune_schedule": "rounds", "distill": 0.9},
     "obs-blocks+rounds": {**_OBS, "prune_schedule": "rounds", "part": "ffp"},
     "obs-channel+rounds": {**_OBS, "prune_schedule": "rounds", "fwp": {"share": "channel"}},
     "obs-group+reconstruct": {**_OBS, "fwp": {"share": "group", "lanes": 8}},

@@ -225,11 +225,13 @@ class PruneConfig:
 PRESETS: dict[Preset, dict[str, dict[str, Any]]] = {
     "thesis": {"ffp": {"criterion": "l2", "scope": "channel", "floor": 0.0}, "fwp": {"criterion": "wis", "scope": "kernel", "floor": 0.0}},
     "taylor": {"ffp": {"criterion": "taylor", "scope": "global"}, "fwp": {"criterion": "taylor", "scope": "global"}},
-    "obs": {"ffp": {"criterion": "obs", "scope": "global"}, "fwp": {"criterion": "obs", "scope": "global"}},
+    "obs": {"ffp": {"criterion": "obs", "scope": "global"}, "fwp": {"criterion": "obc", "scope": "global"}},
 }
 
 _QUADS = {"fisher-quad": "fisher", "obs-quad": "obs"}
 """Methods that `unit` has taken the place of, with what they were; recipes name them."""
+_SHARED = ("group", "channel")
+"""Scopes in which several filters share their taps."""
 
 
 def prune_config(
@@ -260,6 +262,9 @@ def prune_config(
         given = {k: v for k, v in (changes or {}).items() if v is not None}
         if given.get("criterion") in _QUADS:
             given = {**given, "criterion": _QUADS[given["criterion"]], "unit": "quad", "order": "file"}
+        together = given.get("unit", "weight") != "weight" or given.get("share", "filter") != "filter" or given.get("scope") in _SHARED
+        if base[key]["criterion"] == "obc" and together:
+            given = {"criterion": "obs", **given}  # obc ranks weights one after the other: it says nothing of several at once
         method = criterion(key, given.get("criterion"))
         return {**base[key], **(method.defaults if method else {}), **given}
 

@@ -14,7 +14,7 @@ from fineprune.calibrate.layers import conv_at, weight_of
 from fineprune.calibrate.measures import Measure
 from fineprune.calibrate.statistics import Statistics, check_fields, fingerprint, masks_by_layer
 from fineprune.common.errors import UsageError
-from fineprune.common.progress import Progress, Silent
+from fineprune.common.progress import Progress, Silent, working
 
 from .agreement import check_agreement
 from .bake import bake, masked_layers, masks_of
@@ -118,10 +118,11 @@ def prune(
                 at_ratio = replace(part, ratio=config.common or part.ratio)
                 layers = in_clusters(layers, at_ratio, outputs=outputs, carried=masks[part.mask])
             lists.append(layers)
-        if config.common:
-            new = select_common(lists, config.common, outputs=outputs, carried=masks)
-        else:
-            new = {part.mask: select(lists[0], part, outputs=outputs, carried=masks[part.mask]) for part in parts}
+        with working(run.progress, "ranking"):
+            if config.common:
+                new = select_common(lists, config.common, outputs=outputs, carried=masks)
+            else:
+                new = {part.mask: select(lists[0], part, outputs=outputs, carried=masks[part.mask]) for part in parts}
         for kind, of_kind in new.items():
             masks[kind] |= of_kind
         for part, layers in zip(parts, lists, strict=True):

@@ -3,8 +3,10 @@
 Where no preset is named, the epochs of fine-tuning decide what else is left open (docs/results.md has the tables):
 
     epochs      weights ranked by   masks come     kept weights refitted   taught by the dense network
-    0           obs                 in 4 rounds    yes
-    1 or more   obs                 in 4 rounds    yes                     0.9 of the loss
+    0           obc                 in 4 rounds    yes
+    1 or more   obc                 in 4 rounds    yes                     0.9 of the loss
+
+The preset's name is `obs`: blocks, and weights that go together, are ranked by that.
 """
 
 from collections.abc import Mapping

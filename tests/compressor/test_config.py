@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Any
 
 import pytest
 
@@ -136,3 +137,18 @@ def test_settings_go_into_json() -> None:
 def test_a_percentage_is_told_as_a_fraction() -> None:
     with pytest.raises(UsageError, match=r"prune ratio must be a pruned fraction in \[0, 1\), got 72; for 72 % give 0.72"):
         prune_config("taylor", ratio=72)
+
+
+@pytest.mark.parametrize(
+    ("fwp", "criterion"),
+    [
+        ({}, "obc"),
+        ({"unit": "weight", "share": "filter"}, "obc"),
+        ({"unit": "quad"}, "obs"),
+        ({"share": "channel"}, "obs"),
+        ({"scope": "group"}, "obs"),
+        ({"unit": "quad", "criterion": "obc"}, "obc"),
+    ],
+)
+def test_the_preset_obs_ranks_weights_one_by_one_where_they_go_one_by_one(fwp: dict[str, Any], criterion: str) -> None:
+    assert prune_config("obs", ratio=0.5, fwp=fwp).fwp.criterion == criterion

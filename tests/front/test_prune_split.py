@@ -81,7 +81,7 @@ def test_a_recipe_and_python_say_it_alike(tmp_path: Path, named: list[object], d
     [
         (["--prune", 0.4, "--prune-split", "half"], "unknown prune_split 'half'; choose one of preset, common"),
         (["--ffp", 0.4, "--fwp", 0.2, "--prune-split", "common"], "prune_split 'common' divides one ratio: give prune"),
-        (["--prune", 0.4, "--prune-split", "common", "--fwp-criterion", "fisher"], "give FFP 'obs' with FWP 'obs'"),
+        (["--prune", 0.4, "--prune-split", "common", "--fwp-criterion", "fisher"], "give FFP 'obs' with FWP 'obc', 'obs'"),
     ],
 )
 def test_what_cannot_be_is_one_line(trained: list[object], tmp_path: Path, options: list[object], said: str) -> None:
