@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fineprune.common.errors import RunError, UsageError
 from fineprune.compressor.layers import MaskedConv2d
 from fineprune.export.exporter import export_onnx
+from fineprune.export.int8.quantiser import Quantiser
 from fineprune.export.pack import unpack_weights
 from fineprune.export.parity import check_parity
 from fineprune.ops import mask_bits
@@ -269,3 +270,18 @@ def test_newer_opsets(opset: int, tiny: Callable, export: Callable) -> None:
     rtol, atol = ONNX_LOGITS
     np.testing.assert_allclose(run_onnxruntime(exported.path.read_bytes(), x.numpy()), expected, rtol=rtol, atol=atol)
     assert {entry.domain: entry.version for entry in onnx.load(exported.path).opset_import}[""] == opset
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_int8_keeps_weights_in_integers(plain: bool, tiny: Callable, export: Callable) -> None:
+    x = np.random.default_rng(0).normal(size=(16, *INPUT_SHAPE)).astype(np.float32)
+    exported = export(tiny(), plain=plain, int8=Quantiser(samples=x))
+    proto = onnx.load(exported.path)
+    integers = [tensor.name for tensor in proto.graph.initializer if tensor.data_type == onnx.TensorProto.INT8]
+    weights = [name for name in integers if name.endswith((".int8", ".values"))]
+    assert {name.split(".")[0] for name in weights} == {"weights_only", "dense", "linear"}
+    assert any(name.endswith(".values") for name in weights) != plain
+    assert {node.domain for node in proto.graph.node} == ({""} if plain else {"", "fineprune"})
+    expected = exported.model(torch.from_numpy(x)).detach().numpy()
+    actual = run_onnxruntime(exported.path.read_bytes(), x)
+    assert 0 < np.abs(actual - expected).max() < 0.1 * np.abs(expected).max()
