@@ -170,7 +170,7 @@ def test_settings_that_no_list_can_hold_are_named() -> None:
         ({"ratio": 0.4, "preset": "thesis"}, "ranks all layers in one list: FFP and FWP need scope 'global', got 'channel' and 'kernel'"),
         (
             {"ratio": 0.4, "fwp": {"criterion": "obs"}},
-            "the FFP criterion 'taylor' and the FWP criterion 'obs' measure different things; give FFP 'obs' with FWP 'obs'",
+            "the FFP criterion 'taylor' and the FWP criterion 'obs' measure different things; give FFP 'obs' with FWP 'obc', 'obs'",
         ),
         ({"ratio": 0.4, "fwp": {"criterion": "magnitude"}}, "the FFP criterion 'taylor' and the FWP criterion 'magnitude' measure"),
         ({"ratio": 1.4}, "prune ratio must be a pruned fraction in [0, 1), got 1.4"),
