@@ -222,7 +222,7 @@ class _Run:
         self.say(beforehand(report, found[0]))
         accuracy = {"dense": self.accuracy(self.model, "dense")}
         if self.measure != AGREEMENT:
-            meanwhile = self.job.schedule is not None
+            meanwhile = self.job.schedule is not None and self.job.schedule.while_training
             self.say(chance_level(accuracy["dense"], getattr(self.data, self.held_out).labels, on_the_fly=meanwhile))
             self.say(few_samples(self.calibration_labels(), len(self.data.classes)))
         history: dict[str, Any] = {}

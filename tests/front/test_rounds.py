@@ -113,3 +113,8 @@ def test_manifest_and_lines_say_so(trained: list[object], tmp_path: Path) -> Non
 def test_what_cannot_be_is_one_line(trained: list[object], tmp_path: Path, options: list[object], said: str) -> None:
     result = fineprune("compress", *trained, "--prune-schedule", "rounds", *options, "--epochs", 0, "--output", tmp_path / "b")
     assert result.code == 2 and said in result.err and len(result.err.strip().splitlines()) == 1
+
+
+def test_an_untrained_network_is_warned_about_as_where_masks_come_at_once(named: list[object], data: str, tmp_path: Path) -> None:
+    result = succeed("compress", *named, "--prune", 0.5, "--samples", 40, "--epochs", 0, "--output", tmp_path / "b")
+    assert "the weights are random" in result.err and "is chance level" in result.err

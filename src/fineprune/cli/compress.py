@@ -94,7 +94,7 @@ def compress(as_json: bool, output: Path, device: str, **options: Any) -> None:
     check_target(output)
     check_writable(output)
     check_named(options)
-    if job.schedule is None:  # else an untrained network is one that is pruned on the fly
+    if job.schedule is None or not job.schedule.while_training:  # else an untrained network is one that is pruned on the fly
         warn_random(options)
     if options["bundle"] is None:
         data = open_data(options)
