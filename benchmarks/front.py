@@ -98,7 +98,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         config = BenchmarkConfig(batch_sizes=(1,), threads=(1,), rounds=arguments.rounds)
         rows = benchmark(runtimes, data.input_shape, config, progress=Lines()).to_json()["rows"]
     for row in rows:
-        points[row["runtime"]] |= {"name": row["runtime"], "milliseconds": row["median_ms"], "speedup": row.get("speedup")}
+        points[row["runtime"]] |= {"name": row["runtime"], "milliseconds": row["median_ms"]}
     return {"epochs": arguments.epochs, "seed": arguments.seed, "points": list(points.values()), "machine": machine_facts()}
 
 

@@ -6,8 +6,8 @@
 A run is `fineprune.compress` on the network; it ends in a file of its own in the folder of runs and resumes where it was interrupted, so
 that a table may take several nights (--collect makes it of what is there so far). Several processes may share the folder. Epochs are of
 the whole training split, less the validation split, on which the weights of the best epoch are chosen; the test split is measured only.
-Without epochs nothing is trained. The dense network (recipe "dense") is trained by
-the same settings, for comparison; the recipe "picked" names no preset.
+Without epochs nothing is trained. The dense network (recipe "dense") is trained by the same settings, for comparison; the recipe "picked"
+names no preset.
 """
 
 import argparse

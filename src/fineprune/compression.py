@@ -268,10 +268,12 @@ class _Run:
             return prune_network(self.model, self.job.config, calibration, found=found, statistics=statistics)
         model, rounds = self.model, schedule.rounds
         for done in range(1, rounds + 1):
-            self.progress.log(f"round {done} of {rounds}")
             folder, seed = self.folder and self.folder / f"round-{done}", calibration.config.seed + rounds - done
             run = replace(calibration, folder=folder, config=replace(calibration.config, seed=seed))
-            pruned = prune_network(model, at(self.job.config, partial(schedule.ratio, done)), run, found=found)
+            config = at(self.job.config, partial(schedule.ratio, done))
+            asked = " and ".join(f"{ratio:.0%} ({kind})" for kind, ratio in config.asked.items() if ratio)
+            self.progress.log(f"round {done} of {rounds}: {asked} pruned")
+            pruned = prune_network(model, config, run, found=found)
             if done < rounds:
                 reconstruct_network(self.model, pruned.model, run, self.job.reconstruct)
             model = pruned.model

@@ -6,7 +6,8 @@ Where no preset is named, the epochs of fine-tuning decide what else is left ope
     0           obc                 in 4 rounds    yes
     1 or more   obc                 in 4 rounds    yes                     0.9 of the loss
 
-The preset's name is `obs`: blocks, and weights that go together, are ranked by that.
+The preset's name is `obs`: blocks, and weights that go together, are ranked by that. Where weights are not refitted (masks that come while
+the network trains, `reconstruct` off), it is `taylor`, and nothing else is picked.
 """
 
 from collections.abc import Mapping
@@ -69,7 +70,6 @@ class Job:
         }
 
 
-PICKED = "obs"
 PICKED_SAMPLES = 1024
 """Training images that each round calibrates on."""
 PICKED_DISTILL = 0.9
@@ -94,39 +94,53 @@ class Asked:
     measured: bool = False
     """Statistics are at hand, for masks that come at once."""
 
+    @property
+    def named(self) -> str:
+        """The preset that is given, or the one to pick: `obs` counts on a refit, without which it is `taylor`."""
+        return self.preset or ("obs" if self._refits else "taylor")
+
+    @property
+    def config(self) -> PruneConfig:
+        """What is pruned, and how it is ranked."""
+        return prune_config(self.named, ratio=self.prune, split=self.prune_split, ffp=self.ffp, fwp=self.fwp)
+
     def job(self, **others: Any) -> Job:
         """The job; others: fields of Job that need no choice. UsageError for settings that cannot be."""
-        preset, schedule = self.preset or PICKED, schedule_of(self.prune_schedule)
         training = self.finetune if isinstance(self.finetune, TrainConfig) else finetune_config(**self.finetune)
         settings: dict[str, Any] = {
-            "config": prune_config(preset, ratio=self.prune, split=self.prune_split, ffp=self.ffp, fwp=self.fwp),
             "calibration": self.calibration,
             "finetune": training,
-            "reconstruct": reconstruct_config(self.reconstruct, default=training is None),
-            "schedule": schedule,
+            "reconstruct": reconstruct_config(self.reconstruct, default=training is None and self.preset is not None),
+            "schedule": schedule_of(self.prune_schedule),
         }
         if self.preset is None:
-            settings |= self._picked(training, while_training=schedule is not None and schedule.while_training)
-        return Job(preset=preset, **settings, **others)
+            settings |= self._picked(training)
+        return Job(config=self.config, preset=self.named, **settings, **others)
 
-    def _picked(self, training: TrainConfig | None, *, while_training: bool) -> dict[str, Any]:
-        """What is left open, decided by the epochs that there are; while_training: masks come meanwhile."""
-        picked: dict[str, Any] = {}
-        words = [f"preset {PICKED}"]
-        if self.reconstruct is None and not while_training:
+    @property
+    def _refits(self) -> bool:
+        """Whether kept weights can be refitted before any training."""
+        schedule = schedule_of(self.prune_schedule)
+        return self.reconstruct is not False and (schedule is None or not schedule.while_training)
+
+    def _picked(self, training: TrainConfig | None) -> dict[str, Any]:
+        """What is left open, decided by the epochs that there are."""
+        words, picked = [f"preset {self.named}"], dict[str, Any]()
+        if not self._refits:
+            return {"picked": tuple(words)}
+        if self.reconstruct is None:
             picked["reconstruct"] = ReconstructConfig()
             words.append("kept weights refitted")
         ranked_otherwise = any(part.get(name) is not None for part in (self.ffp, self.fwp) for name in _RANKING)
-        if self.prune_schedule is None and self.reconstruct is not False and not ranked_otherwise and not self.measured:
+        if self.prune_schedule is None and not ranked_otherwise and not self.measured:
             picked["schedule"] = Rounds()
             words.append(f"in {Rounds().rounds} rounds")
-        open_distill = not isinstance(self.finetune, TrainConfig) and self.finetune.get("distill") is None
-        if training is not None and open_distill and not while_training:  # what is masked meanwhile may be untrained: nothing to learn from
+        if training is not None and not isinstance(self.finetune, TrainConfig) and self.finetune.get("distill") is None:
             picked["finetune"] = replace(training, distill=DistillConfig(share=PICKED_DISTILL))
             words.append(f"{PICKED_DISTILL:g} of the loss from the dense network")
         if self.calibration.samples is None and not self.measured:
             picked["calibration"] = replace(self.calibration, samples=PICKED_SAMPLES)
-            words.append(f"calibrated on {PICKED_SAMPLES} images")
+            words.append(f"calibrated on {PICKED_SAMPLES} images at most")
         return {**picked, "picked": tuple(words)}
 
 

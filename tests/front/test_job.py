@@ -32,8 +32,8 @@ def decided(**settings: Any) -> tuple[str, str | None, bool, float | None, int |
         ({"finetune": {"epochs": 4, "distill": 0}}, ("obs", "rounds", True, None, 1024)),
         ({"finetune": {"epochs": 4, "distill": 0.5}}, ("obs", "rounds", True, 0.5, 1024)),
         ({"finetune": TrainConfig(epochs=4)}, ("obs", "rounds", True, None, 1024)),
-        ({"reconstruct": False}, ("obs", None, False, 0.9, 1024)),
-        ({"prune_schedule": "cubic"}, ("obs", "cubic", False, None, 1024)),
+        ({"reconstruct": False}, ("taylor", None, False, None, None)),
+        ({"prune_schedule": "cubic"}, ("taylor", "cubic", False, None, None)),
         ({"prune_schedule": "one-shot"}, ("obs", None, True, 0.9, 1024)),
         ({"fwp": {"criterion": "fisher"}}, ("obs", None, True, 0.9, 1024)),
         ({"fwp": {"include": ("a",), "criterion": None}}, ("obs", "rounds", True, 0.9, 1024)),
@@ -55,7 +55,7 @@ def test_a_recipe_picks_alike() -> None:
 
 def test_a_line_says_what_was_picked(trained: list[object], data: str, tmp_path: Path) -> None:
     result = succeed("compress", *trained, "--prune", 0.5, "--epochs", 1, "--output", tmp_path / "b")
-    said = "preset obs, kept weights refitted, in 4 rounds, 0.9 of the loss from the dense network, calibrated on 1024 images"
+    said = "preset obs, kept weights refitted, in 4 rounds, 0.9 of the loss from the dense network, calibrated on 1024 images at most"
     assert f"no preset is named; picked for 1 epoch of fine-tuning: {said}" in " ".join(result.err.split())
     facts = Bundle.load(tmp_path / "b").facts
     assert facts["settings"]["preset"] == "obs" and facts["settings"]["prune_schedule"] == {"name": "rounds", "rounds": 4}

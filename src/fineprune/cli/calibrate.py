@@ -41,7 +41,7 @@ def calibrate(output: Path, device: str, **options: Any) -> None:
     from ..unlabelled import check_criteria
     from .render import say
 
-    config = Asked(**prune_settings(options)).job().config
+    config = Asked(**prune_settings(options)).config
     calibration = CalibrationConfig(samples=options["samples"], batch_size=options["calibration_batch_size"], seed=options["seed"])
     where = resolve_device(device)
     kinds = [part.method.collects for part in config.parts if part.method.collects is not None]
