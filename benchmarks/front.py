@@ -35,6 +35,8 @@ from recipes import DENSE, last
 
 KINDS = {"blocks": "#1f5f8b", "channel": "#7a5ea8", "group": "#3a8f5c", "quad": "#e8a33d", "weights": "#a3123a"}
 """What is masked -> colour; the recipe's name holds it, and without any it is single weights."""
+MARKERS = "o^svPXd"
+"""One for each recipe of a kind."""
 INT8_IMAGES = 256
 
 
@@ -131,15 +133,17 @@ def draw(path: Path, found: dict[str, Any]) -> None:
     points = found["points"]
     figure = Figure(figsize=(7.6, 4.6), layout="constrained")
     axes = figure.subplots()
-    for recipe in dict.fromkeys(point["recipe"] for point in points if point["recipe"] != DENSE):
+    recipes = list(dict.fromkeys(point["recipe"] for point in points if point["recipe"] != DENSE))
+    for recipe in recipes:
+        alike = [other for other in recipes if kind_of(other) == kind_of(recipe)]
+        marker = MARKERS[alike.index(recipe) % len(MARKERS)]
         line = sorted((point["milliseconds"], 100 * point["accuracy"]) for point in points if point["recipe"] == recipe)
-        style = "--" if "taylor" in recipe else "-"
-        axes.plot(*zip(*line, strict=True), marker="o", markersize=4, linestyle=style, color=KINDS[kind_of(recipe)], label=recipe)
+        axes.plot(*zip(*line, strict=True), marker=marker, markersize=5, linewidth=1, color=KINDS[kind_of(recipe)], label=recipe)
     for name, marker in (("dense, ONNX Runtime", "s"), ("dense, engine", "D"), ("int8, ONNX Runtime", "*")):
         point = next(point for point in points if point["name"] == name)
         axes.plot(point["milliseconds"], 100 * point["accuracy"], marker, color="#222", markersize=10 if marker == "*" else 6, label=name)
     front = front_of(points)
-    axes.plot([p["milliseconds"] for p in front], [100 * p["accuracy"] for p in front], "o", fillstyle="none", color="#222", markersize=12)
+    axes.plot([p["milliseconds"] for p in front], [100 * p["accuracy"] for p in front], "o", fillstyle="none", color="#222", markersize=14)
     epochs = f"{found['epochs']} epochs" if found["epochs"] else "no fine-tuning"
     axes.set(xlabel="latency, ms (batch 1, one thread)", ylabel="test accuracy, %", title=f"{epochs}; {found['machine']['cpu']}")
     axes.grid(color="#ddd", linewidth=0.6)
