@@ -29,11 +29,14 @@ def rows_reserved(scores: Tensor, costs: Tensor, share: float) -> Tensor:
 
 
 def per_cost(scores: Tensor, costs: Tensor, floor: float) -> Tensor:
-    """Scores by cost, flat float64: infinity for the best fraction `floor` (above 0: at least one), -infinity for what costs nothing."""
+    """Scores by cost, flat float64: infinity for the best fraction `floor` (above 0: at least one), -infinity for what costs nothing.
+
+    What scores -infinity (a mask has dropped it already) is not reserved, even where less than the floor is left.
+    """
     cost = costs.double().flatten()
     value = torch.where(cost > 0, scores.double().flatten() / cost.clamp_min(1), -torch.inf)
     least = max(1, round(floor * value.numel())) if floor else 0
-    return value.masked_fill(top_k(value[None], least)[0] & (cost > 0), torch.inf)
+    return value.masked_fill(top_k(value[None], least)[0] & (value > -torch.inf), torch.inf)
 
 
 def largest_prefix(size: int, fits: Callable[[int], bool]) -> int:

@@ -50,6 +50,15 @@ def test_elements_that_cost_nothing_are_dropped() -> None:
     assert kept["a"].tolist() == [True, False, True]
 
 
+def test_the_floor_holds_no_budget_for_what_has_gone_before() -> None:
+    """Of `a` a mask left one element, less than the floor; the other three budget for nothing."""
+    gone = -torch.inf
+    scores = {"a": torch.tensor([gone, 2.0, gone, gone]), "b": torch.tensor([4.0, 3.0, 5.0, 6.0])}
+    kept = global_threshold(scores, {name: torch.ones(4) for name in scores}, 0.5, floor=0.75)
+    assert kept["a"].tolist() == [False, True, False, False]
+    assert kept["b"].tolist() == [True, False, True, True]
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=4), st.floats(0, 0.95), st.sampled_from([0.0, 0.1, 0.4]), st.integers(0, 99))
 def test_the_budget_is_met_within_one_element_and_no_layer_goes_below_the_floor(
