@@ -1,12 +1,13 @@
 """`obc`: how much the error of a layer's outputs rises when a weight goes, those that are worth less having gone before it.
 
     q = argmin w_q^2 / (2 [H^-1]_qq),    w -= (w_q / [H^-1]_qq) [H^-1]_:q,    H^-1 -= [H^-1]_:q [H^-1]_q: / [H^-1]_qq,    and again
-    score(q) = the largest w_q^2 / (2 [H^-1]_qq) of its filter so far,    H = sum of x x^T + a I over input patches x
+    score(q) = the largest w_q^2 / (2 [H^-1]_qq) of its filter (and block) so far,    H = sum of x x^T + a I over input patches x
 
 Source: the exact optimal brain surgeon of one layer, Frantar et al. (OBC), arXiv 2208.11580. Collects: what `obs` does, in blocks of at
 most 600 weights; one elimination a filter and block then takes d^3/6 multiply-adds: five seconds for a ResNet-20, minutes where filters
 have thousands of weights. Use: every scope; where layers share a list, errors are shares of the layer's own sum of squared outputs. Refit
-afterwards (`--reconstruct`): masks are chosen for weights that make up for each other. Deviations: the largest rise so far, so that a
+afterwards (`--reconstruct`): masks are chosen for weights that make up for each other. A larger unit is worth the sum of its weights,
+each at its own turn, though they go at once: `obs` has the error of that exactly. Deviations: the largest rise so far, so that a
 threshold cuts each filter's order at one place; one list over all filters and layers; the dampening a of `obs`; the other weights stay
 where they are.
 """
@@ -16,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fineprune.calibrate.convolutions import ConvSite
 from fineprune.calibrate.measures import InputSquares
@@ -25,7 +25,7 @@ from fineprune.common.errors import UsageError
 
 from ..criterion import Criterion, Layer
 from ..units import TAP
-from .obs_weights import inverse
+from .obs_weights import by_tap, in_blocks, inverse_of, outputs_of
 
 LARGEST = 600
 """Weights of a block."""
@@ -43,7 +43,7 @@ def rises(weights: Tensor, inverted: Tensor) -> Tensor:
 
 
 class Obc(Criterion):
-    """Single weights, or the same ones of several filters, which are worth the sum."""
+    """Single weights; units of them, or the same ones of several filters, are worth the sum."""
 
     name, summary, unit = "obc", "rise of its layer's output error when it is dropped after all that are worth less", TAP
     comparable, per_cost, collects = True, True, "weights"
@@ -60,12 +60,8 @@ class Obc(Criterion):
 
     def scores(self, layer: Layer) -> Tensor:
         """[Q,C/groups,kh,kw]."""
-        moments, outputs = layer.sum("moments"), layer.sum("outputs")
-        groups, blocks, size = moments.shape[:3]
-        rows = layer.weight.detach().cpu().double().flatten(1)
-        weights = F.pad(rows, (0, blocks * size - rows.shape[1])).view(groups, -1, blocks, size)
-        scores = rises(weights, inverse(moments, rows.shape[1])).flatten(0, 1).flatten(1)[:, : rows.shape[1]]
-        return layer.over_sets(scores.reshape(layer.weight.shape) / outputs.clamp_min(torch.finfo(outputs.dtype).tiny))
+        found = by_tap(rises(in_blocks(layer), inverse_of(layer)), layer)
+        return layer.over_sets(found / outputs_of(layer))
 
 
 METHODS = (Obc(),)

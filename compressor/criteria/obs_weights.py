@@ -34,6 +34,29 @@ def inverse(moments: Tensor, inputs: int, dampening: float = DAMPENING) -> Tenso
     return torch.cholesky_inverse(torch.linalg.cholesky(moments + a * torch.eye(moments.shape[2], dtype=moments.dtype)))
 
 
+def in_blocks(layer: Layer) -> Tensor:
+    """The weights of a layer as its H has them, float64 [groups,F/groups,blocks,size]; zero where blocks are filled up."""
+    groups, blocks, size = layer.sum("moments").shape[:3]
+    rows = layer.weight.detach().cpu().double().flatten(1)
+    return F.pad(rows, (0, blocks * size - rows.shape[1])).view(groups, -1, blocks, size)
+
+
+def by_tap(values: Tensor, layer: Layer) -> Tensor:
+    """Values [groups,F/groups,blocks,size] of weights as [F,C/groups,kh,kw]."""
+    return values.flatten(0, 1).flatten(1)[:, : layer.weight[0].numel()].view(layer.weight.shape)
+
+
+def inverse_of(layer: Layer) -> Tensor:
+    """H^-1 [groups,blocks,size,size] of a layer."""
+    return inverse(layer.sum("moments"), layer.weight[0].numel())
+
+
+def outputs_of(layer: Layer) -> Tensor:
+    """The sum of squared outputs [1], of which errors are shares; infinite where there are none: then nothing is worth anything."""
+    outputs = layer.sum("outputs")
+    return torch.where(outputs > 0, outputs, torch.inf)
+
+
 class ObsTaps(Criterion):
     """Single weights, units of them, or the same ones of several filters."""
 
@@ -47,38 +70,25 @@ class ObsTaps(Criterion):
 
     def scores(self, layer: Layer) -> Tensor:
         """[Q,C/groups,kh,kw]."""
-        scores = self._weights(layer).square() / (2 * self._inverse(layer).diagonal(dim1=2, dim2=3)[:, None])
-        return layer.over_sets(self._taps(scores, layer))
+        scores = self._shares(layer).square() / (2 * inverse_of(layer).diagonal(dim1=2, dim2=3)[:, None])
+        return layer.over_sets(by_tap(scores, layer))
 
     def scores_of_units(self, layer: Layer) -> Tensor:
         """All weights of a unit at once."""
         if layer.config.ranked is TAP:
             return self.scores(layer)
         places = torch.arange(layer.weight[0].numel()).view(layer.weight.shape[1:])
-        scores = quadratic.scores_of_units(layer, self._inverse(layer), places)
-        return layer.over_sets(scores.flatten(0, 1) / self._size(layer).square())
+        scores = quadratic.scores_of_units(layer, inverse_of(layer), places)
+        return layer.over_sets(scores.flatten(0, 1) / outputs_of(layer).sqrt().square())
 
     def profile(self, layer: Layer) -> Tensor:
         """Errors that no other weight makes up for, w_q^2 H_qq / 2."""
-        errors = self._weights(layer).square() * layer.sum("moments").diagonal(dim1=2, dim2=3)[:, None] / 2
-        return layer.over_sets(self._taps(errors, layer))
+        errors = self._shares(layer).square() * layer.sum("moments").diagonal(dim1=2, dim2=3)[:, None] / 2
+        return layer.over_sets(by_tap(errors, layer))
 
-    def _inverse(self, layer: Layer) -> Tensor:
-        return inverse(layer.sum("moments"), layer.weight[0].numel())
-
-    def _size(self, layer: Layer) -> Tensor:
-        """The root of the sum of squared outputs."""
-        return layer.sum("outputs").clamp_min(torch.finfo(torch.float64).tiny).sqrt()
-
-    def _weights(self, layer: Layer) -> Tensor:
-        """[groups,F/groups,blocks,size], divided by the size of the outputs."""
-        groups, blocks, size = layer.sum("moments").shape[:3]
-        rows = layer.weight.detach().cpu().double().flatten(1)
-        return F.pad(rows, (0, blocks * size - rows.shape[1])).view(groups, -1, blocks, size) / self._size(layer)
-
-    def _taps(self, values: Tensor, layer: Layer) -> Tensor:
-        """Values [groups,F/groups,blocks,size] as [F,C/groups,kh,kw]."""
-        return values.flatten(0, 1).flatten(1)[:, : layer.weight[0].numel()].view(layer.weight.shape)
+    def _shares(self, layer: Layer) -> Tensor:
+        """The weights divided by the root of the sum of squared outputs."""
+        return in_blocks(layer) / outputs_of(layer).sqrt()
 
 
 METHODS = (ObsTaps(),)

@@ -17,6 +17,7 @@ from fineprune.compressor.prune import CalibrationRun, prune
 from fineprune.compressor.ranked import Layer
 from support.geometries import KINDS, Geometry, problem
 from support.networks import SHAPE, samples, varied
+from support.units import UNITS, members
 
 CASES = {**KINDS, "blocks": Geometry(channels=10, filters=2, samples=3)}
 
@@ -67,7 +68,24 @@ def test_rises_add_up_to_the_error_that_the_best_refit_leaves() -> None:
         np.testing.assert_allclose(got[order[:dropped]].sum(), ((x @ w - x[:, stay] @ refit) ** 2).sum() / 2)
 
 
-@pytest.mark.parametrize("options", [{}, {"scope": "filter"}, {"share": "channel"}])
+@pytest.mark.parametrize("unit", UNITS)
+def test_a_unit_is_worth_the_sum_of_its_weights(unit: str) -> None:
+    geometry = CASES["blocks"]
+    p = problem(geometry)
+    moments = torch.zeros(moments_shape(geometry.site, 40), dtype=torch.float64)
+    conv = nn.Conv2d(geometry.channels, geometry.filters, geometry.kernel, bias=False, **geometry.options)  # type: ignore[arg-type]
+    add_moments(moments, patches(conv, *p.tensors("x"), None, torch.arange(p.mask[0].size)))
+    config = FWPConfig(criterion="obc", unit=unit)  # type: ignore[arg-type]
+    sums = {"moments": moments, "outputs": torch.tensor([4.0], dtype=torch.float64)}
+    layer = Layer(site=geometry.site, config=config, weight=torch.from_numpy(p.w), sums=sums)
+    each, got = config.method.scores(layer), config.method.scores_of_units(layer)
+    for at, weights in members(unit, geometry.channels, geometry.kernel).items():
+        for f in range(geometry.filters):
+            torch.testing.assert_close(got[(f, *at)], torch.stack([each[(f, *weight)] for weight in weights]).sum())
+    assert prune_config("obs", fwp={"unit": unit}).fwp.criterion == ("obc" if unit == "weight" else "obs"), "unless it is asked for"
+
+
+@pytest.mark.parametrize("options", [{}, {"scope": "filter"}, {"share": "channel"}, {"unit": "quad"}, {"unit": "pair", "order": "file"}])
 def test_every_door_keeps_what_is_asked_for(options: dict[str, object]) -> None:
     run = CalibrationRun(source=samples(8, dtype=torch.float64), input_shape=SHAPE)
     pruned = prune(varied(), prune_config(fwp={"criterion": "obc", "ratio": 0.4, **options}), run)

@@ -5,13 +5,30 @@ from pathlib import Path
 import pytest
 import torch
 
-from fineprune.compressor.config import prune_config
+from fineprune.calibrate.moments import moments_shape
+from fineprune.compressor.config import FWPConfig, prune_config
 from fineprune.compressor.layers import MaskedConv2d
 from fineprune.compressor.prune import CalibrationRun, prune
+from fineprune.compressor.ranked import Layer
 from fineprune.compressor.reconstruct.run import reconstruct
 from fineprune.export.exporter import export_onnx
 from fineprune.export.parity import ONNXRUNTIME, check_parity
+from support.geometries import KINDS, problem
 from support.networks import SHAPE, samples, varied
+
+
+@pytest.mark.parametrize("unit", ["weight", "quad"])
+@pytest.mark.parametrize("criterion", ["obs", "obc"])
+def test_a_layer_that_gets_nothing_and_gives_nothing_is_worth_nothing(criterion: str, unit: str) -> None:
+    geometry = KINDS["groups"]
+    config, weight = FWPConfig(criterion=criterion, unit=unit), torch.from_numpy(problem(geometry).w) * 100  # type: ignore[arg-type]
+    sums = {
+        "moments": torch.zeros(moments_shape(geometry.site, 600), dtype=torch.float64),
+        "outputs": torch.zeros(1, dtype=torch.float64),
+    }
+    layer = Layer(site=geometry.site, config=config, weight=weight, sums=sums)
+    for worth in (config.method.scores_of_units(layer), config.method.profile(layer)):
+        assert not worth.any()
 
 
 @pytest.mark.parametrize("parts", [{"fwp": "fisher"}, {"fwp": "obs", "ffp": "obs"}, {"fwp": "obc"}], ids=["fisher", "obs", "obc"])
