@@ -262,7 +262,7 @@ class InputMoments(OutputSquares):
         some = self.at_once(self.taken, x.dtype)
         for part, places in zip(x.split(some), at.split(some), strict=True):
             add_moments(total, patches(self.conv, part, block_mask_of(self.conv), places))
-        self.add(moments=total * (positions / self.taken))
+        self.add(moments=total.mul_(positions / self.taken))
 
 
 class BlockOutputs(OutputSquares):

@@ -95,7 +95,7 @@ def add_moments(total: Tensor, columns: Tensor) -> None:
     """Add H of columns [groups,d,n] to `total` [groups,blocks,size,size], float64 on the CPU."""
     for of_group, rows in zip(total, columns, strict=True):
         for of_block, some in zip(of_group, rows.split(total.shape[2]), strict=True):
-            of_block[: len(some), : len(some)] += (some @ some.T).cpu() if some.is_cuda else _square(some.numpy())
+            of_block[: len(some), : len(some)] += _square(some.numpy()) if some.device.type == "cpu" else (some @ some.T).cpu()
 
 
 def _square(rows: NDArray[Any]) -> Tensor:

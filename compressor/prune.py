@@ -116,7 +116,8 @@ def prune(
             layers = layers_of(at_hand, weights, blocks, sites, part, outputs)
             if part.clusters:
                 at_ratio = replace(part, ratio=config.common or part.ratio)
-                layers = in_clusters(layers, at_ratio, outputs=outputs, carried=masks[part.mask])
+                with working(run.progress, "putting channels together"):
+                    layers = in_clusters(layers, at_ratio, outputs=outputs, carried=masks[part.mask])
             lists.append(layers)
         with working(run.progress, "ranking"):
             if config.common:
