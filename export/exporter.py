@@ -77,7 +77,7 @@ def export_onnx(
     from .trace import trace
     from .transform import inline, layer_facts, pack, simplify
 
-    opset = _supported(opset or (OPSET if int8 is None else INT8_OPSET))
+    opset = _supported((OPSET if int8 is None else INT8_OPSET) if opset is None else opset)
     properties = _properties(metadata or {})
     graph, traced = trace(model, input_shape, opset=opset)
     refusals = simplify(graph)

@@ -68,8 +68,8 @@ class ParityReport:
 
     @property
     def max_abs_error(self) -> float:
-        """The largest over the runtimes."""
-        return max(runtime.max_abs_error for runtime in self.runtimes)
+        """The largest over the runtimes; 0 where none could be compared."""
+        return max((runtime.max_abs_error for runtime in self.runtimes), default=0.0)
 
     def compares(self, runtime: str) -> bool:
         """Whether `runtime` could run the file."""

@@ -1,7 +1,8 @@
 """From a bundle to a file that runs anywhere, and to figures of what it gained."""
 
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,7 +95,7 @@ def export_network(
     model = network.model.cpu().eval()
     parity = None
     with atomic_path(path) as unchecked:  # a file that computes something else never takes the place of a good one
-        try:
+        with _called(path, unchecked):
             with working(progress, "exporting"):
                 report = export_onnx(model, network.input_shape, unchecked, plain=plain, metadata=_metadata(network))
             if samples is not None:
@@ -102,8 +103,6 @@ def export_network(
                     threads = torch.get_num_threads()
                     parity = check_parity(model, unchecked, samples.numpy(), engine=True, threads=threads, progress=progress)
                 parity.require()
-        except RunError as error:  # of a file that is gone after it: name the one that was asked for
-            raise RunError(str(error).replace(str(unchecked), str(path))) from error
         for note in report.notes:
             progress.log(note)
         if parity is None:
@@ -128,7 +127,7 @@ def export_int8(
     model, quantiser = network.model.cpu().eval(), quantiser_of(job, progress)
     with tempfile.TemporaryDirectory(prefix="fineprune-int8-") as folder, atomic_path(path) as unchecked:
         float32 = Path(folder) / "float32.onnx"
-        with working(progress, "exporting"):
+        with _called(path, float32, unchecked), working(progress, "exporting"):
             export_onnx(model, network.input_shape, float32, plain=plain)
             if samples is not None:
                 check_parity(model, float32, samples.numpy(), reference_samples=0).require()
@@ -136,7 +135,7 @@ def export_int8(
         facts = {**quantiser.to_json(), "accuracy": cost(float32, unchecked, job.data, network.bundle, progress)}
         parity = None
         if samples is not None:
-            with working(progress, _CHECKING):
+            with _called(path, unchecked), working(progress, _CHECKING):
                 parity = replace(check_int8_parity(unchecked, samples.numpy(), progress=progress), path=str(path))
     for line in (*report.notes, *((parity.reference_warning(), parity.engine_warning()) if parity else ())):
         if line:
@@ -145,6 +144,18 @@ def export_int8(
         write_json(f"{path}.parity.json", parity.to_json())
     write_json(f"{path}.int8.json", facts)
     return Exported(report=replace(report, path=str(path)), parity=parity, int8=facts)
+
+
+@contextmanager
+def _called(path: Path | str, *written: Path) -> Iterator[None]:
+    """Errors speak of `path`, which was asked for, and not of the files `written` on the way, which are gone after them."""
+    try:
+        yield
+    except RunError as error:
+        text = str(error)
+        for file in written:
+            text = text.replace(str(file), str(path))
+        raise RunError(text) from error
 
 
 def check_onnx_target(path: Path | str) -> None:

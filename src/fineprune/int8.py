@@ -46,25 +46,30 @@ def int8_config(given: Any) -> "Int8Config | None":
 
 
 def quantiser_of(job: Int8Export, progress: Progress) -> "Quantiser":
-    """Training images, drawn with a fixed seed, calibrate; validation images judge, or other training images where there are none."""
+    """Training images calibrate; validation images judge, or other training images where there are none. A fixed seed draws all."""
     from fineprune.export.int8.quantiser import Quantiser
 
     train = next((split for split in (job.data.train, job.data.validation, job.data.test) if len(split)), None)
     if train is None:
         raise UsageError(f"the data set {job.data.spec} is empty; int8 needs images to calibrate")
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
-    count, config = job.config.images, job.config
+    order, count, config = _drawn(train), job.config.images, job.config
     judge = None
     if config.max_drop is not None:
-        others = order[count : count + JUDGED] if len(order) > count else order
-        judge = _judge(job.data, job.data.validation, torch.arange(JUDGED)) if len(job.data.validation) else _judge(job.data, train, others)
+        held = job.data.validation
+        others = order[count:] if len(order) > count else order
+        judge = _judge(job.data, held, _drawn(held)) if len(held) else _judge(job.data, train, others)
     return Quantiser(samples=_images(train.subset(order[:count])), config=config, judge=judge, progress=progress)
+
+
+def _drawn(split: Split) -> torch.Tensor:
+    """All samples in an order of chance: folders of images have them class by class."""
+    return torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
 
 
 def _judge(data: ImageData, split: Split, indices: torch.Tensor) -> "Judge":
     from fineprune.export.int8.quantiser import Judge
 
-    chosen = split.subset(indices[: len(split)])
+    chosen = split.subset(indices[:JUDGED])
     return Judge(images=_images(chosen), labels=chosen.labels.numpy() if data.labelled else None)
 
 
@@ -73,7 +78,7 @@ def _images(split: Split) -> np.ndarray:
 
 
 def cost(float32: Path, int8: Path | str, data: ImageData, bundle: "Bundle | None", progress: Progress) -> dict[str, Any]:
-    """Accuracies of the two files in ONNX Runtime on the held-out split, how often they agree, and the dense accuracy of the manifest."""
+    """Accuracies of the two files in ONNX Runtime on the held-out split, how often they agree, and what the manifest says of the dense one."""
     from fineprune.export.runtimes import OnnxRuntime
 
     name, split = ("test", data.test) if len(data.test) else ("validation", data.validation)
@@ -93,9 +98,15 @@ def cost(float32: Path, int8: Path | str, data: ImageData, bundle: "Bundle | Non
     for runtime in runtimes.values():
         runtime.close()
     if data.labelled:
-        known = bundle.facts["accuracy"] if bundle is not None else {}
-        facts |= {"dense": known.get("dense"), **{key: count / len(split) for key, count in right.items()}}
+        facts |= {"dense": _dense(facts, bundle), **{key: count / len(split) for key, count in right.items()}}
     return {**facts, "agreement": agreed / len(split)}
+
+
+def _dense(facts: Mapping[str, Any], bundle: "Bundle | None") -> float | None:
+    """What the manifest knows of the dense network, where it was measured alike."""
+    known = bundle.facts["accuracy"] if bundle is not None else {}
+    alike = known.get("measure") in (None, facts["measure"]) and all(known.get(key) == facts[key] for key in ("split", "samples"))
+    return known.get("dense") if alike else None
 
 
 def cost_line(facts: Mapping[str, Any]) -> str:

@@ -206,8 +206,12 @@ def summarise(folder: Path, compress: dict[str, Any], export: dict[str, Any], be
         ],
         [f"{accuracy['split']} accuracy", _percent(accuracy.get("dense")), _percent(final)],
         ["the same after equal fine-tuning", _percent(accuracy.get("dense_finetuned")), _percent(final)],
+        *(
+            [[f"{int8['accuracy']['split']} accuracy in int8", _percent(accuracy.get("dense")), _percent(int8["accuracy"].get("int8"))]]
+            if int8
+            else []
+        ),
         ["convolution MACs, millions", f"{macs['conv_macs_dense'] / 1e6:.2f}", f"{macs['conv_macs'] / 1e6:.2f}"],
-        *([["the same in int8", _percent(accuracy.get("dense")), _percent(int8["accuracy"].get("int8"))]] if int8 else []),
         ["ONNX file, bytes", f"{onnx_bytes['dense']:,}", f"{onnx_bytes['compressed']:,}"],
         *(
             [what, *(f"{first.get(runtime, float('nan')):.3f}" for runtime in ("onnxruntime dense", compressed))]

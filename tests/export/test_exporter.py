@@ -230,6 +230,8 @@ def test_a_folder_that_cannot_be_written_is_named(tiny: Callable, tmp_path: Path
 def test_bad_opset_and_metadata_are_refused_before_tracing(tiny: Callable, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="opset 17 is not supported; choose one of 18 to 23"):
         export_onnx(tiny(), INPUT_SHAPE, tmp_path / "network.onnx", opset=17)
+    with pytest.raises(UsageError, match="opset 0 is not supported"):
+        export_onnx(tiny(), INPUT_SHAPE, tmp_path / "network.onnx", opset=0)
     with pytest.raises(UsageError, match="metadata 'loss' cannot be stored as JSON"):
         export_onnx(tiny(), INPUT_SHAPE, tmp_path / "network.onnx", metadata={"loss": float("nan")})
     with pytest.raises(UsageError, match="metadata key 'layers' is written by the exporter"):

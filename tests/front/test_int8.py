@@ -1,14 +1,20 @@
 """Bundles as eight-bit files: command line, recipe entry, what they cost, and which layers stay in float32."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
 import pytest
+import torch
 
 import fineprune
+from fineprune.common.progress import Silent
+from fineprune.compressor.bundle import Bundle
 from fineprune.export.int8.quantiser import Int8Config
-from fineprune.int8 import int8_config
+from fineprune.int8 import Int8Export, _dense, int8_config, quantiser_of
+from fineprune.models.data import load_data
+from fineprune.unlabelled import AGREEMENT
 from support.command import fineprune as command
 from support.command import succeed
 
@@ -48,6 +54,37 @@ def test_settings_are_checked(bundle: Path, tmp_path: Path, trust: list[object],
     result = command("export", bundle, *trust, *options, "--output", tmp_path / "m.onnx")
     assert result.code == 2 and message in " ".join(result.err.split())
     assert not (tmp_path / "m.onnx").exists()
+
+
+def test_errors_name_the_file_that_was_asked_for(
+    bundle: Path, tmp_path: Path, trust: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fineprune.export.parity.TOLERANCES", {"float32": 0.0})
+    result = command("export", bundle, *trust, "--int8", "--output", tmp_path / "m.onnx")
+    said = " ".join(result.err.split())
+    assert result.code == 1 and "m.onnx differs from the model in onnxruntime" in said and "float32.onnx" not in said
+    assert not (tmp_path / "m.onnx").exists()
+
+
+def test_images_of_all_classes_judge(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fineprune.int8.JUDGED", 40)
+    images = load_data(data)
+    images = replace(images, validation=images.train.subset(images.train.labels.argsort()))
+    for held in (images, replace(images, validation=images.train.subset(torch.arange(0)))):
+        judge = quantiser_of(Int8Export(config=Int8Config(max_drop=1.0, images=16), data=held), Silent()).judge
+        assert judge is not None and judge.labels is not None
+        assert len(judge.images) == len(judge.labels) == 40 and len(set(judge.labels)) > 5
+
+
+def test_the_dense_accuracy_is_of_the_same_images(bundle: Path, data: str) -> None:
+    opened = Bundle.load(bundle)
+    known = opened.facts["accuracy"]
+    alike = {"split": known["split"], "samples": known["samples"], "measure": "accuracy"}
+    assert _dense(alike, opened) == known["dense"]
+    for other in ({"samples": 1}, {"split": "validation"}):
+        assert _dense({**alike, **other}, opened) is None
+    known["measure"] = AGREEMENT
+    assert _dense(alike, opened) is None
 
 
 def test_recipes_and_python_give_the_same_settings() -> None:

@@ -101,6 +101,18 @@ def test_deleted_output_is_made_again(again: Path, data: str, network: str, trus
     assert (again / "dense.onnx").is_file()
 
 
+def test_an_int8_file_is_one_more_export(again: Path, data: str, network: str, trust: list[object], tmp_path: Path) -> None:
+    path = tmp_path / "small.toml"
+    path.write_text(recipe(data, network, export="parity_samples = 8\nint8 = { images = 20 }"))
+    result = succeed("run", path, "--output", again, *trust)
+    assert stages(result.err) == {"train": False, "compress": False, "export": True, "bench": False}
+    summary = json.loads((again / "summary.json").read_text())
+    found = json.loads((again / "int8.onnx.int8.json").read_text())
+    assert summary["int8"] == found and found["images"] == 20 and (again / "int8.onnx").exists()
+    (row,) = [row for row in summary["table"] if "int8" in row[0]]
+    assert row == ["test accuracy in int8", f"{found['accuracy']['dense']:.2%}", f"{found['accuracy']['int8']:.2%}"]
+
+
 def test_checkpoint_in_place_of_training(data: str, network: str, trust: list[object], checkpoint: Path, tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
     model = f'name = "{network}"\nargs = {{ width = 6 }}\ncheckpoint = "{checkpoint}"'
