@@ -78,7 +78,7 @@ def _images(split: Split) -> np.ndarray:
 
 
 def cost(float32: Path, int8: Path | str, data: ImageData, bundle: "Bundle | None", progress: Progress) -> dict[str, Any]:
-    """Accuracies of the two files in ONNX Runtime on the held-out split, how often they agree, and what the manifest says of the dense one."""
+    """Accuracies of the two files in ONNX Runtime on the held-out split, how often they agree, and the dense network's there."""
     from fineprune.export.runtimes import OnnxRuntime
 
     name, split = ("test", data.test) if len(data.test) else ("validation", data.validation)

@@ -197,6 +197,7 @@ def summarise(folder: Path, compress: dict[str, Any], export: dict[str, Any], be
         latency.setdefault(row["runtime"], {})[f"batch {row['batch_size']}, {row['threads']} threads"] = row["median_ms"]
     onnx_bytes = {name: export[name]["export"]["bytes"] for name in ("dense", "compressed")}
     parity, int8 = export["compressed"]["parity"], export["int8"]["int8"] if "int8" in export else None
+    integers = int8["accuracy"].get("int8") if int8 else None
     first = {name: next(iter(values.values())) for name, values in latency.items()}
     table = [
         [
@@ -206,11 +207,7 @@ def summarise(folder: Path, compress: dict[str, Any], export: dict[str, Any], be
         ],
         [f"{accuracy['split']} accuracy", _percent(accuracy.get("dense")), _percent(final)],
         ["the same after equal fine-tuning", _percent(accuracy.get("dense_finetuned")), _percent(final)],
-        *(
-            [[f"{int8['accuracy']['split']} accuracy in int8", _percent(accuracy.get("dense")), _percent(int8["accuracy"].get("int8"))]]
-            if int8
-            else []
-        ),
+        [f"{accuracy['split']} accuracy in int8", _percent(None if integers is None else accuracy.get("dense")), _percent(integers)],
         ["convolution MACs, millions", f"{macs['conv_macs_dense'] / 1e6:.2f}", f"{macs['conv_macs'] / 1e6:.2f}"],
         ["ONNX file, bytes", f"{onnx_bytes['dense']:,}", f"{onnx_bytes['compressed']:,}"],
         *(
