@@ -3,7 +3,7 @@
 trace -> simplify -> layer_facts -> pack (functions, compact tensors) or inline (standard operators only) -> serialised by exporter.py
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,15 +67,15 @@ def simplify(model: Any) -> list[Refusal]:
                 f"the mask of {node.name} is not of shape [C,oh,ow]; masks per sample are for calibration, they cannot be exported"
             )
     refusals = _apply(SIMPLIFY, model)
-    _name_convolutions(model)
+    name_after_weights([node for node in model.graph if is_conv(node) or is_masked_conv(node)])
     return refusals
 
 
-def _name_convolutions(model: Any) -> None:
-    """After their weights; those that share them get a number, since ONNX Runtime refuses a name that is there twice."""
+def name_after_weights(nodes: Iterable[Any]) -> None:
+    """Layers get the names of modules; those that share weights get a number, since ONNX Runtime refuses a name that is there twice."""
     taken: dict[str, int] = {}
-    for node in model.graph:
-        if (is_conv(node) or is_masked_conv(node)) and node.inputs[1].is_initializer():
+    for node in nodes:
+        if node.inputs[1].is_initializer():
             name = node.inputs[1].name.removesuffix(".weight")
             taken[name] = taken.get(name, 0) + 1
             node.name = name if taken[name] == 1 else f"{name}.{taken[name]}"

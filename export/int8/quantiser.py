@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fineprune.common.errors import UsageError
 from fineprune.common.progress import Progress, Silent
 
+from ..transform import name_after_weights
 from .observe import Runner, copied, histograms
 from .ranges import RANGES
 from .rewrite import layers, measured, quantise
@@ -59,7 +60,9 @@ class Quantiser:
 
     def apply(self, model: Any, opset: int) -> None:
         """Rewrite the graph in place. UsageError where it has no layer for integers, or a drop cannot be judged."""
-        self.layers = tuple(node.name for node in layers(model))
+        nodes = layers(model)
+        name_after_weights(node for node in nodes if node.op_type == "Gemm")  # simplify() did so for convolutions
+        self.layers = tuple(node.name for node in nodes)
         if not self.layers:
             raise UsageError("the network has no convolution or linear layer that int8 could take; export it without int8")
         found = histograms(model, measured(model), self.samples, opset, self.progress)

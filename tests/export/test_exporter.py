@@ -277,7 +277,9 @@ def test_newer_opsets(opset: int, tiny: Callable, export: Callable) -> None:
 @pytest.mark.parametrize("plain", [True, False])
 def test_int8_keeps_weights_in_integers(plain: bool, tiny: Callable, export: Callable) -> None:
     x = np.random.default_rng(0).normal(size=(16, *INPUT_SHAPE)).astype(np.float32)
-    exported = export(tiny(), plain=plain, int8=Quantiser(samples=x))
+    quantiser = Quantiser(samples=x)
+    exported = export(tiny(), plain=plain, int8=quantiser)
+    assert set(quantiser.layers) == {"weights_only", "dense", "linear"}
     proto = onnx.load(exported.path)
     integers = [tensor.name for tensor in proto.graph.initializer if tensor.data_type == onnx.TensorProto.INT8]
     weights = [name for name in integers if name.endswith((".int8", ".values"))]
