@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fineprune.common.errors import UsageError
 from fineprune.common.progress import Progress, Silent
 
+from ..graph import is_masked_conv
 from ..transform import name_after_weights
 from .observe import Runner, copied, histograms
 from .ranges import RANGES
@@ -57,12 +58,15 @@ class Quantiser:
     progress: Progress = field(default_factory=Silent)
     kept: tuple[str, ...] = ()
     layers: tuple[str, ...] = ()
+    block_masked: tuple[str, ...] = ()
+    """Layers whose function computes in float32."""
 
     def apply(self, model: Any, opset: int) -> None:
         """Rewrite the graph in place. UsageError where it has no layer for integers, or a drop cannot be judged."""
         nodes = layers(model)
         name_after_weights(node for node in nodes if node.op_type == "Gemm")  # simplify() did so for convolutions
         self.layers = tuple(node.name for node in nodes)
+        self.block_masked = tuple(node.name for node in model.graph if is_masked_conv(node))
         if not self.layers:
             raise UsageError("the network has no convolution or linear layer that int8 could take; export it without int8")
         found = histograms(model, measured(model), self.samples, opset, self.progress)
@@ -73,7 +77,8 @@ class Quantiser:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        return {**asdict(self.config), "images": len(self.samples), "layers": len(self.layers), "kept_in_float32": list(self.kept)}
+        layers = {"layers": len(self.layers), "kept_in_float32": list(self.kept), "block_masked": list(self.block_masked)}
+        return {**asdict(self.config), "images": len(self.samples), **layers}
 
     def _kept(self, model: Any, ranges: dict[str, tuple[float, float]], opset: int, allowed: float) -> tuple[str, ...]:
         """The fewest layers, worst first, that have to stay in float32."""
