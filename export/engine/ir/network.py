@@ -89,6 +89,8 @@ class Layer:
     """Whether it only moves numbers or maps them one by one: between nodes of ONNX Runtime it is not worth a part of its own."""
     in_place: ClassVar[bool] = False
     """Whether its output may be written over its first input."""
+    tied: ClassVar[bool] = False
+    """Whether it needs the rows of its inputs and of its output at the same distance."""
     movable: ClassVar[bool] = False
     """Whether its output may be made as a part of another tensor."""
 
@@ -101,6 +103,11 @@ class Layer:
     def margins(self) -> Margins:
         """Zeros that it needs around its first input."""
         return 0, 0, 0, 0
+
+    @property
+    def alone(self) -> bool:
+        """Whether what lies around its output is not zero: then no other tensor may lie there."""
+        return False
 
     @property
     def pieces_of_inputs(self) -> Sequence[Piece] | None:

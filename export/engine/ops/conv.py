@@ -23,6 +23,7 @@ from ...functions import DEPTHWISE, DOMAIN, MASKED, POINTWISE
 from ..ir import costs
 from ..ir.conv import ConvShape, Epilogue, Margins, Op, View
 from ..ir.costs import Counts
+from ..ir.grids import Integers
 from ..ir.network import LAYOUTS, NCHW, NHWC, Box, Candidate, Channels, Layer, Order, onnx
 from ..reader.attributes import LARGEST
 from . import filters, linear, plain, positions
@@ -61,11 +62,16 @@ CONVOLUTIONS = {
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Conv(Layer):
-    """Weights float32 [F,C/groups,kh,kw] (dropped ones 0), mask bool [C,oh,ow]; a second input is added before the clip."""
+    """Weights float32 [F,C/groups,kh,kw] (dropped ones 0), mask bool [C,oh,ow]; a second input is added before the clip.
+
+    `integers`, `integer_bias`: what the file holds weights and bias as, where it holds them as integers.
+    """
 
     shape: ConvShape
     weights: NDArray[np.float32]
     bias: NDArray[np.float32]
+    integers: Integers | None = None
+    integer_bias: Integers | None = None
     mask: NDArray[np.bool_] | None = None
     low: float = -np.inf
     high: float = np.inf
@@ -82,7 +88,7 @@ class Conv(Layer):
 
     @property
     def seconds_elsewhere(self) -> float | None:
-        if self.mask is not None:
+        if self.mask is not None or self.integers is not None:
             return math.inf
         if "linear" in self.kernels:  # its weights come from memory once, which takes as long anywhere
             return None
@@ -201,6 +207,8 @@ def conv(node: "Node", reader: "Reader") -> list[Layer]:
         weights=weights,
         bias=bias,
         mask=mask,
+        integers=reader.integers_of(node.input(1), 0),
+        integer_bias=reader.integers_of(node.input(3 if masked else 2), 0),
     )
     return [layer]
 
@@ -237,7 +245,13 @@ def gemm(node: "Node", reader: "Reader") -> list[Layer]:
     with np.errstate(over="ignore"):
         rows, bias = rows if alpha == 1 else rows * alpha, bias if beta == 1 else bias * beta
     node.support(bool(np.isfinite(rows).all() and np.isfinite(bias).all()), "weights that are not finite")
-    return _linear(node, reader, rows, bias)
+    if alpha != 1 or beta != 1:
+        return _linear(node, reader, rows, bias)
+    transposed = node.integer("transB", 0)
+    integers = reader.integers_of(node.input(1), 0 if transposed else 1)
+    if integers is not None and not transposed:
+        integers = replace(integers, values=integers.values.T, axis=0)
+    return _linear(node, reader, rows, bias, integers, reader.integers_of(node.input(2), 0))
 
 
 @onnx("MatMul")
@@ -249,7 +263,14 @@ def matmul(node: "Node", reader: "Reader") -> list[Layer]:
     return _linear(node, reader, weights.T, np.zeros(weights.shape[1], np.float32))
 
 
-def _linear(node: "Node", reader: "Reader", rows: NDArray[np.float32], bias: NDArray[np.float32]) -> list[Layer]:
+def _linear(
+    node: "Node",
+    reader: "Reader",
+    rows: NDArray[np.float32],
+    bias: NDArray[np.float32],
+    integers: Integers | None = None,
+    integer_bias: Integers | None = None,
+) -> list[Layer]:
     value = reader.value(node, 0)
     node.support(len(value.dims) == 1, "an input that is not flat")
     box = reader.boxes[value.tensor]
@@ -259,6 +280,13 @@ def _linear(node: "Node", reader: "Reader", rows: NDArray[np.float32], bias: NDA
     weights = np.ascontiguousarray(rows, np.float32).reshape(F, *box)
     output = reader.define(node, (F, 1, 1), (F,))
     layer = Conv(
-        name=node.name, inputs=(value.tensor,), output=output, shape=shape, weights=weights, bias=np.ascontiguousarray(bias, np.float32)
+        name=node.name,
+        inputs=(value.tensor,),
+        output=output,
+        shape=shape,
+        weights=weights,
+        bias=np.ascontiguousarray(bias, np.float32),
+        integers=integers if integers is None else replace(integers, values=integers.values.reshape(F, *box)),
+        integer_bias=integer_bias,
     )
     return [layer]

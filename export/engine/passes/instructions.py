@@ -54,7 +54,7 @@ class Instructions:
     """The list while it is made: each tensor has one home layout and, where a reader needs it, a copy in the other.
 
     movable: tensors that are read once, by whom they may be made at any place. within: those that are made as parts of others.
-    partial: those that have zeros which nobody writes.
+    partial: those that have numbers which nobody writes, or margins of their own. ties: see memory.py.
     """
 
     def __init__(self, boxes: Mapping[str, Box], dtypes: dict[str, DType], movable: set[str]) -> None:
@@ -64,6 +64,7 @@ class Instructions:
         self.over: dict[Key, Key] = {}
         self.within: dict[Key, tuple[Key, Piece]] = {}
         self.partial: set[Key] = set()
+        self.ties: list[tuple[Key, Key]] = []
         self._movable = movable
         self.boxes = boxes
         self._homes: dict[str, Key] = {}
@@ -97,6 +98,10 @@ class Instructions:
             old = self.margins.get(reads[0], (0, 0, 0, 0))
             top, left, bottom, right = (max(pair) for pair in zip(old, layer.margins, strict=True))
             self.margins[reads[0]] = (top, left, bottom, right)
+        if layer.tied:
+            self.ties += [(read, key) for read in reads]
+        if layer.alone:
+            self.partial.add(key)
         if layer.in_place:
             self.over[key] = reads[0]
         if layer.pieces_of_inputs is not None:

@@ -10,13 +10,14 @@ import numpy as np
 from fineprune.common.errors import RunError
 
 from ..ir.conv import CONSTANTS, INDEX, Op
-from ..ir.dtypes import FLOAT32, DType, slots
+from ..ir.dtypes import FLOAT32, QUAD, DType, slots
 from ..ir.network import Box, Candidate, Layer
 from ..ir.program import ALIGN, Operation, Program, aligned
 from ..ops.assemble import part
 from . import memory
 from .fuse import fuse
 from .instructions import Instruction, Instructions, instructions
+from .integers import integers
 from .layouts import choose
 from .memory import Key
 from .reorder import reorder
@@ -51,9 +52,11 @@ def planned(
     dtypes: Mapping[str, DType] | None = None,
 ) -> Instructions:
     """What is done in which order, before it is known where everything lies."""
+    given = {name: (dtypes or {}).get(name, FLOAT32) for name in inputs}
+    layers, boxes = integers(layers, boxes, given, outputs)
     layers = fuse(layers, set(outputs))
     layers, boxes = reorder(layers, boxes, outputs, _fastest)
-    types = typed(layers, {name: (dtypes or {}).get(name, FLOAT32) for name in inputs})
+    types = typed(layers, given)
     candidates: Sequence[Sequence[Candidate]] = [layer.candidates for layer in layers]
     if measure:
         candidates = measure(layers, boxes, candidates)
@@ -83,7 +86,10 @@ def _assemble(instructions: Instructions, inputs: tuple[str, ...], outputs: tupl
     for number, instruction in enumerate(instructions.list):
         for key in (*instruction.reads, *([instruction.writes] if instruction.writes else [])):
             uses[within[key][0] if key in within else key].append(number)
-    plan = memory.arena({key: boxes[key.tensor] for key in uses}, instructions.margins, uses, instructions.over, instructions.partial)
+    sizes = {key: boxes[key.tensor] for key in uses}
+    ties = [pair for pair in instructions.ties if all(key.dtype == QUAD for key in pair)]
+    ties = [(within.get(one, (one,))[0], within.get(other, (other,))[0]) for one, other in ties]
+    plan = memory.arena(sizes, instructions.margins, uses, instructions.over, instructions.partial, ties)
     views, buffers = dict(plan.views), dict(plan.buffers)
     for key, (whole, piece) in within.items():
         views[key], buffers[key] = replace(part(views[whole], piece.to, piece.to_step), channels=piece.size[0]), buffers[whole]

@@ -18,6 +18,7 @@ from fineprune.common.errors import RunError
 from ...functions import DOMAIN, UNPACK_MASK, UNPACK_WEIGHTS, VERSION, functions
 from .. import ops  # noqa: F401 - the operations register their handlers
 from ..ir.dtypes import DTYPES, FLOAT32, DType
+from ..ir.grids import Integers
 from ..ir.network import HANDLERS, SEQUENCES, Box, Layer
 from .attributes import LARGEST, Node, UnsupportedError
 from .inference import infer_types
@@ -234,6 +235,8 @@ class Reader:
             node.require(len(node.outputs) == 1, "has several outputs")
             self._constants.unpack(node.proto, node.attributes.get("shape"))
             return True
+        if node.domain == "" and node.op_type == "DequantizeLinear" and len(node.outputs) == 1:
+            return self._constants.dequantize(node.proto, node.attributes)
         if node.domain == "" and node.op_type == "Constant" and len(node.outputs) == 1:
             return self._constants.constant_node(node.proto, node.attributes)
         return False
@@ -296,6 +299,11 @@ class Reader:
         node.support(content.dtype == np.float32, f"{content.dtype} weights")
         node.support(bool(np.isfinite(content).all()), f"values in {node.input(index)!r} that are not finite")
         return content
+
+    def integers_of(self, name: str, axis: int) -> Integers | None:
+        """What a constant is made of, where the file holds it as integers with scales along `axis`, or one scale."""
+        found = self._constants.integers.get(name)
+        return found if found is not None and (found.scales.size == 1 or found.axis == axis) else None
 
     def define(self, node: Node, box: Box, dims: tuple[int, ...] | None = None, *, output: int = 0) -> str:
         """An output of the node: a new tensor, called as the file calls it."""

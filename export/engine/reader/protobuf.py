@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from fineprune.common.errors import RunError, UsageError
 from fineprune.ops import mask_bits
 
+from ..ir.grids import Integers
+
 MOST_ELEMENTS = 1 << 28
 """Of one tensor: 1 GiB of float32."""
 MOST_UNPACKED = 1 << 26
@@ -98,6 +100,8 @@ class Constants:
         self._where = where
         self._arrays: dict[str, NDArray] = {}
         self._tensors: dict[str, Any] = {}
+        self.integers: dict[str, Integers] = {}
+        """What outputs of DequantizeLinear are made of."""
         for tensor in model.graph.initializer:
             self._declare(tensor.name)
             self._tensors[tensor.name] = tensor
@@ -185,6 +189,33 @@ class Constants:
             weights[content] = values
             content = weights
         self._arrays[node.output[0]] = content
+
+    def dequantize(self, node: Any, attributes: dict[str, Any]) -> bool:
+        """Define the output of a DequantizeLinear of constants; False where its form is not one of those that networks use."""
+        parts = [self.get(name) if name else None for name in node.input]
+        if not 2 <= len(parts) <= 3 or any(part is None for part in parts[:2]) or attributes.get("block_size", 0):
+            return False
+        values, scales = parts[0], parts[1]
+        assert values is not None and scales is not None  # for the type checker
+        zeros = parts[2] if len(parts) > 2 and node.input[2] else np.zeros_like(scales, values.dtype)
+        axis = attributes.get("axis", 1)
+        if zeros is None or values.dtype not in (np.int8, np.uint8, np.int32) or scales.dtype != np.float32 or type(axis) is not int:
+            return False
+        if zeros.dtype != values.dtype or zeros.shape != scales.shape or scales.ndim > 1 or not (scales > 0).all():
+            return False
+        if not np.isfinite(scales).all() or not -values.ndim <= axis < max(1, values.ndim):
+            return False
+        axis %= max(1, values.ndim)
+        spread = [1] * values.ndim
+        if scales.size != 1:
+            if values.ndim == 0 or scales.shape != (values.shape[axis],):
+                return False
+            spread[axis] = -1
+        integers = values.astype(np.int64) - zeros.astype(np.int64).reshape(spread)
+        name = node.output[0]
+        self._arrays[name] = integers.astype(np.float32) * scales.reshape(spread)
+        self.integers[name] = Integers(values=integers, scales=scales.reshape(-1), axis=axis)
+        return True
 
     def _array(self, tensor: Any) -> NDArray:
         from onnx import numpy_helper

@@ -1,0 +1,309 @@
+"""A pass over the layers: what stands between DequantizeLinear and QuantizeLinear becomes one layer that computes in integers.
+
+    Q(clip(Conv(DQ(x), DQ(w), DQ(b))))     ->   QuadConv(x)            and of it and a sum that alone reads it, one with a residual
+    Q(clip(DQ(a) + DQ(b)))                 ->   QuadAdd(a, b)
+    Q(max(DQ(x))), Q(mean(DQ(x)))          ->   QuadPool(x), QuadMean(x)
+    Q(pieces of DQ(x), DQ(y))              ->   the same pieces of x, y        where all have one grid and whole quads are moved
+    Linear(DQ(x), DQ(w), DQ(b))            ->   QuadConv(x) of float32         where nothing quantizes it
+
+What has no such form computes in float32 between the two, as the file says. Tensors of a program that are on grids become quads
+(ir/dtypes.py); those that are read from outside, or come from there, are packed and unpacked.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..ir.dtypes import INT8, UINT8, DType
+from ..ir.grids import Grid
+from ..ir.network import Box, Layer, Piece
+from ..ops.assemble import Assemble
+from ..ops.conv import Conv
+from ..ops.grids import Dequantize, Quantize
+from ..ops.maps import Map
+from ..ops.packing import Pack, Unpack
+from ..ops.pools import Mean, Pool
+from ..ops.quad_maps import Phases, QuadAdd, QuadAssemble, QuadMean, QuadPool
+from ..ops.quads import QuadConv, Residual
+
+_QUAD = 4
+_MOST_BIAS = 2**31 - 1
+
+
+def integers(
+    layers: Sequence[Layer], boxes: Mapping[str, Box], inputs: Mapping[str, DType], outputs: Collection[str]
+) -> tuple[list[Layer], dict[str, Box]]:
+    """(layers of which those on grids compute in integers, sizes of their tensors); inputs: types of what comes from outside."""
+    if not any(isinstance(layer, Quantize | Dequantize) for layer in layers):
+        return list(layers), dict(boxes)
+    made = _joined(_fused(layers, boxes, set(outputs)), set(outputs))
+    return _quads(made, boxes, inputs, set(outputs))
+
+
+class _Fusing:
+    """The layers as they are rewritten, and who reads what."""
+
+    def __init__(self, layers: Sequence[Layer], boxes: Mapping[str, Box], outputs: set[str]) -> None:
+        self.boxes, self.outputs = boxes, outputs
+        self.readers: dict[str, list[Layer]] = defaultdict(list)
+        self.sources: dict[str, Dequantize] = {}
+        """float32 tensors that come from grids."""
+        self.grids: dict[str, Grid] = {}
+        self.done: set[str] = set()
+        """Outputs that a layer before makes, in integers."""
+        for layer in layers:
+            for name in set(layer.inputs):
+                self.readers[name].append(layer)
+
+    def sink(self, name: str) -> tuple[float, float, Quantize, list[str]] | None:
+        """(bounds, the layer that alone reads a tensor, behind clips that alone do, all that they make)."""
+        low, high, passed = -np.inf, np.inf, []
+        while name not in self.outputs and len(self.readers[name]) == 1:
+            reader = self.readers[name][0]
+            passed.append(reader.output)
+            if isinstance(reader, Quantize):
+                return low, high, reader, passed
+            if not isinstance(reader, Map) or reader.function != "identity":
+                return None
+            low, high = (min(max(bound, reader.low), reader.high) for bound in (low, high))
+            name = reader.output
+        return None
+
+
+def _fused(layers: Sequence[Layer], boxes: Mapping[str, Box], outputs: set[str]) -> list[Layer]:
+    state, result = _Fusing(layers, boxes, outputs), list[Layer]()
+    for layer in layers:
+        if layer.output in state.done:
+            continue
+        if isinstance(layer, Dequantize):
+            state.sources[layer.output] = layer
+        elif all(name in state.sources for name in layer.inputs):
+            layer = _fuse(state, layer)
+        result.append(layer)
+    return result
+
+
+def _fuse(state: _Fusing, layer: Layer) -> Layer:
+    """The layer in integers, with what quantizes its output; or as it is."""
+    sources = [state.sources[name] for name in layer.inputs]
+    found = state.sink(layer.output)
+    if found is None:
+        return _real(state, layer, sources[0]) if isinstance(layer, Conv) else layer
+    low, high, sink, passed = found
+    limits = _limits(low, high, sink.grid)
+    facts: dict[str, Any] = {"name": layer.name, "inputs": tuple(source.inputs[0] for source in sources), "output": sink.output}
+    new: Layer | None = None
+    if isinstance(layer, Conv):
+        new = _conv(layer, sources[0].grid, sink.grid, limits, facts)
+    elif isinstance(layer, Map) and layer.function == "add" and len(sources) == 2:
+        sums = Residual.of(sources[0].grid, sources[1].grid, sink.grid, *limits)
+        new = QuadAdd(grid=sink.grid, sum=sums, **facts)
+    elif isinstance(layer, Mean) and limits == (0, 255):
+        new = QuadMean(grid=sink.grid, source=sources[0].grid, **facts)
+    elif isinstance(layer, Pool) and layer.kind == "max" and limits == (0, 255):
+        grid = sources[0].grid
+        if grid == sink.grid and (grid.zero == 0 or not _overlaps(layer, state.boxes)):
+            shape: dict[str, Any] = {"kernel": layer.kernel, "strides": layer.strides, "pads": layer.pads, "dilations": layer.dilations}
+            new = QuadPool(grid=grid, **shape, **facts)
+    elif isinstance(layer, Assemble) and limits == (0, 255) and all(source.grid == sink.grid for source in sources):
+        pieces = _pieces(layer, state.boxes)
+        if pieces is not None and sink.grid.zero == 0:
+            new = QuadAssemble(pieces=pieces, **facts)
+    if new is None:
+        return layer
+    state.done.update(passed)
+    return new
+
+
+def _overlaps(layer: Pool, boxes: Mapping[str, Box]) -> bool:
+    """Whether a window reaches beyond the image."""
+    (_, height, width), (_, rows, columns) = boxes[layer.inputs[0]], boxes[layer.output]
+    spans = zip((rows, columns), layer.kernel, layer.strides, layer.dilations, layer.pads[:2], (height, width), strict=True)
+    ends = [(places - 1) * stride + (taps - 1) * step - before >= size for places, taps, stride, step, before, size in spans]
+    return any(layer.pads[:2]) or any(ends)
+
+
+def _limits(low: float, high: float, grid: Grid) -> tuple[int, int]:
+    """Bounds in numbers of the grid: QuantizeLinear of a clipped number is its number, clipped."""
+    bounds = np.array([low, high], np.float32)
+    with np.errstate(over="ignore"):
+        found = np.clip(np.rint(bounds / grid.scale) + np.float32(grid.zero), 0, 255)
+    return int(found[0]), int(found[1])
+
+
+def _conv(layer: Conv, x: Grid, y: Grid | None, limits: tuple[int, int], facts: dict[str, Any]) -> QuadConv | None:
+    """None where the file has no integers for it, or ones that the kernel does not take."""
+    found = layer.integers
+    if found is None or layer.mask is not None or np.abs(found.values).max(initial=0) > 127 + (found.values.min(initial=0) < -127):
+        return None
+    scales = np.broadcast_to(x.scale * found.scales, len(layer.weights)).astype(np.float32)
+    bias = np.zeros(len(layer.weights), np.int64)
+    if layer.integer_bias is not None:
+        if not np.array_equal(np.broadcast_to(layer.integer_bias.scales, scales.shape), scales):
+            return None
+        bias = layer.integer_bias.values.reshape(-1)
+    elif layer.bias.any():
+        return None
+    weights = found.values.astype(np.int8)
+    bias = bias - x.zero * found.values.sum((1, 2, 3))
+    largest = np.abs(bias) + 255 * np.abs(found.values).sum((1, 2, 3))
+    if (largest > _MOST_BIAS).any():  # sums might not fit
+        return None
+    return QuadConv(
+        weights=_weights(weights, layer.shape.groups),
+        bias=bias,
+        factors=scales if y is None else (scales / y.scale).astype(np.float32),
+        grid=y,
+        low=limits[0],
+        high=limits[1],
+        pads=layer.shape.pads,
+        strides=layer.shape.strides,
+        source=x,
+        dilations=layer.shape.dilations,
+        kept=layer.macs,
+        dense=layer.macs_dense,
+        **facts,
+    )
+
+
+def _weights(weights: NDArray[np.int8], groups: int) -> NDArray[np.int8]:
+    """[F,C/groups,kh,kw] as quads [F,ceil(C/4),kh,kw,4]: zeros for the channels of other groups."""
+    F, per_group, kh, kw = weights.shape
+    channels = per_group * groups
+    dense = np.zeros((F, -(-channels // _QUAD) * _QUAD, kh, kw), np.int8)
+    for g in range(groups):
+        filters = slice(g * (F // groups), (g + 1) * (F // groups))
+        dense[filters, g * per_group : (g + 1) * per_group] = weights[filters]
+    return np.ascontiguousarray(dense.reshape(F, -1, _QUAD, kh, kw).transpose(0, 1, 3, 4, 2))
+
+
+def _real(state: _Fusing, layer: Conv, source: Dequantize) -> Layer:
+    """A layer of one position that nothing quantizes."""
+    if layer.shape.output != (1, 1):
+        return layer
+    facts: dict[str, Any] = {"name": layer.name, "inputs": (source.inputs[0],), "output": layer.output}
+    return _conv(layer, source.grid, None, (0, 255), facts) or layer
+
+
+def _pieces(layer: Assemble, boxes: Mapping[str, Box]) -> tuple[Piece, ...] | None:
+    """The pieces in quads; None where they are not whole ones."""
+    made = []
+    for piece in layer.pieces:
+        ends = piece.start[0] + piece.size[0] == boxes[layer.inputs[piece.source]][0], piece.to[0] + piece.size[0] == boxes[layer.output][0]
+        whole = piece.size[0] % _QUAD == 0 or all(ends)
+        if piece.start[0] % _QUAD or piece.to[0] % _QUAD or not whole or piece.step[0] != 1 or piece.to_step[0] != 1:
+            return None
+        first = [(value[0] // _QUAD, *value[1:]) for value in (piece.start, piece.to)]
+        size = (-(-piece.size[0] // _QUAD), *piece.size[1:])
+        made.append(replace(piece, start=first[0], to=first[1], size=size))
+    return tuple(made)
+
+
+def _joined(layers: Sequence[Layer], outputs: set[str]) -> list[Layer]:
+    """A sum becomes the residual of the later of two convolutions that it alone reads; what nobody reads is left out."""
+    needed = {name for layer in layers for name in layer.inputs} | outputs
+    layers = [layer for layer in layers if not isinstance(layer, Dequantize) or layer.output in needed]
+    readers: dict[str, list[Layer]] = defaultdict(list)
+    for layer in layers:
+        for name in layer.inputs:
+            readers[name].append(layer)
+    made: dict[str, Layer] = {}
+    for layer in layers:
+        if isinstance(layer, QuadAdd) and len(set(layer.inputs)) == 2:
+            order = list(made)
+            found = [made.get(name) for name in layer.inputs if readers[name] == [layer] and name not in outputs]
+            convs = [conv for conv in found if isinstance(conv, QuadConv) and conv.residual is None]
+            if convs:
+                conv = max(convs, key=lambda conv: order.index(conv.output))
+                first = layer.inputs[0] == conv.output
+                other = layer.inputs[1 if first else 0]
+                del made[conv.output]
+                sums = layer.sum if first else layer.sum.swapped
+                layer = replace(conv, inputs=(conv.inputs[0], other), output=layer.output, residual=sums)
+        made[layer.output] = layer
+    return list(made.values())
+
+
+_ON_QUADS = (Quantize, Dequantize, QuadConv, QuadAdd, QuadPool, QuadMean, QuadAssemble)
+
+
+def _quads(
+    layers: Sequence[Layer], boxes: Mapping[str, Box], inputs: Mapping[str, DType], outputs: set[str]
+) -> tuple[list[Layer], dict[str, Box]]:
+    """Tensors on grids become quads, called otherwise; those that others read, or make, are unpacked, or packed."""
+    sizes, result = dict(boxes), list[Layer]()
+    read = {name for layer in layers if not isinstance(layer, _ON_QUADS) for name in layer.inputs} | outputs
+    sources = {layer.inputs[0]: layer for layer in layers if isinstance(layer, Dequantize)}
+    signed = {layer.output: layer.signed for layer in layers if isinstance(layer, Quantize)} | {n: d == INT8 for n, d in inputs.items()}
+    phases: dict[Any, str] = {}
+
+    def quads(name: str) -> str:
+        C, H, W = boxes[name]
+        sizes[f"{name} quads"] = (-(-C // _QUAD), H, W)
+        return f"{name} quads"
+
+    for name, dtype in inputs.items():
+        if dtype in (UINT8, INT8) and name in sources:
+            result.append(Pack(name=name, inputs=(name,), output=quads(name), grid=sources[name].grid, signed=signed[name]))
+    for layer in layers:
+        if isinstance(layer, Dequantize):
+            result.append(replace(layer, inputs=(quads(layer.inputs[0]),), quads=True))
+            continue
+        if not isinstance(layer, _ON_QUADS):
+            result.append(layer)
+            continue
+        if isinstance(layer, QuadConv) and layer.grid is None:
+            new: Layer = replace(layer, inputs=(quads(layer.inputs[0]),))
+        elif isinstance(layer, Quantize):
+            new = replace(layer, output=quads(layer.output), quads=True)
+        else:
+            new = replace(layer, inputs=tuple(quads(name) for name in layer.inputs), output=quads(layer.output))
+        if isinstance(new, QuadConv):
+            new = _unstrided(new, boxes[layer.output], sizes, phases, result)
+        result.append(new)
+        if new.output != layer.output and layer.output in read:
+            result.append(Unpack(name=layer.output, inputs=(new.output,), output=layer.output, signed=signed[layer.output]))
+    return result, sizes
+
+
+def _unstrided(conv: QuadConv, output: Box, sizes: dict[str, Box], phases: dict[Any, str], result: list[Layer]) -> QuadConv:
+    """A convolution with strides as one over the phases of its input, which are made where nobody has made them yet."""
+    if conv.strides == (1, 1):
+        return conv
+    F, C, kh, kw, _ = conv.weights.shape
+    rows, columns = (_Axis(taps, conv.strides[k], conv.dilations[k], conv.pads[k], output[k + 1]) for k, taps in enumerate((kh, kw)))
+    places = tuple((a, b) for a in rows.phases for b in columns.phases)
+    weights = np.zeros((F, len(places) * C, rows.taps, columns.taps, _QUAD), np.int8)
+    for u in range(kh):
+        for v in range(kw):
+            k = places.index((rows.phase(u), columns.phase(v)))
+            weights[:, k * C : (k + 1) * C, rows.offset(u), columns.offset(v)] = conv.weights[:, :, u, v]
+    key = conv.inputs[0], places, conv.strides, rows.size, columns.size
+    if key not in phases:
+        phases[key] = name = f"{conv.inputs[0]} in {len(phases)} phases"
+        sizes[name] = (len(places) * C, rows.size, columns.size)
+        result.append(Phases(name=name, inputs=conv.inputs[:1], output=name, grid=conv.source, places=places, strides=conv.strides))
+    pads = (rows.before, columns.before, 0, 0)
+    return replace(conv, inputs=(phases[key], *conv.inputs[1:]), weights=weights, pads=pads, strides=(1, 1), dilations=(1, 1))
+
+
+class _Axis:
+    """Rows or columns of a strided convolution: tap u is tap offset(u) of phase phase(u)."""
+
+    def __init__(self, taps: int, stride: int, dilation: int, pad: int, places: int) -> None:
+        self._at = [divmod(u * dilation - pad, stride) for u in range(taps)]
+        offsets = [offset for offset, _ in self._at]
+        self.phases = sorted({phase for _, phase in self._at})
+        self.before, after = max(0, -min(offsets)), max(0, *offsets)
+        self.taps = self.before + after + 1
+        self.size = places + after
+
+    def phase(self, tap: int) -> int:
+        return self._at[tap][1]
+
+    def offset(self, tap: int) -> int:
+        return self._at[tap][0] + self.before

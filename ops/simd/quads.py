@@ -1,0 +1,252 @@
+"""Vectors of quads: LANES lanes of four bytes each, products of unsigned bytes with signed ones, and numbers put on grids.
+
+    sum[lane] += x[lane,0] w[0] + x[lane,1] w[1] + x[lane,2] w[2] + x[lane,3] w[3]      x uint8, w int8, sums int32
+
+A quad is a word of 32 bits, its byte k being bits 8k to 8k+7. Sums are int32 numbers; both lie in the vectors of a `Tile`, bit for bit.
+One instruction multiplies a vector where the CPU has one (AVX-512 VNNI, AVX-VNNI, Arm's i8mm); AVX2 takes two, of which the
+first adds pairs in 16 bits: `fits` says which weights it adds exactly, and others have to come as the sum of two that fit (`split`).
+So every CPU makes the same integers.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import types
+from numpy.typing import NDArray
+
+from .. import numba_door
+from ..numba_door import ir
+from .declare import LANES, VECTOR, Emitter, Float, Size, Tile, operation
+
+VNNI512, VNNI256, MADD, USDOT, PLAIN = "avx512vnni", "avxvnni", "avx2", "i8mm", "plain"
+_WORDS = ir.VectorType(ir.IntType(32), LANES)
+_BITS = ir.IntType(LANES)
+_LARGEST_PAIR, _LEAST_PAIR = 32767, -32768
+
+
+def products(features: str) -> str:
+    """How a CPU multiplies quads; features: LLVM's names of what it can do."""
+    if "+avx512vnni" in features:
+        return VNNI512
+    if "+avxvnni" in features:
+        return VNNI256
+    if "+avx2" in features:
+        return MADD
+    return USDOT if "+i8mm" in features else PLAIN
+
+
+HOST = products(numba_door.host_features())
+
+
+def fits(weights: NDArray[np.int8]) -> NDArray[np.bool_]:
+    """[...]: whether quads weights[...,4] are added exactly by any CPU: no pair leaves 16 bits, whatever it is multiplied by."""
+    pairs = weights.astype(np.int64).reshape(*weights.shape[:-1], 2, 2)
+    most, least = (255 * side(pairs, 0).sum(-1) for side in (np.maximum, np.minimum))
+    return ((most <= _LARGEST_PAIR) & (least >= _LEAST_PAIR)).all(-1)
+
+
+def split(weights: NDArray[np.int8]) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
+    """Two quads each, which fit and whose sum is the quad."""
+    half = (weights.astype(np.int64) // 2).astype(np.int8)
+    return half, (weights - half).astype(np.int8)
+
+
+def words(quads: NDArray) -> NDArray[np.int32]:
+    """Words of bytes quads[...,4]."""
+    return np.ascontiguousarray(quads).view("<i4")[..., 0]
+
+
+def _parts(e: Emitter, vector: Any, size: int) -> list[Any]:
+    """A vector of words in pieces of `size`."""
+    return [e.shuffle(vector, vector, range(start, start + size)) for start in range(0, LANES, size)]
+
+
+def _joined(e: Emitter, parts: list[Any]) -> Any:
+    while len(parts) > 1:
+        width = 2 * parts[0].type.count
+        parts = [e.shuffle(a, b, range(width)) for a, b in zip(parts[::2], parts[1::2], strict=True)]
+    return parts[0]
+
+
+def _native(e: Emitter, size: int, total: Any, x: Any, w: Any, step: Any) -> Any:
+    """step(words of the sum, bytes of x, bytes of w) for each piece of `size` words."""
+    octets = ir.VectorType(ir.IntType(8), 4 * size)
+    pieces = zip(_parts(e, total, size), _parts(e, x, size), _parts(e, w, size), strict=True)
+    return _joined(e, [step(t, e.builder.bitcast(a, octets), e.builder.bitcast(b, octets)) for t, a, b in pieces])
+
+
+def _dot(e: Emitter, total: Any, x: Any, w: Any) -> Any:
+    """total + the products of x and w, summed within lanes."""
+    builder = e.builder
+    if HOST in (VNNI512, VNNI256):
+        size = 16 if HOST == VNNI512 else 8
+        name = f"llvm.x86.avx512.vpdpbusd.{32 * size}"
+        return _native(e, size, total, x, w, lambda t, a, b: e.call(name, t.type, [t, a, b]))
+    if HOST == USDOT:
+        return _native(e, 4, total, x, w, lambda t, a, b: e.call("llvm.aarch64.neon.usdot.v4i32.v16i8", t.type, [t, a, b]))
+    if HOST == MADD:
+        pairs = ir.VectorType(ir.IntType(16), 16)
+        ones = ir.Constant(pairs, [1] * 16)
+
+        def step(t: Any, a: Any, b: Any) -> Any:
+            short = e.call("llvm.x86.avx2.pmadd.ub.sw", pairs, [a, b])
+            return builder.add(t, e.call("llvm.x86.avx2.pmadd.wd", t.type, [short, ones]))
+
+        return _native(e, 8, total, x, w, step)
+    for k in range(4):
+        total = builder.add(total, builder.mul(_byte(e, x, k), _byte(e, w, k, signed=True)))
+    return total
+
+
+def _byte(e: Emitter, vector: Any, k: int, signed: bool = False) -> Any:
+    """Byte k of each word, as a word."""
+    up = e.builder.shl(vector, ir.Constant(_WORDS, [24 - 8 * k] * LANES)) if k < 3 else vector
+    return (e.builder.ashr if signed else e.builder.lshr)(up, ir.Constant(_WORDS, [24] * LANES))
+
+
+def _as_words(e: Emitter, vector: Any) -> Any:
+    return e.builder.bitcast(vector, _WORDS)
+
+
+def _as_numbers(e: Emitter, vector: Any) -> Any:
+    return e.builder.bitcast(vector, VECTOR)
+
+
+def _word(e: Emitter, array: int, position: Any) -> Any:
+    """array[position], a word, in all lanes."""
+    data = e.builder.bitcast(e.data(array), ir.IntType(32).as_pointer())
+    first = e.builder.insert_element(ir.Constant(_WORDS, ir.Undefined), e.builder.load(e.element(data, position)), ir.IntType(32)(0))
+    return e.shuffle(first, first, [0] * LANES)
+
+
+def _add_quads(e: Emitter) -> Any:
+    w = _word(e, 3, e.args[4])
+    x = [e.load(e.element(e.data(1), e.args[2], (vector, e.lanes(2)))) for vector in range(e.types[0].vectors)]
+    return e.update(lambda row, vector, old: _as_numbers(e, _dot(e, _as_words(e, old), _as_words(e, x[vector]), w)))
+
+
+@operation(_add_quads)
+def tile_add_quads(tile: Tile, array: NDArray, start: int, weights: NDArray, position: int) -> Tile:
+    """tile[0,v] += products of the quads array[start + v*LANES : + LANES] with weights[position]. Arrays of any type of four bytes."""
+    x = np.ascontiguousarray(array[start : start + tile.size]).view(np.uint8).reshape(*tile.shape, 4).astype(np.int32)
+    w = np.ascontiguousarray(weights[position : position + 1]).view(np.int8).astype(np.int32)
+    return (tile.view(np.int32) + (x * w).sum(-1, dtype=np.int32)).view(np.float32)
+
+
+def _same_word(e: Emitter) -> Any:
+    value = _as_numbers(e, _word(e, 0, e.args[1]))
+    return e.tile(lambda row, vector: value)
+
+
+@operation(_same_word)
+def tile_same_word(array: NDArray, position: int, vectors: Size) -> Tile:
+    """array[position] in all lanes, bit for bit."""
+    return np.broadcast_to(array[position : position + 1].view(np.float32), (1, vectors, LANES)).copy()
+
+
+def _real(e: Emitter) -> Any:
+    return e.update(lambda row, vector, old: e.builder.sitofp(_as_words(e, old), VECTOR))
+
+
+@operation(_real)
+def real(tile: Tile) -> Tile:
+    """int32 numbers as float32 ones, to the nearest."""
+    return tile.view(np.int32).astype(np.float32)
+
+
+def _real_bytes(e: Emitter) -> Any:
+    k = e.size(1)
+    return e.update(lambda row, vector, old: e.builder.sitofp(_byte(e, _as_words(e, old), k), VECTOR))
+
+
+@operation(_real_bytes)
+def real_bytes(tile: Tile, k: Size) -> Tile:
+    """Byte k of each quad as a float32 number."""
+    return (tile.view(np.uint32) >> np.uint32(8 * k) & np.uint32(255)).astype(np.float32)
+
+
+def _divided(e: Emitter) -> Any:
+    return e.update(lambda row, vector, old: e.builder.fdiv(old, e.vector(row, vector, tile=1)))
+
+
+@operation(_divided)
+def divided(a: Tile, b: Tile) -> Tile:
+    """a / b"""
+    return a / b
+
+
+def _whole(e: Emitter) -> Any:
+    builder, low, high = e.builder, e.splat(e.args[1]), e.splat(e.args[2])
+
+    def change(row: int, vector: int, old: Any) -> Any:
+        raised = builder.select(builder.fcmp_ordered(">", old, low), old, low)
+        held = builder.select(builder.fcmp_ordered("<", raised, high), raised, high)
+        return builder.sitofp(builder.fptosi(e.call(f"llvm.rint.v{LANES}f32", VECTOR, [held]), _WORDS), VECTOR)
+
+    return e.update(change)
+
+
+@operation(_whole)
+def whole(tile: Tile, low: Float, high: Float) -> Tile:
+    """clip(round(x), low, high), half to even, for whole numbers low <= high; low where x is no number."""
+    held = np.where(tile > low, tile, np.float32(low))
+    return np.rint(np.where(held < high, held, np.float32(high))).astype(np.float32)
+
+
+def _quads(e: Emitter) -> Any:
+    def change(row: int, vector: int, old: Any) -> Any:
+        word = e.builder.fptosi(old, _WORDS)
+        for k in range(1, 4):
+            byte = e.builder.fptosi(e.vector(row, vector, tile=k), _WORDS)
+            word = e.builder.or_(word, e.builder.shl(byte, ir.Constant(_WORDS, [8 * k] * LANES)))
+        return _as_numbers(e, word)
+
+    return e.update(change)
+
+
+@operation(_quads)
+def quads(a: Tile, b: Tile, c: Tile, d: Tile) -> Tile:
+    """Quads of whole numbers from 0 to 255, bytes 0 to 3."""
+    parts = (tile.astype(np.uint32) << np.uint32(8 * k) for k, tile in enumerate((a, b, c, d)))
+    return np.bitwise_or.reduce(list(parts)).view(np.float32)
+
+
+def _chosen(e: Emitter) -> Any:
+    lanes = e.builder.bitcast(e.builder.trunc(e.args[1], _BITS), ir.VectorType(ir.IntType(1), LANES))
+    return e.update(lambda row, vector, old: e.builder.select(lanes, old, e.vector(row, vector, tile=2)))
+
+
+@operation(_chosen)
+def chosen(tile: Tile, bits: int, other: Tile) -> Tile:
+    """Lane l of `tile` where bit l is set, else that of `other`, bit for bit."""
+    return np.where(bits >> np.arange(LANES) & 1 == 1, tile.view(np.int32), other.view(np.int32)).view(np.float32)
+
+
+def _larger_bytes(e: Emitter) -> Any:
+    octets = ir.VectorType(ir.IntType(8), 4 * LANES)
+
+    def change(row: int, vector: int, old: Any) -> Any:
+        a, b = (e.builder.bitcast(value, octets) for value in (old, e.vector(row, vector, tile=1)))
+        return _as_numbers(e, e.builder.bitcast(e.builder.select(e.builder.icmp_unsigned(">", a, b), a, b), _WORDS))
+
+    return e.update(change)
+
+
+@operation(_larger_bytes)
+def larger_bytes(a: Tile, b: Tile) -> Tile:
+    """The larger of each two unsigned bytes."""
+    return np.maximum(a.view(np.uint8), b.view(np.uint8)).view(np.float32)
+
+
+_INTS = types.Array(types.int32, 1, "C")
+
+
+def _int_array(e: Emitter) -> Any:
+    address = e.builder.ptrtoint(e.data(0), ir.IntType(64))
+    return numba_door.array_at(e.context, e.builder, _INTS, address, ir.IntType(64)(1 << 48))
+
+
+@operation(_int_array, lambda array: _INTS(array))
+def as_ints(array: NDArray) -> NDArray:
+    """The words of an array as int32 numbers, of a length that nobody asks."""
+    return array.view(np.int32)
