@@ -1,9 +1,10 @@
 """Random ONNX graphs in the engine and in ONNX Runtime: equal, or refused with a reason.
 
-    python benchmarks/random_graphs.py [--graphs 50000] [--seed 0] [--json FILE] [--processes 1]
+    python benchmarks/random_graphs.py [--graphs 50000] [--seed 0] [--json FILE] [--processes 1] [--grids]
 
-Graphs are those of tests/support/random_graphs.py, the comparison is that of tests/support/onnx_comparison.py. Each runs with a batch of
-1 to 4; every sixteenth on two threads as well. They run in processes of their own: one that crashes or takes more than a minute
+Graphs are those of tests/support/random_graphs.py, the comparison is that of tests/support/onnx_comparison.py; with --grids they
+are networks on eight-bit grids, whose integers are known (tests/support/random_grids.py). Each runs with a batch of 1 to 4, those on
+grids of 3; every sixteenth on two threads as well. They run in processes of their own: one that crashes or takes more than a minute
 is counted and the next graph is tried. Faults are printed; their models are saved beside FILE (else in the current folder). Where FILE
 is there from an earlier run with the same --seed, the run goes on from where that one ended. Exit status 1 if there is any fault.
 """
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
 CHUNK = 250
 """Graphs that one process tries."""
 PATIENCE_S, FIRST_PATIENCE_S = 60.0, 900.0
@@ -34,11 +36,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="The seed of the first graph.")
     parser.add_argument("--json", type=Path, metavar="FILE", help="Keep the counts in this JSON file, and go on from what it has.")
     parser.add_argument("--processes", type=int, default=1, help="How many processes run at a time.")
+    parser.add_argument("--grids", action="store_true", help="Networks on eight-bit grids.")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        return _work(arguments.seed, arguments.graphs)
-    tally = Tally(arguments.json, arguments.seed)
+        return _work(arguments.seed, arguments.graphs, arguments.grids)
+    tally = Tally(arguments.json, arguments.seed, arguments.grids)
     chunks = [(seed, min(CHUNK, arguments.seed + arguments.graphs - seed)) for seed in tally.missing(arguments.seed + arguments.graphs)]
     with ThreadPoolExecutor(arguments.processes) as pool:
         for _ in pool.map(lambda chunk: _chunk(tally, *chunk), chunks):
@@ -50,11 +53,11 @@ def main() -> int:
 class Tally:
     """What was found so far, kept in a file if there is one."""
 
-    def __init__(self, path: Path | None, seed: int) -> None:
-        self._path, self._seed, self._started, self._lock = path, seed, time.monotonic(), threading.Lock()
-        old = json.loads(path.read_text()) if path and path.exists() else {"seed": seed}
-        if old["seed"] != seed:
-            raise SystemExit(f"{path} is of --seed {old['seed']}; give another file, or remove it")
+    def __init__(self, path: Path | None, seed: int, grids: bool) -> None:
+        self._path, self._seed, self._started, self._lock, self.grids = path, seed, time.monotonic(), threading.Lock(), grids
+        old = json.loads(path.read_text()) if path and path.exists() else {"seed": seed, "grids": grids}
+        if old["seed"] != seed or old.get("grids", False) != grids:
+            raise SystemExit(f"{path} is of --seed {old['seed']}{' --grids' * old.get('grids', False)}; give another file, or remove it")
         self.done: set[int] = set(old.get("chunks", []))
         """First seeds of the chunks that have ended."""
         self.counts, self.faults = Counter(old.get("counts", {})), list(old.get("faults", []))
@@ -81,7 +84,14 @@ class Tally:
         with self._lock:
             total = sum(self.counts.values())
             if self._path:
-                kept = {"seed": self._seed, "graphs": total, "counts": self.counts, "faults": self.faults, "reasons": self.reasons}
+                kept = {
+                    "seed": self._seed,
+                    "grids": self.grids,
+                    "graphs": total,
+                    "counts": self.counts,
+                    "faults": self.faults,
+                    "reasons": self.reasons,
+                }
                 seconds = self.seconds + time.monotonic() - self._started
                 self._path.write_text(json.dumps({**kept, "seconds": round(seconds, 1), "chunks": sorted(self.done)}, indent=1))
             if total % (20 * CHUNK) == 0:
@@ -97,14 +107,14 @@ class Tally:
         """The model of a seed, made without loading anything but onnx."""
         folder = (self._path.parent if self._path else Path()) / SAVED
         folder.mkdir(exist_ok=True)
-        (folder / f"{seed}.onnx").write_bytes(_graph(seed).model.SerializeToString())
+        (folder / f"{seed}.onnx").write_bytes(_content(seed, self.grids))
 
 
 def _chunk(tally: Tally, first: int, graphs: int) -> None:
     results: list[dict[str, Any]] = []
     while len(results) < graphs:
         begin = first + len(results)
-        with _started(begin, first + graphs - begin) as process:
+        with _started(begin, first + graphs - begin, tally.grids) as process:
             results += _read(process)
         if len(results) < graphs:
             kind = "crash" if process.returncode not in (0, -9) else "takes too long"
@@ -115,8 +125,8 @@ def _chunk(tally: Tally, first: int, graphs: int) -> None:
     tally.add(first, results)
 
 
-def _started(seed: int, graphs: int) -> subprocess.Popen:
-    command = [sys.executable, __file__, "--worker", "--seed", str(seed), "--graphs", str(graphs)]
+def _started(seed: int, graphs: int, grids: bool) -> subprocess.Popen:
+    command = [sys.executable, __file__, "--worker", "--seed", str(seed), "--graphs", str(graphs), *["--grids"] * grids]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
@@ -135,21 +145,39 @@ def _read(process: subprocess.Popen) -> list[dict[str, Any]]:
 
 
 def _graph(seed: int) -> Any:
-    sys.path.insert(0, str(ROOT / "tests"))
     from support.random_graphs import RandomGraph
 
     return RandomGraph(seed)
 
 
-def _work(seed: int, graphs: int) -> int:
+def _on_grids(seed: int) -> Any:
+    from support.random_grids import RandomGrids
+
+    return RandomGrids(seed, 2 + seed % 20)
+
+
+def _content(seed: int, grids: bool) -> bytes:
+    content: bytes = _on_grids(seed).serialized() if grids else _graph(seed).model.SerializeToString()
+    return content
+
+
+def _outcome(number: int, grids: bool) -> Any:
+    threads = (1, 2) if number % 16 == 0 else (1,)
+    if grids:
+        from support.random_grids import compare
+
+        return compare(_on_grids(number), threads)
+    from support.onnx_comparison import compare as compare_graphs
+
+    graph = _graph(number)
+    return compare_graphs(graph.model.SerializeToString(), [graph.feeds(1 + number % 4, number)], threads)
+
+
+def _work(seed: int, graphs: int, grids: bool) -> int:
     from dataclasses import asdict
 
     for number in range(seed, seed + graphs):
-        graph = _graph(number)
-        from support.onnx_comparison import compare
-
-        feeds = [graph.feeds(1 + number % 4, number)]
-        outcome = compare(graph.model.SerializeToString(), feeds, threads=(1, 2) if number % 16 == 0 else (1,))
+        outcome = _outcome(number, grids)
         print(json.dumps({"seed": number, **asdict(outcome), "fault": outcome.fault}), flush=True)
     return 0
 

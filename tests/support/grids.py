@@ -1,11 +1,12 @@
 """Small networks on eight-bit grids: QDQ files, and what their integers are, in int64."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 
 @dataclass(frozen=True)
@@ -20,12 +21,12 @@ class Grid:
 class File:
     """A graph while it is put together; names of tensors are those of nodes' outputs."""
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
+    def __init__(self, shape: tuple[int, ...], dtype: Any = np.float32) -> None:
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
-        self.input = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", *shape])
+        self.input = _described("x", dtype, ["batch", *shape])
 
-    def constant(self, name: str, content: Any, dtype: Any) -> str:
+    def constant(self, name: str, content: Any, dtype: Any = None) -> str:
         self.constants.append(numpy_helper.from_array(np.asarray(content, dtype), name))
         return name
 
@@ -33,10 +34,14 @@ class File:
         self.nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
         return name
 
+    def parameters(self, tensor: str, grid: Grid, signed: bool = False) -> list[str]:
+        """Scale and zero point."""
+        zero = self.constant(f"{tensor}.zero", grid.zero - 128 * signed, np.int8 if signed else np.uint8)
+        return [self.constant(f"{tensor}.scale", grid.scale, np.float32), zero]
+
     def on_grid(self, tensor: str, grid: Grid, signed: bool = False) -> str:
         """Quantized, and back."""
-        zero = self.constant(f"{tensor}.zero", grid.zero - 128 * signed, np.int8 if signed else np.uint8)
-        parameters = [self.constant(f"{tensor}.scale", grid.scale, np.float32), zero]
+        parameters = self.parameters(tensor, grid, signed)
         quantized = self.node("QuantizeLinear", [tensor, *parameters], f"{tensor}.q")
         return self.node("DequantizeLinear", [quantized, *parameters], f"{tensor}.dq")
 
@@ -53,12 +58,17 @@ class File:
         )
         return self.node(kind, [x, w, b], name, **attributes)
 
-    def model(self, *outputs: str) -> bytes:
-        described = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
+    def model(self, *outputs: str, types: Mapping[str, Any] | None = None) -> bytes:
+        """types: of outputs; those that are not named are float32."""
+        described = [_described(name, (types or {}).get(name, np.float32), None) for name in outputs]
         graph = helper.make_graph(self.nodes, "grids", [self.input], described, self.constants)
         made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
         content: bytes = made.SerializeToString()
         return content
+
+
+def _described(name: str, dtype: Any, shape: Any) -> Any:
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), shape)
 
 
 def conv_sums(

@@ -170,6 +170,18 @@ def same(inputs: Sequence[DType]) -> DType | None:
     return inputs[0] if len(set(inputs)) == 1 else None
 
 
+def typed(layers: Sequence[Layer], inputs: Mapping[str, DType]) -> dict[str, DType]:
+    """The types of all tensors, of those of the inputs; TypeError where a layer cannot compute with what it reads."""
+    types = dict(inputs)
+    for layer in layers:
+        made = layer.dtype([types[name] for name in layer.inputs])
+        if made is None:
+            read = ", ".join(f"{name!r} of {types[name]}" for name in layer.inputs)
+            raise TypeError(f"{type(layer).__name__} {layer.name!r} cannot compute with {read}")
+        types[layer.output] = made
+    return types
+
+
 Handler = Callable[["Node", "Reader"], Sequence[Layer]]
 """Makes layers of a node, and checks all that it uses: RunError where the file contradicts itself, UnsupportedError where ONNX
 Runtime has to run the node."""

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..ir.dtypes import INT8, UINT8, DType
+from ..ir.dtypes import INT8, DType
 from ..ir.grids import Grid
-from ..ir.network import Box, Layer, Piece
+from ..ir.network import Box, Layer, Piece, typed
 from ..ops.assemble import Assemble
 from ..ops.conv import Conv
 from ..ops.grids import Dequantize, Quantize
@@ -40,8 +40,18 @@ def integers(
     """(layers of which those on grids compute in integers, sizes of their tensors); inputs: types of what comes from outside."""
     if not any(isinstance(layer, Quantize | Dequantize) for layer in layers):
         return list(layers), dict(boxes)
-    made = _joined(_fused(layers, boxes, set(outputs)), set(outputs))
-    return _quads(made, boxes, inputs, set(outputs))
+    grids = _grids(layers)
+    made = _joined(_fused(layers, boxes, grids, set(outputs)), set(outputs))
+    return _Quads(boxes, typed(layers, inputs), grids, set(outputs)).rewritten(made, inputs)
+
+
+def _grids(layers: Sequence[Layer]) -> dict[str, Grid]:
+    """The grid of each tensor that is on one: where nothing in the program quantizes it, that of the first who reads it."""
+    made = {layer.output: layer.grid for layer in layers if isinstance(layer, Quantize)}
+    for layer in layers:
+        if isinstance(layer, Dequantize):
+            made.setdefault(layer.inputs[0], layer.grid)
+    return made
 
 
 class _Fusing:
@@ -52,7 +62,6 @@ class _Fusing:
         self.readers: dict[str, list[Layer]] = defaultdict(list)
         self.sources: dict[str, Dequantize] = {}
         """float32 tensors that come from grids."""
-        self.grids: dict[str, Grid] = {}
         self.done: set[str] = set()
         """Outputs that a layer before makes, in integers."""
         for layer in layers:
@@ -74,13 +83,15 @@ class _Fusing:
         return None
 
 
-def _fused(layers: Sequence[Layer], boxes: Mapping[str, Box], outputs: set[str]) -> list[Layer]:
+def _fused(layers: Sequence[Layer], boxes: Mapping[str, Box], grids: Mapping[str, Grid], outputs: set[str]) -> list[Layer]:
+    """grids: those of tensors, around which their zero points lie: who reads one on another grid reads it as float32."""
     state, result = _Fusing(layers, boxes, outputs), list[Layer]()
     for layer in layers:
         if layer.output in state.done:
             continue
         if isinstance(layer, Dequantize):
-            state.sources[layer.output] = layer
+            if layer.grid.zero == grids[layer.inputs[0]].zero:
+                state.sources[layer.output] = layer
         elif all(name in state.sources for name in layer.inputs):
             layer = _fuse(state, layer)
         result.append(layer)
@@ -231,64 +242,75 @@ def _joined(layers: Sequence[Layer], outputs: set[str]) -> list[Layer]:
 _ON_QUADS = (Quantize, Dequantize, QuadConv, QuadAdd, QuadPool, QuadMean, QuadAssemble)
 
 
-def _quads(
-    layers: Sequence[Layer], boxes: Mapping[str, Box], inputs: Mapping[str, DType], outputs: set[str]
-) -> tuple[list[Layer], dict[str, Box]]:
-    """Tensors on grids become quads, called otherwise; those that others read, or make, are unpacked, or packed."""
-    sizes, result = dict(boxes), list[Layer]()
-    read = {name for layer in layers if not isinstance(layer, _ON_QUADS) for name in layer.inputs} | outputs
-    sources = {layer.inputs[0]: layer for layer in layers if isinstance(layer, Dequantize)}
-    signed = {layer.output: layer.signed for layer in layers if isinstance(layer, Quantize)} | {n: d == INT8 for n, d in inputs.items()}
-    phases: dict[Any, str] = {}
+class _Quads:
+    """Tensors on grids as quads, called otherwise: what others make is packed, what they read, or the caller does, is unpacked."""
 
-    def quads(name: str) -> str:
-        C, H, W = boxes[name]
-        sizes[f"{name} quads"] = (-(-C // _QUAD), H, W)
+    def __init__(self, boxes: Mapping[str, Box], types: Mapping[str, DType], grids: Mapping[str, Grid], outputs: set[str]) -> None:
+        self._boxes, self._types, self._grids, self._outputs = boxes, types, grids, outputs
+        self._sizes, self._result = dict(boxes), list[Layer]()
+        self._phases: dict[Any, str] = {}
+
+    def rewritten(self, layers: Sequence[Layer], inputs: Collection[str]) -> tuple[list[Layer], dict[str, Box]]:
+        """The layers, and the sizes of their tensors."""
+        here = [layer for layer in layers if isinstance(layer, _ON_QUADS) and not isinstance(layer, Quantize)]
+        needed = {name for layer in here for name in layer.inputs}
+        elsewhere = {name for layer in layers if not isinstance(layer, _ON_QUADS) for name in layer.inputs} | self._outputs
+        for name in [name for name in inputs if name in needed]:
+            self._pack(name)
+        for layer in layers:
+            if not isinstance(layer, _ON_QUADS):
+                self._result.append(layer)
+                if layer.output in needed:
+                    self._pack(layer.output)
+                continue
+            new = self._on_quads(layer)
+            self._result.append(new)
+            if new.output != layer.output and layer.output in elsewhere:
+                signed = self._types[layer.output] == INT8
+                self._result.append(Unpack(name=layer.output, inputs=(new.output,), output=layer.output, signed=signed))
+        return self._result, self._sizes
+
+    def _pack(self, name: str) -> None:
+        signed = self._types[name] == INT8
+        self._result.append(Pack(name=name, inputs=(name,), output=self._name(name), grid=self._grids[name], signed=signed))
+
+    def _name(self, name: str) -> str:
+        C, H, W = self._boxes[name]
+        self._sizes[f"{name} quads"] = (-(-C // _QUAD), H, W)
         return f"{name} quads"
 
-    for name, dtype in inputs.items():
-        if dtype in (UINT8, INT8) and name in sources:
-            result.append(Pack(name=name, inputs=(name,), output=quads(name), grid=sources[name].grid, signed=signed[name]))
-    for layer in layers:
+    def _on_quads(self, layer: Layer) -> Layer:
+        if isinstance(layer, Quantize):
+            return replace(layer, output=self._name(layer.output), quads=True)
+        inputs = tuple(map(self._name, layer.inputs))
         if isinstance(layer, Dequantize):
-            result.append(replace(layer, inputs=(quads(layer.inputs[0]),), quads=True))
-            continue
-        if not isinstance(layer, _ON_QUADS):
-            result.append(layer)
-            continue
-        if isinstance(layer, QuadConv) and layer.grid is None:
-            new: Layer = replace(layer, inputs=(quads(layer.inputs[0]),))
-        elif isinstance(layer, Quantize):
-            new = replace(layer, output=quads(layer.output), quads=True)
-        else:
-            new = replace(layer, inputs=tuple(quads(name) for name in layer.inputs), output=quads(layer.output))
-        if isinstance(new, QuadConv):
-            new = _unstrided(new, boxes[layer.output], sizes, phases, result)
-        result.append(new)
-        if new.output != layer.output and layer.output in read:
-            result.append(Unpack(name=layer.output, inputs=(new.output,), output=layer.output, signed=signed[layer.output]))
-    return result, sizes
+            return replace(layer, inputs=inputs, quads=True)
+        if not isinstance(layer, QuadConv):
+            return replace(layer, inputs=inputs, output=self._name(layer.output))
+        output = layer.output if layer.grid is None else self._name(layer.output)
+        return self._unstrided(replace(layer, inputs=inputs, output=output), self._boxes[layer.output])
 
-
-def _unstrided(conv: QuadConv, output: Box, sizes: dict[str, Box], phases: dict[Any, str], result: list[Layer]) -> QuadConv:
-    """A convolution with strides as one over the phases of its input, which are made where nobody has made them yet."""
-    if conv.strides == (1, 1):
-        return conv
-    F, C, kh, kw, _ = conv.weights.shape
-    rows, columns = (_Axis(taps, conv.strides[k], conv.dilations[k], conv.pads[k], output[k + 1]) for k, taps in enumerate((kh, kw)))
-    places = tuple((a, b) for a in rows.phases for b in columns.phases)
-    weights = np.zeros((F, len(places) * C, rows.taps, columns.taps, _QUAD), np.int8)
-    for u in range(kh):
-        for v in range(kw):
-            k = places.index((rows.phase(u), columns.phase(v)))
-            weights[:, k * C : (k + 1) * C, rows.offset(u), columns.offset(v)] = conv.weights[:, :, u, v]
-    key = conv.inputs[0], places, conv.strides, rows.size, columns.size
-    if key not in phases:
-        phases[key] = name = f"{conv.inputs[0]} in {len(phases)} phases"
-        sizes[name] = (len(places) * C, rows.size, columns.size)
-        result.append(Phases(name=name, inputs=conv.inputs[:1], output=name, grid=conv.source, places=places, strides=conv.strides))
-    pads = (rows.before, columns.before, 0, 0)
-    return replace(conv, inputs=(phases[key], *conv.inputs[1:]), weights=weights, pads=pads, strides=(1, 1), dilations=(1, 1))
+    def _unstrided(self, conv: QuadConv, output: Box) -> QuadConv:
+        """A convolution with strides as one over the phases of its input, which are made where nobody has made them yet."""
+        if conv.strides == (1, 1):
+            return conv
+        F, C, kh, kw, _ = conv.weights.shape
+        rows, columns = (_Axis(taps, conv.strides[k], conv.dilations[k], conv.pads[k], output[k + 1]) for k, taps in enumerate((kh, kw)))
+        places = tuple((a, b) for a in rows.phases for b in columns.phases)
+        weights = np.zeros((F, len(places) * C, rows.taps, columns.taps, _QUAD), conv.weights.dtype)
+        for u in range(kh):
+            for v in range(kw):
+                k = places.index((rows.phase(u), columns.phase(v)))
+                weights[:, k * C : (k + 1) * C, rows.offset(u), columns.offset(v)] = conv.weights[:, :, u, v]
+        key = conv.inputs[0], places, conv.strides, rows.size, columns.size
+        if key not in self._phases:
+            self._phases[key] = name = f"{conv.inputs[0]} in {len(self._phases)} phases"
+            self._sizes[name] = (len(places) * C, rows.size, columns.size)
+            made = Phases(name=name, inputs=conv.inputs[:1], output=name, grid=conv.source, places=places, strides=conv.strides)
+            self._result.append(made)
+        pads = (rows.before, columns.before, 0, 0)
+        inputs = (self._phases[key], *conv.inputs[1:])
+        return replace(conv, inputs=inputs, weights=weights, pads=pads, strides=(1, 1), dilations=(1, 1))
 
 
 class _Axis:

@@ -11,7 +11,7 @@ from fineprune.common.errors import RunError
 
 from ..ir.conv import CONSTANTS, INDEX, Op
 from ..ir.dtypes import FLOAT32, QUAD, DType, slots
-from ..ir.network import Box, Candidate, Layer
+from ..ir.network import Box, Candidate, Layer, typed
 from ..ir.program import ALIGN, Operation, Program, aligned
 from ..ops.assemble import part
 from . import memory
@@ -62,18 +62,6 @@ def planned(
         candidates = measure(layers, boxes, candidates)
     chosen = choose(layers, boxes, candidates, types)
     return instructions(layers, boxes, types, inputs, outputs, chosen)
-
-
-def typed(layers: Sequence[Layer], inputs: Mapping[str, DType]) -> dict[str, DType]:
-    """The types of all tensors, of those of the inputs; TypeError where a layer cannot compute with what it reads."""
-    types = dict(inputs)
-    for layer in layers:
-        made = layer.dtype([types[name] for name in layer.inputs])
-        if made is None:
-            read = ", ".join(f"{name!r} of {types[name]}" for name in layer.inputs)
-            raise TypeError(f"{type(layer).__name__} {layer.name!r} cannot compute with {read}")
-        types[layer.output] = made
-    return types
 
 
 def _fastest(layer: Layer) -> float:

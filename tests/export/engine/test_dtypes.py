@@ -11,12 +11,12 @@ from onnx import TensorProto, helper, numpy_helper
 from fineprune.common.errors import UsageError
 from fineprune.export.engine import Session
 from fineprune.export.engine.ir.dtypes import DTYPES, FLOAT32, INT8, UINT8, DType, slots
-from fineprune.export.engine.ir.network import Box, Layer, Piece
+from fineprune.export.engine.ir.network import Box, Layer, Piece, typed
 from fineprune.export.engine.ops.assemble import Assemble
 from fineprune.export.engine.ops.permute import Permute
 from fineprune.export.engine.passes.layouts import conversion_cost
 from fineprune.export.engine.passes.memory import Key, arena
-from fineprune.export.engine.passes.program import build, typed
+from fineprune.export.engine.passes.program import build
 from fineprune.export.engine.run.threads import Team
 from support.engine_layers import BOX, conv, relu
 from support.onnx_comparison import compare
