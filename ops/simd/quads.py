@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from .. import numba_door
 from ..numba_door import ir
+from . import registers
 from .declare import LANES, VECTOR, Emitter, Float, Size, Tile, operation
 
 VNNI512, VNNI256, MADD, USDOT, PLAIN = "avx512vnni", "avxvnni", "avx2", "i8mm", "plain"
@@ -36,6 +37,8 @@ def products(features: str) -> str:
 
 
 HOST = products(numba_door.host_features())
+UNIT = max(8, registers.HOST.floats)
+"""Lanes of which so many are computed as are needed: those of a register, or of two small ones."""
 
 
 def fits(weights: NDArray[np.int8]) -> NDArray[np.bool_]:
@@ -68,22 +71,22 @@ def _joined(e: Emitter, parts: list[Any]) -> Any:
     return parts[0]
 
 
-def _native(e: Emitter, size: int, total: Any, x: Any, w: Any, step: Any) -> Any:
-    """step(words of the sum, bytes of x, bytes of w) for each piece of `size` words."""
+def _native(e: Emitter, size: int, total: Any, x: Any, w: Any, lanes: int, step: Any) -> Any:
+    """step(words of the sum, bytes of x, bytes of w) for each piece of `size` words of the first `lanes`."""
     octets = ir.VectorType(ir.IntType(8), 4 * size)
-    pieces = zip(_parts(e, total, size), _parts(e, x, size), _parts(e, w, size), strict=True)
-    return _joined(e, [step(t, e.builder.bitcast(a, octets), e.builder.bitcast(b, octets)) for t, a, b in pieces])
+    pieces = zip(range(0, LANES, size), _parts(e, total, size), _parts(e, x, size), _parts(e, w, size), strict=True)
+    return _joined(e, [step(t, e.builder.bitcast(a, octets), e.builder.bitcast(b, octets)) if k < lanes else t for k, t, a, b in pieces])
 
 
-def _dot(e: Emitter, total: Any, x: Any, w: Any) -> Any:
-    """total + the products of x and w, summed within lanes."""
+def _dot(e: Emitter, total: Any, x: Any, w: Any, lanes: int = LANES) -> Any:
+    """total + the products of x and w, summed within the first lanes."""
     builder = e.builder
     if HOST in (VNNI512, VNNI256):
         size = 16 if HOST == VNNI512 else 8
         name = f"llvm.x86.avx512.vpdpbusd.{32 * size}"
-        return _native(e, size, total, x, w, lambda t, a, b: e.call(name, t.type, [t, a, b]))
+        return _native(e, size, total, x, w, lanes, lambda t, a, b: e.call(name, t.type, [t, a, b]))
     if HOST == USDOT:
-        return _native(e, 4, total, x, w, lambda t, a, b: e.call("llvm.aarch64.neon.usdot.v4i32.v16i8", t.type, [t, a, b]))
+        return _native(e, 4, total, x, w, lanes, lambda t, a, b: e.call("llvm.aarch64.neon.usdot.v4i32.v16i8", t.type, [t, a, b]))
     if HOST == MADD:
         pairs = ir.VectorType(ir.IntType(16), 16)
         ones = ir.Constant(pairs, [1] * 16)
@@ -92,7 +95,7 @@ def _dot(e: Emitter, total: Any, x: Any, w: Any) -> Any:
             short = e.call("llvm.x86.avx2.pmadd.ub.sw", pairs, [a, b])
             return builder.add(t, e.call("llvm.x86.avx2.pmadd.wd", t.type, [short, ones]))
 
-        return _native(e, 8, total, x, w, step)
+        return _native(e, 8, total, x, w, lanes, step)
     for k in range(4):
         total = builder.add(total, builder.mul(_byte(e, x, k), _byte(e, w, k, signed=True)))
     return total
@@ -120,14 +123,17 @@ def _word(e: Emitter, array: int, position: Any) -> Any:
 
 
 def _add_quads(e: Emitter) -> Any:
-    w = _word(e, 3, e.args[4])
+    w, lanes = _word(e, 3, e.args[4]), e.size(5) * UNIT
     x = [e.load(e.element(e.data(1), e.args[2], (vector, e.lanes(2)))) for vector in range(e.types[0].vectors)]
-    return e.update(lambda row, vector, old: _as_numbers(e, _dot(e, _as_words(e, old), _as_words(e, x[vector]), w)))
+    return e.update(lambda row, vector, old: _as_numbers(e, _dot(e, _as_words(e, old), _as_words(e, x[vector]), w, lanes - vector * LANES)))
 
 
 @operation(_add_quads)
-def tile_add_quads(tile: Tile, array: NDArray, start: int, weights: NDArray, position: int) -> Tile:
-    """tile[0,v] += products of the quads array[start + v*LANES : + LANES] with weights[position]. Arrays of any type of four bytes."""
+def tile_add_quads(tile: Tile, array: NDArray, start: int, weights: NDArray, position: int, units: Size) -> Tile:
+    """tile[0,v] += products of the quads array[start + v*LANES : + LANES] with weights[position], in the first `units` of UNIT lanes.
+
+    Other lanes are as they were, or the same. Arrays are of any type of four bytes.
+    """
     x = np.ascontiguousarray(array[start : start + tile.size]).view(np.uint8).reshape(*tile.shape, 4).astype(np.int32)
     w = np.ascontiguousarray(weights[position : position + 1]).view(np.int8).astype(np.int32)
     return (tile.view(np.int32) + (x * w).sum(-1, dtype=np.int32)).view(np.float32)
@@ -177,27 +183,30 @@ def divided(a: Tile, b: Tile) -> Tile:
 
 def _whole(e: Emitter) -> Any:
     builder, low, high = e.builder, e.splat(e.args[1]), e.splat(e.args[2])
+    up = e.builder.trunc(e.args[3], ir.IntType(32))
+    first = builder.insert_element(ir.Constant(_WORDS, ir.Undefined), up, ir.IntType(32)(0))
+    raise_by = e.shuffle(first, first, [0] * LANES)
 
     def change(row: int, vector: int, old: Any) -> Any:
         raised = builder.select(builder.fcmp_ordered(">", old, low), old, low)
         held = builder.select(builder.fcmp_ordered("<", raised, high), raised, high)
-        return builder.sitofp(builder.fptosi(e.call(f"llvm.rint.v{LANES}f32", VECTOR, [held]), _WORDS), VECTOR)
+        return _as_numbers(e, builder.add(e.call(f"llvm.lrint.v{LANES}i32.v{LANES}f32", _WORDS, [held]), raise_by))
 
     return e.update(change)
 
 
 @operation(_whole)
-def whole(tile: Tile, low: Float, high: Float) -> Tile:
-    """clip(round(x), low, high), half to even, for whole numbers low <= high; low where x is no number."""
+def whole(tile: Tile, low: Float, high: Float, up: int) -> Tile:
+    """clip(round(x), low, high) + up as int32 numbers, round half to even, low <= high whole; of what is no number low + up."""
     held = np.where(tile > low, tile, np.float32(low))
-    return np.rint(np.where(held < high, held, np.float32(high))).astype(np.float32)
+    return (np.rint(np.where(held < high, held, np.float32(high))).astype(np.int32) + np.int32(up)).view(np.float32)
 
 
 def _quads(e: Emitter) -> Any:
     def change(row: int, vector: int, old: Any) -> Any:
-        word = e.builder.fptosi(old, _WORDS)
+        word = _as_words(e, old)
         for k in range(1, 4):
-            byte = e.builder.fptosi(e.vector(row, vector, tile=k), _WORDS)
+            byte = _as_words(e, e.vector(row, vector, tile=k))
             word = e.builder.or_(word, e.builder.shl(byte, ir.Constant(_WORDS, [8 * k] * LANES)))
         return _as_numbers(e, word)
 
@@ -206,8 +215,8 @@ def _quads(e: Emitter) -> Any:
 
 @operation(_quads)
 def quads(a: Tile, b: Tile, c: Tile, d: Tile) -> Tile:
-    """Quads of whole numbers from 0 to 255, bytes 0 to 3."""
-    parts = (tile.astype(np.uint32) << np.uint32(8 * k) for k, tile in enumerate((a, b, c, d)))
+    """Quads of int32 numbers from 0 to 255, bytes 0 to 3."""
+    parts = (tile.view(np.uint32) << np.uint32(8 * k) for k, tile in enumerate((a, b, c, d)))
     return np.bitwise_or.reduce(list(parts)).view(np.float32)
 
 

@@ -128,8 +128,8 @@ def grid_of(node: "Node", reader: "Reader", scale: int, zero: int) -> tuple[Grid
 def run_quantize(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
     """Kernel "quantize"."""
     m = _fields(meta, op)
-    scale, zero, C, W = same(constants[m.constants], 1), np.float32(m.zero), m.channels, m.columns
-    low, high, up = np.float32(m.range.low) - zero, np.float32(m.range.high) - zero, same(zero, 1)
+    scale, zero, C, W = same(constants[m.constants], 1), m.zero, m.channels, m.columns
+    low, high = np.float32(m.range.low - zero), np.float32(m.range.high - zero)
     for i in range(first, last):
         for q in range((C + 3) // 4):
             x = m.x.start + i * m.x.row + 4 * q * m.x.channel
@@ -138,10 +138,10 @@ def run_quantize(first: int, last: int, scratch: int, arena: NDArray, constants:
             y = m.y.start + q * m.y.channel + i * m.y.row
             for j in range(0, W, LANES):
                 s = x + j
-                byte0 = added(whole(divided(load(arena, s, 1), scale), low, high), up)
-                byte1 = added(whole(divided(load(arena, s + b, 1), scale), low, high), up)
-                byte2 = added(whole(divided(load(arena, s + c, 1), scale), low, high), up)
-                byte3 = added(whole(divided(load(arena, s + d, 1), scale), low, high), up)
+                byte0 = whole(divided(load(arena, s, 1), scale), low, high, zero)
+                byte1 = whole(divided(load(arena, s + b, 1), scale), low, high, zero)
+                byte2 = whole(divided(load(arena, s + c, 1), scale), low, high, zero)
+                byte3 = whole(divided(load(arena, s + d, 1), scale), low, high, zero)
                 put(quads(byte0, byte1, byte2, byte3), arena, y + j, W - j, scratch)
 
 

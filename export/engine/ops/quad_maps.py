@@ -90,10 +90,10 @@ def run_add(first: int, last: int, scratch: int, arena: NDArray, constants: NDAr
             y = m.y.start + c * m.y.channel + i * m.y.row
             for j in range(0, m.width, LANES):
                 s, t = load(arena, x + j, 1), load(arena, z + j, 1)
-                q0 = whole(multiply_added(real_bytes(s, 0), a, multiply_added(real_bytes(t, 0), b, shift)), low, high)
-                q1 = whole(multiply_added(real_bytes(s, 1), a, multiply_added(real_bytes(t, 1), b, shift)), low, high)
-                q2 = whole(multiply_added(real_bytes(s, 2), a, multiply_added(real_bytes(t, 2), b, shift)), low, high)
-                q3 = whole(multiply_added(real_bytes(s, 3), a, multiply_added(real_bytes(t, 3), b, shift)), low, high)
+                q0 = whole(multiply_added(real_bytes(s, 0), a, multiply_added(real_bytes(t, 0), b, shift)), low, high, 0)
+                q1 = whole(multiply_added(real_bytes(s, 1), a, multiply_added(real_bytes(t, 1), b, shift)), low, high, 0)
+                q2 = whole(multiply_added(real_bytes(s, 2), a, multiply_added(real_bytes(t, 2), b, shift)), low, high, 0)
+                q3 = whole(multiply_added(real_bytes(s, 3), a, multiply_added(real_bytes(t, 3), b, shift)), low, high, 0)
                 put(quads(q0, q1, q2, q3), arena, y + j, m.width - j, scratch)
 
 

@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fineprune.ops.simd import LANES, at, pointer
-from fineprune.ops.simd.quads import as_ints, chosen, fits, quads, real, real_bytes, split, tile_add_quads, tile_same_word, whole, words
+from fineprune.ops.simd.quads import UNIT, as_ints, chosen, fits, quads, real, real_bytes, split, tile_add_quads, tile_same_word, whole, words
 from fineprune.ops.simd.registers import HOST, Registers
-from fineprune.ops.simd.vectors import added, load, multiplied, multiply_added, same, store
+from fineprune.ops.simd.vectors import load, multiplied, multiply_added, same, store
 
 from ..ir.conv import Margins, Op, View
 from ..ir.dtypes import FLOAT32, QUAD, DType
@@ -36,16 +36,16 @@ from ..jit import jit
 from .margins import margins, word_of
 
 FILTERS = 4
-_MOST_VECTORS = 8
+_MOST_UNITS = 12
 """Of a tile: enough to hide what a list entry takes besides; each size is compiled."""
 
 
-def most_vectors(registers: Registers) -> int:
+def most_units(registers: Registers) -> int:
     """Of sums in registers, beside a weight, a factor of ones and what is on its way."""
-    return min(_MOST_VECTORS, registers.vectors(beside=4))
+    return min(_MOST_UNITS, (registers.count - 4) * registers.floats // UNIT)
 
 
-_MOST = most_vectors(HOST)
+_MOST = most_units(HOST)
 _META = Record(
     x=INT,
     y=PLACE,
@@ -201,7 +201,7 @@ class QuadConv(Layer):
             index=np.concatenate(index).astype(np.int32),
             constants=np.concatenate([ratios, factors]).astype(np.float32),
             costs=(np.diff(tiles)[:, None] * work).reshape(-1),
-            scratch=FILTERS * _MOST * LANES,
+            scratch=FILTERS * (_MOST * UNIT + LANES),
         )
         return [*margins(y, self.zero), op]
 
@@ -211,10 +211,15 @@ class QuadConv(Layer):
 
 
 def _tiles(line: int) -> NDArray[np.int64]:
-    """Bounds of tiles, in vectors: as few as possible, of about one size."""
+    """Bounds of tiles of whole vectors, but for the last, in units: as few as possible, of about one size."""
     vectors = -(-line // LANES)
-    count = -(-vectors // _MOST)
-    return np.arange(count + 1) * vectors // count
+    count = -(-vectors // (_MOST // _TOGETHER))
+    bounds = np.arange(count + 1) * vectors // count * _TOGETHER
+    bounds[-1] = -(-line // UNIT)
+    return bounds
+
+
+_TOGETHER = LANES // UNIT
 
 
 def _bits(line: int, y: View) -> NDArray[np.int64]:
@@ -224,18 +229,18 @@ def _bits(line: int, y: View) -> NDArray[np.int64]:
     return there.reshape(-1, LANES) @ (1 << np.arange(LANES))
 
 
-def _summed(vectors: int) -> Callable[..., None]:
-    """Sums of a filter for so many vectors of positions, or of fewer."""
-    smaller = _summed(vectors - 1) if vectors > 1 else None
+def _summed(units: int) -> Callable[..., None]:
+    """Sums of a filter for so many units of positions, or for fewer."""
+    smaller, vectors = _summed(units - 1) if units > 1 else None, -(-units // _TOGETHER)
 
     @jit
     def filter_sums(n: int, arena: Any, x: int, index: Any, entry: int, end: int, bias: int, scratch: int) -> None:
-        if smaller is not None and n < vectors:
+        if smaller is not None and n < units:
             smaller(n, arena, x, index, entry, end, bias, scratch)
         else:
             total = tile_same_word(index, bias, vectors)
             for e in range(entry, end, 2):
-                total = tile_add_quads(total, arena, x + at(index, e), index, e + 1)
+                total = tile_add_quads(total, arena, x + at(index, e), index, e + 1, units)
             store(total, arena, scratch)
 
     return filter_sums
@@ -252,48 +257,48 @@ def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray,
     for item in range(first, last):
         tile, k = m.index + item // m.sets, item % m.sets
         begin = np.int64(index[tile])
-        n, f = index[tile + 1] - begin, k * FILTERS
+        n, f, start = index[tile + 1] - begin, k * FILTERS, begin * UNIT
+        step = (n + _TOGETHER - 1) // _TOGETHER * LANES
         for r in range(FILTERS):
             bound = m.index + m.entries + f + r
             entry, end = m.index + np.int64(index[bound]), m.index + np.int64(index[bound + 1])
-            _sums(n, memory, m.x + begin * LANES, numbers, entry, end, m.index + m.bias + f + r, scratch + r * n * LANES)
+            _sums(n, memory, m.x + start, numbers, entry, end, m.index + m.bias + f + r, scratch + r * step)
         if m.filters == 0:
-            _finish(m, n, begin, k, scratch, arena, constants, index)
+            _finish(m, step, start, k, scratch, arena, constants, index)
         else:
             sums = as_ints(arena)
             for r in range(min(FILTERS, m.filters - f)):
                 factor = constants[m.constants + _FACTORS + f + r]
-                arena[m.y.start + (f + r) * m.y.channel] = np.float32(sums[scratch + r * n * LANES]) * factor
+                arena[m.y.start + (f + r) * m.y.channel] = np.float32(sums[scratch + r * step]) * factor
 
 
 @jit
-def _finish(m: Any, n: int, begin: int, k: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray) -> None:
-    """Sums of four filters become quads."""
-    c, zero = m.constants, np.float32(m.first.zero)
-    low, high, up = np.float32(m.first.low) - zero, np.float32(m.first.high) - zero, same(zero, 1)
+def _finish(m: Any, step: int, start: int, k: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray) -> None:
+    """Sums of four filters, `step` positions from `start` on, become quads."""
+    c, zero = m.constants, m.first.zero
+    low, high = np.float32(m.first.low - zero), np.float32(m.first.high - zero)
     least, most = np.float32(m.last.low), np.float32(m.last.high)
     f = c + _FACTORS + k * FILTERS
     f0, f1, f2, f3 = same(constants[f], 1), same(constants[f + 1], 1), same(constants[f + 2], 1), same(constants[f + 3], 1)
     a, b, shift = same(constants[c + _RATIO_Q], 1), same(constants[c + _RATIO_R], 1), same(constants[c + _SHIFT], 1)
-    between = tile_same_word(index, m.index + m.word, 1)
-    y = m.y.start + k * m.y.channel + begin * LANES
-    residual = m.residual.start + k * m.residual.channel + begin * LANES
-    for v in range(n):
-        s = scratch + v * LANES
-        step = n * LANES
-        q0 = added(whole(multiplied(real(load(arena, s, 1)), f0), low, high), up)
-        q1 = added(whole(multiplied(real(load(arena, s + step, 1)), f1), low, high), up)
-        q2 = added(whole(multiplied(real(load(arena, s + 2 * step, 1)), f2), low, high), up)
-        q3 = added(whole(multiplied(real(load(arena, s + 3 * step, 1)), f3), low, high), up)
+    between, bits = tile_same_word(index, m.index + m.word, 1), m.index + m.bits + start // LANES
+    y = m.y.start + k * m.y.channel + start
+    residual = m.residual.start + k * m.residual.channel + start
+    for p in range(0, step, LANES):
+        s = scratch + p
+        q0 = whole(multiplied(real(load(arena, s, 1)), f0), low, high, zero)
+        q1 = whole(multiplied(real(load(arena, s + step, 1)), f1), low, high, zero)
+        q2 = whole(multiplied(real(load(arena, s + 2 * step, 1)), f2), low, high, zero)
+        q3 = whole(multiplied(real(load(arena, s + 3 * step, 1)), f3), low, high, zero)
         if m.residual.start >= 0:
-            r = load(arena, residual + v * LANES, 1)
+            r = load(arena, residual + p, 1)
             r0, r1, r2, r3 = real_bytes(r, 0), real_bytes(r, 1), real_bytes(r, 2), real_bytes(r, 3)
+            q0, q1, q2, q3 = real(q0), real(q1), real(q2), real(q3)
             if m.after == 0:
                 q0, q1 = multiply_added(q0, a, multiply_added(r0, b, shift)), multiply_added(q1, a, multiply_added(r1, b, shift))
                 q2, q3 = multiply_added(q2, a, multiply_added(r2, b, shift)), multiply_added(q3, a, multiply_added(r3, b, shift))
             else:
                 q0, q1 = multiply_added(r0, b, multiply_added(q0, a, shift)), multiply_added(r1, b, multiply_added(q1, a, shift))
                 q2, q3 = multiply_added(r2, b, multiply_added(q2, a, shift)), multiply_added(r3, b, multiply_added(q3, a, shift))
-            q0, q1, q2, q3 = whole(q0, least, most), whole(q1, least, most), whole(q2, least, most), whole(q3, least, most)
-        bits = int(index[m.index + m.bits + begin + v])
-        store(chosen(quads(q0, q1, q2, q3), bits, between), arena, y + v * LANES)
+            q0, q1, q2, q3 = whole(q0, least, most, 0), whole(q1, least, most, 0), whole(q2, least, most, 0), whole(q3, least, most, 0)
+        store(chosen(quads(q0, q1, q2, q3), int(index[bits + p // LANES]), between), arena, y + p)
