@@ -150,6 +150,78 @@ def tile_same_word(array: NDArray, position: int, vectors: Size) -> Tile:
     return np.broadcast_to(array[position : position + 1].view(np.float32), (1, vectors, LANES)).copy()
 
 
+def _words_at(e: Emitter, array: int, start: Any) -> Any:
+    """LANES words of array[start:]."""
+    pointer = e.builder.bitcast(e.element(e.data(array), start), _WORDS.as_pointer())
+    vector = e.builder.load(pointer)
+    vector.align = 4
+    return vector
+
+
+def _same_words(e: Emitter) -> Any:
+    value = _as_numbers(e, _words_at(e, 0, e.args[1]))
+    return e.tile(lambda row, vector: value)
+
+
+@operation(_same_words)
+def tile_same_words(array: NDArray, position: int, rows: Size) -> Tile:
+    """Rows of array[position : + LANES], bit for bit."""
+    return np.repeat(array[position : position + LANES].view(np.float32)[None, None], rows, 0)
+
+
+def _add_filters(e: Emitter) -> Any:
+    builder, size = e.builder, e.args[3].type
+    weights = _words_at(e, 2, e.args[5])
+    offset = builder.sext(builder.load(e.element(e.data(2), e.args[4])), size)
+    first = builder.gep(e.data(1), [offset], inbounds=True)
+
+    def change(row: int, vector: int, old: Any) -> Any:
+        place = builder.sext(builder.load(e.element(e.data(2), builder.add(e.args[3], ir.Constant(size, row)))), size)
+        x = _as_words(e, e.broadcast(builder.gep(first, [place], inbounds=True)))
+        return _as_numbers(e, _dot(e, _as_words(e, old), x, weights))
+
+    return e.update(change)
+
+
+@operation(_add_filters)
+def tile_add_filters(tile: Tile, array: NDArray, index: NDArray, places: int, offset: int, weights: int) -> Tile:
+    """tile[r,0] += products of the quad array[index[places + r] + index[offset]] with index[weights : + LANES], one for each lane.
+
+    index: int32.
+    """
+    at = index[places : places + len(tile)].astype(np.int64) + int(index[offset])
+    x = np.ascontiguousarray(array[at]).view(np.uint8).reshape(len(tile), 1, 1, 4).astype(np.int32)
+    w = np.ascontiguousarray(index[weights : weights + LANES]).view(np.int8).reshape(LANES, 4).astype(np.int32)
+    return (tile.view(np.int32) + (x * w).sum(-1, dtype=np.int32)).view(np.float32)
+
+
+def _real_byte_run(e: Emitter) -> Any:
+    octets = ir.VectorType(ir.IntType(8), LANES)
+    value = e.builder.load(e.builder.bitcast(e.element(e.data(0), e.args[1]), octets.as_pointer()))
+    value.align = 4
+    vector = e.builder.sitofp(e.builder.zext(value, _WORDS), VECTOR)
+    return e.tile(lambda row, k: vector)
+
+
+@operation(_real_byte_run)
+def real_byte_run(array: NDArray, position: int) -> Tile:
+    """LANES bytes that follow each other from array[position] on, as float32 numbers."""
+    bytes_ = np.ascontiguousarray(array[position : position + LANES // 4]).view(np.uint8)
+    return bytes_.astype(np.float32).reshape(1, 1, LANES)
+
+
+def _store_bytes(e: Emitter) -> None:
+    octets = ir.VectorType(ir.IntType(8), LANES)
+    value = e.builder.trunc(_as_words(e, e.vector(0, 0)), octets)
+    e.builder.store(value, e.builder.bitcast(e.element(e.data(1), e.args[2]), octets.as_pointer())).align = 4
+
+
+@operation(_store_bytes)
+def store_bytes(tile: Tile, array: NDArray, position: int) -> None:
+    """int32 numbers from 0 to 255 as LANES bytes that follow each other from array[position] on."""
+    array[position : position + LANES // 4] = tile.view(np.int32).astype(np.uint8).reshape(-1).view(array.dtype)
+
+
 def _real(e: Emitter) -> Any:
     return e.update(lambda row, vector, old: e.builder.sitofp(_as_words(e, old), VECTOR))
 

@@ -1,6 +1,6 @@
 """Kernels of tensors of quads beside convolutions: sums, the largest number under a window, means, and phases of strided convolutions.
 
-    sum      y = clip(round(a x + (b z + shift)), low, high)                     as ONNX Runtime's QLinearAdd, see ops/quads.py
+    sum      y = clip(round(a x + (b z + shift)), low, high)                     as ONNX Runtime's QLinearAdd, see quad_results.py
     max      y[c,i,j] = max_uv x[c, i*sh + u*dh - top, j*sw + v*dw - left]       the zero point, which lies around x, being the least number
     mean     y[c] = clip(round(factor (sum_ij x[c,i,j] - H W zero_x)) + zero_y, 0, 255)        factor = scale_x / (scale_y H W)
     phase    y[(a,b),c,i,j] = x[c, i*sh + a, j*sw + b], the zero point beyond the image
@@ -31,7 +31,7 @@ from .assemble import Assemble
 from .grids import put
 from .margins import margins, word_of
 from .positions_simd import pack_line
-from .quads import Residual
+from .quad_results import Residual
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,8 @@ from ..ops.maps import Map
 from ..ops.packing import Pack, Unpack
 from ..ops.pools import Mean, Pool
 from ..ops.quad_maps import Phases, QuadAdd, QuadAssemble, QuadMean, QuadPool
-from ..ops.quads import QuadConv, Residual
+from ..ops.quad_results import Residual
+from ..ops.quads import QuadConv
 
 _QUAD = 4
 _MOST_BIAS = 2**31 - 1
@@ -175,6 +176,7 @@ def _conv(layer: Conv, x: Grid, y: Grid | None, limits: tuple[int, int], facts: 
         strides=layer.shape.strides,
         source=x,
         dilations=layer.shape.dilations,
+        size=layer.shape.output,
         kept=layer.macs,
         dense=layer.macs_dense,
         **facts,

@@ -1,0 +1,180 @@
+"""Kernel "quad_filters": a convolution of integers with filters in the SIMD lanes, four channels of a position in each product.
+
+    s[f,p] = bias[f] + sum over the quads that one of LANES filters keeps of  w[f,c,u,v,0:4] . x[c, p + offset(u,v), 0:4]       int32, exact
+
+A quad of x is broadcast and multiplied by weights of LANES filters: every lane is useful however small the maps are, down to a linear
+layer's one position, but a quad is saved only where all LANES filters drop it. A work item is LANES filters at a tile of positions,
+as many as the registers hold sums of; they become bytes, and four of them words of y (quad_results.py).
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fineprune.ops.simd import LANES, pointer, tile_store
+from fineprune.ops.simd.quads import as_ints, fits, real, real_byte_run, split, store_bytes, tile_add_filters, tile_same_words, words
+from fineprune.ops.simd.registers import HOST, Registers
+from fineprune.ops.simd.vectors import load, multiplied, store
+
+from ..ir.conv import Op, View
+from ..ir.costs import Counts
+from ..ir.network import kernel
+from ..ir.record import INT, Record
+from ..jit import jit
+from .quad_results import FACTORS, FIELDS, constants, facts, rounded, total
+
+if TYPE_CHECKING:
+    from .quads import QuadConv
+
+_MOST_POSITIONS = 8
+"""Of a tile: enough to hide what an entry takes besides, and their places fit the registers for integers; each size is compiled."""
+
+
+def most_positions(registers: Registers) -> int:
+    """Of sums in registers, beside weights, a factor of ones and what is on its way."""
+    return min(_MOST_POSITIONS, registers.vectors(beside=4))
+
+
+_MOST, _QUAD = most_positions(HOST), 4
+_META = Record(sets=INT, entries=INT, bias=INT, x=INT, places=INT, weights=INT, filters=INT, **FIELDS)
+"""sets: of LANES filters; entries, bias, x, places, weights: positions in index of the lists' bounds, of biases, of the first tap of each
+position, of its place in y (and in a residual, whose rows are at the same distance), and of the weights."""
+_fields = _META.fields
+
+
+def _lists(conv: "QuadConv") -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int8]]:
+    """(first entry of each set and the end, places (c,u,v) of the entries [n,3], weights [n,LANES,4])."""
+    F, *sizes, _ = conv.weights.shape
+    sets = -(-F // LANES)
+    weights = np.concatenate([conv.weights, np.zeros((sets * LANES - F, *sizes, _QUAD), np.int8)])
+    weights = weights.reshape(sets, LANES, *sizes, _QUAD).transpose(0, 2, 3, 4, 1, 5)  # [sets,c,u,v,LANES,4]
+    k, *place = np.nonzero(weights.any((-1, -2)))
+    found = weights[k, place[0], place[1], place[2]]
+    good = fits(found).all(-1)
+    if not good.all():  # the sum of two products that are exact
+        halves, others = split(found[~good])
+        order = np.argsort(np.concatenate([np.arange(len(k)), np.flatnonzero(~good)]), kind="stable")
+        found = found.copy()
+        found[~good] = halves
+        found, k = np.concatenate([found, others])[order], np.concatenate([k, k[~good]])[order]
+        place = [np.concatenate([p, p[~good]])[order] for p in place]
+    return np.searchsorted(k, np.arange(sets + 1)), np.stack(place, 1), found
+
+
+def counts(conv: "QuadConv", positions: int) -> Counts:
+    """What it comes to."""
+    F = len(conv.weights)
+    sets = -(-F // LANES)
+    kept = np.pad(conv.weights.any(-1), ((0, sets * LANES - F), (0, 0), (0, 0), (0, 0)))
+    entries = int(kept.reshape(sets, LANES, -1).any(1).sum())
+    tiles = -(-positions // _MOST)
+    return {
+        "quad_filters.operation": 1,
+        "quad_filters.product": entries * positions,
+        "quad_filters.entry": entries * tiles,
+        "quad_filters.result": sets * positions,
+        "quad_filters.item": sets * tiles,
+    }
+
+
+def plan(conv: "QuadConv", x: View, residual: View | None, y: View) -> Op:
+    """index: bounds of tiles, of lists, biases, places in x and in y, offsets, weights."""
+    F, positions = len(conv.weights), y.height * y.width
+    bounds, places, found = _lists(conv)
+    sets, tiles = len(bounds) - 1, -(-positions // _MOST)
+    offsets = places @ np.array([x.channel_stride, conv.dilations[0] * x.row_stride, conv.dilations[1]])
+    rows, columns = np.divmod(np.arange(positions), y.width)
+    bias = np.pad(conv.bias, (0, sets * LANES - F))
+    starts = x.at(0, -conv.pads[0], -conv.pads[1]) + rows * x.row_stride + columns
+    index = [
+        np.arange(tiles + 1) * positions // tiles,
+        bounds,
+        bias,
+        starts,
+        rows * y.row_stride + columns,
+        offsets,
+        words(found).reshape(-1),
+    ]
+    position = np.cumsum([0, *map(len, index)])
+    meta = _META.pack(
+        sets=sets,
+        entries=int(position[1]),
+        bias=int(position[2]),
+        x=int(position[3]),
+        places=int(position[4]),
+        weights=int(position[6]),
+        filters=F,
+        **facts(conv, y, residual),
+    )
+    return Op(
+        kernel="quad_filters",
+        meta=meta,
+        index=np.concatenate(index).astype(np.int32),
+        constants=constants(conv, sets * LANES),
+        costs=np.tile(16.0 + np.diff(bounds), tiles),
+        scratch=_MOST * LANES + LANES,
+    )
+
+
+def _summed(positions: int) -> Callable[..., None]:
+    """Sums of LANES filters at so many positions, or at fewer."""
+    smaller = _summed(positions - 1) if positions > 1 else None
+
+    @jit
+    def set_sums(n: int, arena: Any, index: Any, places: int, entry: int, end: int, weights: int, bias: int, scratch: int) -> None:
+        if smaller is not None and n < positions:
+            smaller(n, arena, index, places, entry, end, weights, bias, scratch)
+        else:
+            sums = tile_same_words(index, bias, positions)
+            for e in range(entry, end):
+                sums = tile_add_filters(sums, arena, index, places, e, weights)
+                weights += LANES
+            tile_store(sums, arena, scratch, LANES)
+
+    return set_sums
+
+
+_sums = _summed(_MOST)
+
+
+@kernel("quad_filters")
+def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
+    """Kernel "quad_filters"."""
+    m = _fields(meta, op)
+    memory, numbers = pointer(arena), pointer(index)
+    offsets = m.index + m.places + (m.places - m.x)
+    for item in range(first, last):
+        tile, k = m.index + item // m.sets, item % m.sets
+        begin = np.int64(index[tile])
+        n = index[tile + 1] - begin
+        bound = m.index + m.entries + k
+        entry, end = np.int64(index[bound]), np.int64(index[bound + 1])
+        weights, bias = m.index + m.weights + entry * LANES, m.index + m.bias + k * LANES
+        _sums(n, memory, numbers, m.index + m.x + begin, offsets + entry, offsets + end, weights, bias, scratch)
+        for p in range(n):
+            place = np.int64(index[m.index + m.places + begin + p])
+            if m.reals == 0:
+                _finish(m, place, k, scratch + p * LANES, scratch + n * LANES, arena, constants)
+            else:
+                factors = load(constants, m.constants + FACTORS + k * LANES, 1)
+                store(multiplied(real(load(arena, scratch + p * LANES, 1)), factors), arena, scratch + n * LANES)
+                for f in range(min(LANES, m.filters - k * LANES)):
+                    arena[m.y.start + (k * LANES + f) * m.y.channel] = arena[scratch + n * LANES + f]
+
+
+@jit
+def _finish(m: Any, place: int, k: int, sums: int, spare: int, arena: NDArray, constants: NDArray) -> None:
+    """Sums of LANES filters at a position become words."""
+    word, count = as_ints(arena), min(LANES, m.filters - k * LANES + _QUAD - 1) // _QUAD
+    y = m.y.start + k * (LANES // _QUAD) * m.y.channel + place
+    q = rounded(m, load(arena, sums, 1), load(constants, m.constants + FACTORS + k * LANES, 1))
+    if m.residual.start >= 0:
+        r = m.residual.start + k * (LANES // _QUAD) * m.residual.channel + place
+        for c in range(count):
+            word[spare + c] = word[r + c * m.residual.channel]
+        q = total(m, constants, q, real_byte_run(arena, spare))
+    store_bytes(q, arena, spare)
+    for c in range(count):
+        word[y + c * m.y.channel] = word[spare + c]

@@ -1,0 +1,172 @@
+"""Kernel "quad_positions": a convolution of integers with positions in the SIMD lanes, four channels of a position in each.
+
+    s[f,p] = bias[f] + sum over the quads that filter f keeps of  w[f,c,u,v,0:4] . x[c, p + offset(u,v), 0:4]           int32, exact
+
+A weight quad is broadcast and multiplied by vectors of positions: what a filter drops costs nothing, whatever the others keep. A work
+item is a tile of positions, as many as the registers hold sums of, for four filters, one after another; their sums wait in scratch and
+become quads together (quad_results.py).
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fineprune.ops.simd import LANES, at, pointer
+from fineprune.ops.simd.quads import UNIT, as_ints, chosen, quads, real_bytes, tile_add_quads, tile_same_word
+from fineprune.ops.simd.registers import HOST, Registers
+from fineprune.ops.simd.vectors import load, same, store
+
+from ..ir.conv import Op, View
+from ..ir.costs import Counts
+from ..ir.network import kernel
+from ..ir.record import INT, Record
+from ..jit import jit
+from .margins import word_of
+from .quad_results import FACTORS, FIELDS, constants, facts, rounded, total
+
+if TYPE_CHECKING:
+    from .quads import QuadConv
+
+FILTERS = 4
+_MOST_UNITS = 12
+"""Of a tile: enough to hide what a list entry takes besides; each size is compiled."""
+
+
+def most_units(registers: Registers) -> int:
+    """Of sums in registers, beside a weight, a factor of ones and what is on its way."""
+    return min(_MOST_UNITS, (registers.count - 4) * registers.floats // UNIT)
+
+
+_MOST, _TOGETHER = most_units(HOST), LANES // UNIT
+_META = Record(x=INT, sets=INT, entries=INT, bias=INT, bits=INT, word=INT, filters=INT, **FIELDS)
+"""sets: of FILTERS filters; entries, bias, bits, word: positions in index of the lists' bounds, of biases, of the lanes that are positions,
+and of what stands between rows."""
+_fields = _META.fields
+
+
+def counts(conv: "QuadConv", line: int) -> Counts:
+    """What it comes to; line: positions from the first to the last."""
+    units, sets = -(-line // UNIT), -(-len(conv.weights) // FILTERS)
+    entries, vectors = len(conv.lists[2]), -(-line // LANES)
+    tiles = len(_tiles(line)) - 1
+    return {
+        "quad_positions.operation": 1,
+        "quad_positions.product": entries * units * UNIT / LANES,
+        "quad_positions.entry": entries * tiles,
+        "quad_positions.result": sets * vectors,
+        "quad_positions.item": sets * tiles,
+    }
+
+
+def plan(conv: "QuadConv", x: View, residual: View | None, y: View) -> Op:
+    """index: bounds of tiles, of lists, biases, lanes, the word between rows, then (offset, weights) of each entry."""
+    F = len(conv.weights)
+    sets = -(-F // FILTERS)
+    bounds, places, entries = conv.lists
+    offsets = places @ np.array([x.channel_stride, conv.dilations[0] * x.row_stride, conv.dilations[1]])
+    line = (y.height - 1) * y.row_stride + y.width
+    tiles = _tiles(line)
+    starts = bounds[np.minimum(np.arange(sets * FILTERS + 1), F)]
+    bias = np.pad(conv.bias, (0, sets * FILTERS - F))
+    index = [tiles, starts, bias, _bits(line, y), np.array([word_of(conv.zero)]), np.stack([offsets, entries], 1).reshape(-1)]
+    position = np.cumsum([0, *map(len, index)])
+    index[1] = 2 * starts + position[5]
+    meta = _META.pack(
+        x=x.at(0, -conv.pads[0], -conv.pads[1]),
+        sets=sets,
+        entries=int(position[1]),
+        bias=int(position[2]),
+        bits=int(position[3]),
+        word=int(position[4]),
+        filters=F,
+        **facts(conv, y, residual),
+    )
+    work = 16.0 + np.diff(starts[::FILTERS]).astype(np.float64)
+    return Op(
+        kernel="quad_positions",
+        meta=meta,
+        index=np.concatenate(index).astype(np.int32),
+        constants=constants(conv, sets * FILTERS),
+        costs=(np.diff(tiles)[:, None] * work).reshape(-1),
+        scratch=FILTERS * (_MOST * UNIT + LANES),
+    )
+
+
+def _tiles(line: int) -> NDArray[np.int64]:
+    """Bounds of tiles of whole vectors, but for the last, in units: as few as possible, of about one size."""
+    vectors = -(-line // LANES)
+    count = -(-vectors // (_MOST // _TOGETHER))
+    bounds = np.arange(count + 1) * vectors // count * _TOGETHER
+    bounds[-1] = -(-line // UNIT)
+    return bounds
+
+
+def _bits(line: int, y: View) -> NDArray[np.int64]:
+    """[vectors]: lanes that are positions of y, not of a gap between rows or behind the last one."""
+    places = np.arange(-(-line // LANES) * LANES)
+    there = (places % y.row_stride < y.width) & (places < line)
+    return there.reshape(-1, LANES) @ (1 << np.arange(LANES))
+
+
+def _summed(units: int) -> Callable[..., None]:
+    """Sums of a filter for so many units of positions, or for fewer."""
+    smaller, vectors = _summed(units - 1) if units > 1 else None, -(-units // _TOGETHER)
+
+    @jit
+    def filter_sums(n: int, arena: Any, x: int, index: Any, entry: int, end: int, bias: int, scratch: int) -> None:
+        if smaller is not None and n < units:
+            smaller(n, arena, x, index, entry, end, bias, scratch)
+        else:
+            total = tile_same_word(index, bias, vectors)
+            for e in range(entry, end, 2):
+                total = tile_add_quads(total, arena, x + at(index, e), index, e + 1, units)
+            store(total, arena, scratch)
+
+    return filter_sums
+
+
+_sums = _summed(_MOST)
+
+
+@kernel("quad_positions")
+def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
+    """Kernel "quad_positions"."""
+    m = _fields(meta, op)
+    memory, numbers = pointer(arena), pointer(index)
+    for item in range(first, last):
+        tile, k = m.index + item // m.sets, item % m.sets
+        begin = np.int64(index[tile])
+        n, f, start = index[tile + 1] - begin, k * FILTERS, begin * UNIT
+        step = (n + _TOGETHER - 1) // _TOGETHER * LANES
+        for r in range(FILTERS):
+            bound = m.index + m.entries + f + r
+            entry, end = m.index + np.int64(index[bound]), m.index + np.int64(index[bound + 1])
+            _sums(n, memory, m.x + start, numbers, entry, end, m.index + m.bias + f + r, scratch + r * step)
+        if m.reals == 0:
+            _finish(m, step, start, k, scratch, arena, constants, index)
+        else:
+            sums = as_ints(arena)
+            for r in range(min(FILTERS, m.filters - f)):
+                factor = constants[m.constants + FACTORS + f + r]
+                arena[m.y.start + (f + r) * m.y.channel] = np.float32(sums[scratch + r * step]) * factor
+
+
+@jit
+def _finish(m: Any, step: int, start: int, k: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray) -> None:
+    """Sums of four filters, `step` positions from `start` on, become quads."""
+    f = m.constants + FACTORS + k * FILTERS
+    f0, f1, f2, f3 = same(constants[f], 1), same(constants[f + 1], 1), same(constants[f + 2], 1), same(constants[f + 3], 1)
+    between, bits = tile_same_word(index, m.index + m.word, 1), m.index + m.bits + start // LANES
+    y = m.y.start + k * m.y.channel + start
+    residual = m.residual.start + k * m.residual.channel + start
+    for p in range(0, step, LANES):
+        s = scratch + p
+        q0, q1 = rounded(m, load(arena, s, 1), f0), rounded(m, load(arena, s + step, 1), f1)
+        q2, q3 = rounded(m, load(arena, s + 2 * step, 1), f2), rounded(m, load(arena, s + 3 * step, 1), f3)
+        if m.residual.start >= 0:
+            r = load(arena, residual + p, 1)
+            q0, q1 = total(m, constants, q0, real_bytes(r, 0)), total(m, constants, q1, real_bytes(r, 1))
+            q2, q3 = total(m, constants, q2, real_bytes(r, 2)), total(m, constants, q3, real_bytes(r, 3))
+        store(chosen(quads(q0, q1, q2, q3), int(index[bits + p // LANES]), between), arena, y + p)
