@@ -63,9 +63,9 @@ def _lists(conv: "QuadConv") -> tuple[NDArray[np.int64], NDArray[np.int64], NDAr
     return np.searchsorted(k, np.arange(sets + 1)), np.stack(place, 1), found
 
 
-def counts(conv: "QuadConv", positions: int) -> Counts:
+def counts(conv: "QuadConv", height: int, width: int) -> Counts:
     """What it comes to."""
-    F = len(conv.weights)
+    F, positions = len(conv.weights), height * width
     sets = -(-F // LANES)
     kept = np.pad(conv.weights.any(-1), ((0, sets * LANES - F), (0, 0), (0, 0), (0, 0)))
     entries = int(kept.reshape(sets, LANES, -1).any(1).sum())

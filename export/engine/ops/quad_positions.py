@@ -46,8 +46,9 @@ and of what stands between rows."""
 _fields = _META.fields
 
 
-def counts(conv: "QuadConv", line: int) -> Counts:
-    """What it comes to; line: positions from the first to the last."""
+def counts(conv: "QuadConv", height: int, width: int) -> Counts:
+    """What it comes to, on rows that are a column apart."""
+    line = (height - 1) * (width + 1) + width
     units, sets = -(-line // UNIT), -(-len(conv.weights) // FILTERS)
     entries, vectors = len(conv.lists[2]), -(-line // LANES)
     tiles = len(_tiles(line)) - 1

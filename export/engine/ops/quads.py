@@ -14,7 +14,7 @@ strides have been made away with (`Phases`, ops/quad_maps.py). What stands in th
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from fineprune.ops.simd.quads import fits, split, words
 
 from ..ir import costs
 from ..ir.conv import Margins, Op, View
+from ..ir.costs import Counts
 from ..ir.dtypes import FLOAT32, QUAD, DType
 from ..ir.grids import Grid
 from ..ir.network import NCHW, Candidate, Layer
@@ -30,7 +31,7 @@ from . import quad_filters, quad_positions
 from .margins import margins
 from .quad_results import Residual
 
-KERNELS = {"quad_positions": quad_positions, "quad_filters": quad_filters}
+KERNELS: dict[str, Any] = {"quad_positions": quad_positions, "quad_filters": quad_filters}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -103,13 +104,13 @@ class QuadConv(Layer):
 
     @cached_property
     def candidates(self) -> tuple[Candidate, ...]:
-        """Its kernels, with the expected seconds; rows are taken to be a column apart."""
-        height, width = self.size
-        counts = {
-            "quad_positions": quad_positions.counts(self, (height - 1) * (width + 1) + width),
-            "quad_filters": quad_filters.counts(self, height * width),
-        }
-        return tuple(Candidate(kernel=k, layout=NCHW, any_input=False, seconds=costs.seconds(c)) for k, c in counts.items())
+        """Its kernels, with the expected seconds."""
+        return tuple(Candidate(kernel=k, layout=NCHW, any_input=False, seconds=costs.seconds(c)) for k, c in self.counts.items())
+
+    @property
+    def counts(self) -> dict[str, Counts]:
+        """What it comes to, by kernel; rows are taken to be a column apart."""
+        return {name: module.counts(self, *self.size) for name, module in KERNELS.items()}
 
     def plan(self, kernel: str, *views: View) -> list[Op]:
         x, *residual, y = views

@@ -19,9 +19,12 @@ from numpy.typing import NDArray
 from ..ir import costs
 from ..ir.conv import ConvShape
 from ..ir.costs import Costs, Counts
+from ..ir.grids import Grid
 from ..ops.conv import Conv, dense_counts
+from ..ops.quad_results import Residual
+from ..ops.quads import KERNELS, QuadConv
 from . import dense
-from .trials import Trial, conversion, convolution, measured
+from .trials import Trial, conversion, convolution, measured, quad_convolution
 
 _LOG = logging.getLogger(__name__)
 RIDGE, LEAST = 0.03, 0.1
@@ -109,6 +112,15 @@ _SIZES = (
     _Size(256, 64, 1, 1),
     _Size(512, 128, 1, 1),
 )
+_QUAD_SIZES = (
+    _Size(16, 16, 16, kept=0.3, residual=True),
+    _Size(16, 32, 16, 1),
+    _Size(32, 32, 8, kept=0.6),
+    _Size(64, 32, 4, kept=0.2),
+    _Size(32, 64, 7, 1, kept=0.4),
+    _Size(64, 64, 1, 1),
+    _Size(16, 16, 24, kept=0.15),
+)
 _ALIKE = 2
 """Neighbours in rows, and in columns, that keep the same channels."""
 _MANY, _EACH = 4, 3
@@ -127,6 +139,29 @@ def trials() -> Iterator[Trial]:
             chosen = forms if len(forms) < _MANY else forms[number % _EACH :: _EACH]
             yield from (convolution(conv, name, form) for form in chosen if name != "plain")
     yield from map(conversion, _BOXES)
+    for size in _QUAD_SIZES:
+        quads = _quads(size, random)
+        yield from (quad_convolution(quads, quads.weights.shape[1], name) for name in KERNELS)
+
+
+def _quads(size: _Size, random: np.random.Generator) -> QuadConv:
+    F, C, pad = size.filters, size.channels // 4, size.kernel // 2
+    weights = random.integers(-64, 65, (F, C, size.kernel, size.kernel, 4), np.int8)
+    weights *= random.random((*weights.shape[:-1], 1)) < size.kept
+    grid = Grid(scale=np.float32(1), zero=0)
+    return QuadConv(
+        name="layer",
+        inputs=("x", "r") if size.residual else ("x",),
+        output="y",
+        weights=weights,
+        bias=np.zeros(F, np.int64),
+        factors=np.full(F, 1e-3, np.float32),
+        source=grid,
+        grid=grid,
+        pads=(pad, pad, pad, pad),
+        size=(size.side, size.side),
+        residual=Residual.of(grid, grid, grid, 0, 255) if size.residual else None,
+    )
 
 
 def _convolution(size: _Size, random: np.random.Generator) -> Conv:

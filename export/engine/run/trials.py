@@ -5,7 +5,7 @@ long before, the input was written right before, and the weights come from where
 import gc
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 from ..ir.conv import ConvShape, Op, View
 from ..ir.costs import Counts
-from ..ir.network import Box, Candidate
+from ..ir.dtypes import FLOAT32, QUAD, DType
+from ..ir.network import Box, Candidate, Layer
 from ..ops.conv import CONVOLUTIONS, Conv
+from ..ops.quads import QuadConv
 from ..passes.layouts import conversion_counts
 from ..passes.program import build
 from .threads import Team
@@ -22,12 +24,14 @@ from .threads import Team
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Trial:
-    """The operation `name` of a network of `layers`, which reads x (and perhaps r) and makes y; `counts`: what it comes to."""
+    """The operation `name` of a network of `layers`, which reads x (and perhaps r) and makes y, all of `dtype`; `counts`: what it
+    comes to."""
 
-    layers: Sequence[Conv]
+    layers: Sequence[Layer]
     boxes: Mapping[str, Box]
     name: str
     counts: Counts
+    dtype: DType = FLOAT32
 
 
 def convolution(conv: Conv, kernel: str, form: Any) -> Trial:
@@ -70,17 +74,37 @@ class _Fixed(Conv):
         return self.planned(kernel, views, self.form)
 
 
+def quad_convolution(conv: QuadConv, channels: int, kernel: str) -> Trial:
+    """Of integers, of so many quads of channels, with padding of one column at most."""
+    height, width = conv.size
+    facts = {field.name: getattr(conv, field.name) for field in fields(conv)}
+    layer = _FixedQuads(**facts | {"name": "layer", "kernel": kernel})
+    boxes = {"x": (channels, height, width), "r": (-(-len(conv.weights) // 4), height, width)}
+    return Trial(layers=[layer], boxes=boxes | {"y": boxes["r"]}, name="layer", counts=conv.counts[kernel], dtype=QUAD)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _FixedQuads(QuadConv):
+    """A convolution of integers whose kernel is given."""
+
+    kernel: str
+
+    @property
+    def candidates(self) -> tuple[Candidate, ...]:
+        return (Candidate(kernel=self.kernel, layout="NCHW", any_input=False, seconds=0.0),)
+
+
 class _Run:
     """A trial that is ready to run."""
 
     def __init__(self, trial: Trial) -> None:
         inputs = sorted({name for layer in trial.layers for name in layer.inputs if name in ("x", "r")})
-        program = build(trial.layers, trial.boxes, inputs, ["y"])
+        program = build(trial.layers, trial.boxes, inputs, ["y"], dtypes=dict.fromkeys(inputs, trial.dtype))
         at = [operation.name for operation in program.operations].index(trial.name)
         self._operation, self._around = range(at, at + 1), (range(at + 1, len(program.operations)), range(at))
         random = np.random.default_rng(0)
-        self._tensors = [random.standard_normal((1, *trial.boxes[name]), np.float32) for name in inputs]
-        self._tensors.append(np.empty((1, *trial.boxes["y"]), np.float32))
+        self._tensors = [random.standard_normal((1, *trial.boxes[name]), np.float32).view(trial.dtype) for name in inputs]
+        self._tensors.append(np.empty((1, *trial.boxes["y"]), trial.dtype))
         self._team = Team(program, 1)
 
     def seconds(self) -> float:
