@@ -222,6 +222,108 @@ def store_bytes(tile: Tile, array: NDArray, position: int) -> None:
     array[position : position + LANES // 4] = tile.view(np.int32).astype(np.uint8).reshape(-1).view(array.dtype)
 
 
+_ALL_BYTES = ir.VectorType(ir.IntType(8), 4 * LANES)
+_BLOCKS = LANES // 4
+
+
+def _four(e: Emitter, array: int, position: Any, kind: Any) -> Any:
+    """array[position : position + 4], over and over."""
+    vector = e.builder.load(e.builder.bitcast(e.element(e.data(array), position), ir.VectorType(kind, 4).as_pointer()))
+    vector.align = 4
+    return e.shuffle(vector, vector, list(range(4)) * _BLOCKS)
+
+
+def _same_words_of_four(e: Emitter) -> Any:
+    value = _as_numbers(e, _four(e, 0, e.args[1], ir.IntType(32)))
+    return e.tile(lambda row, vector: value)
+
+
+@operation(_same_words_of_four)
+def tile_same_words_of_four(array: NDArray, position: int, rows: Size) -> Tile:
+    """Rows of array[position : position + 4], over and over, bit for bit."""
+    return np.tile(array[position : position + 4].view(np.float32), (rows, 1, _BLOCKS))
+
+
+def _same_four(e: Emitter) -> Any:
+    value = _four(e, 0, e.args[1], ir.FloatType())
+    return e.tile(lambda row, vector: value)
+
+
+@operation(_same_four)
+def same_four(array: NDArray, position: int) -> Tile:
+    """array[position : position + 4], float32, over and over."""
+    return np.tile(array[position : position + 4], (1, 1, _BLOCKS))
+
+
+def _interleaved(e: Emitter, a: Any, b: Any, high: bool) -> Any:
+    """The elements of the lower or upper halves of each block of 128 bits of a and b in turn."""
+    size = a.type.count // _BLOCKS
+    first = size // 2 if high else 0
+    lanes = [n * size + first + k + side * a.type.count for n in range(_BLOCKS) for k in range(size // 2) for side in (0, 1)]
+    return e.shuffle(a, b, lanes)
+
+
+def _add_taps(e: Emitter) -> Any:
+    builder, size, index = e.builder, e.args[2].type, e.data(3)
+    x = []
+    for t in range(4):
+        offset = builder.sext(builder.load(e.element(index, builder.add(e.args[4], ir.Constant(size, t)))), size)
+        x.append(builder.bitcast(e.load(e.element(e.data(1), builder.add(e.args[2], offset))), _ALL_BYTES))
+    weights = _four(e, 3, e.args[5], ir.IntType(32))
+    halves = ir.VectorType(ir.IntType(16), 2 * LANES)
+    pairs = [[builder.bitcast(_interleaved(e, a, b, high), halves) for high in (False, True)] for a, b in (x[:2], x[2:])]
+    fours = [_as_words(e, _interleaved(e, pairs[0][k // 2], pairs[1][k // 2], k % 2 == 1)) for k in range(4)]
+    return e.update(lambda row, vector, old: _as_numbers(e, _dot(e, _as_words(e, old), fours[row], weights)))
+
+
+@operation(_add_taps)
+def tile_add_taps(tile: Tile, array: NDArray, start: int, index: NDArray, offsets: int, weights: int) -> Tile:
+    """tile[k,0,4L+c] += sum over t of byte c of array[start + index[offsets + t] + 4L + k] times byte t of index[weights + c].
+
+    A tile of four rows; index: int32.
+    """
+    x = np.stack([array[start + offset : start + offset + LANES] for offset in index[offsets : offsets + 4].astype(np.int64)])
+    taps = np.ascontiguousarray(x).view(np.uint8).reshape(4, _BLOCKS, 4, 4).astype(np.int32)  # [tap, block, k, channel]
+    w = np.ascontiguousarray(index[weights : weights + 4]).view(np.int8).reshape(4, 4).astype(np.int32)
+    return (tile.view(np.int32) + np.einsum("tbkc,ct->kbc", taps, w).reshape(tile.shape)).view(np.float32)
+
+
+def _real_positions(e: Emitter) -> Any:
+    k = e.size(1)
+
+    def change(row: int, vector: int, old: Any) -> Any:
+        found = e.builder.bitcast(old, _ALL_BYTES)
+        chosen = e.shuffle(found, found, [16 * block + 4 * k + c for block in range(_BLOCKS) for c in range(4)])
+        return e.builder.sitofp(e.builder.zext(chosen, _WORDS), VECTOR)
+
+    return e.update(change)
+
+
+@operation(_real_positions)
+def real_positions(tile: Tile, k: Size) -> Tile:
+    """Lane 4L + c: byte c of word 4L + k, as a float32 number."""
+    found = tile.view(np.uint8).reshape(_BLOCKS, 4, 4)[:, k]
+    return found.astype(np.float32).reshape(tile.shape)
+
+
+def _joined_positions(e: Emitter) -> Any:
+    octets = ir.VectorType(ir.IntType(8), LANES)
+    parts = [e.builder.trunc(_as_words(e, e.vector(0, 0, tile=k)), octets) for k in range(4)]
+    twos = [
+        e.shuffle(a, b, [side * LANES + 4 * block + c for block in range(_BLOCKS) for side in (0, 1) for c in range(4)])
+        for a, b in (parts[:2], parts[2:])
+    ]
+    every = e.shuffle(twos[0], twos[1], [side * 2 * LANES + 8 * block + c for block in range(_BLOCKS) for side in (0, 1) for c in range(8)])
+    return e.update(lambda row, vector, old: e.builder.bitcast(every, VECTOR))
+
+
+@operation(_joined_positions)
+def joined_positions(a: Tile, b: Tile, c: Tile, d: Tile) -> Tile:
+    """Words of which byte n of word 4L + k is lane 4L + n of tile k: int32 numbers from 0 to 255."""
+    parts = np.stack([tile.view(np.int32).reshape(_BLOCKS, 4) for tile in (a, b, c, d)], 1)
+    return parts.astype(np.uint8).reshape(-1).view(np.float32).reshape(a.shape)
+
+
 def _real(e: Emitter) -> Any:
     return e.update(lambda row, vector, old: e.builder.sitofp(_as_words(e, old), VECTOR))
 

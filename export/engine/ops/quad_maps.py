@@ -260,11 +260,10 @@ def run_phases(first: int, last: int, scratch: int, arena: NDArray, constants: N
 @jit
 def _line(arena: NDArray, words: NDArray, x: int, step: int, y: int, count: int) -> None:
     """words[y + j] = words[x + j*step], j < count."""
-    j = 0
-    if step == 2:
-        while j + LANES <= count:
-            store(pack_line(arena, x + 2 * j, 0, 0, LANES, 2), arena, y + j)
-            j += LANES
-    while j < count:
-        words[y + j] = words[x + j * step]
-        j += 1
+    if step == 2 and count >= LANES:
+        for j in range(0, count, LANES):
+            k = min(j, count - LANES)  # some numbers once more: quicker than one by one
+            store(pack_line(arena, x + 2 * k, 0, 0, LANES, 2), arena, y + k)
+    else:
+        for j in range(count):
+            words[y + j] = words[x + j * step]

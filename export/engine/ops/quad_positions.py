@@ -71,7 +71,7 @@ def plan(conv: "QuadConv", x: View, residual: View | None, y: View) -> Op:
     tiles = _tiles(line)
     starts = bounds[np.minimum(np.arange(sets * FILTERS + 1), F)]
     bias = np.pad(conv.bias, (0, sets * FILTERS - F))
-    index = [tiles, starts, bias, _bits(line, y), np.array([word_of(conv.zero)]), np.stack([offsets, entries], 1).reshape(-1)]
+    index = [tiles, starts, bias, lanes_of(line, y), np.array([word_of(conv.zero)]), np.stack([offsets, entries], 1).reshape(-1)]
     position = np.cumsum([0, *map(len, index)])
     index[1] = 2 * starts + position[5]
     meta = _META.pack(
@@ -104,7 +104,7 @@ def _tiles(line: int) -> NDArray[np.int64]:
     return bounds
 
 
-def _bits(line: int, y: View) -> NDArray[np.int64]:
+def lanes_of(line: int, y: View) -> NDArray[np.int64]:
     """[vectors]: lanes that are positions of y, not of a gap between rows or behind the last one."""
     places = np.arange(-(-line // LANES) * LANES)
     there = (places % y.row_stride < y.width) & (places < line)

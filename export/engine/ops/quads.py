@@ -27,17 +27,18 @@ from ..ir.costs import Counts
 from ..ir.dtypes import FLOAT32, QUAD, DType
 from ..ir.grids import Grid
 from ..ir.network import NCHW, Candidate, Layer
-from . import quad_filters, quad_positions
+from . import quad_depthwise, quad_filters, quad_positions
 from .margins import margins
 from .quad_results import Residual
 
-KERNELS: dict[str, Any] = {"quad_positions": quad_positions, "quad_filters": quad_filters}
+KERNELS: dict[str, Any] = {"quad_positions": quad_positions, "quad_filters": quad_filters, "quad_depthwise": quad_depthwise}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class QuadConv(Layer):
     """weights int8 [F,C/4,kh,kw,4]; bias int64 [F]; factors float32 [F]; `source`: grid of x; `grid`: of its own result,
-    before a residual (the second input); `size`: rows and columns of y.
+    before a residual (the second input); `size`: rows and columns of y; `depthwise`: filter f reads channel f
+    of each phase alone.
 
     Without a grid y = s * factor is of float32, of one position. `kept`, `dense`: multiply-adds a sample.
     """
@@ -53,6 +54,7 @@ class QuadConv(Layer):
     strides: tuple[int, int] = (1, 1)
     dilations: tuple[int, int] = (1, 1)
     size: tuple[int, int] = (1, 1)
+    depthwise: bool = False
     residual: Residual | None = None
     kept: int = 0
     dense: int = 0
@@ -110,7 +112,12 @@ class QuadConv(Layer):
     @property
     def counts(self) -> dict[str, Counts]:
         """What it comes to, by kernel; rows are taken to be a column apart."""
-        return {name: module.counts(self, *self.size) for name, module in KERNELS.items()}
+        return {name: KERNELS[name].counts(self, *self.size) for name in self.kernels}
+
+    @property
+    def kernels(self) -> Sequence[str]:
+        """Those that can run it and are worth a thought."""
+        return ("quad_depthwise",) if self.depthwise else ("quad_positions", "quad_filters")
 
     def plan(self, kernel: str, *views: View) -> list[Op]:
         x, *residual, y = views

@@ -177,6 +177,7 @@ def _conv(layer: Conv, x: Grid, y: Grid | None, limits: tuple[int, int], facts: 
         source=x,
         dilations=layer.shape.dilations,
         size=layer.shape.output,
+        depthwise=layer.shape.groups == layer.shape.channels == layer.shape.filters > 1 and y is not None,
         kept=layer.macs,
         dense=layer.macs_dense,
         **facts,

@@ -22,7 +22,7 @@ from ..ir.costs import Costs, Counts
 from ..ir.grids import Grid
 from ..ops.conv import Conv, dense_counts
 from ..ops.quad_results import Residual
-from ..ops.quads import KERNELS, QuadConv
+from ..ops.quads import QuadConv
 from . import dense
 from .trials import Trial, conversion, convolution, measured, quad_convolution
 
@@ -120,6 +120,9 @@ _QUAD_SIZES = (
     _Size(32, 64, 7, 1, kept=0.4),
     _Size(64, 64, 1, 1),
     _Size(16, 16, 24, kept=0.15),
+    _Size(32, 32, 12, groups=32),
+    _Size(24, 24, 7, groups=24, residual=True),
+    _Size(16, 16, 12, 5, groups=16),
 )
 _ALIKE = 2
 """Neighbours in rows, and in columns, that keep the same channels."""
@@ -141,13 +144,18 @@ def trials() -> Iterator[Trial]:
     yield from map(conversion, _BOXES)
     for size in _QUAD_SIZES:
         quads = _quads(size, random)
-        yield from (quad_convolution(quads, quads.weights.shape[1], name) for name in KERNELS)
+        yield from (quad_convolution(quads, quads.weights.shape[1], name) for name in quads.kernels)
 
 
 def _quads(size: _Size, random: np.random.Generator) -> QuadConv:
     F, C, pad = size.filters, size.channels // 4, size.kernel // 2
     weights = random.integers(-64, 65, (F, C, size.kernel, size.kernel, 4), np.int8)
     weights *= random.random((*weights.shape[:-1], 1)) < size.kept
+    if size.groups > 1:
+        f = np.arange(F)
+        weights *= ((f[:, None] // 4 == np.arange(C))[..., None, None, None] & (f[:, None] % 4 == np.arange(4))[:, None, None, None]).view(
+            np.int8
+        )
     grid = Grid(scale=np.float32(1), zero=0)
     return QuadConv(
         name="layer",
@@ -160,6 +168,7 @@ def _quads(size: _Size, random: np.random.Generator) -> QuadConv:
         grid=grid,
         pads=(pad, pad, pad, pad),
         size=(size.side, size.side),
+        depthwise=size.groups > 1,
         residual=Residual.of(grid, grid, grid, 0, 255) if size.residual else None,
     )
 
