@@ -4,7 +4,7 @@
 
 A quad is a word of 32 bits, its byte k being bits 8k to 8k+7. Sums are int32 numbers; both lie in the vectors of a `Tile`, bit for bit.
 One instruction multiplies a vector where the CPU has one (AVX-512 VNNI, AVX-VNNI, Arm's i8mm); AVX2 takes two, of which the
-first adds pairs in 16 bits: `fits` says which weights it adds exactly, and others have to come as the sum of two that fit (`split`).
+first adds pairs in 16 bits: `fits` says which weights it adds exactly, and others have to come as the sum of some that fit (`split`).
 So every CPU makes the same integers.
 """
 
@@ -41,17 +41,24 @@ UNIT = max(8, registers.HOST.floats)
 """Lanes of which so many are computed as are needed: those of a register, or of two small ones."""
 
 
-def fits(weights: NDArray[np.int8]) -> NDArray[np.bool_]:
-    """[...]: whether quads weights[...,4] are added exactly by any CPU: no pair leaves 16 bits, whatever it is multiplied by."""
+def fits(weights: NDArray[np.integer]) -> NDArray[np.bool_]:
+    """[...]: whether quads weights[...,4] are of int8, and added exactly by any CPU: no pair leaves 16 bits, whatever it multiplies."""
+    octets = (weights == weights.astype(np.int8)).all(-1)
     pairs = weights.astype(np.int64).reshape(*weights.shape[:-1], 2, 2)
     most, least = (255 * side(pairs, 0).sum(-1) for side in (np.maximum, np.minimum))
-    return ((most <= _LARGEST_PAIR) & (least >= _LEAST_PAIR)).all(-1)
+    return octets & ((most <= _LARGEST_PAIR) & (least >= _LEAST_PAIR)).all(-1)
 
 
-def split(weights: NDArray[np.int8]) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
-    """Two quads each, which fit and whose sum is the quad."""
-    half = (weights.astype(np.int64) // 2).astype(np.int8)
-    return half, (weights - half).astype(np.int8)
+def split(weights: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int8]]:
+    """(rows, quads) of weights[n,...,4]: quads that fit; those of a row, which follow each other, sum to its weights."""
+    rows = np.arange(len(weights))
+    while not (good := fits(weights).all(axis=tuple(range(1, weights.ndim - 1)))).all():
+        half = weights[~good] // 2
+        rows, rest = np.concatenate([rows, rows[~good]]), weights[~good] - half
+        weights = np.concatenate([weights, rest])
+        weights[np.flatnonzero(~good)] = half
+    order = np.argsort(rows, kind="stable")
+    return rows[order], weights[order].astype(np.int8)
 
 
 def words(quads: NDArray) -> NDArray[np.int32]:

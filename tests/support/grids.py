@@ -46,17 +46,23 @@ class File:
         return self.node("DequantizeLinear", [quantized, *parameters], f"{tensor}.dq")
 
     def layer(
-        self, kind: str, x: str, name: str, weights: NDArray[np.int8], scales: NDArray, bias: NDArray, source: Grid, **attributes: Any
+        self, kind: str, x: str, name: str, weights: NDArray[Any], scales: NDArray, bias: NDArray, source: Grid, **attributes: Any
     ) -> str:  # fmt: skip
-        scales = scales.astype(np.float32)
-        zeros = self.constant(f"{name}.zeros", np.zeros(len(scales)), np.int8)
-        stored = self.constant(f"{name}.w", weights, np.int8)
-        w = self.node("DequantizeLinear", [stored, self.constant(f"{name}.ws", scales, np.float32), zeros], f"{name}.wf", axis=0)
+        """Of weights by output channel, bias int32."""
+        w = self.weights(name, weights, scales, np.zeros(len(scales), np.int8))
         stored = self.constant(f"{name}.b", bias, np.int32)
         b = self.node(
             "DequantizeLinear", [stored, self.constant(f"{name}.bs", np.float32(source.scale) * scales, np.float32)], f"{name}.bf", axis=0
         )
         return self.node(kind, [x, w, b], name, **attributes)
+
+    def weights(self, name: str, weights: NDArray[Any], scales: NDArray, zeros: NDArray, axis: int = 0) -> str:
+        """weights + zeros as stored integers, dequantized; one scale, or one for each place along an axis."""
+        spread = [1] * weights.ndim
+        spread[axis] = -1
+        stored = self.constant(f"{name}.w", weights.astype(np.int64) + zeros.astype(np.int64).reshape(spread), zeros.dtype)
+        parameters = [self.constant(f"{name}.ws", scales, np.float32), self.constant(f"{name}.zeros", zeros)]
+        return self.node("DequantizeLinear", [stored, *parameters], f"{name}.wf", axis=axis)
 
     def model(self, *outputs: str, types: Mapping[str, Any] | None = None) -> bytes:
         """types: of outputs; those that are not named are float32."""

@@ -47,7 +47,6 @@ class RandomGrids:
     def __init__(self, seed: int, nodes: int) -> None:
         self._random, self.exact, self.real = np.random.default_rng(seed), True, ""
         self._largest = _WEIGHTS[self._pick("fits", "fits", "wide", "saturates")]
-        self.exact &= self._largest == _WEIGHTS["fits"]
         self._signed, self._count = self._pick(False, False, True), 0
         self.box: Box = (self._pick(1, 3, 4, 8, 13), self._pick(2, 5, 8, 17), self._pick(3, 4, 7, 18, 33))
         real, grid = self._random.standard_normal((3, *self.box), np.float32) * 2, Grid(0.03, self._zero())
@@ -144,11 +143,9 @@ class RandomGrids:
         taps = [(size + pads[a] + pads[a + 2] - dilations[a] * (kernel[a] - 1) - 1) for a, size in enumerate((H, W))]
         if min(taps) < 0 or C * H * W * filters > 400_000:
             return
-        weights, scales = self._weights((filters, C // groups, *kernel))
-        bias = self._random.integers(-3000, 3000, filters) if self._random.random() < 0.8 else np.zeros(filters, np.int64)
+        weights, scales, zeros = self._weights((filters, C // groups, *kernel))
         attributes = {"kernel_shape": kernel, "strides": strides, "pads": pads, "dilations": dilations, "group": groups}
-        self._count += 1
-        name = self._file.layer("Conv", x.name, f"t{self._count}", weights, scales, bias, x.grid, **attributes)
+        name, bias = self._layer("Conv", x.name, x.grid, (weights, scales, zeros), **attributes)
         sums = conv_sums(x.values, x.grid.zero, weights, bias, strides, pads, dilations, groups)
         self._requantize(name, sums, np.float32(x.grid.scale) * scales)
 
@@ -158,13 +155,43 @@ class RandomGrids:
         values = requantized(sums, scales / np.float32(grid.scale), grid.zero)
         self._add_tensor(name, np.clip(values, *limits), grid)
 
-    def _weights(self, shape: tuple[int, ...]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-        weights = self._random.integers(-self._largest, self._largest, shape).astype(np.int8)
-        corner = self._pick(None, None, None, None, -self._largest, self._largest - 1)
+    def _weights(self, shape: tuple[int, ...]) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray]:
+        """(weights [F, ...], scales [F] or one, zero points as they are stored), whose type is the weights'."""
+        one, scale = self._random.random() < 0.3, 64 / self._largest
+        zero, low, high, dtype = 0, -self._largest, self._largest, np.int8
+        if self._random.random() < 0.25:  # uint8, as far as that goes
+            zero = int(self._pick(128, 128, 0, 255, self._random.integers(256)))
+            low, high, scale, dtype = -zero, 256 - zero, 0.3, np.uint8
+            self.exact &= not self._signed
+        else:
+            self.exact &= self._largest == _WEIGHTS["fits"]
+        weights = self._random.integers(low, high, shape)
+        corner = self._pick(None, None, None, None, low, high - 1)
         if corner is not None:
             weights[:] = corner
         weights[self._random.random(shape) < self._pick(0.0, 0.3, 0.8)] = 0
-        return weights, self._random.uniform(0.0005, 0.005, shape[0]).astype(np.float32)
+        scales = (self._random.uniform(0.0005, 0.005, 1 if one else shape[0]) * scale).astype(np.float32)
+        return weights, scales, np.full(() if one else shape[0], zero, dtype)
+
+    def _layer(
+        self, kind: str, x: str, grid: Grid, parts: tuple[NDArray, NDArray, NDArray], real: bool = False, **attributes: Any
+    ) -> tuple[str, NDArray[np.int64]]:  # fmt: skip
+        """(its output, its bias on the grid of the sums): a bias of int32, of float32, or none; real: nothing rounds the output."""
+        self._count += 1
+        weights, scales, zeros = parts
+        name, F, form = f"t{self._count}", len(weights), self._pick("int32", "int32", "none", "int32" if real else "float32")
+        w = self._file.weights(name, weights, scales if scales.size > 1 else scales[0], zeros)
+        sums = np.float32(grid.scale) * scales
+        bias = np.zeros(F, np.int64) if form == "none" else self._random.integers(-3000, 3000, F)
+        inputs = [x, w]
+        if form == "int32":
+            stored = self._file.constant(f"{name}.b", bias, np.int32)
+            inputs.append(self._file.node("DequantizeLinear", [stored, self._file.constant(f"{name}.bs", sums)], f"{name}.bf", axis=0))
+        elif form == "float32":
+            floats = ((bias + self._random.uniform(-0.4, 0.4, F)) * sums).astype(np.float32)
+            inputs.append(self._file.constant(f"{name}.b", floats))
+            bias = np.rint(floats / sums).astype(np.int64)
+        return self._file.node(kind, inputs, name, **attributes), bias
 
     def _sum(self) -> None:
         a = self._tensor()
@@ -266,15 +293,22 @@ class RandomGrids:
                     self.expected[tensor.name] = tensor.real
 
     def _linear(self, x: Tensor) -> None:
-        F, K = self._pick(1, 5, 10, 19), int(np.prod(x.box))
-        weights, scales = self._weights((F, K))
-        bias = self._random.integers(-3000, 3000, F)
+        F, K, real = self._pick(1, 5, 10, 19), int(np.prod(x.box)), self._random.random() < 0.5
+        weights, scales, zeros = self._weights((F, K))
         flat = self._node("Flatten", [x.name])
-        self._count += 1
-        name = self._file.layer("Gemm", flat, f"t{self._count}", weights, scales, bias, x.grid, transB=1)
-        sums = bias + (x.values.reshape(len(x.values), K) - x.grid.zero) @ weights.T.astype(np.int64)
+        if self._random.random() < 0.8:
+            flat = self._file.on_grid(flat, x.grid, self._signed)
+        else:
+            self.exact = False  # ONNX Runtime computes in float32 behind a Flatten
+        values = x.values.reshape(len(x.values), K) - x.grid.zero
+        if self._random.random() < 0.3:
+            w = self._file.weights(f"{flat}.m", weights.T, scales if zeros.ndim else scales[0], zeros, axis=1)
+            name, sums = self._node("MatMul", [flat, w]), values @ weights.T
+        else:
+            name, bias = self._layer("Gemm", flat, x.grid, (weights, scales, zeros), real, transB=1)
+            sums = bias + values @ weights.T
         factors = np.float32(x.grid.scale) * scales
-        if self._random.random() < 0.5:
+        if real:
             self.expected[name], self.real = sums.astype(np.float32) * factors, name
             return
         grid = self._grid(sums * factors)

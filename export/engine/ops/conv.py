@@ -247,10 +247,7 @@ def gemm(node: "Node", reader: "Reader") -> list[Layer]:
     node.support(bool(np.isfinite(rows).all() and np.isfinite(bias).all()), "weights that are not finite")
     if alpha != 1 or beta != 1:
         return _linear(node, reader, rows, bias)
-    transposed = node.integer("transB", 0)
-    integers = reader.integers_of(node.input(1), 0 if transposed else 1)
-    if integers is not None and not transposed:
-        integers = replace(integers, values=integers.values.T, axis=0)
+    integers = reader.integers_of(node.input(1), 0) if node.integer("transB", 0) else _columns(node, reader)
     return _linear(node, reader, rows, bias, integers, reader.integers_of(node.input(2), 0))
 
 
@@ -260,7 +257,13 @@ def matmul(node: "Node", reader: "Reader") -> list[Layer]:
     node.arity(2, 2)
     weights = reader.weights(node, 1)
     node.support(weights.ndim == 2, "weights of another rank")
-    return _linear(node, reader, weights.T, np.zeros(weights.shape[1], np.float32))
+    return _linear(node, reader, weights.T, np.zeros(weights.shape[1], np.float32), _columns(node, reader))
+
+
+def _columns(node: "Node", reader: "Reader") -> Integers | None:
+    """The integers of weights [K,F], as those of rows."""
+    found = reader.integers_of(node.input(1), 1)
+    return found if found is None else replace(found, values=found.values.T, axis=0)
 
 
 def _linear(

@@ -102,22 +102,22 @@ def dequantize(node: "Node", reader: "Reader") -> list[Layer]:
     """DequantizeLinear of uint8 or int8 with one scale."""
     node.arity(2, 3)
     value = reader.value(node, 0)
-    grid, signed = _grid(node, reader)
+    grid, signed = _grid(node, reader, reader.dtypes[value.tensor])
     output = reader.define(node, reader.boxes[value.tensor], value.dims)
     return [Dequantize(name=node.name, inputs=(value.tensor,), output=output, grid=grid, signed=signed)]
 
 
-def _grid(node: "Node", reader: "Reader") -> tuple[Grid, bool]:
-    """Of inputs 1 and 2, and whether the tensor is of int8."""
+def _grid(node: "Node", reader: "Reader", dtype: DType = UINT8) -> tuple[Grid, bool]:
+    """Of inputs 1 and 2, and whether the tensor is of int8; dtype: its type where there is no zero point."""
     node.support(node.integer("block_size", 0) == 0, "blocks")
-    return grid_of(node, reader, 1, 2)
+    return grid_of(node, reader, 1, 2, dtype)
 
 
-def grid_of(node: "Node", reader: "Reader", scale: int, zero: int) -> tuple[Grid, bool]:
+def grid_of(node: "Node", reader: "Reader", scale: int, zero: int, dtype: DType = UINT8) -> tuple[Grid, bool]:
     """The grid that two inputs of these numbers describe, and whether it is one of int8."""
     scales = reader.weights(node, scale)
     node.support(scales.size == 1 and bool(scales.reshape(()) > 0), "several scales, or none above 0")
-    zeros = reader.constant(node, zero) if node.input(zero) else np.zeros((), np.uint8)
+    zeros = reader.constant(node, zero) if node.input(zero) else np.zeros((), dtype)
     node.require(zeros.size == 1, f"has zero points of shape {zeros.shape} for one scale")
     node.support(zeros.dtype in (np.uint8, np.int8), f"zero points of {zeros.dtype}")
     signed = zeros.dtype == np.int8

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from fineprune.ops.simd import LANES, pointer, tile_store
 from fineprune.ops.simd.quads import (
     chosen,
-    fits,
     joined_positions,
     real_positions,
     same_four,
@@ -46,7 +45,7 @@ _fields = _META.fields
 
 
 def _taps(conv: "QuadConv") -> tuple[NDArray[np.int64], NDArray[np.int8]]:
-    """(places (phase,u,v) of the taps [4n,3], their weights [C/4,n,4 channels,4 taps]); what does not fit comes in two parts."""
+    """(places (phase,u,v) of the taps [4n,3], their weights [C/4,n,4 channels,4 taps]); what does not fit comes in parts."""
     F, channels, kh, kw, _ = conv.weights.shape
     sets = -(-F // _FOUR)
     f = np.arange(F)
@@ -55,13 +54,11 @@ def _taps(conv: "QuadConv") -> tuple[NDArray[np.int64], NDArray[np.int8]]:
     if not len(places):
         places = np.zeros((1, 3), np.int64)
     count = -(-len(places) // _FOUR) * _FOUR
-    weights = np.zeros((sets * _FOUR, count), np.int8)
+    weights = np.zeros((sets * _FOUR, count), np.int16)
     weights[:F, : len(places)] = own[:, places[:, 0], places[:, 1], places[:, 2]]
     places = np.concatenate([places, np.repeat(places[:1], count - len(places), 0)])
-    groups = weights.reshape(sets, _FOUR, -1, _FOUR).transpose(0, 2, 1, 3)
-    if not fits(groups).all():
-        groups, places = np.concatenate(split(groups), 1), np.concatenate([places, places])
-    return places, groups
+    rows, fours = split(weights.reshape(sets, _FOUR, -1, _FOUR).transpose(2, 0, 1, 3))
+    return places.reshape(-1, _FOUR, 3)[rows].reshape(-1, 3), fours.transpose(1, 0, 2, 3)
 
 
 def counts(conv: "QuadConv", height: int, width: int) -> Counts:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fineprune.ops.simd import LANES, pointer, tile_store
-from fineprune.ops.simd.quads import as_ints, fits, real, real_byte_run, split, store_bytes, tile_add_filters, tile_same_words, words
+from fineprune.ops.simd.quads import as_ints, real, real_byte_run, split, store_bytes, tile_add_filters, tile_same_words, words
 from fineprune.ops.simd.registers import HOST, Registers
 from fineprune.ops.simd.vectors import load, multiplied, store
 
@@ -48,18 +48,11 @@ def _lists(conv: "QuadConv") -> tuple[NDArray[np.int64], NDArray[np.int64], NDAr
     """(first entry of each set and the end, places (c,u,v) of the entries [n,3], weights [n,LANES,4])."""
     F, *sizes, _ = conv.weights.shape
     sets = -(-F // LANES)
-    weights = np.concatenate([conv.weights, np.zeros((sets * LANES - F, *sizes, _QUAD), np.int8)])
+    weights = np.concatenate([conv.weights, np.zeros((sets * LANES - F, *sizes, _QUAD), np.int16)])
     weights = weights.reshape(sets, LANES, *sizes, _QUAD).transpose(0, 2, 3, 4, 1, 5)  # [sets,c,u,v,LANES,4]
     k, *place = np.nonzero(weights.any((-1, -2)))
-    found = weights[k, place[0], place[1], place[2]]
-    good = fits(found).all(-1)
-    if not good.all():  # the sum of two products that are exact
-        halves, others = split(found[~good])
-        order = np.argsort(np.concatenate([np.arange(len(k)), np.flatnonzero(~good)]), kind="stable")
-        found = found.copy()
-        found[~good] = halves
-        found, k = np.concatenate([found, others])[order], np.concatenate([k, k[~good]])[order]
-        place = [np.concatenate([p, p[~good]])[order] for p in place]
+    rows, found = split(weights[k, place[0], place[1], place[2]])
+    k, place = k[rows], [axis[rows] for axis in place]
     return np.searchsorted(k, np.arange(sets + 1)), np.stack(place, 1), found
 
 

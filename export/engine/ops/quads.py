@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fineprune.ops.simd.quads import fits, split, words
+from fineprune.ops.simd.quads import split, words
 
 from ..ir import costs
 from ..ir.conv import Margins, Op, View
@@ -36,14 +36,13 @@ KERNELS: dict[str, Any] = {"quad_positions": quad_positions, "quad_filters": qua
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class QuadConv(Layer):
-    """weights int8 [F,C/4,kh,kw,4]; bias int64 [F]; factors float32 [F]; `source`: grid of x; `grid`: of its own result,
-    before a residual (the second input); `size`: rows and columns of y; `depthwise`: filter f reads channel f
-    of each phase alone.
+    """weights int16 [F,C/4,kh,kw,4], from -255 to 255; bias int64 [F]; factors float32 [F]; `source`: grid of x; `grid`: of its own result,
+    before a residual (the second input); `size`: rows and columns of y; `depthwise`: filter f reads channel f of each phase alone.
 
     Without a grid y = s * factor is of float32, of one position. `kept`, `dense`: multiply-adds a sample.
     """
 
-    weights: NDArray[np.int8]
+    weights: NDArray[np.int16]
     bias: NDArray[np.int64]
     factors: NDArray[np.float32]
     source: Grid
@@ -93,14 +92,8 @@ class QuadConv(Layer):
         """(first entry of each filter and the end [F + 1], places (c,u,v) of the entries [n,3], their weights as words [n])."""
         f, *place = np.nonzero(self.weights.any(-1))
         found = self.weights[f, place[0], place[1], place[2]]
-        good = fits(found)
-        if not good.all():  # the sum of two products that are exact
-            halves, others = split(found[~good])
-            order = np.argsort(np.concatenate([np.arange(len(f)), np.flatnonzero(~good)]), kind="stable")
-            found = np.concatenate([np.where(good[:, None], found, 0), others])
-            found[np.flatnonzero(~good)] = halves
-            f, place = np.concatenate([f, f[~good]])[order], [np.concatenate([p, p[~good]])[order] for p in place]
-            found = found[order]
+        rows, found = split(found)
+        f, place = f[rows], [axis[rows] for axis in place]
         bounds = np.searchsorted(f, np.arange(len(self.weights) + 1))
         return bounds, np.stack(place, 1), words(found)
 

@@ -4,12 +4,14 @@
     Q(clip(DQ(a) + DQ(b)))                 ->   QuadAdd(a, b)
     Q(max(DQ(x))), Q(mean(DQ(x)))          ->   QuadPool(x), QuadMean(x)
     Q(pieces of DQ(x), DQ(y))              ->   the same pieces of x, y        where all have one grid and whole quads are moved
+    Q(DQ(x))                               ->   x                              where both have one grid
     Linear(DQ(x), DQ(w), DQ(b))            ->   QuadConv(x) of float32         where nothing quantizes it
 
 What has no such form computes in float32 between the two, as the file says. Tensors of a program that are on grids become quads
 (ir/dtypes.py); those that are read from outside, or come from there, are packed and unpacked.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -33,6 +35,13 @@ from ..ops.quads import QuadConv
 
 _QUAD = 4
 _MOST_BIAS = 2**31 - 1
+_MOST_WEIGHT = 255
+_MOST_PLACES = 1 << 26
+"""Of weights between which groups or strides put many zeros: beyond, a layer computes in float32."""
+_MOST_PIXELS = 1 << 16
+"""Of a mean: float32 sums of so many bytes are exact."""
+_NEAR = 1e-5
+"""Relative: scales that were rounded otherwise."""
 
 
 def integers(
@@ -86,17 +95,26 @@ class _Fusing:
 
 def _fused(layers: Sequence[Layer], boxes: Mapping[str, Box], grids: Mapping[str, Grid], outputs: set[str]) -> list[Layer]:
     """grids: those of tensors, around which their zero points lie: who reads one on another grid reads it as float32."""
-    state, result = _Fusing(layers, boxes, outputs), list[Layer]()
+    state, result, alike = _Fusing(layers, boxes, outputs), list[Layer](), dict[str, str]()
     for layer in layers:
         if layer.output in state.done:
             continue
+        layer = replace(layer, inputs=tuple(alike.get(name, name) for name in layer.inputs))
         if isinstance(layer, Dequantize):
             if layer.grid.zero == grids[layer.inputs[0]].zero:
                 state.sources[layer.output] = layer
+        elif isinstance(layer, Quantize) and layer.output not in outputs and _undone(layer, state.sources.get(layer.inputs[0])):
+            alike[layer.output] = state.sources[layer.inputs[0]].inputs[0]
+            continue
         elif all(name in state.sources for name in layer.inputs):
             layer = _fuse(state, layer)
         result.append(layer)
     return result
+
+
+def _undone(layer: Quantize, source: Dequantize | None) -> bool:
+    """Whether it makes what its input was made of."""
+    return source is not None and (source.grid, source.signed) == (layer.grid, layer.signed)
 
 
 def _fuse(state: _Fusing, layer: Layer) -> Layer:
@@ -114,7 +132,7 @@ def _fuse(state: _Fusing, layer: Layer) -> Layer:
     elif isinstance(layer, Map) and layer.function == "add" and len(sources) == 2:
         sums = Residual.of(sources[0].grid, sources[1].grid, sink.grid, *limits)
         new = QuadAdd(grid=sink.grid, sum=sums, **facts)
-    elif isinstance(layer, Mean) and limits == (0, 255):
+    elif isinstance(layer, Mean) and limits == (0, 255) and math.prod(state.boxes[layer.inputs[0]][1:]) <= _MOST_PIXELS:
         new = QuadMean(grid=sink.grid, source=sources[0].grid, **facts)
     elif isinstance(layer, Pool) and layer.kind == "max" and limits == (0, 255):
         grid = sources[0].grid
@@ -150,25 +168,24 @@ def _limits(low: float, high: float, grid: Grid) -> tuple[int, int]:
 def _conv(layer: Conv, x: Grid, y: Grid | None, limits: tuple[int, int], facts: dict[str, Any]) -> QuadConv | None:
     """None where the file has no integers for it, or ones that the kernel does not take."""
     found = layer.integers
-    if found is None or layer.mask is not None or np.abs(found.values).max(initial=0) > 127 + (found.values.min(initial=0) < -127):
+    if found is None or layer.mask is not None or np.abs(found.values).max(initial=0) > _MOST_WEIGHT:
         return None
-    scales = np.broadcast_to(x.scale * found.scales, len(layer.weights)).astype(np.float32)
-    bias = np.zeros(len(layer.weights), np.int64)
-    if layer.integer_bias is not None:
-        if not np.array_equal(np.broadcast_to(layer.integer_bias.scales, scales.shape), scales):
-            return None
-        bias = layer.integer_bias.values.reshape(-1)
-    elif layer.bias.any():
+    if _places(layer) > max(_MOST_PLACES, 2 * found.values.size):
         return None
-    weights = found.values.astype(np.int8)
+    with np.errstate(over="ignore", under="ignore"):
+        scales = np.broadcast_to(x.scale * found.scales, len(layer.weights)).astype(np.float32)
+        factors = scales if y is None else (scales / y.scale).astype(np.float32)
+    bias = _bias(layer, scales, exact=y is None) if (scales > 0).all() and np.isfinite(factors).all() else None
+    if bias is None:
+        return None
     bias = bias - x.zero * found.values.sum((1, 2, 3))
     largest = np.abs(bias) + 255 * np.abs(found.values).sum((1, 2, 3))
     if (largest > _MOST_BIAS).any():  # sums might not fit
         return None
     return QuadConv(
-        weights=_weights(weights, layer.shape.groups),
+        weights=_weights(found.values.astype(np.int16), layer.shape.groups),
         bias=bias,
-        factors=scales if y is None else (scales / y.scale).astype(np.float32),
+        factors=factors,
         grid=y,
         low=limits[0],
         high=limits[1],
@@ -184,11 +201,31 @@ def _conv(layer: Conv, x: Grid, y: Grid | None, limits: tuple[int, int], facts: 
     )
 
 
-def _weights(weights: NDArray[np.int8], groups: int) -> NDArray[np.int8]:
+def _bias(layer: Conv, scales: NDArray[np.float32], exact: bool) -> NDArray[np.int64] | None:
+    """[F]: on the grid of the sums, as the file has it, or as ONNX Runtime puts float32 numbers there; None where that is not `exact`, and
+    for numbers on another grid."""
+    given = layer.integer_bias
+    if given is not None:
+        alike = np.allclose(np.broadcast_to(given.scales, scales.shape), scales, rtol=_NEAR, atol=0)
+        return np.broadcast_to(given.values.reshape(-1), scales.shape) if alike else None
+    with np.errstate(over="ignore"):
+        found = np.rint(layer.bias / scales)
+    return found.astype(np.int64) if not layer.bias.any() or (not exact and (np.abs(found) < _MOST_BIAS).all()) else None
+
+
+def _places(layer: Conv) -> int:
+    """Numbers in the weights as quads, with the zeros that groups and phases put between them."""
+    shape = layer.shape
+    axes = [_Axis(*numbers) for numbers in zip(shape.kernel, shape.strides, shape.dilations, shape.pads[:2], shape.output, strict=True)]
+    taps = shape.kernel if shape.strides == (1, 1) else (len(axis.phases) * axis.taps for axis in axes)
+    return shape.filters * shape.channels * math.prod(taps)
+
+
+def _weights(weights: NDArray[np.int16], groups: int) -> NDArray[np.int16]:
     """[F,C/groups,kh,kw] as quads [F,ceil(C/4),kh,kw,4]: zeros for the channels of other groups."""
     F, per_group, kh, kw = weights.shape
     channels = per_group * groups
-    dense = np.zeros((F, -(-channels // _QUAD) * _QUAD, kh, kw), np.int8)
+    dense = np.zeros((F, -(-channels // _QUAD) * _QUAD, kh, kw), np.int16)
     for g in range(groups):
         filters = slice(g * (F // groups), (g + 1) * (F // groups))
         dense[filters, g * per_group : (g + 1) * per_group] = weights[filters]

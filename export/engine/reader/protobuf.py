@@ -198,23 +198,23 @@ class Constants:
         values, scales = parts[0], parts[1]
         assert values is not None and scales is not None  # for the type checker
         zeros = parts[2] if len(parts) > 2 and node.input[2] else np.zeros_like(scales, values.dtype)
-        axis = attributes.get("axis", 1)
-        if zeros is None or values.dtype not in (np.int8, np.uint8, np.int32) or scales.dtype != np.float32 or type(axis) is not int:
+        if zeros is None or values.dtype not in (np.int8, np.uint8, np.int32) or scales.dtype != np.float32:
             return False
-        if zeros.dtype != values.dtype or zeros.shape != scales.shape or scales.ndim > 1 or not (scales > 0).all():
+        if zeros.dtype != values.dtype or zeros.size != scales.size or max(zeros.ndim, scales.ndim) > 1:
             return False
-        if not np.isfinite(scales).all() or not -values.ndim <= axis < max(1, values.ndim):
+        if not (scales > 0).all() or not np.isfinite(scales).all():
             return False
-        axis %= max(1, values.ndim)
-        spread = [1] * values.ndim
+        axis, spread = attributes.get("axis", 1), [1] * values.ndim
+        if type(axis) is not int:
+            return False
         if scales.size != 1:
-            if values.ndim == 0 or scales.shape != (values.shape[axis],):
+            if not -values.ndim <= axis < values.ndim or scales.shape != (values.shape[axis],):
                 return False
             spread[axis] = -1
         integers = values.astype(np.int64) - zeros.astype(np.int64).reshape(spread)
         name = node.output[0]
         self._arrays[name] = integers.astype(np.float32) * scales.reshape(spread)
-        self.integers[name] = Integers(values=integers, scales=scales.reshape(-1), axis=axis)
+        self.integers[name] = Integers(values=integers, scales=scales.reshape(-1), axis=axis % max(1, values.ndim))
         return True
 
     def _array(self, tensor: Any) -> NDArray:

@@ -185,8 +185,15 @@ def test_what_fits_is_added_exactly_in_sixteen_bits() -> None:
     most = 255 * np.maximum(corners.astype(int), 0).sum(1)
     least = 255 * np.minimum(corners.astype(int), 0).sum(1)
     assert np.array_equal(quads.fits(pairs), (most <= 32767) & (least >= -32768))
-    half, rest = quads.split(pairs)
-    assert quads.fits(half).all() and quads.fits(rest).all() and np.array_equal(half.astype(int) + rest, pairs.astype(int))
+
+
+def test_weights_of_nine_bits_are_sums_of_what_fits() -> None:
+    corners = np.array(list(itertools.product((-255, -128, -65, 0, 1, 64, 127, 255), repeat=4)), np.int16)
+    rows, parts = quads.split(corners)
+    assert parts.dtype == np.int8 and quads.fits(parts).all() and (np.diff(rows) >= 0).all()
+    sums = np.zeros(corners.shape, np.int64)
+    np.add.at(sums, rows, parts)
+    assert np.array_equal(sums, corners)
 
 
 SCRIPT = """
