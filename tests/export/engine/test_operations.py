@@ -23,7 +23,8 @@ def kinds_asked(source: str) -> Iterator[str]:
 
 def test_nobody_but_operations_and_fusion_asks_what_kind_a_layer_is() -> None:
     assert {"Conv", "Map", "Assemble"} <= set(kinds_asked((ENGINE / "passes/fuse.py").read_text()))
-    others = [path for path in ENGINE.rglob("*.py") if path.parent.name != "ops" and path.name != "fuse.py"]
+    assert {"Conv", "Dequantize", "QuadConv"} <= set(kinds_asked((ENGINE / "passes/integers.py").read_text()))
+    others = [path for path in ENGINE.rglob("*.py") if path.parent.name != "ops" and path.name not in ("fuse.py", "integers.py")]
     assert {path.name: found for path in others if (found := list(kinds_asked(path.read_text())))} == {}
 
 
