@@ -91,8 +91,7 @@ class QuadConv(Layer):
     def lists(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]:
         """(first entry of each filter and the end [F + 1], places (c,u,v) of the entries [n,3], their weights as words [n])."""
         f, *place = np.nonzero(self.weights.any(-1))
-        found = self.weights[f, place[0], place[1], place[2]]
-        rows, found = split(found)
+        rows, found = split(self.weights[f, place[0], place[1], place[2]])
         f, place = f[rows], [axis[rows] for axis in place]
         bounds = np.searchsorted(f, np.arange(len(self.weights) + 1))
         return bounds, np.stack(place, 1), words(found)
