@@ -26,3 +26,26 @@ def aligned_order(mask: NDArray[np.bool_], size: int) -> NDArray[np.int64] | Non
     if len(left) > (len(of) % size > 0):
         return None
     return np.array([channel for group in sorted(whole) + left for channel in group], np.int64)
+
+
+def grouped_order(mask: NDArray[np.bool_], size: int) -> NDArray[np.int64]:
+    """An order int64 [C] of the channels of mask[F,C,...] in which groups of `size` that follow each other keep little together.
+
+    Greedily: each group begins with the channel that keeps most of those left, and takes those that add least to it. Where groups of
+    channels are masked alike, they are found.
+    """
+    columns = mask.swapaxes(0, 1).reshape(mask.shape[1], -1).astype(np.float32)
+    left, order = list(range(len(columns))), list[int]()
+    sizes = columns.sum(1)
+    while left:
+        first = max(left, key=lambda channel: sizes[channel])
+        left.remove(first)
+        group, union = [first], columns[first].copy()
+        while left and len(group) < size:
+            shared = columns[left] @ union
+            best = left[int(np.argmin(sizes[left] - shared))]
+            left.remove(best)
+            group.append(best)
+            np.maximum(union, columns[best], out=union)
+        order += sorted(group)
+    return np.array(order, np.int64)

@@ -352,6 +352,23 @@ def real_bytes(tile: Tile, k: Size) -> Tile:
     return (tile.view(np.uint32) >> np.uint32(8 * k) & np.uint32(255)).astype(np.float32)
 
 
+def _shifted_byte(e: Emitter) -> Any:
+    bits = e.builder.trunc(e.args[1], ir.IntType(32))
+    first = e.builder.insert_element(ir.Constant(_WORDS, ir.Undefined), bits, ir.IntType(32)(0))
+    count = e.shuffle(first, first, [0] * LANES)
+
+    def change(row: int, vector: int, old: Any) -> Any:
+        return _as_numbers(e, e.builder.and_(e.builder.lshr(_as_words(e, old), count), ir.Constant(_WORDS, [255] * LANES)))
+
+    return e.update(change)
+
+
+@operation(_shifted_byte)
+def shifted_byte(tile: Tile, bits: int) -> Tile:
+    """The byte from bit `bits` on of each word, as an int32 number."""
+    return (tile.view(np.uint32) >> np.uint32(bits) & np.uint32(255)).view(np.float32)
+
+
 def _divided(e: Emitter) -> Any:
     return e.update(lambda row, vector, old: e.builder.fdiv(old, e.vector(row, vector, tile=1)))
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fineprune.ops.channel_groups import aligned_order, alike
+from fineprune.ops.channel_groups import aligned_order, alike, grouped_order
 
 
 def in_groups(mask: np.ndarray, order: np.ndarray, size: int) -> bool:
@@ -39,3 +39,23 @@ def test_two_rests_make_no_group() -> None:
     mask = np.array([[1, 0, 1, 1, 1, 1]], bool)[..., None, None].repeat(2, 0)
     assert aligned_order(mask, 4) is None, "one channel is alone, and five are left"
     assert aligned_order(mask[:, [0, 2, 3, 4, 1]], 4).tolist() == [0, 1, 2, 3, 4]  # type: ignore[union-attr]
+
+
+def test_greedy_groups_are_those_that_are_masked_alike() -> None:
+    random = np.random.default_rng(0)
+    clusters = random.permutation(24) // 4
+    mask = (random.random((10, 6, 3, 3)) < 0.3)[:, clusters]
+    order = grouped_order(mask, 4)
+    assert sorted(order.tolist()) == list(range(24))
+    assert all(len(set(clusters[order[k : k + 4]])) == 1 for k in range(0, 24, 4))
+
+
+def test_greedy_groups_keep_less_together_than_those_of_the_file() -> None:
+    mask = np.random.default_rng(1).random((8, 13, 3, 3)) < 0.3
+    order = grouped_order(mask, 4)
+    assert sorted(order.tolist()) == list(range(13))
+
+    def kept(channels: np.ndarray) -> int:
+        return sum(int(mask[:, channels[k : k + 4]].any(1).sum()) for k in range(0, 13, 4))
+
+    assert kept(order) < kept(np.arange(13))

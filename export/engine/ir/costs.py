@@ -84,6 +84,8 @@ ROWS: tuple[tuple[str, str, float | None, float | None, float | None], ...] = (
     ("quad_depthwise.operation", "an operation", 100.0, 300.0, 300.0),
     ("quad_depthwise.taps", "four taps of four channels at a vector of positions", 2.0, 8.0, 16.0),
     ("quad_depthwise.result", "a vector of four channels' results", 5.0, 15.0, 30.0),
+    ("quad_permute.operation", "a copy of channels in another order", 100.0, 300.0, 300.0),
+    ("quad_permute.result", "a vector of four channels", 2.0, 6.0, 12.0),
     ("linear.operation", "an operation", 200.0, 450.0, 450.0),
     ("linear.weight", "a weight, which comes from far away", 0.2667, 0.33, 0.33),
     ("plain.operation", "an operation", 1000.0, 1000.0, 1000.0),

@@ -3,6 +3,7 @@
     sum      y = clip(round(a x + (b z + shift)), low, high)                     as ONNX Runtime's QLinearAdd, see quad_results.py
     max      y[c,i,j] = max_uv x[c, i*sh + u*dh - top, j*sw + v*dw - left]       the zero point, which lies around x, being the least number
     mean     y[c] = clip(round(factor (sum_ij x[c,i,j] - H W zero_x)) + zero_y, 0, 255)        factor = scale_x / (scale_y H W)
+    permute  y[c] = x[order[c]]                                                  bytes of words change places
     phase    y[(a,b),c,i,j] = x[c, i*sh + a, j*sw + b], the zero point beyond the image
 
 A convolution with strides is one without over the phases: x[i*s + u*d - top] = x[(i + o)*s + a] with a = (u*d - top) mod s and
@@ -18,13 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fineprune.ops.simd import LANES, tile_zeros
-from fineprune.ops.simd.quads import as_ints, chosen, larger_bytes, quads, real_bytes, whole
+from fineprune.ops.simd.quads import as_ints, chosen, larger_bytes, quads, real_bytes, shifted_byte, whole
 from fineprune.ops.simd.vectors import added, load, multiply_added, same, store
 
 from ..ir.conv import Margins, Op, View
+from ..ir.costs import Counts
 from ..ir.dtypes import QUAD, DType
 from ..ir.grids import Grid
-from ..ir.network import NCHW, Layer, kernel
+from ..ir.network import NCHW, Box, Layer, Order, kernel
 from ..ir.record import INT, PLACE, Record, group
 from ..jit import jit
 from .assemble import Assemble
@@ -204,6 +206,51 @@ def run_mean(first: int, last: int, scratch: int, arena: NDArray, constants: NDA
             value = min(max(np.rint(value), low), high) + np.float32(m.zeros.y)
             word |= np.int64(value) << (8 * k)
         words[m.y.start + c * m.y.channel] = np.int32(np.uint32(word))
+
+
+_PERMUTE = Record(x=PLACE, y=PLACE, vectors=INT)
+_permute = _PERMUTE.fields
+
+
+def permute_counts(box: Box) -> Counts:
+    """What a copy in another order comes to; box: channels, height, width."""
+    channels, height, width = box
+    vectors = -(-((height - 1) * (width + 1) + width) // LANES)
+    return {"quad_permute.operation": 1, "quad_permute.result": -(-channels // 4) * vectors}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class QuadPermute(_Quads):
+    """y[c] = x[order[c]], channels of single bytes; no node of a file, see passes/align.py."""
+
+    order: Order
+
+    kernel_name: ClassVar[str] = "quad_permute"
+    tied: ClassVar[bool] = True
+
+    def plan(self, kernel: str, *views: View) -> list[Op]:
+        """index: for each byte of y the offset of its word in x, and the bits that it is shifted by there."""
+        x, y = views
+        order = np.pad(self.order, (0, -len(self.order) % 4), "edge")
+        index = np.stack([order // 4 * x.channel_stride, order % 4 * 8], 1).reshape(-1)
+        vectors = -(-((y.height - 1) * y.row_stride + y.width) // LANES)
+        meta = _PERMUTE.pack(x=x.place, y=y.place, vectors=vectors)
+        op = Op(kernel="quad_permute", meta=meta, index=index.astype(np.int32), costs=np.ones(y.channels))
+        return [*margins(y, self.grid.zero), op]
+
+
+@kernel("quad_permute")
+def run_permute(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
+    """Kernel "quad_permute"."""
+    m = _permute(meta, op)
+    for c in range(first, last):
+        k, y = m.index + 8 * c, m.y.start + c * m.y.channel
+        s0, s1, s2, s3 = (m.x.start + index[k], m.x.start + index[k + 2], m.x.start + index[k + 4], m.x.start + index[k + 6])
+        b0, b1, b2, b3 = int(index[k + 1]), int(index[k + 3]), int(index[k + 5]), int(index[k + 7])
+        for p in range(0, m.vectors * LANES, LANES):
+            q0, q1 = shifted_byte(load(arena, s0 + p, 1), b0), shifted_byte(load(arena, s1 + p, 1), b1)
+            q2, q3 = shifted_byte(load(arena, s2 + p, 1), b2), shifted_byte(load(arena, s3 + p, 1), b3)
+            store(quads(q0, q1, q2, q3), arena, y + p)
 
 
 _PHASES = Record(

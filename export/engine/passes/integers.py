@@ -29,9 +29,10 @@ from ..ops.grids import Dequantize, Quantize
 from ..ops.maps import Map
 from ..ops.packing import Pack, Unpack
 from ..ops.pools import Mean, Pool
-from ..ops.quad_maps import Phases, QuadAdd, QuadAssemble, QuadMean, QuadPool
+from ..ops.quad_maps import Phases, QuadAdd, QuadAssemble, QuadMean, QuadPermute, QuadPool
 from ..ops.quad_results import Residual
 from ..ops.quads import QuadConv
+from .align import align
 
 _QUAD = 4
 _MOST_BIAS = 2**31 - 1
@@ -51,7 +52,7 @@ def integers(
     if not any(isinstance(layer, Quantize | Dequantize) for layer in layers):
         return list(layers), dict(boxes)
     grids = _grids(layers)
-    made = _joined(_fused(layers, boxes, grids, set(outputs)), set(outputs))
+    made, boxes = align(_joined(_fused(layers, boxes, grids, set(outputs)), set(outputs)), boxes, outputs)
     return _Quads(boxes, typed(layers, inputs), grids, set(outputs)).rewritten(made, inputs)
 
 
@@ -279,7 +280,7 @@ def _joined(layers: Sequence[Layer], outputs: set[str]) -> list[Layer]:
     return list(made.values())
 
 
-_ON_QUADS = (Quantize, Dequantize, QuadConv, QuadAdd, QuadPool, QuadMean, QuadAssemble)
+_ON_QUADS = (Quantize, Dequantize, QuadConv, QuadAdd, QuadPool, QuadMean, QuadPermute, QuadAssemble)
 
 
 class _Quads:

@@ -44,7 +44,16 @@ def test_trials_count_what_is_listed() -> None:
     names |= {name for shape in dense.SHAPES for name in dense_counts(shape)}
     assert names <= set(costs.assumed().nanoseconds)
     missing = set(costs.assumed().nanoseconds) - names
-    assert {name.partition(".")[0] for name in missing} <= {"filters", "positions", "plain", "convert", "permute", "nchw", "dense"}
+    assert {name.partition(".")[0] for name in missing} <= {
+        "filters",
+        "positions",
+        "plain",
+        "convert",
+        "permute",
+        "nchw",
+        "dense",
+        "quad_permute",
+    }
     assert not {name for name in missing if ".entry" in name or ".pair" in name or ".single" in name}
 
 
