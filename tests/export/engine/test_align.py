@@ -24,7 +24,7 @@ def clustered(random: np.random.Generator, filters: int, channels: int) -> np.nd
 
 def network(channels: int, strides: int) -> bytes:
     """Two convolutions, of which the first makes channels for the second alone, and a sum that a third reads."""
-    random, file = np.random.default_rng(channels), File((channels, 9, 9))
+    random, file = np.random.default_rng(channels), File((channels, 20, 20))
 
     def conv(source: str, name: str, grid: Grid, stride: int = 1) -> str:
         weights = clustered(random, channels, channels)
@@ -39,7 +39,7 @@ def network(channels: int, strides: int) -> bytes:
     return file.model(file.on_grid(conv(total, "c", TOTAL, strides), X), total)
 
 
-@pytest.mark.parametrize(("channels", "strides"), [(16, 1), (18, 2)])
+@pytest.mark.parametrize(("channels", "strides"), [(16, 1), (16, 2)])
 def test_clusters_are_found_and_the_integers_stay(channels: int, strides: int) -> None:
     content = network(channels, strides)
     graph = read_graph(content)
@@ -49,8 +49,8 @@ def test_clusters_are_found_and_the_integers_stay(channels: int, strides: int) -
     assert len(convs) == 3
     for conv in convs:
         quads = conv.weights.any(-1)
-        assert np.count_nonzero(conv.weights) / np.count_nonzero(quads) / 4 > (0.95 if channels % 4 == 0 else 0.75)
-    x = np.random.default_rng(1).standard_normal((2, channels, 9, 9), np.float32)
+        assert np.count_nonzero(conv.weights) / np.count_nonzero(quads) / 4 > 0.95
+    x = np.random.default_rng(1).standard_normal((2, channels, 20, 20), np.float32)
     with Session(content, fallback=False) as session:
         permuted = [record for record in session.profile(x, repeats=1) if record.kernel == "quad_permute"]
         assert len(permuted) == 2  # of the input and of the sum; the second convolution's channels are made in its order
