@@ -3,7 +3,8 @@
 All candidates are loaded, warmed up, then measured in rounds: every round gives each candidate one *turn* (an untimed call,
 then timed calls for a fixed time; a turn counts as its median call), in an order drawn anew: what disturbs the machine for a while,
 or what a candidate leaves to the next one (threads that spin, caches), thus hits all candidates alike. Speed-ups are paired: the
-baseline's turn over the candidate's turn of the same round. Medians and quartiles are over rounds.
+baseline's turn over the candidate's turn of the same round; those over a second baseline, the rival, too. Medians and quartiles are over
+rounds.
 
 Where other programs take the processor away, figures are those of the scheduler. Two signs: a call gets less processor time than it
 lasts, and turns of the same work differ widely. Such rows are not `reliable`, and the report says so.
@@ -66,6 +67,7 @@ class BenchmarkConfig:
 class Latency:
     """One runtime at one batch size and thread count: milliseconds a batch over `rounds` turns, speed-up over the baseline.
 
+    speedup_rival: median speed-up over the rival (None: there is none).
     cpu_share: processor time of the process over the time of a call (median over turns; None where the system's clock is too coarse).
     """
 
@@ -81,6 +83,7 @@ class Latency:
     speedup: float
     speedup_p25: float
     speedup_p75: float
+    speedup_rival: float | None
     cpu_share: float | None
 
     @property
@@ -97,10 +100,11 @@ class Latency:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkReport:
-    """Rows of one benchmark; `baseline` names the runtime that speed-ups refer to."""
+    """Rows of one benchmark; `baseline` names the runtime that speed-ups refer to, `rival` a second one."""
 
     rows: tuple[Latency, ...]
     baseline: str
+    rival: str | None
     input_shape: tuple[int, int, int]
     config: BenchmarkConfig
     machine: dict[str, Any]
@@ -132,9 +136,11 @@ class BenchmarkReport:
         """Text for people, one line a row."""
         width = max(len("runtime"), *(len(row.runtime) for row in self.rows))
         head = f"{'runtime':<{width}}  batch  threads  median ms   quartiles         min     max   speed-up (quartiles)"
+        head += f"   over {self.rival}" if self.rival else ""
         lines = [
             f"{row.runtime:<{width}}  {row.batch_size:5d}  {row.threads:7d}  {row.median_ms:9.3f}  {row.p25_ms:7.3f}-{row.p75_ms:<7.3f} "
             f"{row.min_ms:7.3f} {row.max_ms:7.3f}   x{row.speedup:.2f} ({row.speedup_p25:.2f}-{row.speedup_p75:.2f})"
+            f"{'' if row.speedup_rival is None else f'   x{row.speedup_rival:.2f}'}"
             f"{'' if row.reliable else '  worthless'}"
             for row in self.rows
         ]
@@ -148,20 +154,23 @@ def benchmark(
     config: BenchmarkConfig | None = None,
     *,
     baseline: str | None = None,
+    rival: str | None = None,
     progress: Progress | None = None,
 ) -> BenchmarkReport:
-    """Measure `runtimes` on normally distributed input x[batch, *input_shape]; speed-ups refer to `baseline` (default: the first).
+    """Measure `runtimes` on normally distributed input x[batch, *input_shape]; speed-ups refer to `baseline` (default: the first), and to
+    `rival`, where one is named.
 
     A runtime that fails, or whose outputs have another shape than the baseline's, is left out with a line of the log.
-    Raises UsageError for no runtimes, equal names or an unknown baseline, RunError where the baseline fails.
+    Raises UsageError for no runtimes, equal names or an unknown baseline or rival, RunError where the baseline fails.
     """
     config, progress = config or BenchmarkConfig(), progress or Silent()
     names = [runtime.name for runtime in runtimes]
     if not names or len(set(names)) < len(names):
         raise UsageError(f"a benchmark needs runtimes of different names, got {names}")
     baseline = names[0] if baseline is None else baseline
-    if baseline not in names:
-        raise UsageError(f"baseline {baseline!r} is not among the runtimes; choose one of {', '.join(names)}")
+    for what, name in (("baseline", baseline), ("rival", rival)):
+        if name is not None and name not in names:
+            raise UsageError(f"{what} {name!r} is not among the runtimes; choose one of {', '.join(names)}")
     rows: list[Latency] = []
     for threads in config.threads:
         field = _Field(baseline, progress)
@@ -171,10 +180,12 @@ def benchmark(
             for batch_size in config.batch_sizes:
                 x = _input(batch_size, input_shape, config.seed)
                 turns = _rounds(field, x, config, progress, f"batch {batch_size}, threads {threads}")
-                rows += [_summary(name, turns, baseline, batch_size, threads) for name in names if name in turns]
+                rows += [_summary(name, turns, (baseline, rival), batch_size, threads) for name in names if name in turns]
         finally:
             field.close()
-    report = BenchmarkReport(rows=tuple(rows), baseline=baseline, input_shape=input_shape, config=config, machine=machine_facts())
+    report = BenchmarkReport(
+        rows=tuple(rows), baseline=baseline, rival=rival, input_shape=input_shape, config=config, machine=machine_facts()
+    )
     if report.warning:
         progress.log(report.warning)
     return report
@@ -258,10 +269,13 @@ def _turn(runtime: Runtime, x: NDArray[np.float32], seconds: float) -> _Turn:
     return _Turn(float(np.median(calls)), float(np.median(cpu)))
 
 
-def _summary(name: str, turns: dict[str, list[_Turn]], baseline: str, batch_size: int, threads: int) -> Latency:
+def _summary(name: str, turns: dict[str, list[_Turn]], others: tuple[str, str | None], batch_size: int, threads: int) -> Latency:
+    """others: the baseline, and the rival."""
+    baseline, rival = others
     seconds, cpu_seconds = np.array(turns[name]).T
     milliseconds = seconds * 1e3
     ratios = np.array(turns[baseline])[:, 0] / seconds
+    beside = np.array(turns[rival])[:, 0] / seconds if rival in turns else None
     p25, median, p75 = (float(q) for q in np.percentile(milliseconds, (25, 50, 75)))
     speedup_p25, speedup, speedup_p75 = (float(q) for q in np.percentile(ratios, (25, 50, 75)))
     return Latency(
@@ -277,6 +291,7 @@ def _summary(name: str, turns: dict[str, list[_Turn]], baseline: str, batch_size
         speedup=speedup,
         speedup_p25=speedup_p25,
         speedup_p75=speedup_p75,
+        speedup_rival=None if beside is None else float(np.median(beside)),
         cpu_share=float(np.median(cpu_seconds / seconds)) if _CPU_CLOCK_IS_FINE else None,
     )
 

@@ -7,9 +7,13 @@ Two dense times, for neither alone is fair: `dense` is what ONNX Runtime's own p
 (with the activation it fused, without changes of layout, which are layers of their own there); `single` is a session of that one
 convolution, with the changes of layout and the call. The engine's time is that of the layer inside the whole masked network, changes of
 layout that it needs included. Rounds alternate, ratios are paired within a round, and figures are medians over rounds.
+
+Of files in int8 a third time is dense: `int8`, that of ONNX Runtime's int8 kernel for the layer of the same file. Speed-up and fraction
+refer to dense float32 all the same, so that the rows of both files can be compared.
 """
 
 import json
+import re
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +32,7 @@ from fineprune.common.progress import Progress, Silent
 from .engine.ops.conv import CONVOLUTIONS
 from .engine.reader.protobuf import read_model
 from .functions import MASKED_CONVS
+from .parity import is_int8
 
 if TYPE_CHECKING:
     from .engine.run.profile import Record
@@ -37,13 +42,14 @@ if TYPE_CHECKING:
 class LayerTime:
     """Microseconds a sample on one thread; `speedup` and `fraction` refer to `dense_us`, `single_fraction` to `single_us`. `expected_us`:
     what the engine expected when it chose the kernel. A layer that ONNX Runtime computes has neither that (None) nor times in the engine
-    (NaN)."""
+    (NaN). `int8_us`: ONNX Runtime's, where it computes the layer in integers (else None)."""
 
     name: str
     shape: str
     kept: float
     dense_us: float
     single_us: float
+    int8_us: float | None = None
     engine_us: float
     expected_us: float | None
     speedup: float
@@ -90,19 +96,25 @@ def layer_times_of(
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fineprune-layers-"))
         sessions = {kind: stack.enter_context(Session(path, threads=1)) for kind, path in masked.items()}
         profiled = _ProfiledOnnx(Path(dense), Path(folder), x)
+        integers = {kind: _ProfiledOnnx(Path(path), Path(folder), x) for kind, path in masked.items() if is_int8(path)}
         repeats = int(np.clip(TURN_S / profiled.seconds_a_run, *REPEATS))
         for _ in progress(range(rounds), total=rounds, description="layers"):
-            profiled.run(repeats)
+            for one in (profiled, *integers.values()):
+                one.run(repeats)
             for name in names:
                 single[name].append(singles[name](repeats))
             for kind, session in sessions.items():
                 records = _by_layer(session.profile(x, repeats=repeats), names)
                 for name in names:
                     engine[kind][name].append(records.get(name, _NOT_THERE))
-        inside = profiled.seconds({name: convs[name].aliases for name in names}, rounds)
+        aliases = {name: convs[name].aliases for name in names}
+        inside = profiled.seconds(aliases, rounds)
+        stock = {kind: one.seconds(aliases, rounds, ("QLinearConv",)) for kind, one in integers.items()}
     return {
         kind: tuple(
-            _row(name, convs[name], layers[name], inside[name], single[name], engine[kind][name]) for name in names if name in layers
+            _row(name, convs[name], layers[name], (inside[name], single[name], stock.get(kind, {}).get(name)), engine[kind][name])
+            for name in names
+            if name in layers
         )
         for kind, layers in facts.items()
     }
@@ -235,7 +247,7 @@ def _single(conv: _DenseConv) -> Callable[[int], float]:
 
 
 class _ProfiledOnnx:
-    """The whole dense network in ONNX Runtime on one thread, with its profiler on, on one input."""
+    """A whole network in ONNX Runtime on one thread, with its profiler on, on one input."""
 
     def __init__(self, path: Path, folder: Path, x: NDArray[np.float32]) -> None:
         import onnxruntime
@@ -256,13 +268,15 @@ class _ProfiledOnnx:
         for _ in range(repeats):
             self._session.run(None, self._feeds)
 
-    def seconds(self, aliases: Mapping[str, Sequence[str]], rounds: int) -> dict[str, list[float]]:
-        """Seconds of each convolution in each round."""
+    def seconds(
+        self, aliases: Mapping[str, Sequence[str]], rounds: int, kinds: Sequence[str] = ("Conv", "FusedConv")
+    ) -> dict[str, list[float]]:
+        """Seconds of each convolution in each round; NaN for those that none of these `kinds` of nodes computes."""
         events = json.loads(Path(self._session.end_profiling()).read_text(encoding="utf-8"))
         durations: dict[str, list[int]] = {}
         for event in events:
-            if event.get("cat") == "Node" and event["args"].get("op_name") in ("Conv", "FusedConv"):
-                name = event["name"].removesuffix("_kernel_time").removesuffix("_nchwc")
+            if event.get("cat") == "Node" and event["args"].get("op_name") in kinds:
+                name = re.sub(r"(_nchwc|_token_\d+)?_kernel_time$", "", event["name"])
                 durations.setdefault(name, []).append(event["dur"])
         found = {}
         for layer, names in aliases.items():
@@ -299,11 +313,12 @@ def _row(
     name: str,
     conv: _DenseConv,
     facts: Mapping[str, Any],
-    inside: list[float],
-    single: list[float],
+    dense: tuple[list[float], list[float], list[float] | None],
     engine: list[_Engine],
 ) -> LayerTime:
+    """dense: seconds inside the whole network, alone, and in int8 where the file has that."""
     kept = facts["macs"] / facts["macs_dense"]
+    inside, single, int8 = dense
     dense_s, single_s, engine_s = (np.maximum(times, SHORTEST_S) for times in (inside, single, [turn.seconds for turn in engine]))
     speedup = float(np.median(dense_s / engine_s))
     C, F = conv.input_shape[1], conv.output_shape[1]
@@ -314,6 +329,7 @@ def _row(
         kept=kept,
         dense_us=float(np.median(dense_s)) * 1e6,
         single_us=float(np.median(single_s)) * 1e6,
+        int8_us=None if int8 is None or np.isnan(int8).any() else float(np.median(int8)) * 1e6,
         engine_us=float(np.median(engine_s)) * 1e6,
         expected_us=None if engine[-1].expected is None else engine[-1].expected * 1e6,
         speedup=speedup,
@@ -322,7 +338,7 @@ def _row(
         kernel=engine[-1].kernel,
         reason=engine[-1].reason,
     )
-    return replace(row, reason=why(row, facts))
+    return replace(row, reason=why(row, facts) if int8 is None else why_int8(row, facts, _filled(conv)))
 
 
 ENOUGH = 0.85
@@ -345,6 +361,45 @@ def why(row: LayerTime, facts: Mapping[str, Any]) -> str:
     elif facts["op"] in MASKED_CONVS:
         causes.append("block masks: positions gathered one by one")
     return "; ".join(causes)
+
+
+def why_int8(row: LayerTime, facts: Mapping[str, Any], filled: float) -> str:
+    """`why` for a layer of a file in int8: what keeps it in float32, or under 0.85 of what ONNX Runtime's int8 and its masks promise.
+
+    filled: of the multiply-adds of the quads that are kept, the fraction whose weight is not zero.
+    """
+    if row.kernel == _ELSEWHERE:
+        return row.reason
+    if row.int8_us is None:
+        cause = "block masks" if facts["op"] in MASKED_CONVS else "so it is in the file"
+        return f"in float32: {cause}"
+    if row.kernel in CONVOLUTIONS:
+        return "in float32: what surrounds it has no form in integers here"
+    if row.int8_us / row.engine_us * row.kept >= ENOUGH:
+        return ""
+    causes = []
+    if facts["macs"] == facts["macs_dense"]:
+        causes.append("drops nothing")
+    if row.engine_us < FIXED_US:
+        causes.append(f"under {FIXED_US} us: fixed cost of a layer")
+    if filled < WELL_FILLED:
+        causes.append(f"{1 - filled:.0%} of the weights in the quads that it multiplies by are zero: masks of the unit quad waste none")
+    return "; ".join(causes)
+
+
+WELL_FILLED = 0.9
+_QUAD = 4
+
+
+def _filled(conv: _DenseConv) -> float:
+    """The kept weights over all those of quads with any (a tap of four input channels that follow each other)."""
+    groups = next((attribute.i for attribute in conv.node.attribute if attribute.name == "group"), 1)
+    kept = conv.weights != 0
+    F, per_group = kept.shape[:2]
+    first = np.arange(F) // (F // groups) * per_group  # the first channel of each filter's group
+    f, c, *tap = np.nonzero(kept)
+    quads = np.unique(np.stack([f, (first[f] + c) // _QUAD, *tap]), axis=1)
+    return len(f) / max(_QUAD * quads.shape[1], 1)
 
 
 SHORTEST_S = 1e-7

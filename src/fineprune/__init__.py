@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from fineprune.compressor.bundle import Bundle
 
     from .compression import compress
-    from .deployment import bench, to_onnx
+    from .deployment import to_onnx
+    from .latency import bench
     from .networks import load
     from .pipeline import run
 
@@ -21,7 +22,7 @@ _PUBLIC = {
     "compress": "compression",
     "Bundle": "compressor.bundle",
     "to_onnx": "deployment",
-    "bench": "deployment",
+    "bench": "latency",
     "load": "networks",
     "run": "pipeline",
 }

@@ -68,7 +68,7 @@ class _Pipeline:
         )
         bundle = {"bundle": _folder_hash(self.folder / "bundle")}
         export = self._stage("export", {**bundle, "export": self._table("export")}, self._export)
-        files = {name: _file_hash(self.folder / name) for name in ("dense.onnx", "compressed.onnx")}
+        files = {name: _file_hash(self.folder / name) for name in ("dense.onnx", *self._measured())}
         bench = self._stage("bench", {**bundle, **files, "bench": self._table("bench")}, self._bench) if "bench" in self.settings else None
         summary = summarise(self.folder, compress, export, bench)
         write_json(self.folder / "summary.json", summary)
@@ -181,11 +181,22 @@ class _Pipeline:
         return facts, files
 
     def _bench(self) -> tuple[dict[str, Any], list[str]]:
-        from .deployment import bench
+        from .latency import bench
 
-        onnx = self.folder / "compressed.onnx"
-        report = bench(self.folder / "bundle", bench_config(self.settings), onnx=onnx, trust=self.trust, progress=self.progress)
+        files = [self.folder / name for name in self._measured()]
+        report = bench(
+            self.folder / "bundle",
+            bench_config(self.settings),
+            onnx=files,
+            int8=self._table("bench").get("int8", True),
+            trust=self.trust,
+            progress=self.progress,
+        )
         return report.to_json(), []
+
+    def _measured(self) -> list[str]:
+        """Exported files of the compressed network."""
+        return ["compressed.onnx", *(["int8.onnx"] if self._table("export").get("int8") else [])]
 
 
 def summarise(folder: Path, compress: dict[str, Any], export: dict[str, Any], bench: dict[str, Any] | None) -> dict[str, Any]:
@@ -211,12 +222,13 @@ def summarise(folder: Path, compress: dict[str, Any], export: dict[str, Any], be
         ["convolution MACs, millions", f"{macs['conv_macs_dense'] / 1e6:.2f}", f"{macs['conv_macs'] / 1e6:.2f}"],
         ["ONNX file, bytes", f"{onnx_bytes['dense']:,}", f"{onnx_bytes['compressed']:,}"],
         *(
-            [what, *(f"{first.get(runtime, float('nan')):.3f}" for runtime in ("onnxruntime dense", compressed))]
-            for what, compressed in (
-                ("ONNX Runtime, ms", "onnxruntime compressed"),
-                ("ONNX Runtime, compressed in the engine, ms", "engine compressed"),
+            [what, *(f"{first.get(runtime, float('nan')):.3f}" for runtime in pair)]
+            for what, pair in (
+                ("ONNX Runtime, ms", ("onnxruntime dense", "onnxruntime compressed")),
+                ("ONNX Runtime, compressed in the engine, ms", ("onnxruntime dense", "engine compressed")),
+                ("the same in int8, ms", ("onnxruntime int8", "engine compressed int8")),
             )
-            if first
+            if first.keys() & set(pair)
         ),
     ]
     return {

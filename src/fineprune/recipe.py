@@ -10,7 +10,7 @@
 [finetune]  fields of TrainConfig, distill = 0.9 or { share = 0.9, temperature = 4.0,
             features = 1.0, layers = ["layer1"] } among them; epochs = 0 leaves it out
 [export]    plain, parity_samples, int8 (true, false or a table: ranges, images, max_drop)
-[bench]     batch_sizes, threads, rounds, seed
+[bench]     batch_sizes, threads, rounds, seed, int8 (true or false)
 output      the run folder
 """
 
@@ -55,7 +55,7 @@ _TABLES: dict[str, dict[str, tuple[type, ...]]] = {
     },
     "finetune": {},
     "export": {"plain": (bool,), "parity_samples": (int,), "int8": (bool, dict)},
-    "bench": {"batch_sizes": (list,), "threads": (list,), "rounds": (int,), "seed": (int,)},
+    "bench": {"batch_sizes": (list,), "threads": (list,), "rounds": (int,), "seed": (int,), "int8": (bool,)},
 }
 _KINDS = {str: "text", dict: "a table", int: "a whole number", float: "a number", list: "a list", bool: "true or false"}
 
@@ -163,7 +163,7 @@ def bench_config(settings: Settings) -> "BenchmarkConfig":
     """Of [bench]."""
     from fineprune.export.benchmark import BenchmarkConfig
 
-    table: dict[str, Any] = dict(settings.get("bench", {}))
+    table: dict[str, Any] = {name: value for name, value in settings.get("bench", {}).items() if name != "int8"}
     for name in ("batch_sizes", "threads"):
         if not all(type(value) is int for value in table.get(name, ())):
             raise UsageError(f"{name} is a list of whole numbers, got {table[name]}")

@@ -13,7 +13,7 @@ import fineprune
 from fineprune.cli.options import open_data_like
 from fineprune.common.errors import UsageError
 from fineprune.common.progress import Silent
-from fineprune.deployment import _calibration_samples
+from fineprune.latency import _calibration_samples
 from fineprune.models.zoo import ModelSpec
 from fineprune.networks import Network, network_of, open_bundle
 from fineprune.recipe import read_recipe

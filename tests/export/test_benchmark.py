@@ -77,7 +77,16 @@ def test_speedups_refer_to_the_baseline(clock: Clock) -> None:
     assert report.baseline == "slow" and (slow.speedup, quick.speedup) == (1, 4)
     assert (slow.median_ms, slow.min_ms, slow.max_ms, quick.median_ms) == (500, 500, 500, 125)
     other = benchmark(runtimes, (3, 5, 7), BenchmarkConfig(**FAST), baseline="quick")
-    assert [row.speedup for row in other.rows] == [0.25, 1]
+    assert [row.speedup for row in other.rows] == [0.25, 1] and [row.speedup_rival for row in other.rows] == [None, None]
+
+
+def test_a_second_baseline_is_shown_beside_the_first(clock: Clock) -> None:
+    runtimes = [Sleeper("slow", [], clock, [0.5]), Sleeper("quick", [], clock, [0.125]), Sleeper("int8", [], clock, [0.25])]
+    report = benchmark(runtimes, (3, 5, 7), BenchmarkConfig(**FAST), rival="int8")
+    assert [(row.speedup, row.speedup_rival) for row in report.rows] == [(1, 0.5), (4, 2), (2, 1)]
+    assert "over int8" in report.table() and "x4.00 (4.00-4.00)   x2.00" in report.table()
+    with pytest.raises(UsageError, match="rival 'int4' is not among the runtimes"):
+        benchmark(runtimes, (3, 5, 7), rival="int4")
 
 
 def test_statistics_are_over_turns_and_the_first_call_of_a_turn_is_not_counted(clock: Clock) -> None:

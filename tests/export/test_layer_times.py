@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from fineprune.common.errors import RunError
-from fineprune.export.layer_times import LayerTime, _typical, layer_times, layer_times_of, summary, why
+from fineprune.export.functions import MASKED_CONVS
+from fineprune.export.int8.quantiser import Quantiser
+from fineprune.export.layer_times import LayerTime, _DenseConv, _filled, _typical, layer_times, layer_times_of, summary, why, why_int8
 
 FACTS = {"macs": 50, "macs_dense": 100, "op": "MaskedConv"}
 
@@ -47,6 +49,47 @@ def test_files_take_turns_beside_the_same_dense_runs(packed: Any, dense: Any) ->
     for masked, whole in zip(found["masked"], found["dense"], strict=True):
         assert (masked.name, masked.dense_us, masked.single_us) == (whole.name, whole.dense_us, whole.single_us)
         assert masked.kept < whole.kept == 1 or masked.name == "dense"
+
+
+def test_layers_in_int8_stand_beside_those_of_onnx_runtime(tiny: Any, export: Any, dense: Any) -> None:
+    x = torch.randn(2, 3, 11, 7, generator=torch.Generator().manual_seed(0)).numpy()
+    int8 = export(tiny(), int8=Quantiser(samples=x))
+    rows = {r.name: r for r in layer_times(dense.path, int8.path, x[:1], rounds=1)}
+    blocks = {layer.name for layer in int8.report.layers if layer.op in MASKED_CONVS}
+    assert blocks and all(rows[name].int8_us is None and rows[name].reason == "in float32: block masks" for name in blocks)
+    others = [r for name, r in rows.items() if name not in blocks]
+    assert others and all(r.int8_us is not None and r.int8_us > 0 and r.kernel == "quads" for r in others)
+
+
+def test_a_reason_is_given_where_a_layer_in_int8_falls_short() -> None:
+    slow = row(kernel="quads", int8_us=30.0)  # half of 30 us is wanted, 25 are taken
+    assert why_int8(slow, FACTS, 0.3) == "70% of the weights in the quads that it multiplies by are zero: masks of the unit quad waste none"
+    assert why_int8(slow, FACTS, 1.0) == ""
+    assert why_int8(row(kernel="quads", int8_us=60.0), FACTS, 0.3) == ""
+    assert why_int8(row(kernel="quads", int8_us=5.0, engine_us=3.0, kept=1.0), {**FACTS, "macs": 100}, 1.0) == ""
+    small = row(kernel="quads", int8_us=2.0, engine_us=3.0, kept=1.0)
+    assert why_int8(small, {**FACTS, "macs": 100}, 1.0) == "drops nothing; under 6 us: fixed cost of a layer"
+    assert why_int8(row(int8_us=30.0), FACTS, 1.0) == "in float32: what surrounds it has no form in integers here"
+    assert why_int8(row(), {**FACTS, "op": "Conv"}, 1.0) == "in float32: so it is in the file"
+    assert why_int8(row(kernel="onnxruntime", reason="not in the engine"), FACTS, 1.0) == "not in the engine"
+
+
+@pytest.mark.parametrize(
+    ("groups", "kept", "filled"),
+    [
+        (1, [(0, 0), (0, 3), (3, 7)], 3 / 8),
+        (1, [(0, 3), (0, 4)], 2 / 8),
+        (2, [(0, 3), (3, 0), (3, 1)], 3 / 8),
+        (4, [(3, 0), (3, 1)], 2 / 4),
+    ],
+)
+def test_quads_are_of_channels_that_follow_each_other(groups: int, kept: list[tuple[int, int]], filled: float) -> None:
+    """Of the input, not of a group: with 4 groups of 2, the quad of filter 3 has two channels of group 2."""
+    weights = np.zeros((4, 8 // groups, 1, 1), np.float32)
+    weights[*np.transpose(kept)] = 1
+    node = onnx.helper.make_node("Conv", ["x", "w"], ["y"], group=groups)
+    conv = _DenseConv(node=node, weights=weights, input_shape=(1, 8, 1, 1), output_shape=(1, 4, 1, 1), aliases=())
+    assert _filled(conv) == pytest.approx(filled)
 
 
 def test_whole_microseconds_are_averaged_and_lost_cores_left_out() -> None:
@@ -88,6 +131,7 @@ def test_a_reason_is_given_where_a_layer_falls_short() -> None:
 def test_what_is_not_known_of_a_layer_is_none_in_json() -> None:
     found = row(engine_us=np.nan, expected_us=None, speedup=np.nan, fraction=np.nan, single_fraction=np.nan).to_json()
     assert [name for name, value in found.items() if value is None] == [
+        "int8_us",
         "engine_us",
         "expected_us",
         "speedup",

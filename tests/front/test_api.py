@@ -13,8 +13,8 @@ from torch import nn
 import fineprune
 from fineprune.common.errors import RunError, UsageError
 from fineprune.common.progress import Silent
-from fineprune.deployment import bench_layers
 from fineprune.export.benchmark import BenchmarkConfig
+from fineprune.latency import bench_layers
 from fineprune.models.data import load_data
 from fineprune.models.data.load import data_from_arrays
 from fineprune.networks import network_of
@@ -108,7 +108,10 @@ def test_layers_of_a_network_with_weights_masked_are_all_timed(data: str) -> Non
     wide = nn.Sequential(nn.Conv2d(1, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
     bundle = fineprune.compress(wide, load_data(data), prune=0.6, epochs=0, samples=50)
     network = network_of(bundle, model=wide)
-    assert [row.name for row in bench_layers(network, rounds=1)] == ["0", "2"]
+    times = bench_layers(network, rounds=1)
+    assert {name: [row.name for row in rows] for name, rows in times.items()} == {
+        name: ["0", "2"] for name in ("compressed", "compressed int8")
+    }
 
 
 def test_own_module_and_data_in_memory(data: str, tmp_path: Path) -> None:

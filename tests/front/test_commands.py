@@ -172,7 +172,9 @@ def test_export_of_a_dense_network(trained: list[object], tmp_path: Path) -> Non
 def test_bench_compares_dense_and_compressed(bundle: Path, trust: list[object]) -> None:
     report = fineprune("bench", bundle, *trust, "--rounds", 1, "--batch", 1, "--batch", 2, "--peers", "none", "--json").json()
     runtimes = ["onnxruntime dense", "torch dense", "engine compressed", "onnxruntime compressed"]
+    runtimes += ["engine compressed int8", "onnxruntime compressed int8"]
     assert list(dict.fromkeys(row["runtime"] for row in report["rows"])) == runtimes
+    assert report["rival"] == runtimes[-1]
     assert {row["batch_size"] for row in report["rows"]} == {1, 2}
     assert all(row["median_ms"] > 0 for row in report["rows"])
 
@@ -181,8 +183,23 @@ def test_bench_shows_peers_and_layers_and_draws(bundle: Path, tmp_path: Path, tr
     plot = tmp_path / "latency.svg"
     report = succeed("bench", bundle, *trust, "--rounds", 2, "--peers", "int8", "--layers", "--plot", plot, "--json").json()
     assert "onnxruntime int8" in {row["runtime"] for row in report["rows"]}
+    assert report["rival"] == "onnxruntime int8" and all(row["speedup_rival"] > 0 for row in report["rows"])
     assert len(report["layers"]) > 1 and all(row["engine_us"] > 0 and row["dense_us"] > 0 for row in report["layers"])
+    assert [row["name"] for row in report["layers_int8"]] == [row["name"] for row in report["layers"]]
+    assert {row["kernel"] for row in report["layers_int8"]} >= {"quads"}
     assert "onnxruntime int8" in plot.read_text()
+
+
+def test_bench_measures_files_of_both_kinds(bundle: Path, tmp_path: Path, trust: list[object]) -> None:
+    succeed("export", bundle, *trust, "--int8", "--int8-images", 8, "--output", tmp_path / "int8.onnx")
+    options = [bundle, *trust, "--rounds", 1, "--peers", "none"]
+    result = succeed("bench", *options, "--onnx", tmp_path / "int8.onnx")
+    assert "engine compressed int8" in result.out and "over onnxruntime compressed int8" in result.out
+    alone = succeed("bench", *options, "--no-int8", "--json").json()
+    assert {row["runtime"].rpartition(" ")[2] for row in alone["rows"]} == {"dense", "compressed"}
+    assert alone["rival"] is None and all(row["speedup_rival"] is None for row in alone["rows"])
+    twice = ["--onnx", tmp_path / "int8.onnx", "--onnx", tmp_path / "int8.onnx"]
+    assert "are both in int8; measure one of them at a time" in " ".join(fineprune("bench", *options, *twice).err.split())
 
 
 def test_a_layer_that_the_engine_does_not_compute_has_no_figures(capsys: pytest.CaptureFixture[str]) -> None:

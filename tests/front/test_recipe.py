@@ -105,7 +105,7 @@ def test_an_int8_file_is_one_more_export(again: Path, data: str, network: str, t
     path = tmp_path / "small.toml"
     path.write_text(recipe(data, network, export="parity_samples = 8\nint8 = { images = 20 }"))
     result = succeed("run", path, "--output", again, *trust)
-    assert stages(result.err) == {"train": False, "compress": False, "export": True, "bench": False}
+    assert stages(result.err) == {"train": False, "compress": False, "export": True, "bench": True}
     summary = json.loads((again / "summary.json").read_text())
     found = json.loads((again / "int8.onnx.int8.json").read_text())
     assert summary["int8"] == found and found["images"] == 20 and (again / "int8.onnx").exists()

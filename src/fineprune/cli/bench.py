@@ -16,7 +16,13 @@ from .sections import Command
 @model_options
 @data_options
 @input_option
-@click.option("--onnx", type=click.Path(path_type=Path), help="Measure this exported file instead of exporting the network anew.")
+@click.option(
+    "--onnx",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Measure this exported file, of float32 or of int8, instead of exporting the network anew (repeatable).",
+)
+@click.option("--int8/--no-int8", default=True, show_default=True, help="Measure the network in eight-bit integers, too.")
 @click.option(
     "--batch", "batch_sizes", type=int, multiple=True, default=(1,), show_default=True, help="How many images one call takes (repeatable)."
 )
@@ -36,7 +42,8 @@ from .sections import Command
 @json_option
 def bench(
     as_json: bool,
-    onnx: Path | None,
+    onnx: tuple[Path, ...],
+    int8: bool,
     batch_sizes: tuple[int, ...],
     threads: tuple[int, ...],
     rounds: int,
@@ -47,7 +54,7 @@ def bench(
     plot: Path | None,
     **options: Any,
 ) -> None:
-    """Measure the latency of BUNDLE (or --model): dense in several runtimes, and compressed in the engine and ONNX Runtime.
+    """Measure the latency of BUNDLE (or --model): dense in several runtimes, compressed in the engine and ONNX Runtime; float32 and int8.
 
     BUNDLE is a folder that `fineprune compress` wrote.
     """
@@ -55,8 +62,8 @@ def bench(
     from fineprune.common.progress import Bars
     from fineprune.export.benchmark import BenchmarkConfig
 
-    from ..deployment import bench as measure
-    from ..deployment import bench_layers
+    from ..latency import bench as measure
+    from ..latency import bench_layers
     from ..pictures import write_picture
     from ..report import latency_figure
     from .render import print_bench, print_json, print_layers
@@ -72,10 +79,11 @@ def bench(
     config = BenchmarkConfig(batch_sizes=batch_sizes, threads=threads, rounds=rounds)
     check_named(options)
     network, _ = open_network_and_data(options)
-    report = measure(network, config, onnx=onnx, peers=named, progress=Bars()).to_json()
+    report = measure(network, config, onnx=onnx, int8=int8, peers=named, progress=Bars()).to_json()
     if layers:
-        rows = bench_layers(network, onnx=onnx, rounds=rounds, progress=Bars())
-        report["layers"] = [row.to_json() for row in rows]
+        times = bench_layers(network, onnx=onnx, int8=int8, rounds=rounds, progress=Bars())
+        found = {name: [row.to_json() for row in rows] for name, rows in times.items()}
+        report |= {"layers_int8" if name.endswith("int8") else "layers": rows for name, rows in found.items()}
     if plot is not None:
         write_picture(latency_figure(report), plot, dpi=150)
     if as_json:
@@ -83,7 +91,8 @@ def bench(
         return
     print_bench(report)
     if layers:
-        print_layers(report["layers"])
+        for name, rows in found.items():
+            print_layers(rows, name)
 
 
 def _bench_machine(redo: bool, as_json: bool) -> None:

@@ -120,6 +120,7 @@ def print_parity(parity: dict[str, Any], expected: str = "PyTorch") -> None:
 
 def print_bench(report: dict[str, Any]) -> None:
     """Latency by runtime, batch size and thread count."""
+    rival = report.get("rival")
     rows = [
         [
             row["runtime"],
@@ -128,11 +129,13 @@ def print_bench(report: dict[str, Any]) -> None:
             f"{row['median_ms']:.3f}",
             f"{row['p25_ms']:.3f} - {row['p75_ms']:.3f}",
             f"x{row['speedup']:.2f}" if row.get("reliable", True) else f"(x{row['speedup']:.2f}, worthless)",
+            *([_figure(row["speedup_rival"], ".2f", "x")] if rival else []),
         ]
         for row in report["rows"]
     ]
     title = f"latency over {report['config']['rounds']} interleaved rounds; {report['machine']['cpu']}; speed-up over {report['baseline']}"
-    print_table(title, ["runtime", "batch", "threads", "median ms", "quartiles ms", "speed-up"], rows)
+    columns = ["runtime", "batch", "threads", "median ms", "quartiles ms", "speed-up", *([f"over {rival}"] if rival else [])]
+    print_table(title, columns, rows)
 
 
 def print_costs(report: dict[str, Any]) -> None:
@@ -146,22 +149,25 @@ def print_costs(report: dict[str, Any]) -> None:
     print_table(title, ["cost of", kind, f"assumed of {report['registers']}", "ratio"], rows)
 
 
-def print_layers(layers: list[dict[str, Any]]) -> None:
-    """Convolutions: times in dense ONNX Runtime and in the engine, fraction of the ideal speed-up, and below, why it is not more."""
+def print_layers(layers: list[dict[str, Any]], name: str = "compressed") -> None:
+    """Convolutions of a file: times in dense ONNX Runtime and in the engine, fraction of the ideal speed-up; below, why it is not more."""
+    times = ["dense_us", *(["int8_us"] if any(row.get("int8_us") for row in layers) else []), "engine_us", "expected_us"]
     rows = [
         [
             row["name"],
             row["shape"],
             f"{row['kept']:.1%}",
-            *(_figure(row[key], ".1f") for key in ("dense_us", "engine_us", "expected_us")),
+            *(_figure(row[key], ".1f") for key in times),
             _figure(row["speedup"], ".2f", "x"),
             _figure(row["fraction"], ".2f"),
             row["kernel"],
         ]
         for row in layers
     ]
-    title = "convolutions: one sample, one thread, microseconds; dense in ONNX Runtime, kept in the engine, and what the engine expected"
-    print_table(title, ["layer", "shape", "MACs kept", "dense", "engine", "expected", "speed-up", "of ideal", "kernel"], rows)
+    dense = f"dense in ONNX Runtime{', and in its int8' if 'int8_us' in times else ''}"
+    title = f"convolutions, {name}: one sample, one thread, microseconds; {dense}, kept in the engine, and what the engine expected"
+    columns = ["layer", "shape", "MACs kept", *(key.removesuffix("_us") for key in times), "speed-up", "of ideal", "kernel"]
+    print_table(title, columns, rows)
     reasons = [f"- {row['name']}: {row['reason']}" for row in layers if row["reason"]]
     for line in ["why not more", *reasons] if reasons else []:
         say(line)

@@ -1,0 +1,166 @@
+"""What a compressed network gained in speed: latencies side by side, in float32 and in eight bits, and layer by layer."""
+
+import os
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fineprune.common.errors import FinepruneError, UsageError
+from fineprune.common.progress import Lines, Progress, Silent, working
+from fineprune.compressor.bake import dense_twin, masked_layers
+from fineprune.compressor.bundle import Bundle
+
+from .arguments import check_arguments, check_progress
+from .deployment import CHECKING, opened, real_samples
+from .networks import Network, load_arguments, manifest_of
+from .trust import data_names, missing
+
+if TYPE_CHECKING:
+    from fineprune.export.benchmark import BenchmarkConfig, BenchmarkReport
+    from fineprune.export.layer_times import LayerTime
+    from fineprune.export.runtimes import Runtime
+
+CALIBRATION_SAMPLES = 16
+Files = Path | str | Sequence[Path | str]
+"""ONNX files of one network."""
+
+
+def bench(
+    network: Network | Bundle | Path | str,
+    config: "BenchmarkConfig | None" = None,
+    *,
+    onnx: Files = (),
+    int8: bool = True,
+    peers: Sequence[str] | None = None,
+    samples: torch.Tensor | None = None,
+    model: nn.Module | None = None,
+    trust: Collection[str] = (),
+    progress: Progress | None = None,
+) -> "BenchmarkReport":
+    """Latency of the dense network in ONNX Runtime (the baseline), torch and other runtimes, and of the compressed one in the engine
+    and in ONNX Runtime, in float32 and in int8.
+
+    The compressed network is exported afresh, but for what `onnx` names files of: one in float32, one in int8, or both. int8=False leaves
+    eight bits out. peers: names of `fineprune.export.peers.PEERS`, all by default. samples[N,C,H,W] calibrate int8; by default they come
+    from the data that the manifest names, or are noise where that needs your word: enough for times, not for the accuracy of a file.
+    model: the dense architecture, where the manifest names none. trust: names of your own code and data that the bundle in a
+    folder may use. Lines of the log name what is not installed or cannot run the network, and figures that say nothing because the
+    machine was busy.
+    """
+    from fineprune.export.benchmark import BenchmarkConfig, benchmark
+    from fineprune.export.peers import usable_peers
+    from fineprune.export.runtimes import OnnxRuntime, TorchRuntime
+
+    given = _files(onnx)
+    check_arguments(network=network, compared=samples, architecture=model)
+    check_progress(progress)
+    if config is not None and not isinstance(config, BenchmarkConfig):
+        raise UsageError(f"config is a fineprune.export.benchmark.BenchmarkConfig, got {config!r:.80}")
+    progress = progress or Lines()
+    network = opened(network, model, trust)
+    calibration = _calibration_samples(network, progress) if samples is None else samples.numpy()
+    with tempfile.TemporaryDirectory(prefix="fineprune-bench-") as folder:
+        dense, files = _exported(network, Path(folder), given, calibration if int8 else None, progress)
+        with working(progress, "loading the other runtimes"):
+            others, left_out = usable_peers(dense, calibration, peers)
+        for line in left_out:
+            progress.log(line)
+        masked = network.model.cpu().eval()
+        runtimes: list[Runtime] = [OnnxRuntime("onnxruntime dense", dense), TorchRuntime("torch dense", dense_twin(masked)), *others]
+        for name, file in files.items():
+            runtimes += _checked(name, file, masked, calibration, progress)
+        names = [runtime.name for runtime in runtimes]
+        rival = next((name for name in names if name.startswith("onnxruntime") and name.endswith("int8")), None)
+        return benchmark(runtimes, network.input_shape, config, rival=rival, progress=progress)
+
+
+def bench_layers(
+    network: Network | Bundle | Path | str, *, onnx: Files = (), int8: bool = True, rounds: int = 9, progress: Progress | None = None
+) -> dict[str, tuple["LayerTime", ...]]:
+    """Every convolution of the compressed network (of the dense one where it has no masks) in the engine beside dense ONNX Runtime; by
+    file, which are that in float32 and that in int8."""
+    from fineprune.export.layer_times import layer_times_of
+
+    network, progress = opened(network), progress or Silent()
+    samples = _calibration_samples(network, Silent())
+    with tempfile.TemporaryDirectory(prefix="fineprune-bench-") as folder:
+        dense, files = _exported(network, Path(folder), _files(onnx), samples if int8 else None, progress)
+        return layer_times_of(dense, files, samples[:1], rounds=rounds, progress=progress)
+
+
+def _files(onnx: Files) -> dict[bool, Path]:
+    """The files by whether they are in int8."""
+    from fineprune.export.parity import is_int8
+
+    found: dict[bool, Path] = {}
+    for file in [onnx] if isinstance(onnx, str | os.PathLike) else onnx:
+        check_arguments(onnx=file)
+        kind = is_int8(file)
+        if kind in found:
+            raise UsageError(f"{found[kind]} and {file} are both in {'int8' if kind else 'float32'}; measure one of them at a time")
+        found[kind] = Path(file)
+    return found
+
+
+def _exported(
+    network: Network, folder: Path, given: dict[bool, Path], calibration: np.ndarray | None, progress: Progress
+) -> tuple[Path, dict[str, Path]]:
+    """ONNX files of the dense network, and by name, of the compressed one (of the dense one where nothing is masked): `given`, or written
+    here; with `calibration` in int8, too."""
+    from fineprune.export.exporter import export_onnx
+    from fineprune.export.int8.quantiser import Quantiser
+
+    model = network.model.cpu().eval()
+    dense, compressed, int8 = (folder / f"{name}.onnx" for name in ("dense", "compressed", "int8"))
+    with working(progress, "exporting"):
+        export_onnx(dense_twin(model), network.input_shape, dense, plain=True)  # other runtimes and layer_times read no packed weights
+        masked = any(True for _ in masked_layers(model))
+        name = "compressed" if masked or False in given else "dense"
+        files = {name: given.get(False, compressed if masked else dense)}
+        if files[name] == compressed:
+            export_onnx(model, network.input_shape, compressed)
+        if True in given:
+            files[f"{name} int8"] = given[True]
+        elif calibration is not None:
+            try:
+                export_onnx(model, network.input_shape, int8, int8=Quantiser(samples=calibration))
+                files[f"{name} int8"] = int8
+            except FinepruneError as error:
+                progress.log(f"int8 is left out: {error}")
+    return dense, files
+
+
+def _checked(name: str, file: Path, masked: nn.Module, samples: np.ndarray, progress: Progress) -> Iterator["Runtime"]:
+    """The engine on a file, where that computes what it should, and ONNX Runtime, but for the dense network's, which is the baseline."""
+    from fineprune.export.engine.run.runtime import EngineRuntime
+    from fineprune.export.parity import ENGINE, check_int8_parity, check_parity
+    from fineprune.export.runtimes import OnnxRuntime
+
+    with working(progress, CHECKING):
+        if name.endswith("int8"):
+            parity = check_int8_parity(file, samples, reference_samples=0, progress=progress)
+        else:
+            parity = check_parity(masked, file, samples, reference_samples=0, engine=True, progress=progress)
+            parity.require()  # what computes something else has no latency worth a table
+    if warning := parity.engine_warning():
+        progress.log(f"engine {name} is left out; {warning}")
+    elif parity.compares(ENGINE):  # otherwise a line of the log has said why not
+        yield EngineRuntime(f"engine {name}", file)
+    if name != "dense":
+        yield OnnxRuntime(f"onnxruntime {name}", file)
+
+
+def _calibration_samples(network: Network, progress: Progress) -> Any:
+    """A few real samples where the data set is known and may be read (they calibrate int8), else noise; float32 [N,C,H,W]."""
+    if network.data is not None:
+        if not missing(data_names(load_arguments(network.data)), network.trust):
+            return real_samples(network, CALIBRATION_SAMPLES).numpy()
+        where = f"the data {network.data['spec']} that {manifest_of(network.bundle)} names"
+        progress.log(f"{where} are not read by themselves: inputs are noise (--data gives real ones)")
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(CALIBRATION_SAMPLES, *network.input_shape, generator=generator).numpy()
