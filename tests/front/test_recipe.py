@@ -109,8 +109,10 @@ def test_an_int8_file_is_one_more_export(again: Path, data: str, network: str, t
     summary = json.loads((again / "summary.json").read_text())
     found = json.loads((again / "int8.onnx.int8.json").read_text())
     assert summary["int8"] == found and found["images"] == 20 and (again / "int8.onnx").exists()
-    (row,) = [row for row in summary["table"] if "int8" in row[0]]
-    assert row == ["test accuracy in int8", f"{found['accuracy']['dense']:.2%}", f"{found['accuracy']['int8']:.2%}"]
+    accuracy, latency = [row for row in summary["table"] if "int8" in row[0]]
+    assert accuracy == ["test accuracy in int8", f"{found['accuracy']['dense']:.2%}", f"{found['accuracy']['int8']:.2%}"]
+    measured = [next(iter(summary["latency_ms"][name].values())) for name in ("onnxruntime int8", "engine compressed int8")]
+    assert latency == ["the same in int8, ms", *(f"{value:.3f}" for value in measured)] and summary["table"][-1] == latency
 
 
 def test_checkpoint_in_place_of_training(data: str, network: str, trust: list[object], checkpoint: Path, tmp_path: Path) -> None:
