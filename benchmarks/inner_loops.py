@@ -26,12 +26,18 @@ class Target:
 
 TARGETS = {
     "avx512": Target(triple="x86_64-unknown-linux-gnu", cpu="znver5", features="+avx512f,+avx2,+fma"),
+    "avx512vnni": Target(
+        triple="x86_64-unknown-linux-gnu",
+        cpu="znver5",
+        features="+avx512f,+avx512vl,+avx512bw,+avx512vnni,+avx2,+fma",
+    ),
+    "avxvnni": Target(triple="x86_64-unknown-linux-gnu", cpu="alderlake", features="+avxvnni,+avx2,+fma"),
     "avx2": Target(triple="x86_64-unknown-linux-gnu", cpu="znver3", features="+avx2,+fma"),
     "neon": Target(triple="aarch64-unknown-linux-gnu", cpu="cortex-a72", features="+neon"),
 }
 _LABEL = re.compile(r"^([.\w$]+):")
 _BRANCH = re.compile(r"^\s+(?:j\w+|b|b\.\w+|cbn?z|tbn?z)\s.*?([.\w$]+)\s*(?:[#/].*)?$")
-_MULTIPLY_ADD = re.compile(r"^\s+(?:vfn?m(?:add|sub)\w*ps|fml[as])\s")
+_MULTIPLY_ADD = re.compile(r"^\s+(?:(?:\{vex\}\s)?(?:vfn?m(?:add|sub)\w*ps|vpdpbusd|vpmaddubsw)|fml[as]|[us]dot|smull)\s")
 _SPILL = re.compile(r"(?:Spill|Reload)")
 _VECTOR = re.compile(r"\b(?:[xyz]mm|q|v)\d+\b")
 

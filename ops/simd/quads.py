@@ -3,8 +3,9 @@
     sum[lane] += x[lane,0] w[0] + x[lane,1] w[1] + x[lane,2] w[2] + x[lane,3] w[3]      x uint8, w int8, sums int32
 
 A quad is a word of 32 bits, its byte k being bits 8k to 8k+7. Sums are int32 numbers; both lie in the vectors of a `Tile`, bit for bit.
-One instruction multiplies a vector where the CPU has one (AVX-512 VNNI, AVX-VNNI, Arm's i8mm); AVX2 takes two, of which the
-first adds pairs in 16 bits: `fits` says which weights it adds exactly, and others have to come as the sum of some that fit (`split`).
+One instruction multiplies a vector where the CPU has one (AVX-512 VNNI, AVX-VNNI, Arm's i8mm and dotprod); AVX2 takes two, older Arm
+CPUs four, that add pairs in 16 bits: `fits` says which weights they add exactly, and others have to come as the sum of some that fit
+(`split`). Where both factors have to be signed, x - LOWERED is multiplied, and whoever begins the sums adds LOWERED times the weights.
 So every CPU makes the same integers.
 """
 
@@ -19,7 +20,7 @@ from ..numba_door import ir
 from . import registers
 from .declare import LANES, VECTOR, Emitter, Float, Size, Tile, operation
 
-VNNI512, VNNI256, MADD, USDOT, PLAIN = "avx512vnni", "avxvnni", "avx2", "i8mm", "plain"
+VNNI512, VNNI256, MADD, USDOT, SDOT, SMULL, PLAIN = "avx512vnni", "avxvnni", "avx2", "i8mm", "dotprod", "neon", "plain"
 _WORDS = ir.VectorType(ir.IntType(32), LANES)
 _BITS = ir.IntType(LANES)
 _LARGEST_PAIR, _LEAST_PAIR = 32767, -32768
@@ -29,14 +30,14 @@ def products(features: str) -> str:
     """How a CPU multiplies quads; features: LLVM's names of what it can do."""
     if "+avx512vnni" in features:
         return VNNI512
-    if "+avxvnni" in features:
-        return VNNI256
-    if "+avx2" in features:
-        return MADD
-    return USDOT if "+i8mm" in features else PLAIN
+    for kind in (VNNI256, MADD, USDOT, SDOT, SMULL):
+        if f"+{kind}" in features:
+            return kind
+    return PLAIN
 
 
 HOST = products(numba_door.host_features())
+LOWERED = 128 if HOST in (SDOT, SMULL) else 0
 UNIT = max(8, registers.HOST.floats)
 """Lanes of which so many are computed as are needed: those of a register, or of two small ones."""
 
@@ -94,6 +95,9 @@ def _dot(e: Emitter, total: Any, x: Any, w: Any, lanes: int = LANES) -> Any:
         return _native(e, size, total, x, w, lanes, lambda t, a, b: e.call(name, t.type, [t, a, b]))
     if HOST == USDOT:
         return _native(e, 4, total, x, w, lanes, lambda t, a, b: e.call("llvm.aarch64.neon.usdot.v4i32.v16i8", t.type, [t, a, b]))
+    if HOST in (SDOT, SMULL):
+        x = builder.xor(x, ir.Constant(_WORDS, [-0x7F7F7F80] * LANES))  # each byte less LOWERED, as a signed one
+        return _native(e, 4, total, x, w, lanes, lambda t, a, b: _sdot(e, t, a, b) if HOST == SDOT else _smull(e, t, a, b))
     if HOST == MADD:
         pairs = ir.VectorType(ir.IntType(16), 16)
         ones = ir.Constant(pairs, [1] * 16)
@@ -106,6 +110,20 @@ def _dot(e: Emitter, total: Any, x: Any, w: Any, lanes: int = LANES) -> Any:
     for k in range(4):
         total = builder.add(total, builder.mul(_byte(e, x, k), _byte(e, w, k, signed=True)))
     return total
+
+
+def _sdot(e: Emitter, total: Any, x: Any, w: Any) -> Any:
+    return e.call("llvm.aarch64.neon.sdot.v4i32.v16i8", total.type, [total, x, w])
+
+
+def _smull(e: Emitter, total: Any, x: Any, w: Any) -> Any:
+    """Products of 16 bits, sums of pairs of them, which fit, and those of pairs of pairs."""
+    half = ir.VectorType(ir.IntType(16), 8)
+    low, high = (
+        e.call("llvm.aarch64.neon.smull.v8i16", half, [e.shuffle(x, x, range(k, k + 8)), e.shuffle(w, w, range(k, k + 8))]) for k in (0, 8)
+    )
+    pairs = e.call("llvm.aarch64.neon.addp.v8i16", half, [low, high])
+    return e.builder.add(total, e.call("llvm.aarch64.neon.saddlp.v4i32.v8i16", total.type, [pairs]))
 
 
 def _byte(e: Emitter, vector: Any, k: int, signed: bool = False) -> Any:
@@ -141,7 +159,7 @@ def tile_add_quads(tile: Tile, array: NDArray, start: int, weights: NDArray, pos
 
     Other lanes are as they were, or the same. Arrays are of any type of four bytes.
     """
-    x = np.ascontiguousarray(array[start : start + tile.size]).view(np.uint8).reshape(*tile.shape, 4).astype(np.int32)
+    x = np.ascontiguousarray(array[start : start + tile.size]).view(np.uint8).reshape(*tile.shape, 4).astype(np.int32) - LOWERED
     w = np.ascontiguousarray(weights[position : position + 1]).view(np.int8).astype(np.int32)
     return (tile.view(np.int32) + (x * w).sum(-1, dtype=np.int32)).view(np.float32)
 
@@ -197,7 +215,7 @@ def tile_add_filters(tile: Tile, array: NDArray, index: NDArray, places: int, of
     index: int32.
     """
     at = index[places : places + len(tile)].astype(np.int64) + int(index[offset])
-    x = np.ascontiguousarray(array[at]).view(np.uint8).reshape(len(tile), 1, 1, 4).astype(np.int32)
+    x = np.ascontiguousarray(array[at]).view(np.uint8).reshape(len(tile), 1, 1, 4).astype(np.int32) - LOWERED
     w = np.ascontiguousarray(index[weights : weights + LANES]).view(np.int8).reshape(LANES, 4).astype(np.int32)
     return (tile.view(np.int32) + (x * w).sum(-1, dtype=np.int32)).view(np.float32)
 
@@ -290,7 +308,7 @@ def tile_add_taps(tile: Tile, array: NDArray, start: int, index: NDArray, offset
     A tile of four rows; index: int32.
     """
     x = np.stack([array[start + offset : start + offset + LANES] for offset in index[offsets : offsets + 4].astype(np.int64)])
-    taps = np.ascontiguousarray(x).view(np.uint8).reshape(4, _BLOCKS, 4, 4).astype(np.int32)  # [tap, block, k, channel]
+    taps = np.ascontiguousarray(x).view(np.uint8).reshape(4, _BLOCKS, 4, 4).astype(np.int32) - LOWERED  # [tap, block, k, channel]
     w = np.ascontiguousarray(index[weights : weights + 4]).view(np.int8).reshape(4, 4).astype(np.int32)
     return (tile.view(np.int32) + np.einsum("tbkc,ct->kbc", taps, w).reshape(tile.shape)).view(np.float32)
 

@@ -33,7 +33,7 @@ from ..ir.record import INT, PLACE, Record
 from ..jit import jit
 from .margins import word_of
 from .quad_positions import lanes_of
-from .quad_results import FACTORS, FIELDS, constants, facts, rounded, total
+from .quad_results import FACTORS, FIELDS, biases, constants, facts, rounded, total
 
 if TYPE_CHECKING:
     from .quads import QuadConv
@@ -77,7 +77,7 @@ def plan(conv: "QuadConv", x: View, residual: View | None, y: View) -> Op:
     sets = len(weights)
     phase = sets * x.channel_stride
     offsets = places @ np.array([phase, conv.dilations[0] * x.row_stride, conv.dilations[1]])
-    bias = np.pad(conv.bias, (0, sets * _FOUR - len(conv.bias)))
+    bias = biases(conv, sets * _FOUR)
     bits = lanes_of((y.height - 1) * y.row_stride + y.width, y)
     index = [offsets, bias, bits, np.array([word_of(conv.zero)]), words(weights).reshape(-1)]
     position = np.cumsum([0, *map(len, index)])

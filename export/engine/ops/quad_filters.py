@@ -23,7 +23,7 @@ from ..ir.costs import Counts
 from ..ir.network import kernel
 from ..ir.record import INT, Record
 from ..jit import jit
-from .quad_results import FACTORS, FIELDS, constants, facts, rounded, total
+from .quad_results import FACTORS, FIELDS, biases, constants, facts, rounded, total
 
 if TYPE_CHECKING:
     from .quads import QuadConv
@@ -33,8 +33,8 @@ _MOST_POSITIONS = 8
 
 
 def most_positions(registers: Registers) -> int:
-    """Of sums in registers, beside weights, a factor of ones and what is on its way."""
-    return min(_MOST_POSITIONS, registers.vectors(beside=4))
+    """Of sums in registers, beside weights (two registers of AVX2), a factor of ones, a quad and its products."""
+    return min(_MOST_POSITIONS, registers.vectors(beside=6))
 
 
 _MOST, _QUAD = most_positions(HOST), 4
@@ -79,7 +79,7 @@ def plan(conv: "QuadConv", x: View, residual: View | None, y: View) -> Op:
     sets, tiles = len(bounds) - 1, -(-positions // _MOST)
     offsets = places @ np.array([x.channel_stride, conv.dilations[0] * x.row_stride, conv.dilations[1]])
     rows, columns = np.divmod(np.arange(positions), y.width)
-    bias = np.pad(conv.bias, (0, sets * LANES - F))
+    bias = biases(conv, sets * LANES)
     starts = x.at(0, -conv.pads[0], -conv.pads[1]) + rows * x.row_stride + columns
     index = [
         np.arange(tiles + 1) * positions // tiles,

@@ -24,7 +24,7 @@ from ..ir.network import kernel
 from ..ir.record import INT, Record
 from ..jit import jit
 from .margins import word_of
-from .quad_results import FACTORS, FIELDS, constants, facts, rounded, total
+from .quad_results import FACTORS, FIELDS, biases, constants, facts, rounded, total
 
 if TYPE_CHECKING:
     from .quads import QuadConv
@@ -70,7 +70,7 @@ def plan(conv: "QuadConv", x: View, residual: View | None, y: View) -> Op:
     line = (y.height - 1) * y.row_stride + y.width
     tiles = _tiles(line)
     starts = bounds[np.minimum(np.arange(sets * FILTERS + 1), F)]
-    bias = np.pad(conv.bias, (0, sets * FILTERS - F))
+    bias = biases(conv, sets * FILTERS)
     index = [tiles, starts, bias, lanes_of(line, y), np.array([word_of(conv.zero)]), np.stack([offsets, entries], 1).reshape(-1)]
     position = np.cumsum([0, *map(len, index)])
     index[1] = 2 * starts + position[5]

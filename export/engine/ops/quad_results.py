@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fineprune.ops.simd.quads import real, whole
+from fineprune.ops.simd.quads import LOWERED, real, whole
 from fineprune.ops.simd.vectors import multiplied, multiply_added, same
 
 from ..ir.conv import View
@@ -79,6 +79,12 @@ def constants(conv: "QuadConv", filters: int) -> NDArray[np.float32]:
     total = conv.residual
     ratios = (total.a, total.b, total.shift) if total else (0, 0, 0)
     return np.concatenate([ratios, conv.factors, np.zeros(filters - len(conv.factors))]).astype(np.float32)
+
+
+def biases(conv: "QuadConv", filters: int) -> NDArray[np.int64]:
+    """What the sums of so many filters begin with: 0 of those that are not there."""
+    own = conv.bias + LOWERED * conv.weights.astype(np.int64).reshape(len(conv.weights), -1).sum(1)
+    return np.pad(own, (0, filters - len(own)))
 
 
 @jit_merged

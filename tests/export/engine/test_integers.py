@@ -167,14 +167,16 @@ def test_no_number_becomes_the_least() -> None:
     assert np.array_equal(made, (np.array([0, 255, 0, 0], np.float32) - X.zero) * np.float32(X.scale))
 
 
-@pytest.mark.parametrize("name", [quads.VNNI512, quads.VNNI256, quads.MADD, quads.USDOT, quads.PLAIN])
+@pytest.mark.parametrize("name", [quads.VNNI512, quads.VNNI256, quads.MADD, quads.USDOT, quads.SDOT, quads.SMULL, quads.PLAIN])
 def test_products_are_chosen_by_what_the_cpu_can_do(name: str) -> None:
     features = {
         quads.VNNI512: "+avx512vnni,+avx2",
         quads.VNNI256: "+avxvnni,+avx2",
         quads.MADD: "+avx2",
-        quads.USDOT: "+neon,+i8mm",
-        quads.PLAIN: "+neon",
+        quads.USDOT: "+neon,+dotprod,+i8mm",
+        quads.SDOT: "+neon,+dotprod",
+        quads.SMULL: "+neon",
+        quads.PLAIN: "+sse2",
     }
     assert quads.products(features[name]) == name
 

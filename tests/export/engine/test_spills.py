@@ -1,7 +1,12 @@
 """Sums stay in the registers over the inner loops of the kernels: read in what LLVM emits for AVX-512, AVX2 and NEON, on any machine."""
 
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 
+import inner_loops as inner_loops_module
 import pytest
 from inner_loops import TARGETS, Loop, emit, inner_loops
 
@@ -59,6 +64,20 @@ def test_patches(kind: Registers, vectors: int, rows: int, sharing: int) -> None
     for loop in found:
         assert loop.multiply_adds % sums(kind, vectors, rows) == 0
         assert loop.spills == 0
+
+
+@pytest.mark.parametrize(
+    ("kernel", "target", "products"),
+    [("quad_positions", "avx512vnni", 12), ("quad_positions", "avx2", 12), ("quad_filters", "avx2", 10)],
+)
+def test_integers(kernel: str, target: str, products: int) -> None:
+    """In a process of its own, which is told of another CPU: an instruction of VNNI is none for this one."""
+    run = [sys.executable, inner_loops_module.__file__, kernel, "--target", target]
+    output = subprocess.run(run, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+    found = [re.match(r".*: \d+ instructions, (\d+) multiply-adds, (\d+) spills", line) for line in output.stdout.splitlines()]
+    loops = [(int(match[1]), int(match[2])) for match in found if match]
+    assert max(count for count, _ in loops) >= products
+    assert not any(spills for _, spills in loops)
 
 
 @pytest.mark.parametrize("kind", [AVX2, NEON], ids=name)
