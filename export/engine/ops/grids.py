@@ -44,6 +44,7 @@ class Quantize(Layer):
     quads: bool = False
 
     kernel_name: ClassVar[str] = "quantize"
+    easy: ClassVar[bool] = True
     layouts: ClassVar[tuple[str, ...]] = (NCHW,)
 
     @property
@@ -70,6 +71,7 @@ class Dequantize(Layer):
     quads: bool = False
 
     kernel_name: ClassVar[str] = "dequantize"
+    easy: ClassVar[bool] = True
     layouts: ClassVar[tuple[str, ...]] = (NCHW,)
 
     def dtype(self, inputs: Sequence[DType]) -> DType | None:

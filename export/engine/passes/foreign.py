@@ -34,7 +34,10 @@ def _note(segment: Segment) -> str:
 
 
 def _model(graph: Graph, segment: Segment) -> Any:
-    """A ModelProto of the segment: its nodes, the constants that they read, the functions that they may call."""
+    """A ModelProto of the segment: its nodes, the constants that they read, the functions that they may call.
+
+    Constants on grids stay so: ONNX Runtime would put float32 weights between tensors on grids on grids of its own.
+    """
     import onnx
 
     model, known = graph.model, graph.constants
@@ -43,8 +46,10 @@ def _model(graph: Graph, segment: Segment) -> Any:
     inputs = [_described(graph, name) for name in segment.inputs]
     outputs = [_described(graph, name, output=True) for name in segment.outputs]
     read = sorted({name for step in segment.steps for name in step.reads if name in known})
-    constants = [known.tensor(name) for name in read]
-    nodes = [node.proto for step in segment.steps for node in step.nodes]
+    grids = [known.dequantized[name] for name in read if name in known.dequantized]
+    stored = {name for node in grids for name in node.input if name}
+    constants = [known.tensor(name) for name in sorted({name for name in read if name not in known.dequantized} | stored)]
+    nodes = [*grids, *(node.proto for step in segment.steps for node in step.nodes)]
     cut = onnx.helper.make_graph(nodes, "segment", inputs, outputs, constants)
     result = onnx.helper.make_model(cut, opset_imports=model.opset_import, functions=model.functions)
     result.ir_version = model.ir_version

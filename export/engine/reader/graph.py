@@ -24,6 +24,7 @@ from .attributes import LARGEST, Node, UnsupportedError
 from .inference import infer_types
 from .ports import Interface, Port, Value, input_ports, port, type_text
 from .protobuf import Constants, ContradictionError, check_names, element_count, one_line, parsed_model, read_content, read_model
+from .qoperators import as_qdq
 
 OPSETS = range(18, 24)
 """Versions of the standard operators whose meaning the handlers know."""
@@ -76,7 +77,7 @@ def read_graph(source: Any) -> Graph:
 
 def parsed_graph(content: bytes, where: str) -> Graph:
     """The graph of the content of a file that is called `where`; RunError where it cannot be trusted."""
-    return Reader(parsed_model(content, where), where).read()
+    return Reader(as_qdq(parsed_model(content, where)), where).read()
 
 
 def whole_graph(source: Any, reason: ContradictionError) -> Graph:

@@ -102,6 +102,8 @@ class Constants:
         self._tensors: dict[str, Any] = {}
         self.integers: dict[str, Integers] = {}
         """What outputs of DequantizeLinear are made of."""
+        self.dequantized: dict[str, Any] = {}
+        """Their nodes."""
         for tensor in model.graph.initializer:
             self._declare(tensor.name)
             self._tensors[tensor.name] = tensor
@@ -214,6 +216,7 @@ class Constants:
         integers = values.astype(np.int64) - zeros.astype(np.int64).reshape(spread)
         name = node.output[0]
         self._arrays[name] = integers.astype(np.float32) * scales.reshape(spread)
+        self.dequantized[name] = node
         self.integers[name] = Integers(values=integers, scales=scales.reshape(-1), axis=axis % max(1, values.ndim))
         return True
 
