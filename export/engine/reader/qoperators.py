@@ -69,8 +69,7 @@ class _Rewriting:
             if kind == "QLinearMatMul" and len(inputs) == 8:
                 return self._weighted(node, "MatMul", inputs, [], (inputs[6], inputs[7]), axis=1)
             if kind == "MaxPool" and len(inputs) == 1 and inputs[0] in self._grids:
-                grid = self._grids[inputs[0]]
-                return self._between(node, "MaxPool", [(inputs[0], *grid)], grid)
+                return self._between(node, "MaxPool", [(inputs[0], *self._grids[inputs[0]])], self._grids[inputs[0]])
         if node.domain != _MICROSOFT or self._attribute(node, "channels_last"):
             return None
         if kind in _UNARY and len(inputs) == 5:
