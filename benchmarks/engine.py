@@ -1,11 +1,12 @@
 """The engine beside dense runtimes, layer by layer and network by network, on the CPU.
 
-    python benchmarks/engine.py [--quick] [--json FILE] [--plot FILE] [--docs FILE] [--networks NAME ...] [--threads N ...]
+    python benchmarks/engine.py [--quick] [--int8] [--json FILE] [--plot FILE] [--docs FILE] [--networks NAME ...] [--threads N ...]
 
 For each network (engine_networks.py: exact masks from calibration) it measures
     layers     every convolution in the engine beside the dense one in ONNX Runtime, one thread: the fraction of the ideal speed-up
     networks   latency at batch 1 in dense ONNX Runtime, the dense peers that are installed (pip install 'fineprune[bench]'), ONNX Runtime
                in int8, the engine on the dense file and on each kind of masks, and the exported files on stock ONNX Runtime
+With --int8 it measures, instead, float32 and int8 with nothing and with 72 % of the quads dropped (engine_int8.py).
 All runtimes take turns; figures are medians over rounds and speed-ups are paired within a round. Results are written after each network,
 and those of networks measured before stay in the file: one can run them one at a time.
 """
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from engine_int8 import judge_int8, measure_int8
 from engine_networks import KINDS, NETWORKS, default_data, prepare
 from engine_report import GOALS, GROUPS, figure, judge, markdown, replace_section
 
@@ -43,15 +45,16 @@ def main() -> None:
     for name in arguments.networks:
         with tempfile.TemporaryDirectory(prefix="fineprune-benchmark-") as folder:
             kept = arguments.work / name if arguments.work else Path(folder)
-            results["networks"][name] = _measure(name, kept, arguments)
+            place = results.setdefault("int8", {}) if arguments.int8 else results["networks"]
+            place[name] = measure_int8(name, kept, _config(name, arguments)) if arguments.int8 else _measure(name, kept, arguments)
         results.update(machine=machine_facts(), command=shlex.join(["python", "benchmarks/engine.py", *sys.argv[1:]]), goals=GOALS)
-        results["verdicts"] = judge(results)
+        results["verdicts"] = [*judge(results), *judge_int8(results.get("int8", {}))]
         if arguments.json:
             write_json(arguments.json, results)
-        _say(markdown({**results, "networks": {name: results["networks"][name]}}))
+        _say(markdown({**results, "networks": {}, "int8": {}, "int8" if arguments.int8 else "networks": {name: place[name]}}))
     _say("\n".join(results["verdicts"]))
     if arguments.plot:
-        write_picture(figure(results), arguments.plot, dpi=150)
+        write_picture(figure(results["int8" if arguments.int8 else "networks"]), arguments.plot, dpi=150)
     if arguments.docs:
         replace_section(arguments.docs, markdown(results))
 
@@ -62,6 +65,9 @@ def _parse() -> argparse.Namespace:
         "--quick",
         action="store_true",
         help="Take two small networks, fewer kinds of masks, images and rounds: under five minutes on two cores.",
+    )
+    parser.add_argument(
+        "--int8", action="store_true", help="Measure float32 and int8 with random masks of quads, instead of the kinds of masks."
     )
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="Keep every figure in this JSON file; networks that it has already stay in it."
@@ -103,9 +109,22 @@ def _earlier(path: Path | None) -> dict[str, Any]:
     return read_json(path) if path and path.is_file() else {"networks": {}}
 
 
+def _few(name: str, arguments: argparse.Namespace) -> bool:
+    return bool(arguments.quick or NETWORKS[name].size >= LARGE_SIZE)
+
+
+def _config(name: str, arguments: argparse.Namespace) -> BenchmarkConfig:
+    return BenchmarkConfig(
+        batch_sizes=tuple(arguments.batch),
+        threads=tuple(arguments.threads),
+        rounds=arguments.rounds or (FEW_ROUNDS if _few(name, arguments) else ROUNDS),
+        turn_s=0.02 if arguments.quick else 0.05,
+        warmup_s=0.1,
+    )
+
+
 def _measure(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    few = arguments.quick or NETWORKS[name].size >= LARGE_SIZE
-    kinds, rounds = arguments.kinds or (FEW_KINDS if few else KINDS), arguments.rounds or (FEW_ROUNDS if few else ROUNDS)
+    kinds, config = arguments.kinds or (FEW_KINDS if _few(name, arguments) else KINDS), _config(name, arguments)
     facts = prepare(name, folder, data=arguments.data, kinds=kinds, samples=arguments.samples, say=_say)
     samples: np.ndarray = facts.pop("samples")
     files = {kind: Path(file["path"]) for kind, file in facts["files"].items()}
@@ -117,19 +136,12 @@ def _measure(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str
     for line in skipped:
         _say(line)
     _say(f"{name}: {len(runtimes)} runtimes")
-    config = BenchmarkConfig(
-        batch_sizes=tuple(arguments.batch),
-        threads=tuple(arguments.threads),
-        rounds=rounds,
-        turn_s=0.02 if arguments.quick else 0.05,
-        warmup_s=0.1,
-    )
     together = FEW_RUNTIMES if files["dense"].stat().st_size > LARGE_FILE else len(runtimes)
     for first in range(1, len(runtimes), together):
         rows = benchmark([runtimes[0], *runtimes[first : first + together]], tuple(facts["input_shape"]), config).to_json()["rows"]
         result["latency"] += [row for row in rows if first == 1 or row["runtime"] != runtimes[0].name]
     if not arguments.no_layers:
-        result["layers"] = _layers(name, files, samples[:1], rounds)
+        result["layers"] = _layers(name, files, samples[:1], config.rounds)
     return result
 
 

@@ -63,6 +63,7 @@ NETWORKS = {
     "resnet18-224": _imagenet("resnet18", 16),
     "resnet50-224": _imagenet("resnet50", 16, pointwise=True),
     "vgg16-224": _imagenet("vgg16", 8),
+    "mobilenetv2-224": _imagenet("mobilenet_v2", 16, pointwise=True),
 }
 
 
@@ -107,7 +108,7 @@ def prepare(
     export_onnx(model, case.input_shape, dense)
     files["dense"] = {"path": str(dense), "pruned": 0.0}
     run = CalibrationRun(
-        source=_Images(images[:count], labels[:count]), input_shape=case.input_shape, config=CalibrationConfig(batch_size=min(count, 32))
+        source=Images(images[:count], labels[:count]), input_shape=case.input_shape, config=CalibrationConfig(batch_size=min(count, 32))
     )
     blocks: dict[str, Any] = {}  # they do not depend on the ratios
     for kind, config in configs(case).items():
@@ -133,7 +134,7 @@ def prepare(
     }
 
 
-class _Images:
+class Images:
     """Samples in memory, as a source for calibration."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
@@ -169,5 +170,5 @@ def _model(case: NetworkCase, images: Tensor) -> tuple[nn.Module, str]:
     if case.checkpoint and checkpoint.is_file():
         load_checkpoint(model, checkpoint)
         return model.eval(), f"trained ({case.checkpoint})"
-    recalibrate_batchnorm(model, _Images(images[:32], torch.zeros(32)).batches(32))
+    recalibrate_batchnorm(model, Images(images[:32], torch.zeros(32)).batches(32))
     return model.eval(), "random, BatchNorm of the images"

@@ -99,6 +99,9 @@ def markdown(results: dict[str, Any]) -> str:
         f"{machine['cpu']}, {machine['usable_cores']} cores, {machine['system']}, Python {machine['python']}, {packages}; "
         f"commit {machine['commit']}\n\n```\n{results['command']}\n```"
     ]
+    for name, network in results.get("int8", {}).items():
+        parts.append(f"### {name} in int8\n\nRandom weights; {network['dropped']:.0%} of the quads dropped at random. {_same(network)}")
+        parts.append(_latency_table(network))
     for name, network in results["networks"].items():
         parts.append(f"### {name}\n\nWeights: {network['weights']}. Masks: calibrated on {network['images']}.")
         parts.append(_latency_table(network))
@@ -108,18 +111,28 @@ def markdown(results: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _same(network: dict[str, Any]) -> str:
+    """How the engine's logits compare with ONNX Runtime's."""
+    found = [
+        f"{kind}: {same['equal']} of {same['images']} images" + (f" (else within {same['difference']:.1e})" if same["difference"] else "")
+        for kind, same in network["same"].items()
+    ]
+    return f"The same logits as in ONNX Runtime, bit by bit: {'; '.join(found)}. Products by {network['products']}."
+
+
 def _latency_table(network: dict[str, Any]) -> str:
     groups = sorted({(row["batch_size"], row["threads"]) for row in network["latency"]})
     heads = [f"batch {batch}, {threads} thread{'s' * (threads > 1)}" for batch, threads in groups]
-    rows = [[f"{head}: ms (quartiles)", "speed-up"] for head in heads]
-    lines = [_line(["runtime", "MACs pruned", *(cell for row in rows for cell in row)])]
-    lines.append(_line(["---"] * (2 + 2 * len(groups))))
+    rival = any(row.get("speedup_rival") for row in network["latency"])
+    columns = [column for head in heads for column in (f"{head}: ms (quartiles)", "speed-up", *(["over its int8"] if rival else []))]
+    lines = [_line(["runtime", "MACs pruned", *columns]), _line(["---"] * (2 + len(columns)))]
     for runtime in dict.fromkeys(row["runtime"] for row in network["latency"]):
         pruned = network["files"].get(runtime.partition(" ")[2], {}).get("pruned", 0)
         cells = [runtime, f"{pruned:.1%}" if pruned else ""]
         for batch, threads in groups:
             row = _latency(network, threads, batch)[runtime]
             cells += [f"{row['median_ms']:.3f} ({row['p25_ms']:.3f}-{row['p75_ms']:.3f})", f"x{row['speedup']:.2f}"]
+            cells += [f"x{row['speedup_rival']:.2f}"] if rival else []
         lines.append(_line(cells))
     return "\n".join(lines)
 
@@ -159,14 +172,13 @@ def _line(cells: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def figure(results: dict[str, Any]) -> "Figure":
+def figure(networks: dict[str, Any]) -> "Figure":
     """Speed-up over dense ONNX Runtime at batch 1 and the fewest threads, bars by network, whiskers the quartiles.
 
     Masked files on stock ONNX Runtime are left to the tables.
     """
     from matplotlib.figure import Figure
 
-    networks = results["networks"]
     threads = min(row["threads"] for network in networks.values() for row in network["latency"])
     rows = {name: _latency(network, threads) for name, network in networks.items()}
     runtimes = list(dict.fromkeys(runtime for latency in rows.values() for runtime in latency if _is_drawn(runtime)))
@@ -199,8 +211,21 @@ def _colour(runtime: str, number: int) -> str:
 
 _COLOURS = dict(
     zip(
-        ("dense", *MASKED),
-        ("#cfe3d6", "#0f4a2d", "#1b6e46", "#2f9d68", "#66c296", "#a4dcbd", "#6b5227", "#b08d57", "#e3cfa4"),
+        ("dense", *MASKED, "quads", "dense-int8", "quads-int8"),
+        (
+            "#cfe3d6",
+            "#0f4a2d",
+            "#1b6e46",
+            "#2f9d68",
+            "#66c296",
+            "#a4dcbd",
+            "#6b5227",
+            "#b08d57",
+            "#e3cfa4",
+            "#2f9d68",
+            "#e8b98a",
+            "#a3123a",
+        ),
         strict=True,
     )
 )

@@ -131,6 +131,7 @@ class _Engine(NamedTuple):
     kernel: str
     reason: str
     expected: float | None = None
+    limit: str = ""
 
 
 _ELSEWHERE = "onnxruntime"
@@ -304,7 +305,7 @@ def _by_layer(records: "Sequence[Record]", names: Sequence[str]) -> dict[str, _E
     found: dict[str, _Engine] = {}
     for record in records:
         if record.name in names:
-            earlier = found.get(record.name, _Engine(0.0, record.kernel, record.reason, record.expected))
+            earlier = found.get(record.name, _Engine(0.0, record.kernel, record.reason, record.expected, record.limit))
             found[record.name] = earlier._replace(seconds=earlier.seconds + record.seconds)
     return found
 
@@ -338,7 +339,7 @@ def _row(
         kernel=engine[-1].kernel,
         reason=engine[-1].reason,
     )
-    return replace(row, reason=why(row, facts) if int8 is None else why_int8(row, facts, _filled(conv)))
+    return replace(row, reason=why(row, facts) if int8 is None else why_int8(row, facts, engine[-1].limit))
 
 
 ENOUGH = 0.85
@@ -363,10 +364,10 @@ def why(row: LayerTime, facts: Mapping[str, Any]) -> str:
     return "; ".join(causes)
 
 
-def why_int8(row: LayerTime, facts: Mapping[str, Any], filled: float) -> str:
+def why_int8(row: LayerTime, facts: Mapping[str, Any], limit: str) -> str:
     """`why` for a layer of a file in int8: what keeps it in float32, or under 0.85 of what ONNX Runtime's int8 and its masks promise.
 
-    filled: of the multiply-adds of the quads that are kept, the fraction whose weight is not zero.
+    limit: what the engine says of that.
     """
     if row.kernel == _ELSEWHERE:
         return row.reason
@@ -382,24 +383,7 @@ def why_int8(row: LayerTime, facts: Mapping[str, Any], filled: float) -> str:
         causes.append("drops nothing")
     if row.engine_us < FIXED_US:
         causes.append(f"under {FIXED_US} us: fixed cost of a layer")
-    if filled < WELL_FILLED:
-        causes.append(f"{1 - filled:.0%} of the weights in the quads that it multiplies by are zero: masks of the unit quad waste none")
-    return "; ".join(causes)
-
-
-WELL_FILLED = 0.9
-_QUAD = 4
-
-
-def _filled(conv: _DenseConv) -> float:
-    """The kept weights over all those of quads with any (a tap of four input channels that follow each other)."""
-    groups = next((attribute.i for attribute in conv.node.attribute if attribute.name == "group"), 1)
-    kept = conv.weights != 0
-    F, per_group = kept.shape[:2]
-    first = np.arange(F) // (F // groups) * per_group  # the first channel of each filter's group
-    f, c, *tap = np.nonzero(kept)
-    quads = np.unique(np.stack([f, (first[f] + c) // _QUAD, *tap]), axis=1)
-    return len(f) / max(_QUAD * quads.shape[1], 1)
+    return "; ".join(filter(None, [*causes, limit]))
 
 
 SHORTEST_S = 1e-7

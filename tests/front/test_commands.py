@@ -186,7 +186,7 @@ def test_bench_shows_peers_and_layers_and_draws(bundle: Path, tmp_path: Path, tr
     assert report["rival"] == "onnxruntime int8" and all(row["speedup_rival"] > 0 for row in report["rows"])
     assert len(report["layers"]) > 1 and all(row["engine_us"] > 0 and row["dense_us"] > 0 for row in report["layers"])
     assert [row["name"] for row in report["layers_int8"]] == [row["name"] for row in report["layers"]]
-    assert {row["kernel"] for row in report["layers_int8"]} >= {"quads"}
+    assert any(row["kernel"].startswith("quad_") for row in report["layers_int8"])
     assert "onnxruntime int8" in plot.read_text()
 
 

@@ -131,6 +131,11 @@ class Layer:
         return 0
 
     @property
+    def limit(self) -> str:
+        """What keeps it from the speed that its dropped multiply-adds promise, in a few words, where its numbers tell."""
+        return ""
+
+    @property
     def fingerprint(self) -> bytes:
         """What the times of its candidates depend on."""
         return b""

@@ -23,7 +23,7 @@ ALIGN = 16
 @dataclass(frozen=True, kw_only=True)
 class Operation:
     """What a part of a program is: multiply-adds of convolutions (else 0); `reason`: what its kernel was chosen from; `expected`: the
-    seconds that it is to take (None: there was no choice)."""
+    seconds that it is to take (None: there was no choice); `limit`: what keeps it from the speed of its multiply-adds."""
 
     name: str
     kernel: str
@@ -32,6 +32,7 @@ class Operation:
     macs: int
     reason: str
     expected: float | None
+    limit: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

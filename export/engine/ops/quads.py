@@ -34,6 +34,10 @@ from .quad_results import Residual
 KERNELS: dict[str, Any] = {"quad_positions": quad_positions, "quad_filters": quad_filters, "quad_depthwise": quad_depthwise}
 
 
+_FEW_ZEROS = 0.3
+"""More than an image of three channels has."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class QuadConv(Layer):
     """weights int16 [F,C/4,kh,kw,4], from -255 to 255; bias int64 [F]; factors float32 [F]; `source`: grid of x; `grid`: of its own result,
@@ -68,6 +72,12 @@ class QuadConv(Layer):
     @property
     def macs_dense(self) -> int:
         return self.dense
+
+    @property
+    def limit(self) -> str:
+        zeros = float((self.weights[self.weights.any(-1)] == 0).mean()) if self.weights.any() else 0.0
+        wasteful = zeros > _FEW_ZEROS and not self.depthwise
+        return f"{zeros:.0%} of the weights in its quads are zero (masks of the unit quad drop whole ones)" if wasteful else ""
 
     @property
     def margins(self) -> Margins:

@@ -107,6 +107,7 @@ def _described(instruction: Instruction) -> Operation:
         macs=layer.macs if layer else 0,
         reason=choice.reason,
         expected=choice.seconds,
+        limit=layer.limit if layer else "",
     )
 
 

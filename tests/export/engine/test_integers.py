@@ -123,6 +123,17 @@ def test_a_block_is_integers_throughout(zero: int, first: bool) -> None:
     np.testing.assert_allclose(made, ort(content, x)[0], rtol=1e-5, atol=1e-6)  # a step of any grid before it is ten thousand times that
 
 
+@pytest.mark.parametrize(("dropped", "said"), [(0.0, ""), (0.5, "50% of the weights in its quads are zero")])
+def test_a_layer_says_how_much_of_its_quads_is_nothing(dropped: float, said: str) -> None:
+    file, weights = File((8, 3, 3)), np.ones((4, 8, 1, 1), np.int8)
+    weights[:, : int(4 * dropped)] = weights[:, 4 : 4 + int(4 * dropped)] = 0
+    out = file.layer("Conv", file.on_grid("x", X), "y", weights, np.ones(4, np.float32), np.zeros(4, np.int32), X)
+    content = file.model(file.on_grid(out, Y))
+    with Session(content, fallback=False) as session:
+        (found,) = [record for record in session.profile(np.zeros((1, 8, 3, 3), np.float32), repeats=1) if record.name == "y"]
+    assert found.limit.startswith(said) and bool(found.limit) == bool(said)
+
+
 def test_threads_and_batches_change_nothing() -> None:
     content = block(97, True)
     x = np.random.default_rng(2).standard_normal((5, 6, 10, 12), np.float32)
