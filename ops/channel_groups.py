@@ -35,16 +35,13 @@ def grouped_order(mask: NDArray[np.bool_], size: int) -> NDArray[np.int64]:
     channels are masked alike, they are found.
     """
     columns = mask.swapaxes(0, 1).reshape(mask.shape[1], -1).astype(np.float32)
-    left, order = list(range(len(columns))), list[int]()
-    sizes = columns.sum(1)
-    while left:
-        first = max(left, key=lambda channel: sizes[channel])
-        left.remove(first)
-        group, union = [first], columns[first].copy()
-        while left and len(group) < size:
-            shared = columns[left] @ union
-            best = left[int(np.argmin(sizes[left] - shared))]
-            left.remove(best)
+    sizes, free, order = columns.sum(1), np.ones(len(columns), bool), list[int]()
+    for start in range(0, len(columns), size):
+        group, union = list[int](), np.zeros(columns.shape[1], np.float32)
+        for _ in range(min(size, len(columns) - start)):
+            adds = sizes - columns @ union if group else -sizes
+            best = int(np.argmin(np.where(free, adds, np.inf)))
+            free[best] = False
             group.append(best)
             np.maximum(union, columns[best], out=union)
         order += sorted(group)
