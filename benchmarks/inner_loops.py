@@ -33,11 +33,13 @@ TARGETS = {
     ),
     "avxvnni": Target(triple="x86_64-unknown-linux-gnu", cpu="alderlake", features="+avxvnni,+avx2,+fma"),
     "avx2": Target(triple="x86_64-unknown-linux-gnu", cpu="znver3", features="+avx2,+fma"),
+    "i8mm": Target(triple="aarch64-unknown-linux-gnu", cpu="neoverse-v1", features="+neon,+dotprod,+i8mm"),
+    "dotprod": Target(triple="aarch64-unknown-linux-gnu", cpu="cortex-a76", features="+neon,+dotprod"),
     "neon": Target(triple="aarch64-unknown-linux-gnu", cpu="cortex-a72", features="+neon"),
 }
 _LABEL = re.compile(r"^([.\w$]+):")
 _BRANCH = re.compile(r"^\s+(?:j\w+|b|b\.\w+|cbn?z|tbn?z)\s.*?([.\w$]+)\s*(?:[#/].*)?$")
-_MULTIPLY_ADD = re.compile(r"^\s+(?:(?:\{vex\}\s)?(?:vfn?m(?:add|sub)\w*ps|vpdpbusd|vpmaddubsw)|fml[as]|[us]dot|smull)\s")
+_MULTIPLY_ADD = re.compile(r"^\s+(?:(?:\{vex\}\s)?(?:vfn?m(?:add|sub)\w*ps|vpdpbusd|vpmaddubsw)|fml[as]|(?:us|s)dot|smull)\s")
 _SPILL = re.compile(r"(?:Spill|Reload)")
 _VECTOR = re.compile(r"\b(?:[xyz]mm|q|v)\d+\b")
 

@@ -117,14 +117,6 @@ class _Whole(JITCodeLibrary):
         super()._optimize_final_module()
 
 
-class _Read(_Whole):
-    """What can also be read."""
-
-    def _finalize_final_module(self) -> None:
-        self.language = str(self._final_module)  # before it becomes machine code, which changes it
-        super()._finalize_final_module()
-
-
 class _Part(JITCodeLibrary):
     """What others link, neither optimised nor translated on its own."""
 
@@ -145,6 +137,16 @@ class _Part(JITCodeLibrary):
         return self
 
     def set_env(self, name: str, environment: Any) -> None: ...
+
+
+class _Read(_Whole):
+    """What is read, and becomes no machine code: it may have instructions of other CPUs."""
+
+    def _finalize_final_module(self) -> None:
+        self.language = str(self._final_module)
+        self._finalized = True
+
+    get_pointer_to_function = _Part.get_pointer_to_function
 
 
 class _WholeCompiler(_Compiler):
