@@ -49,11 +49,12 @@ class Residual:
     after: bool = False
 
     @classmethod
-    def of(cls, q: Grid, r: Grid, y: Grid, low: int, high: int) -> "Residual":
-        """The sum q + r on grid y of tensors on grids q and r."""
-        a, b = np.float32(q.scale / y.scale), np.float32(r.scale / y.scale)
-        shift = np.float32(np.float32(y.zero) - np.float32(a * np.float32(q.zero) + b * np.float32(r.zero)))
-        return cls(a=a, b=b, shift=shift, grid=y, low=low, high=high)
+    def of(cls, q: Grid, r: Grid, y: Grid, low: int, high: int) -> "Residual | None":
+        """The sum q + r on grid y of tensors on grids q and r; None where scales are so far apart that there are no such numbers."""
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            a, b = np.float32(q.scale / y.scale), np.float32(r.scale / y.scale)
+            shift = np.float32(np.float32(y.zero) - np.float32(a * np.float32(q.zero) + b * np.float32(r.zero)))
+        return cls(a=a, b=b, shift=shift, grid=y, low=low, high=high) if np.isfinite([a, b, shift]).all() else None
 
     @property
     def swapped(self) -> "Residual":

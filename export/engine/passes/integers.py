@@ -41,6 +41,8 @@ _MOST_PLACES = 1 << 26
 """Of weights between which groups or strides put many zeros: beyond, a layer computes in float32."""
 _MOST_PIXELS = 1 << 16
 """Of a mean: float32 sums of so many bytes are exact."""
+_MOST_RATIO = 1e6
+"""Of the scales of a mean's input and output: beyond, its numbers are those of float32."""
 _NEAR = 1e-5
 """Relative: scales that were rounded otherwise."""
 
@@ -132,9 +134,10 @@ def _fuse(state: _Fusing, layer: Layer) -> Layer:
         new = _conv(layer, sources[0].grid, sink.grid, limits, facts)
     elif isinstance(layer, Map) and layer.function == "add" and len(sources) == 2:
         sums = Residual.of(sources[0].grid, sources[1].grid, sink.grid, *limits)
-        new = QuadAdd(grid=sink.grid, sum=sums, **facts)
+        new = QuadAdd(grid=sink.grid, sum=sums, **facts) if sums else None
     elif isinstance(layer, Mean) and limits == (0, 255) and math.prod(state.boxes[layer.inputs[0]][1:]) <= _MOST_PIXELS:
-        new = QuadMean(grid=sink.grid, source=sources[0].grid, **facts)
+        if float(sources[0].grid.scale) < _MOST_RATIO * float(sink.grid.scale):
+            new = QuadMean(grid=sink.grid, source=sources[0].grid, **facts)
     elif isinstance(layer, Pool) and layer.kind == "max" and limits == (0, 255):
         grid = sources[0].grid
         if grid == sink.grid and (grid.zero == 0 or not _overlaps(layer, state.boxes)):

@@ -30,6 +30,7 @@ def infer_types(model: Any, constants: Constants | None, where: str) -> dict[str
         _check_attributes(function.node, where)
     slim = _without_large_constants(model, constants)
     _check_axes(slim.graph.node, slim.graph.initializer, where)
+    _check_grids(slim.graph.node, slim.graph.initializer, where)
     for function in model.functions:
         _check_axes(function.node, (), where)
     try:
@@ -88,6 +89,19 @@ def _check_axes(nodes: Any, initializers: Any, where: str) -> None:
         axes += known.get(node.input[place], ()) if place is not None and place < len(node.input) else ()
         if any(abs(axis) > _MOST_AXES for axis in axes):
             raise RunError(f"{where}: {kind!r} {node.name or ''!r} has the axes {axes[:4]}; the file is damaged, export it again")
+
+
+def _check_grids(nodes: Any, initializers: Any, where: str) -> None:
+    """ONNX Runtime reads the first number of a scale or zero point, also where there is none, which ends the process."""
+    empty = {tensor.name for tensor in initializers if 0 in tensor.dims}
+    empty |= {node.output[0] for node in nodes if node.op_type == "Constant" and any(0 in a.t.dims for a in node.attribute) and node.output}
+    for node in nodes:
+        kind = str(node.op_type)
+        found = sorted(empty & set(node.input)) if "Linear" in kind or kind == "QGemm" else []
+        if found:
+            raise RunError(
+                f"{where}: {kind!r} {node.name or ''!r} reads {found[0]!r}, which is empty; the file is damaged, export it again"
+            )
 
 
 def _integers(tensor: Any) -> list[int]:

@@ -215,7 +215,8 @@ class Constants:
             spread[axis] = -1
         integers = values.astype(np.int64) - zeros.astype(np.int64).reshape(spread)
         name = node.output[0]
-        self._arrays[name] = integers.astype(np.float32) * scales.reshape(spread)
+        with np.errstate(over="ignore", under="ignore"):
+            self._arrays[name] = integers.astype(np.float32) * scales.reshape(spread)
         self.dequantized[name] = node
         self.integers[name] = Integers(values=integers, scales=scales.reshape(-1), axis=axis % max(1, values.ndim))
         return True

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 _MICROSOFT = "com.microsoft"
 _MOST_SCALES = 1 << 20
+_MOST_SCALE = 1e36
+"""Numbers of larger ones would not be finite."""
 _UNARY = {
     "QLinearGlobalAveragePool": "GlobalAveragePool",
     "QLinearAveragePool": "AveragePool",
@@ -94,7 +96,7 @@ class _Rewriting:
     ) -> list[Any] | None:  # fmt: skip
         """x and constant weights, each with scale and zero point, and a bias on the grid of the sums."""
         scales = [self._floats(name) for name in (inputs[1], inputs[4])]
-        if inputs[3] not in self._tensors or any(found is None for found in scales):
+        if inputs[3] not in self._tensors or any(found is None or not (found < _MOST_SCALE).all() for found in scales):
             return None
         if any(a.name == "alpha" and a.f != 1 for a in node.attribute):
             return None
