@@ -2,9 +2,9 @@
 
     python benchmarks/front.py --runs FOLDER --epochs N --data SPEC --checkpoint FILE [--json FILE] [--plot FILE] [--draw]
 
-Each bundle of those epochs runs in the engine, the dense network in ONNX Runtime, and its file in int8 as ONNX Runtime quantises it (256
-training images choose its ranges). All take turns, at batch 1; latencies are medians. Accuracies are of the test split: of a bundle as its
-run measured it, of int8 as measured here. --draw only draws the JSON file again.
+Each bundle of those epochs runs in the engine, in float32 and in int8; so does the dense network, which runs in ONNX Runtime, too, there in
+int8 as that quantises it (256 training images choose all ranges). All take turns, at batch 1; latencies are medians. Accuracies are of the
+test split: of a bundle as its run measured it, of int8 as measured here. --draw only draws the JSON file again.
 """
 
 import argparse
@@ -15,18 +15,21 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from torch import nn
 
 from fineprune.common.files import read_json, write_json
 from fineprune.common.progress import Lines, Silent
 from fineprune.compressor.bundle import Bundle
-from fineprune.deployment import to_onnx
+from fineprune.deployment import opened, to_onnx
 from fineprune.export.benchmark import BenchmarkConfig, benchmark
 from fineprune.export.engine.run.runtime import EngineRuntime
 from fineprune.export.exporter import export_onnx
+from fineprune.export.int8.quantiser import Int8Config
 from fineprune.export.machine import machine_facts
 from fineprune.export.peers.int8 import quantise
 from fineprune.export.runtimes import OnnxRuntime, Runtime
-from fineprune.models.data import Split, load_data
+from fineprune.int8 import Int8Export, quantiser_of
+from fineprune.models.data import ImageData, Split, load_data
 from fineprune.models.zoo import ModelSpec
 from fineprune.models.zoo.registry import parse_args
 from fineprune.networks import open_model
@@ -37,6 +40,8 @@ KINDS = {"blocks": "#1f5f8b", "channel": "#7a5ea8", "group": "#3a8f5c", "quad": 
 """What is masked -> colour; the recipe's name holds it, and without any it is single weights."""
 MARKERS = "o^svPXd"
 """One for each recipe of a kind."""
+REFERENCES = {"dense, ONNX Runtime": "s", "dense, engine": "D", "int8, ONNX Runtime": "*", "int8, engine": "P"}
+"""The dense network, and its marker."""
 INT8_IMAGES = 256
 
 
@@ -83,7 +88,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         quantise(plain, int8, _images(data.train, INT8_IMAGES))
         runtimes: list[Runtime] = [OnnxRuntime("dense, ONNX Runtime", plain), EngineRuntime("dense, engine", plain)]
         runtimes.append(OnnxRuntime("int8, ONNX Runtime", int8))
-        accuracy = {"int8, ONNX Runtime": _accuracy(runtimes[-1], data.test)}
+        runtimes.append(_int8("int8, engine", dense, Path(folder) / "dense.int8.onnx", data))
+        accuracy = {runtime.name: _accuracy(runtime, data.test) for runtime in runtimes[-2:]}
         for run in _runs(arguments):
             if run["recipe"] == DENSE:
                 continue
@@ -92,7 +98,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             path = Path(folder) / f"{len(points)}.onnx"
             to_onnx(bundle, path, samples=torch.from_numpy(_images(data.test, 16)), progress=Lines())
             runtimes.append(EngineRuntime(name, path))
-            points[name] = {"recipe": run["recipe"], "pruned": 1 - bundle.facts["conv_macs_kept"], "accuracy": last(run)}
+            facts = {"recipe": run["recipe"], "pruned": 1 - bundle.facts["conv_macs_kept"]}
+            points[name] = {**facts, "accuracy": last(run)}
+            runtimes.append(_int8(f"{name} int8", opened(bundle).model, path.with_suffix(".int8.onnx"), data))
+            points[f"{name} int8"] = {**facts, "accuracy": _accuracy(runtimes[-1], data.test), "int8": True}
         trained = [last(run) for run in _runs(arguments) if run["recipe"] == DENSE]
         exact = trained[0] if trained else _accuracy(runtimes[0], data.test)
         accuracy |= {"dense, ONNX Runtime": exact, "dense, engine": exact}
@@ -102,6 +111,13 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     for row in rows:
         points[row["runtime"]] |= {"name": row["runtime"], "milliseconds": row["median_ms"]}
     return {"epochs": arguments.epochs, "seed": arguments.seed, "points": list(points.values()), "machine": machine_facts()}
+
+
+def _int8(name: str, model: nn.Module, path: Path, data: ImageData) -> Runtime:
+    """The engine on the network's int8 file, which is written to `path`."""
+    job = Int8Export(config=Int8Config(images=INT8_IMAGES), data=data)
+    export_onnx(model.cpu().eval(), data.input_shape, path, int8=quantiser_of(job, Silent()))
+    return EngineRuntime(name, path)
 
 
 def _runs(arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -129,7 +145,7 @@ def kind_of(recipe: str) -> str:
 
 
 def draw(path: Path, found: dict[str, Any]) -> None:
-    """Latency against accuracy; a line a recipe, the points that none is both faster and more accurate than have a ring."""
+    """Latency against accuracy; a line a recipe, dashed in int8; the points that none is both faster and more accurate than have a ring."""
     points = found["points"]
     figure = Figure(figsize=(7.6, 4.6), layout="constrained")
     axes = figure.subplots()
@@ -137,11 +153,18 @@ def draw(path: Path, found: dict[str, Any]) -> None:
     for recipe in recipes:
         alike = [other for other in recipes if kind_of(other) == kind_of(recipe)]
         marker = MARKERS[alike.index(recipe) % len(MARKERS)]
-        line = sorted((point["milliseconds"], 100 * point["accuracy"]) for point in points if point["recipe"] == recipe)
-        axes.plot(*zip(*line, strict=True), marker=marker, markersize=5, linewidth=1, color=KINDS[kind_of(recipe)], label=recipe)
-    for name, marker in (("dense, ONNX Runtime", "s"), ("dense, engine", "D"), ("int8, ONNX Runtime", "*")):
-        point = next(point for point in points if point["name"] == name)
-        axes.plot(point["milliseconds"], 100 * point["accuracy"], marker, color="#222", markersize=10 if marker == "*" else 6, label=name)
+        for int8 in (False, True):
+            mine = [point for point in points if point["recipe"] == recipe and point.get("int8", False) == int8]
+            line = sorted((point["milliseconds"], 100 * point["accuracy"]) for point in mine)
+            style: dict[str, Any] = {"marker": marker, "markersize": 5, "linewidth": 1, "color": KINDS[kind_of(recipe)]}
+            style |= {"linestyle": "--", "markerfacecolor": "white"} if int8 else {}
+            if line:
+                axes.plot(*zip(*line, strict=True), label=f"{recipe}, int8" if int8 else recipe, **style)
+    for point in points:
+        if point["recipe"] == DENSE:
+            marker = REFERENCES[point["name"]]
+            size = 10 if marker in "*P" else 6
+            axes.plot(point["milliseconds"], 100 * point["accuracy"], marker, color="#222", markersize=size, label=point["name"])
     front = front_of(points)
     axes.plot([p["milliseconds"] for p in front], [100 * p["accuracy"] for p in front], "o", fillstyle="none", color="#222", markersize=14)
     epochs = f"{found['epochs']} epochs" if found["epochs"] else "no fine-tuning"

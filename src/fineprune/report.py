@@ -133,7 +133,12 @@ def training_figure(training: dict[str, Any]) -> "Figure":
 
 
 _RUNTIME_COLOURS = (DENSE, "#e5d5c5", "#d9e5d0", "#c9b7d4", "#b7cbd4", "#d4b7b7")
-_OURS = {"engine compressed": KEPT, "onnxruntime compressed": "#6f9fc4"}
+_OURS = {
+    "engine compressed": KEPT,
+    "onnxruntime compressed": "#6f9fc4",
+    "engine compressed int8": ACCENT,
+    "onnxruntime compressed int8": "#e8a98f",
+}
 
 
 def latency_figure(bench: dict[str, Any]) -> "Figure":
@@ -156,7 +161,7 @@ def latency_figure(bench: dict[str, Any]) -> "Figure":
     axes.set_xticks(range(len(groups)), [f"batch {batch}, {threads} thread{'s' * (threads > 1)}" for batch, threads in groups])
     axes.set_ylabel("ms per image")
     axes.margins(y=0.15)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 

@@ -8,19 +8,29 @@ import pytest
 
 
 def points() -> list[dict[str, Any]]:
-    rows = [
+    rows: list[tuple[Any, ...]] = [
         ("dense, ONNX Runtime", "dense", 1.0, 0.9),
         ("dense, engine", "dense", 1.1, 0.9),
         ("int8, ONNX Runtime", "dense", 0.6, 0.89),
+        ("int8, engine", "dense", 0.55, 0.885),
         ("obs+rounds 50%", "obs+rounds", 0.7, 0.88),
         ("obs+rounds 80%", "obs+rounds", 0.4, 0.8),
         ("obs-blocks+rounds 50%", "obs-blocks+rounds", 0.65, 0.7),
+        ("obs+rounds 50% int8", "obs+rounds", 0.3, 0.878),
+        ("obs+rounds 80% int8", "obs+rounds", 0.18, 0.79),
     ]
-    return [{"name": name, "recipe": recipe, "milliseconds": ms, "accuracy": value, "pruned": 0.5} for name, recipe, ms, value in rows]
+    made = [{"name": name, "recipe": recipe, "milliseconds": ms, "accuracy": value, "pruned": 0.5} for name, recipe, ms, value in rows]
+    return [{**point, "int8": True} if point["name"].endswith(" int8") else point for point in made]
 
 
 def test_what_nothing_beats_is_in_front() -> None:
-    assert [point["name"] for point in front.front_of(points())] == ["dense, ONNX Runtime", "int8, ONNX Runtime", "obs+rounds 80%"]
+    assert [point["name"] for point in front.front_of(points())] == [
+        "dense, ONNX Runtime",
+        "int8, ONNX Runtime",
+        "int8, engine",
+        "obs+rounds 50% int8",
+        "obs+rounds 80% int8",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -33,4 +43,5 @@ def test_a_recipe_says_what_it_masks(recipe: str, kind: str) -> None:
 def test_the_picture_names_every_recipe(tmp_path: Path) -> None:
     front.draw(tmp_path / "front.svg", {"points": points(), "epochs": 0, "machine": {"cpu": "a CPU"}})
     text = (tmp_path / "front.svg").read_text()
-    assert all(name in text for name in ("obs+rounds", "obs-blocks+rounds", "dense, engine", "int8, ONNX Runtime", "no fine-tuning"))
+    named = ("obs+rounds", "obs+rounds, int8", "obs-blocks+rounds", "dense, engine", "int8, engine", "int8, ONNX Runtime", "no fine-tuning")
+    assert all(f">{name}" in text or f"<!-- {name}" in text for name in named) and "obs-blocks+rounds, int8" not in text

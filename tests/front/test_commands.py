@@ -221,6 +221,7 @@ def test_bench_prints_the_costs_of_the_machine() -> None:
 
 def test_every_runtime_has_a_colour_of_its_own() -> None:
     names = ["onnxruntime dense", "torch dense", "onnxruntime int8", "engine compressed", "onnxruntime compressed"]
+    names += ["engine compressed int8", "onnxruntime compressed int8"]
     times = {"batch_size": 1, "threads": 1, "median_ms": 2.0, "p25_ms": 1.0, "p75_ms": 3.0}
     figure = latency_figure({"rows": [{"runtime": name, **times} for name in names]})
     assert len({bar.get_facecolor() for bar in figure.axes[0].patches}) == len(names)
