@@ -1,0 +1,45 @@
+"""Largest and least numbers make exact integers in every kernel; what is no number, or infinite, is quantized as ONNX Runtime does."""
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from fineprune.export.engine import Session
+from fineprune.export.engine.ops.quads import QuadConv
+from support.grids import File, Grid, conv_sums, requantized
+
+EXTREMES = [-128, -64, 64, 127, 255, -255]
+
+
+@pytest.mark.parametrize("weight", EXTREMES)
+@pytest.mark.parametrize(("kernel", "groups"), [("quad_positions", 1), ("quad_filters", 1), ("quad_depthwise", 12)])
+def test_all_weights_and_all_inputs_are_extreme(kernel: str, groups: int, weight: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FINEPRUNE_PLANS", "anew")
+    monkeypatch.setattr(QuadConv, "kernels", property(lambda layer: (kernel,)))
+    x_grid, file, stored = Grid(1.0, 200), File((12, 5, 6), np.uint8), np.uint8 if abs(weight) > 128 else np.int8
+    weights = np.full((12, 12 // groups, 3, 3), weight)
+    zeros = np.full(12, 255 if weight == -255 else 0, stored)
+    x = np.stack([np.full((12, 5, 6), value, np.uint8) for value in (0, 255, 200)])
+    x = np.concatenate([x, np.random.default_rng(0).choice([0, 255], (1, 12, 5, 6)).astype(np.uint8)])
+    sums = conv_sums(x, 200, weights, np.full(12, 77), (1, 1), (1, 1, 1, 1), (1, 1), groups)
+    y_grid = Grid(float(np.float32(np.abs(sums).max() / 100)), 128)
+    source = file.node("DequantizeLinear", ["x", *file.parameters("x", x_grid)], "real")
+    w = file.weights("w", weights, np.ones(12), zeros)
+    bias = file.node("DequantizeLinear", [file.constant("b", np.full(12, 77, np.int32)), file.constant("bs", np.float32(1))], "bias")
+    out = file.on_grid(file.node("Conv", [source, w, bias], "y", pads=(1, 1, 1, 1), group=groups), y_grid)
+    wanted = requantized(sums, np.full(12, 1 / np.float32(y_grid.scale), np.float32), 128)
+    with Session(file.model(f"{out[:-3]}.q", types={f"{out[:-3]}.q": np.uint8}), fallback=False) as session:
+        assert kernel in {record.kernel for record in session.profile(x, repeats=1)}
+        assert np.array_equal(session.run(None, {"x": x})[0], wanted)
+    assert len(np.unique(wanted)) > 2
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_what_is_not_finite_is_quantized_as_in_onnxruntime(signed: bool) -> None:
+    file = File((1, 2, 21))
+    file.node("QuantizeLinear", ["x", *file.parameters("x", Grid(0.1, 100), signed)], "q")
+    content = file.model("q", types={"q": np.int8 if signed else np.uint8})
+    x = np.random.default_rng(0).choice(np.array([np.nan, np.inf, -np.inf, 3.4e38, -1e-45, 1.25], np.float32), (2, 1, 2, 21))
+    wanted = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+    with Session(content, fallback=False) as session:
+        assert np.array_equal(session.run(None, {"x": x})[0], wanted)
