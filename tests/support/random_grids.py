@@ -320,7 +320,8 @@ class RandomGrids:
 def added(x: tuple[NDArray[np.int64], Grid], z: tuple[NDArray[np.int64], Grid], y: Grid) -> NDArray[np.int64]:
     """clip(round(a x + (b z + shift)), 0, 255) with a multiply-add that rounds once, see export/engine/ops/quads.py."""
     a, b = (np.float32(np.float32(grid.scale) / np.float32(y.scale)) for _, grid in (x, z))
-    shift = np.float32(np.float32(y.zero) - np.float32(a * np.float32(x[1].zero) + b * np.float32(z[1].zero)))
+    away = (np.longdouble(a) * x[1].zero + np.longdouble(b * np.float32(z[1].zero))).astype(np.float32)
+    shift = np.float32(np.float32(y.zero) - away)
     inner = (np.longdouble(b) * z[0] + np.longdouble(shift)).astype(np.float32)
     real = (np.longdouble(a) * x[0] + inner).astype(np.float32)
     return np.clip(np.rint(real), 0, 255).astype(np.int64)

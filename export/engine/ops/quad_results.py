@@ -53,7 +53,8 @@ class Residual:
         """The sum q + r on grid y of tensors on grids q and r; None where scales are so far apart that there are no such numbers."""
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             a, b = np.float32(q.scale / y.scale), np.float32(r.scale / y.scale)
-            shift = np.float32(np.float32(y.zero) - np.float32(a * np.float32(q.zero) + b * np.float32(r.zero)))
+            away = np.float32(float(a) * q.zero + float(np.float32(b * np.float32(r.zero))))  # rounded once, as ONNX Runtime has it
+            shift = np.float32(np.float32(y.zero) - away)
         return cls(a=a, b=b, shift=shift, grid=y, low=low, high=high) if np.isfinite([a, b, shift]).all() else None
 
     @property

@@ -1,8 +1,11 @@
 """Largest and least numbers make exact integers in every kernel; what is no number, or infinite, is quantized as ONNX Runtime does."""
 
+import platform
+
 import numpy as np
 import onnxruntime
 import pytest
+from onnx import helper
 
 from fineprune.export.engine import Session
 from fineprune.export.engine.ops.quads import QuadConv
@@ -42,4 +45,29 @@ def test_what_is_not_finite_is_quantized_as_in_onnxruntime(signed: bool) -> None
     x = np.random.default_rng(0).choice(np.array([np.nan, np.inf, -np.inf, 3.4e38, -1e-45, 1.25], np.float32), (2, 1, 2, 21))
     wanted = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
     with Session(content, fallback=False) as session:
+        assert np.array_equal(session.run(None, {"x": x})[0], wanted)
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the order of roundings in ONNX Runtime's kernel for x86")
+@pytest.mark.parametrize(
+    "grids",
+    [
+        (Grid(0.06824705749750137, 171), Grid(0.06538466364145279, 195), Grid(0.199497789144516, 98)),
+        (Grid(0.08083884418010712, 213), Grid(0.03154325112700462, 202), Grid(0.030542246997356415, 224)),
+    ],
+    ids=["one", "another"],
+)
+def test_sums_are_onnxruntimes_at_all_pairs_of_bytes(grids: tuple[Grid, Grid, Grid]) -> None:
+    """These grids have a pair at which another order of the roundings makes another number."""
+    pairs = np.stack([each.reshape(256, 16, 16) for each in np.meshgrid(np.arange(256), np.arange(256), indexing="ij")])
+    x, file = pairs.reshape(1, 512, 16, 16).astype(np.uint8), File((512, 16, 16), np.uint8)
+    file.nodes.append(helper.make_node("Split", ["x"], ["a", "b"], axis=1, num_outputs=2))
+    operands = [
+        file.node("DequantizeLinear", [part, *file.parameters(part, grid)], f"{part}r") for part, grid in zip("ab", grids, strict=False)
+    ]
+    file.node("QuantizeLinear", [file.node("Add", operands, "sum"), *file.parameters("sum", grids[2])], "y")
+    content = file.model("y", types={"y": np.uint8})
+    wanted = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+    with Session(content, fallback=False) as session:
+        assert "quad_add" in {record.kernel for record in session.profile(x, repeats=1)}
         assert np.array_equal(session.run(None, {"x": x})[0], wanted)
