@@ -88,7 +88,10 @@ GOALS = {"over ONNX Runtime int8": 1.5, "over ONNX Runtime int8, without VNNI": 
 
 
 def judge_int8(networks: dict[str, Any]) -> list[str]:
-    """A line for each goal, network and number of threads; ONNX Runtime's int8 is the faster of its two rows."""
+    """A line for each goal, network and number of threads; ONNX Runtime's int8 is the faster of its two rows.
+
+    Where the machine was busy nothing is judged: calls that outlast a turn of the scheduler look slower than shorter ones.
+    """
     lines = []
     for name, network in networks.items():
         vnni = network["products"] not in ("avx2", "plain")
@@ -101,7 +104,8 @@ def judge_int8(networks: dict[str, Any]) -> list[str]:
             asked = [(masked["speedup_rival"] / stock, "over ONNX Runtime int8" + ("" if vnni else ", without VNNI"))]
             asked += [] if vnni else [(masked["speedup"], "over float32, without VNNI")]
             asked.append((dense["speedup_rival"] / stock, "dense int8"))
+            quiet = all(rows[runtime]["reliable"] for runtime in (BASELINE, STOCK, SAME, masked["runtime"], dense["runtime"]))
             for found, goal in asked:
-                met = "met   " if found >= GOALS[goal] else "MISSED"
+                met = ("met   " if found >= GOALS[goal] else "MISSED") if quiet else "busy  "
                 lines.append(f"{met}  {name}, {threads} thread{'s' * (threads > 1)}, {goal}: x{found:.2f}, goal {GOALS[goal]}")
     return lines

@@ -132,6 +132,7 @@ def _latency_table(network: dict[str, Any]) -> str:
         for batch, threads in groups:
             row = _latency(network, threads, batch)[runtime]
             cells += [f"{row['median_ms']:.3f} ({row['p25_ms']:.3f}-{row['p75_ms']:.3f})", f"x{row['speedup']:.2f}"]
+            cells[-1] += "" if row.get("reliable", True) else " (worthless)"
             cells += [f"x{row['speedup_rival']:.2f}"] if rival else []
         lines.append(_line(cells))
     return "\n".join(lines)

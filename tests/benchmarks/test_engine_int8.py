@@ -30,7 +30,9 @@ def network(products: str, masked: tuple[float, float], dense: float, same: floa
         "fineprune quads-int8": masked,
     }
     times = {"batch_size": 1, "threads": 2, "median_ms": 1.0, "p25_ms": 0.9, "p75_ms": 1.1}
-    rows = [{"runtime": name, **times, "speedup": first, "speedup_rival": second} for name, (first, second) in figures.items()]
+    rows = [
+        {"runtime": name, **times, "speedup": first, "speedup_rival": second, "reliable": True} for name, (first, second) in figures.items()
+    ]
     facts = {"images": 8, "equal": 7, "difference": 0.01}
     return {
         "dropped": 0.72,
@@ -54,6 +56,12 @@ def network(products: str, masked: tuple[float, float], dense: float, same: floa
 def test_goals_depend_on_what_the_cpu_can_do(products: str, masked: tuple[float, float], same: float, said: list[str]) -> None:
     lines = judge_int8({"net": network(products, masked, 1.0, same)})
     assert [line.split()[0] for line in lines] == said and all("net, 2 threads" in line for line in lines)
+
+
+def test_nothing_is_judged_where_the_machine_was_busy() -> None:
+    found = network("avx2", (6.0, 3.0), 1.0, 1.0)
+    found["latency"][0]["reliable"] = False
+    assert [line.split()[0] for line in judge_int8({"net": found})] == ["busy"] * 3
 
 
 def test_the_table_has_both_ratios_and_says_what_is_equal() -> None:
