@@ -12,7 +12,6 @@ So every CPU makes the same integers.
 from typing import Any
 
 import numpy as np
-from numba import types
 from numpy.typing import NDArray
 
 from .. import numba_door
@@ -461,17 +460,3 @@ def _larger_bytes(e: Emitter) -> Any:
 def larger_bytes(a: Tile, b: Tile) -> Tile:
     """The larger of each two unsigned bytes."""
     return np.maximum(a.view(np.uint8), b.view(np.uint8)).view(np.float32)
-
-
-_INTS = types.Array(types.int32, 1, "C")
-
-
-def _int_array(e: Emitter) -> Any:
-    address = e.builder.ptrtoint(e.data(0), ir.IntType(64))
-    return numba_door.array_at(e.context, e.builder, _INTS, address, ir.IntType(64)(1 << 48))
-
-
-@operation(_int_array, lambda array: _INTS(array))
-def as_ints(array: NDArray) -> NDArray:
-    """The words of an array as int32 numbers, of a length that nobody asks."""
-    return array.view(np.int32)

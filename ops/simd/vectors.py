@@ -181,15 +181,21 @@ def longs(address: int, size: int) -> NDArray:
     return np.ctypeslib.as_array((ctypes.c_int64 * int(size)).from_address(int(address)))
 
 
-_BYTES = types.Array(types.uint8, 1, "C")
+def _seen_as(kind: Any) -> Any:
+    def emit(e: Emitter) -> Any:
+        address = e.builder.ptrtoint(e.data(0), ir.IntType(64))
+        return numba_door.array_at(e.context, e.builder, kind, address, ir.IntType(64)(1 << 48))
+
+    return operation(emit, lambda array: kind(array))
 
 
-def _octets(e: Emitter) -> Any:
-    address = e.builder.ptrtoint(e.data(0), ir.IntType(64))
-    return numba_door.array_at(e.context, e.builder, _BYTES, address, ir.IntType(64)(1 << 48))
-
-
-@operation(_octets, lambda array: _BYTES(array))
+@_seen_as(types.Array(types.uint8, 1, "C"))
 def octets(array: NDArray) -> NDArray:
     """The bytes of an array, of a length that nobody asks."""
     return array.view(np.uint8)
+
+
+@_seen_as(types.Array(types.int32, 1, "C"))
+def words_of(array: NDArray) -> NDArray:
+    """The same as int32 numbers."""
+    return array.view(np.int32)

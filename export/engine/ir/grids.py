@@ -19,10 +19,6 @@ class Grid:
     scale: np.float32
     zero: int
 
-    def real(self, q: int) -> float:
-        """The number that q stands for."""
-        return float(self.scale) * (q - self.zero)
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Integers:

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from fineprune.ops.simd import LANES
 from fineprune.ops.simd.quads import divided, quads, real_bytes, whole
-from fineprune.ops.simd.vectors import added, load, multiplied, same, store
+from fineprune.ops.simd.vectors import added, load, multiplied, same
 
 from ..ir.conv import Op, View
 from ..ir.dtypes import FLOAT32, INT8, QUAD, UINT8, DType
 from ..ir.grids import SIGNED, Grid
 from ..ir.network import NCHW, Layer, kernel, onnx
 from ..ir.record import INT, PLACE, Record, group
-from ..jit import jit
+from .maps import put
 from .margins import margins
 
 if TYPE_CHECKING:
@@ -165,14 +165,3 @@ def run_dequantize(first: int, last: int, scratch: int, arena: NDArray, constant
                     put(multiplied(added(real_bytes(word, 2), down), scale), arena, t + 2 * step, n, scratch)
                 if left > 3:
                     put(multiplied(added(real_bytes(word, 3), down), scale), arena, t + 3 * step, n, scratch)
-
-
-@jit
-def put(tile: NDArray, arena: NDArray, y: int, left: int, scratch: int) -> None:
-    """A vector, or as much of it as is left."""
-    if left >= LANES:
-        store(tile, arena, y)
-    else:
-        store(tile, arena, scratch)
-        for e in range(left):
-            arena[y + e] = arena[scratch + e]

@@ -224,7 +224,7 @@ def _each(function: Callable[..., Any]) -> Any:
             store(clipped(value(load(arena, x + e, 1), arena, z + e, alpha, beta), low, high), arena, y + e)
         if whole < n:
             last = clipped(value(load(arena, x + whole, 1), arena, z + whole, alpha, beta), low, high)
-            _put(last, arena, y + whole, n - whole, scratch)
+            put(last, arena, y + whole, n - whole, scratch)
 
     return line
 
@@ -275,11 +275,11 @@ _pixels_1, _pixels_4 = _scaled(1), _scaled(4)
 def _affine(n: int, arena: NDArray, x: int, y: int, scale: float, shift: float, low: float, high: float, scratch: int) -> None:
     for e in range(0, n, LANES):
         a = multiply_added(load(arena, x + e, 1), same(scale, 1), same(shift, 1))
-        _put(clipped(a, low, high), arena, y + e, n - e, scratch)
+        put(clipped(a, low, high), arena, y + e, n - e, scratch)
 
 
 @jit
-def _put(tile: NDArray, arena: NDArray, y: int, left: int, scratch: int) -> None:
+def put(tile: NDArray, arena: NDArray, y: int, left: int, scratch: int) -> None:
     """A vector, or as much of it as is left."""
     if left >= LANES:
         store(tile, arena, y)

@@ -6,7 +6,7 @@ A convolution reads its padding there: the zero point, which stands for zero. A 
 import numpy as np
 from numpy.typing import NDArray
 
-from fineprune.ops.simd.quads import as_ints
+from fineprune.ops.simd.vectors import words_of
 
 from ..ir.conv import Op, View
 from ..ir.network import kernel
@@ -35,7 +35,7 @@ def margins(y: View, zero: int) -> list[Op]:
 def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
     """Kernel "margins"."""
     m = _fields(meta, op)
-    words, row, word = as_ints(arena), m.y.row, np.int32(m.word)
+    words, row, word = words_of(arena), m.y.row, np.int32(m.word)
     for c in range(first, last):
         start = m.y.start + c * m.y.channel
         _fill(words, start - m.margins.top * row - m.margins.left, start, word)

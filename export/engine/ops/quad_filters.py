@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fineprune.ops.simd import LANES, pointer, tile_store
-from fineprune.ops.simd.quads import as_ints, real, real_byte_run, split, store_bytes, tile_add_filters, tile_same_words, words
+from fineprune.ops.simd.quads import real, real_byte_run, split, store_bytes, tile_add_filters, tile_same_words, words
 from fineprune.ops.simd.registers import HOST, Registers
-from fineprune.ops.simd.vectors import load, multiplied, store
+from fineprune.ops.simd.vectors import load, multiplied, store, words_of
 
 from ..ir.conv import Op, View
 from ..ir.costs import Counts
@@ -160,7 +160,7 @@ def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray,
 @jit
 def _finish(m: Any, place: int, k: int, sums: int, spare: int, arena: NDArray, constants: NDArray) -> None:
     """Sums of LANES filters at a position become words."""
-    word, count = as_ints(arena), min(LANES, m.filters - k * LANES + _QUAD - 1) // _QUAD
+    word, count = words_of(arena), min(LANES, m.filters - k * LANES + _QUAD - 1) // _QUAD
     y = m.y.start + k * (LANES // _QUAD) * m.y.channel + place
     q = rounded(m, load(arena, sums, 1), load(constants, m.constants + FACTORS + k * LANES, 1))
     if m.residual.start >= 0:

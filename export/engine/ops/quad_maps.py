@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fineprune.ops.simd import LANES, tile_zeros
-from fineprune.ops.simd.quads import as_ints, chosen, larger_bytes, quads, real_bytes, shifted_byte, whole
-from fineprune.ops.simd.vectors import added, load, multiply_added, same, store
+from fineprune.ops.simd.quads import chosen, larger_bytes, quads, real_bytes, shifted_byte, whole
+from fineprune.ops.simd.vectors import added, load, multiply_added, same, store, words_of
 
 from ..ir.conv import Margins, Op, View
 from ..ir.costs import Counts
@@ -30,7 +30,7 @@ from ..ir.network import NCHW, Box, Layer, Order, kernel
 from ..ir.record import INT, PLACE, Record, group
 from ..jit import jit
 from .assemble import Assemble
-from .grids import put
+from .maps import put
 from .margins import margins, word_of
 from .positions_simd import pack_line
 from .quad_results import Residual
@@ -185,7 +185,7 @@ class QuadMean(_Quads):
 def run_mean(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
     """Kernel "quad_mean"."""
     m = _mean(meta, op)
-    words, factor = as_ints(arena), constants[m.constants]
+    words, factor = words_of(arena), constants[m.constants]
     low, high = np.float32(-m.zeros.y), np.float32(255 - m.zeros.y)
     none = tile_zeros(1, 1)
     for c in range(first, last):
@@ -290,7 +290,7 @@ class Phases(_Quads):
 def run_phases(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
     """Kernel "phases"."""
     m = _phases(meta, op)
-    words, sh, sw, word = as_ints(arena), m.jumps.down, m.jumps.right, np.int32(m.word)
+    words, sh, sw, word = words_of(arena), m.jumps.down, m.jumps.right, np.int32(m.word)
     for item in range(first, last):
         phase, c = item // m.channels, item % m.channels
         a, b = np.int64(index[m.index + 2 * phase]), np.int64(index[m.index + 2 * phase + 1])

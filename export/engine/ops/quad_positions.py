@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fineprune.ops.simd import LANES, at, pointer
-from fineprune.ops.simd.quads import UNIT, as_ints, chosen, quads, real_bytes, tile_add_quads, tile_same_word
+from fineprune.ops.simd.quads import UNIT, chosen, quads, real_bytes, tile_add_quads, tile_same_word
 from fineprune.ops.simd.registers import HOST, Registers
-from fineprune.ops.simd.vectors import load, same, store
+from fineprune.ops.simd.vectors import load, same, store, words_of
 
 from ..ir.conv import Op, View
 from ..ir.costs import Counts
@@ -148,7 +148,7 @@ def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray,
         if m.reals == 0:
             _finish(m, step, start, k, scratch, arena, constants, index)
         else:
-            sums = as_ints(arena)
+            sums = words_of(arena)
             for r in range(min(FILTERS, m.filters - f)):
                 factor = constants[m.constants + FACTORS + f + r]
                 arena[m.y.start + (f + r) * m.y.channel] = np.float32(sums[scratch + r * step]) * factor

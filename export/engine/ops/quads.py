@@ -32,8 +32,8 @@ from .margins import margins
 from .quad_results import Residual
 
 KERNELS: dict[str, Any] = {"quad_positions": quad_positions, "quad_filters": quad_filters, "quad_depthwise": quad_depthwise}
-
-
+TOGETHER = 4
+"""Channels of a quad."""
 _FEW_ZEROS = 0.3
 """More than an image of three channels has."""
 
@@ -84,6 +84,11 @@ class QuadConv(Layer):
         return self.pads
 
     @property
+    def fingerprint(self) -> bytes:
+        sizes = self.weights.shape, self.size, self.pads, self.dilations, self.grid is None, len(self.inputs)
+        return repr(sizes).encode() + np.packbits(self.weights.any(-1)).tobytes()
+
+    @property
     def zero(self) -> int:
         """The zero point of what it makes."""
         grid = self.residual.grid if self.residual else self.grid
@@ -124,3 +129,16 @@ class QuadConv(Layer):
     def plan(self, kernel: str, *views: View) -> list[Op]:
         x, *residual, y = views
         return [*margins(y, self.zero), KERNELS[kernel].plan(self, x, residual[0] if residual else None, y)]
+
+
+def as_quads(weights: NDArray) -> NDArray:
+    """[F,C,kh,kw] as [F,ceil(C/4),kh,kw,4], filled up with zeros."""
+    F, C, kh, kw = weights.shape
+    filled = np.pad(weights, ((0, 0), (0, -C % TOGETHER), (0, 0), (0, 0)))
+    return np.ascontiguousarray(filled.reshape(F, -1, TOGETHER, kh, kw).transpose(0, 1, 3, 4, 2))
+
+
+def as_channels(quads: NDArray) -> NDArray:
+    """The other way round: channels that filled the last quad up stay."""
+    F, C, kh, kw, _ = quads.shape
+    return quads.transpose(0, 1, 4, 2, 3).reshape(F, C * TOGETHER, kh, kw)

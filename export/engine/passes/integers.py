@@ -31,10 +31,9 @@ from ..ops.packing import Pack, Unpack
 from ..ops.pools import Mean, Pool
 from ..ops.quad_maps import Phases, QuadAdd, QuadAssemble, QuadMean, QuadPermute, QuadPool
 from ..ops.quad_results import Residual
-from ..ops.quads import QuadConv
+from ..ops.quads import TOGETHER, QuadConv, as_quads
 from .align import align
 
-_QUAD = 4
 _MOST_BIAS = 2**31 - 1
 _MOST_WEIGHT = 255
 _MOST_PLACES = 1 << 26
@@ -228,12 +227,11 @@ def _places(layer: Conv) -> int:
 def _weights(weights: NDArray[np.int16], groups: int) -> NDArray[np.int16]:
     """[F,C/groups,kh,kw] as quads [F,ceil(C/4),kh,kw,4]: zeros for the channels of other groups."""
     F, per_group, kh, kw = weights.shape
-    channels = per_group * groups
-    dense = np.zeros((F, -(-channels // _QUAD) * _QUAD, kh, kw), np.int16)
+    dense = np.zeros((F, per_group * groups, kh, kw), np.int16)
     for g in range(groups):
         filters = slice(g * (F // groups), (g + 1) * (F // groups))
         dense[filters, g * per_group : (g + 1) * per_group] = weights[filters]
-    return np.ascontiguousarray(dense.reshape(F, -1, _QUAD, kh, kw).transpose(0, 1, 3, 4, 2))
+    return as_quads(dense)
 
 
 def _real(state: _Fusing, layer: Conv, source: Dequantize) -> Layer:
@@ -249,11 +247,11 @@ def _pieces(layer: Assemble, boxes: Mapping[str, Box]) -> tuple[Piece, ...] | No
     made = []
     for piece in layer.pieces:
         ends = piece.start[0] + piece.size[0] == boxes[layer.inputs[piece.source]][0], piece.to[0] + piece.size[0] == boxes[layer.output][0]
-        whole = piece.size[0] % _QUAD == 0 or all(ends)
-        if piece.start[0] % _QUAD or piece.to[0] % _QUAD or not whole or piece.step[0] != 1 or piece.to_step[0] != 1:
+        whole = piece.size[0] % TOGETHER == 0 or all(ends)
+        if piece.start[0] % TOGETHER or piece.to[0] % TOGETHER or not whole or piece.step[0] != 1 or piece.to_step[0] != 1:
             return None
-        first = [(value[0] // _QUAD, *value[1:]) for value in (piece.start, piece.to)]
-        size = (-(-piece.size[0] // _QUAD), *piece.size[1:])
+        first = [(value[0] // TOGETHER, *value[1:]) for value in (piece.start, piece.to)]
+        size = (-(-piece.size[0] // TOGETHER), *piece.size[1:])
         made.append(replace(piece, start=first[0], to=first[1], size=size))
     return tuple(made)
 
@@ -320,7 +318,7 @@ class _Quads:
 
     def _name(self, name: str) -> str:
         C, H, W = self._boxes[name]
-        self._sizes[f"{name} quads"] = (-(-C // _QUAD), H, W)
+        self._sizes[f"{name} quads"] = (-(-C // TOGETHER), H, W)
         return f"{name} quads"
 
     def _on_quads(self, layer: Layer) -> Layer:
@@ -341,7 +339,7 @@ class _Quads:
         F, C, kh, kw, _ = conv.weights.shape
         rows, columns = (_Axis(taps, conv.strides[k], conv.dilations[k], conv.pads[k], output[k + 1]) for k, taps in enumerate((kh, kw)))
         places = tuple((a, b) for a in rows.phases for b in columns.phases)
-        weights = np.zeros((F, len(places) * C, rows.taps, columns.taps, _QUAD), conv.weights.dtype)
+        weights = np.zeros((F, len(places) * C, rows.taps, columns.taps, TOGETHER), conv.weights.dtype)
         for u in range(kh):
             for v in range(kw):
                 k = places.index((rows.phase(u), columns.phase(v)))

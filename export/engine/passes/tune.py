@@ -12,6 +12,7 @@ from fineprune.common.errors import RunError
 from fineprune.common.files import write_json
 from fineprune.ops import numba_door
 
+from ..ir.dtypes import FLOAT32, QUAD
 from ..ir.network import Box, Candidate, Layer
 from ..kept import KEEPER
 from ..run.profile import profile
@@ -54,9 +55,11 @@ def _measure(layer: Layer, boxes: Mapping[str, Box], candidate: Candidate) -> fl
     sizes = {"y": boxes[layer.output], **{f"x{k}": boxes[name] for k, name in enumerate(layer.inputs)}}
     inputs = tuple(f"x{k}" for k in range(len(layer.inputs)))
     alone = replace(layer, name="layer", inputs=inputs, output="y")
-    program = build([alone], sizes, inputs, ["y"], lambda layers, boxes, found: [[candidate] for _ in layers])
+    dtype = next(dtype for dtype in (FLOAT32, QUAD) if layer.dtype([dtype] * len(inputs)) is not None)
+    dtypes = dict.fromkeys(inputs, dtype)
+    program = build([alone], sizes, inputs, ["y"], lambda layers, boxes, found: [[candidate] for _ in layers], dtypes)
     random = np.random.default_rng(0)
-    tensors = [random.standard_normal((1, *sizes[name]), np.float32) for name in inputs]
+    tensors = [random.standard_normal((1, *sizes[name]), np.float32).view(dtype) for name in inputs]
     records = profile(program, tensors, _REPEATS)
     return sum(record.seconds for record in records if record.name == "layer")
 

@@ -1,5 +1,7 @@
 """Channels that masks drop together come to lie together, whatever their places in the file; the integers stay the same."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -57,6 +59,16 @@ def test_clusters_are_found_and_the_integers_stay(channels: int, strides: int) -
         outputs = session.run(None, {"x": x})
     wanted = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"]).run(None, {"x": x})
     assert all(np.array_equal(ours, theirs) for ours, theirs in zip(outputs, wanted, strict=True))
+
+
+def test_what_times_depend_on_is_told_apart() -> None:
+    """Measured times are kept by it: convolutions that keep other quads, or end otherwise, have times of their own."""
+    graph = read_graph(network(16, 1))
+    layers = [layer for step in graph.steps for layer in step.layers or ()]
+    made = planned(layers, graph.boxes, ["x"], [port.name for port in graph.outputs])
+    convs = [instruction.layer for instruction in made.list if isinstance(instruction.layer, QuadConv)]
+    assert len({conv.fingerprint for conv in convs}) == len(convs) == 3
+    assert replace(convs[0], weights=convs[0].weights * 2).fingerprint == convs[0].fingerprint
 
 
 def test_layers_without_integers_stay_as_they_are() -> None:

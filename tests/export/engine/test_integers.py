@@ -14,6 +14,7 @@ import pytest
 from fineprune.export.engine import Session
 from fineprune.export.engine.ir.network import Candidate
 from fineprune.export.engine.ops.quads import KERNELS, QuadConv
+from fineprune.export.engine.passes import tune
 from fineprune.ops.simd import quads
 from support.grids import File, Grid, conv_sums, requantized
 
@@ -142,6 +143,13 @@ def test_threads_and_batches_change_nothing() -> None:
         assert np.array_equal(alone, one.run(None, {"x": x})[0])
         assert np.array_equal(alone, two.run(None, {"x": x})[0])
         assert np.array_equal(alone[:1], two.run(None, {"x": x[:1]})[0])
+
+
+def test_kernels_may_be_measured_instead_of_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune, "_REPEATS", 1)
+    content, x = block(97, True), np.random.default_rng(6).standard_normal((1, 6, 10, 12), np.float32)
+    with Session(content) as estimated, Session(content, tune=True) as measured:
+        assert np.array_equal(estimated.run(None, {"x": x})[0], measured.run(None, {"x": x})[0])
 
 
 def test_what_has_no_integers_computes_in_float32_between_grids() -> None:

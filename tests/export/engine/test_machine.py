@@ -57,11 +57,14 @@ def test_trials_count_what_is_listed() -> None:
     assert not {name for name in missing if ".entry" in name or ".pair" in name or ".single" in name}
 
 
+PARTS = ("filters.result", "positions.output", "linear.weight", "quad_positions.product", "quad_filters.product", "quad_depthwise.taps")
+
+
 def test_trials_are_timed() -> None:
-    chosen = [next(t for t in measure.trials() if prefix in t.counts) for prefix in ("filters.result", "positions.output", "linear.weight")]
+    chosen = [next(t for t in measure.trials() if prefix in t.counts) for prefix in PARTS]
     chosen.append(trials.conversion((3, 5, 7)))
     times = trials.measured(chosen, 0.01)
-    assert times.shape == (4,) and (times > 0).all()
+    assert times.shape == (len(PARTS) + 1,) and (times > 0).all()
     assert (dense.measured(dense.SHAPES[:2], 0.01) > 0).all()
 
 
