@@ -65,7 +65,7 @@ def multiplied(a: Tile, b: Tile) -> Tile:
 @operation(lambda e: e.update(lambda row, vector, old: e.multiply_add(old, e.vector(row, vector, tile=1), e.vector(row, vector, tile=2))))
 def multiply_added(a: Tile, b: Tile, c: Tile) -> Tile:
     """a * b + c, rounded once."""
-    return a * b + c
+    return (a.astype(np.float64) * b + c).astype(np.float32)
 
 
 def _maximum(e: Emitter) -> Any:
