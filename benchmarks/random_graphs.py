@@ -162,15 +162,13 @@ def _content(seed: int, grids: bool) -> bytes:
 
 
 def _outcome(number: int, grids: bool) -> Any:
+    from support.onnx_comparison import compare, compare_grids
+
     threads = (1, 2) if number % 16 == 0 else (1,)
     if grids:
-        from support.random_grids import compare
-
-        return compare(_on_grids(number), threads)
-    from support.onnx_comparison import compare as compare_graphs
-
+        return compare_grids(_on_grids(number), threads)
     graph = _graph(number)
-    return compare_graphs(graph.model.SerializeToString(), [graph.feeds(1 + number % 4, number)], threads)
+    return compare(graph.model.SerializeToString(), [graph.feeds(1 + number % 4, number)], threads)
 
 
 def _work(seed: int, graphs: int, grids: bool) -> int:

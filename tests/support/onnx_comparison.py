@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from fineprune.common.errors import FinepruneError
 from fineprune.export.engine import Session
+from support.random_grids import RandomGrids
 from support.tolerances import RANDOM_GRAPHS
 
 Feeds = Mapping[str, NDArray]
@@ -70,15 +71,48 @@ def compare(content: bytes, feeds: Sequence[Feeds], threads: Sequence[int] = (1,
     return found
 
 
-def _reference(content: bytes, optimised: bool = True) -> Any:
-    """ONNX Runtime's session, None where it refuses the file."""
+def compare_grids(network: RandomGrids, threads: Sequence[int] = (1,)) -> Outcome:
+    """The engine's integers beside `expected`, the whole batch and a sample alone; and where they are exact, ONNX Runtime's beside them."""
+    content = network.serialized()
+    for count in threads:
+        try:
+            with Session(content, threads=count, fallback=False) as session:
+                made = session.run(None, {"x": network.x})
+                last = session.run(None, {"x": network.x[-1:]})
+        except Exception as error:
+            return Outcome("raw exception", f"{type(error).__name__}: {error}")
+        for (name, wanted), y, alone in zip(network.expected.items(), made, last, strict=True):
+            if y.dtype != wanted.dtype or not np.array_equal(y, wanted) or not np.array_equal(alone, wanted[-1:]):
+                return Outcome(
+                    "different", f"{name} on {count} threads differs in {np.count_nonzero(y != wanted)} of {wanted.size} numbers"
+                )
+    if not network.exact:
+        return Outcome("equal")
+    for (name, wanted), y in zip(network.expected.items(), in_onnxruntime(content, network.x), strict=True):
+        if not np.allclose(y, wanted, *((1e-5, 1e-5) if name == network.real else (0, 0))):
+            return Outcome("different", f"{name} differs from what ONNX Runtime makes")
+    return Outcome("equal", "in ONNX Runtime, too")
+
+
+def in_onnxruntime(content: bytes, x: NDArray) -> list[NDArray]:
+    """All outputs of a file whose input is called x."""
+    made: list[NDArray] = _session(content).run(None, {"x": x})
+    return made
+
+
+def _session(content: bytes, optimised: bool = True) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
     if not optimised:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def _reference(content: bytes, optimised: bool = True) -> Any:
+    """ONNX Runtime's session, None where it refuses the file."""
     try:
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        return _session(content, optimised)
     except Exception:  # its exceptions share no base class of their own
         return None
 

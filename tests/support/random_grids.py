@@ -1,16 +1,13 @@
 """Random small networks on eight-bit grids, in QDQ form, and what integers they make: computed in int64 while the network is made."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
-from fineprune.export.engine import Session
 from support.grids import File, Grid, conv_sums, requantized
-from support.onnx_comparison import Outcome
 
 Box = tuple[int, int, int]
 _WEIGHTS = {"fits": 64, "wide": 127, "saturates": 128}
@@ -325,33 +322,3 @@ def added(x: tuple[NDArray[np.int64], Grid], z: tuple[NDArray[np.int64], Grid], 
     inner = (np.longdouble(b) * z[0] + np.longdouble(shift)).astype(np.float32)
     real = (np.longdouble(a) * x[0] + inner).astype(np.float32)
     return np.clip(np.rint(real), 0, 255).astype(np.int64)
-
-
-def compare(network: RandomGrids, threads: Sequence[int] = (1,)) -> Outcome:
-    """The engine's integers beside `expected`, the whole batch and a sample alone; and where they are exact, ONNX Runtime's beside them."""
-    content = network.serialized()
-    for count in threads:
-        try:
-            with Session(content, threads=count, fallback=False) as session:
-                made = session.run(None, {"x": network.x})
-                last = session.run(None, {"x": network.x[-1:]})
-        except Exception as error:
-            return Outcome("raw exception", f"{type(error).__name__}: {error}")
-        for (name, wanted), y, alone in zip(network.expected.items(), made, last, strict=True):
-            if y.dtype != wanted.dtype or not np.array_equal(y, wanted) or not np.array_equal(alone, wanted[-1:]):
-                return Outcome(
-                    "different", f"{name} on {count} threads differs in {np.count_nonzero(y != wanted)} of {wanted.size} numbers"
-                )
-    if not network.exact:
-        return Outcome("equal")
-    for (name, wanted), y in zip(network.expected.items(), _onnxruntime(content, network.x), strict=True):
-        if not np.allclose(y, wanted, *((1e-5, 1e-5) if name == network.real else (0, 0))):
-            return Outcome("different", f"{name} differs from what ONNX Runtime makes")
-    return Outcome("equal", "in ONNX Runtime, too")
-
-
-def _onnxruntime(content: bytes, x: NDArray) -> list[NDArray]:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    made: list[NDArray] = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"]).run(None, {"x": x})
-    return made

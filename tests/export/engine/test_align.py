@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import numpy as np
-import onnxruntime
 import pytest
 
 from fineprune.export.engine import Session
@@ -12,6 +11,7 @@ from fineprune.export.engine.passes.align import align
 from fineprune.export.engine.passes.program import planned
 from fineprune.export.engine.reader.graph import read_graph
 from support.grids import File, Grid
+from support.onnx_comparison import in_onnxruntime
 
 X, MIDDLE, TOTAL = Grid(0.02, 114), Grid(0.05, 0), Grid(0.09, 31)
 
@@ -57,7 +57,7 @@ def test_clusters_are_found_and_the_integers_stay(channels: int, strides: int) -
         permuted = [record for record in session.profile(x, repeats=1) if record.kernel == "quad_permute"]
         assert len(permuted) == 2  # of the input and of the sum; the second convolution's channels are made in its order
         outputs = session.run(None, {"x": x})
-    wanted = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"]).run(None, {"x": x})
+    wanted = in_onnxruntime(content, x)
     assert all(np.array_equal(ours, theirs) for ours, theirs in zip(outputs, wanted, strict=True))
 
 

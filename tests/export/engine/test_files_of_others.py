@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from onnx import helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -14,6 +13,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from fineprune.export.engine import Session
 from fineprune.export.engine.reader.qoperators import as_qdq
 from support.grids import File, Grid
+from support.onnx_comparison import in_onnxruntime
 
 SHAPE = (3, 16, 16)
 IN_INTEGERS = {"load", "save", "quantize", "dequantize", "phases", "quad_pool", "quad_mean", "quad_add", "margins"}
@@ -71,13 +71,6 @@ class Images(CalibrationDataReader):
         return self._left.pop() if self._left else None
 
 
-def ort(content: bytes, x: np.ndarray) -> list[np.ndarray]:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
-    made: list[np.ndarray] = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"]).run(None, {"x": x})
-    return made
-
-
 TYPES = [(QuantType.QInt8, QuantType.QUInt8), (QuantType.QUInt8, QuantType.QUInt8), (QuantType.QInt8, QuantType.QInt8)]
 
 
@@ -98,7 +91,7 @@ def test_onnxruntimes_quantiser(
         assert {record.kernel for record in session.profile(x, repeats=1)} <= IN_INTEGERS
         made = session.run(None, {"x": x})[0]
     assert len(np.unique(made)) > 10
-    assert np.array_equal(made, ort((tmp_path / "int8.onnx").read_bytes(), x)[0])
+    assert np.array_equal(made, in_onnxruntime((tmp_path / "int8.onnx").read_bytes(), x)[0])
 
 
 def qlinear_conv(**changed: Any) -> Any:
@@ -122,8 +115,8 @@ def test_a_node_becomes_three() -> None:
     kinds = [node.op_type for node in model.graph.node]
     assert kinds == ["QuantizeLinear", *["DequantizeLinear"] * 3, "Conv", "QuantizeLinear", "DequantizeLinear"]
     x = np.random.default_rng(1).standard_normal((2, 4, 6, 6), np.float32)
-    wanted = ort(qlinear_conv().SerializeToString(), x)[0]
-    assert np.array_equal(ort(model.SerializeToString(), x)[0], wanted)
+    wanted = in_onnxruntime(qlinear_conv().SerializeToString(), x)[0]
+    assert np.array_equal(in_onnxruntime(model.SerializeToString(), x)[0], wanted)
     with Session(qlinear_conv().SerializeToString(), fallback=False) as session:
         assert np.array_equal(session.run(None, {"x": x})[0], wanted)
 
@@ -143,7 +136,7 @@ def test_constants_on_grids_stay_so_in_parts_for_onnxruntime() -> None:
     content = file.model(file.on_grid(y, grid))
     images = random.standard_normal((2, 4, 6, 6), np.float32)
     with Session(content) as session:
-        assert np.array_equal(session.run(None, {"x": images})[0], ort(content, images)[0])
+        assert np.array_equal(session.run(None, {"x": images})[0], in_onnxruntime(content, images)[0])
 
 
 def test_functions_of_the_file_are_its_own() -> None:

@@ -3,13 +3,13 @@
 import platform
 
 import numpy as np
-import onnxruntime
 import pytest
 from onnx import helper
 
 from fineprune.export.engine import Session
 from fineprune.export.engine.ops.quads import QuadConv
 from support.grids import File, Grid, conv_sums, requantized
+from support.onnx_comparison import in_onnxruntime
 
 EXTREMES = [-128, -64, 64, 127, 255, -255]
 
@@ -43,7 +43,7 @@ def test_what_is_not_finite_is_quantized_as_in_onnxruntime(signed: bool) -> None
     file.node("QuantizeLinear", ["x", *file.parameters("x", Grid(0.1, 100), signed)], "q")
     content = file.model("q", types={"q": np.int8 if signed else np.uint8})
     x = np.random.default_rng(0).choice(np.array([np.nan, np.inf, -np.inf, 3.4e38, -1e-45, 1.25], np.float32), (2, 1, 2, 21))
-    wanted = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+    wanted = in_onnxruntime(content, x)[0]
     with Session(content, fallback=False) as session:
         assert np.array_equal(session.run(None, {"x": x})[0], wanted)
 
@@ -67,7 +67,7 @@ def test_sums_are_onnxruntimes_at_all_pairs_of_bytes(grids: tuple[Grid, Grid, Gr
     ]
     file.node("QuantizeLinear", [file.node("Add", operands, "sum"), *file.parameters("sum", grids[2])], "y")
     content = file.model("y", types={"y": np.uint8})
-    wanted = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+    wanted = in_onnxruntime(content, x)[0]
     with Session(content, fallback=False) as session:
         assert "quad_add" in {record.kernel for record in session.profile(x, repeats=1)}
         assert np.array_equal(session.run(None, {"x": x})[0], wanted)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 
 from fineprune.export.engine import Session
@@ -17,19 +16,13 @@ from fineprune.export.engine.ops.quads import KERNELS, QuadConv
 from fineprune.export.engine.passes import tune
 from fineprune.ops.simd import quads
 from support.grids import File, Grid, conv_sums, requantized
+from support.onnx_comparison import in_onnxruntime
 
 X, Y = Grid(0.02, 114), Grid(0.11, 0)
 
 
 def kernels(session: Session, x: np.ndarray) -> list[str]:
     return [record.kernel for record in session.profile(x, repeats=1)]
-
-
-def ort(content: bytes, x: np.ndarray) -> list[np.ndarray]:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    made: list[np.ndarray] = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"]).run(None, {"x": x})
-    return made
 
 
 SHAPES: list[tuple[Any, ...]] = [
@@ -83,7 +76,7 @@ def test_convolutions(
         assert name in kernels(session, x)
         assert np.array_equal(session.run(None, {"x": x})[0], wanted)
     if largest == 64:
-        assert np.array_equal(ort(content, x)[0], wanted)
+        assert np.array_equal(in_onnxruntime(content, x)[0], wanted)
 
 
 def block(zero: int, first: bool, size: tuple[int, int] = (10, 12)) -> bytes:
@@ -121,7 +114,8 @@ def test_a_block_is_integers_throughout(zero: int, first: bool) -> None:
         assert {"quad_depthwise", "quad_pool", "quad_mean", "quantize"} <= found
         assert not found & {"map", "pool", "mean", "dequantize", "quad_add", "filters", "positions"}
         made = session.run(None, {"x": x})[0]
-    np.testing.assert_allclose(made, ort(content, x)[0], rtol=1e-5, atol=1e-6)  # a step of any grid before it is ten thousand times that
+    # a step of any grid before it is ten thousand times the tolerance
+    np.testing.assert_allclose(made, in_onnxruntime(content, x)[0], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("dropped", "said"), [(0.0, ""), (0.5, "50% of the weights in its quads are zero")])
@@ -160,7 +154,7 @@ def test_what_has_no_integers_computes_in_float32_between_grids() -> None:
     x = np.random.default_rng(3).standard_normal((1, 4, 6, 6), np.float32)
     with Session(content, fallback=False) as session:
         assert {"dequantize", "quantize", "map"} <= set(kernels(session, x))
-        assert np.abs(session.run(None, {"x": x})[0] - ort(content, x)[0]).max() <= 1 / 255 + 1e-6
+        assert np.abs(session.run(None, {"x": x})[0] - in_onnxruntime(content, x)[0]).max() <= 1 / 255 + 1e-6
 
 
 def test_int8_activations_are_the_same_numbers() -> None:

@@ -2,15 +2,16 @@
 
 import pytest
 
-from support.random_grids import RandomGrids, compare
+from support.onnx_comparison import compare_grids
+from support.random_grids import RandomGrids
 
 
 @pytest.mark.parametrize("start", range(0, 200, 50))
 def test_networks_on_grids_are_exact(start: int) -> None:
     for seed in range(start, start + 50):
-        outcome = compare(RandomGrids(seed, 3 + seed % 12), threads=(1, 2) if seed % 3 == 0 else (1,))
+        outcome = compare_grids(RandomGrids(seed, 3 + seed % 12), threads=(1, 2) if seed % 3 == 0 else (1,))
         assert not outcome.fault, f"network {seed}: {outcome}"
 
 
 def test_onnxruntime_is_asked() -> None:
-    assert sum(compare(RandomGrids(seed, 4)).why != "" for seed in range(40)) >= 4
+    assert sum(compare_grids(RandomGrids(seed, 4)).why != "" for seed in range(40)) >= 4
