@@ -21,7 +21,7 @@ _UNARY = {
     "QLinearSigmoid": "Sigmoid",
 }
 _BINARY = {"QLinearAdd": "Add", "QLinearMul": "Mul"}
-_SAME_NUMBERS = {"MaxPool", "Flatten", "Reshape", "Identity"}
+_SAME_NUMBERS = {"Flatten", "Reshape", "Identity"}
 """Their output is on the grid of their first input."""
 
 
@@ -49,20 +49,16 @@ class _Rewriting:
         made = None
         if len(node.output) == 1 and (node.domain, node.op_type) not in self._own:
             made = self._made(node, node.op_type, list(node.input))
-            self._note(node, list(node.input))
+            self._note(node if made is None else made[-1])
         self.changed |= made is not None
         return [node] if made is None else made
 
-    def _note(self, node: Any, inputs: list[str]) -> None:
-        """The grid of the output."""
-        if node.op_type == "QuantizeLinear" and len(inputs) == 3:
-            self._grids[node.output[0]] = (inputs[1], inputs[2])
-        elif node.op_type in ("QLinearConv", "QLinearMatMul") and len(inputs) >= 8:
-            self._grids[node.output[0]] = (inputs[6], inputs[7])
-        elif node.domain == _MICROSOFT and len(inputs) >= 5 and (node.op_type in _UNARY or node.op_type in _BINARY):
-            self._grids[node.output[0]] = (inputs[-2], inputs[-1])
-        elif node.domain == "" and node.op_type in _SAME_NUMBERS and inputs and inputs[0] in self._grids:
-            self._grids[node.output[0]] = self._grids[inputs[0]]
+    def _note(self, node: Any) -> None:
+        """The grid of the output, of the last node that was made where some were."""
+        if node.op_type == "QuantizeLinear" and len(node.input) == 3:
+            self._grids[node.output[0]] = (node.input[1], node.input[2])
+        elif node.domain == "" and node.op_type in _SAME_NUMBERS and node.input and node.input[0] in self._grids:
+            self._grids[node.output[0]] = self._grids[node.input[0]]
 
     def _made(self, node: Any, kind: str, inputs: list[str]) -> list[Any] | None:
         if node.domain in ("", "ai.onnx"):

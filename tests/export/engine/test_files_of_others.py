@@ -121,6 +121,22 @@ def test_a_node_becomes_three() -> None:
         assert np.array_equal(session.run(None, {"x": x})[0], wanted)
 
 
+def test_a_pool_of_bytes_knows_the_grid_of_a_concat() -> None:
+    file = File((4, 6, 6))
+    x, y = (file.parameters(name, grid) for name, grid in (("a", Grid(0.02, 114)), ("b", Grid(0.03, 100))))
+    file.node("QuantizeLinear", ["x", *x], "q")
+    file.node("QLinearConcat", [*y, "q", *x, "q", *x], "c", domain="com.microsoft", axis=1)
+    file.node("DequantizeLinear", [file.node("MaxPool", ["c"], "p", kernel_shape=(2, 2)), *y], "y")
+    model = onnx.load_from_string(file.model("y"))
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    content = model.SerializeToString()
+    kinds = [node.op_type for node in as_qdq(model).graph.node]
+    assert kinds[-6:] == ["Concat", "QuantizeLinear", "DequantizeLinear", "MaxPool", "QuantizeLinear", "DequantizeLinear"]
+    images = np.random.default_rng(1).standard_normal((2, 4, 6, 6), np.float32)
+    with Session(content, fallback=False) as session:
+        assert np.array_equal(session.run(None, {"x": images})[0], in_onnxruntime(content, images)[0])
+
+
 @pytest.mark.parametrize("changed", [{"xs": np.float32(0)}, {"ws": np.full(8, np.inf, np.float32)}, {"ws": np.float32(3e38)}], ids=str)
 def test_what_has_no_scale_of_sums_stays_as_it_is(changed: dict[str, Any]) -> None:
     model = qlinear_conv(**{"xs": np.float32(3), **changed})
