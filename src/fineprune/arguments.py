@@ -41,7 +41,7 @@ _ACCEPTED: dict[str, tuple[tuple[type, ...], str]] = {
     "compared": ((torch.Tensor,), "a torch tensor [N,C,H,W] of normalised images"),
     "recipe": (_PATH, "the path of a recipe (TOML)"),
 }
-_OPTIONAL = {"checkpoint", "model_args", "finetune", "samples", "statistics", "output", "architecture", "onnx", "compared"}
+_OPTIONAL = {"checkpoint", "model_args", "finetune", "samples", "statistics", "output", "architecture", "compared"}
 _NAMES = {"architecture": "model", "compared": "samples"}
 """Arguments that are another thing in one function than in another, and how they are called there."""
 

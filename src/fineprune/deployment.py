@@ -107,8 +107,9 @@ def export_network(
     if parity is not None:
         for warning in filter(None, (parity.reference_warning(), parity.engine_warning())):
             progress.log(warning)
-        write_json(f"{path}.parity.json", parity.to_json())
-    return Exported(report=replace(report, path=str(path)), parity=parity)
+    exported = Exported(report=replace(report, path=str(path)), parity=parity)
+    _write_beside(path, exported)
+    return exported
 
 
 def export_int8(
@@ -135,10 +136,19 @@ def export_int8(
     for line in (*report.notes, *((parity.reference_warning(), parity.engine_warning()) if parity else ())):
         if line:
             progress.log(line)
-    if parity is not None:
-        write_json(f"{path}.parity.json", parity.to_json())
-    write_json(f"{path}.int8.json", facts)
-    return Exported(report=replace(report, path=str(path)), parity=parity, int8=facts)
+    exported = Exported(report=replace(report, path=str(path)), parity=parity, int8=facts)
+    _write_beside(path, exported)
+    return exported
+
+
+def _write_beside(path: Path | str, exported: Exported) -> None:
+    """PATH.parity.json and PATH.int8.json: those of this file, never what an earlier one has left there."""
+    facts = exported.to_json()
+    for kind in ("parity", "int8"):
+        if facts.get(kind):
+            write_json(f"{path}.{kind}.json", facts[kind])
+        else:
+            Path(f"{path}.{kind}.json").unlink(missing_ok=True)
 
 
 @contextmanager

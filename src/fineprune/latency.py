@@ -1,6 +1,5 @@
 """What a compressed network gained in speed: latencies side by side, in float32 and in eight bits, and layer by layer."""
 
-import os
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from fineprune.export.runtimes import Runtime
 
 CALIBRATION_SAMPLES = 16
-Files = Path | str | Sequence[Path | str]
+Files = Path | str | Sequence[Path | str] | None
 """ONNX files of one network."""
 
 
@@ -34,7 +33,7 @@ def bench(
     network: Network | Bundle | Path | str,
     config: "BenchmarkConfig | None" = None,
     *,
-    onnx: Files = (),
+    onnx: Files = None,
     int8: bool = True,
     peers: Sequence[str] | None = None,
     samples: torch.Tensor | None = None,
@@ -45,8 +44,8 @@ def bench(
     """Latency of the dense network in ONNX Runtime (the baseline), torch and other runtimes, and of the compressed one in the engine
     and in ONNX Runtime, in float32 and in int8.
 
-    The compressed network is exported afresh, but for what `onnx` names files of: one in float32, one in int8, or both. int8=False leaves
-    eight bits out. peers: names of `fineprune.export.peers.PEERS`, all by default. samples[N,C,H,W] calibrate int8; by default they come
+    The compressed network is exported afresh, but for what `onnx` names files of: one in float32, one in int8, or both. int8=False exports
+    none in int8. peers: names of `fineprune.export.peers.PEERS`, all by default. samples[N,C,H,W] calibrate int8; by default they come
     from the data that the manifest names, or are noise where that needs your word: enough for times, not for the accuracy of a file.
     model: the dense architecture, where the manifest names none. trust: names of your own code and data that the bundle in a
     folder may use. Lines of the log name what is not installed or cannot run the network, and figures that say nothing because the
@@ -80,7 +79,7 @@ def bench(
 
 
 def bench_layers(
-    network: Network | Bundle | Path | str, *, onnx: Files = (), int8: bool = True, rounds: int = 9, progress: Progress | None = None
+    network: Network | Bundle | Path | str, *, onnx: Files = None, int8: bool = True, rounds: int = 9, progress: Progress | None = None
 ) -> dict[str, tuple["LayerTime", ...]]:
     """Every convolution of the compressed network (of the dense one where it has no masks) in the engine beside dense ONNX Runtime; by
     file, which are that in float32 and that in int8."""
@@ -98,7 +97,8 @@ def _files(onnx: Files) -> dict[bool, Path]:
     from fineprune.export.parity import is_int8
 
     found: dict[bool, Path] = {}
-    for file in [onnx] if isinstance(onnx, str | os.PathLike) else onnx:
+    several: Sequence[Path | str] = [onnx] if isinstance(onnx, str) or not isinstance(onnx, Sequence | None) else onnx or ()
+    for file in several:
         check_arguments(onnx=file)
         kind = is_int8(file)
         if kind in found:

@@ -195,8 +195,9 @@ class _Pipeline:
         return report.to_json(), []
 
     def _measured(self) -> list[str]:
-        """Exported files of the compressed network."""
-        return ["compressed.onnx", *(["int8.onnx"] if self._table("export").get("int8") else [])]
+        """Exported files of the compressed network, of which latency is measured."""
+        int8 = self._table("export").get("int8") and self._table("bench").get("int8", True)
+        return ["compressed.onnx", *(["int8.onnx"] if int8 else [])]
 
 
 def summarise(folder: Path, compress: dict[str, Any], export: dict[str, Any], bench: dict[str, Any] | None) -> dict[str, Any]:

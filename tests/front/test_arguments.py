@@ -53,6 +53,8 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
     "loading into a name": (lambda: fineprune.load("x", "resnet20"), "model is the dense network, an nn.Module; got 'resnet20'"),  # type: ignore[arg-type]
     "exporting a module": (lambda: fineprune.to_onnx(NET, "x.onnx"), "fineprune.compress makes a bundle of it"),  # type: ignore[arg-type]
     "exporting to nowhere": (lambda: fineprune.to_onnx("x", None), "path is the path of the ONNX file to write; got None"),  # type: ignore[arg-type]
+    "measuring a number": (lambda: fineprune.bench("x", onnx=5), "onnx is the path of an ONNX file; got 5"),  # type: ignore[arg-type]
+    "measuring nothing": (lambda: fineprune.bench("x", onnx=[None]), "onnx is the path of an ONNX file; got None"),  # type: ignore[list-item]
     "exporting with arrays": (lambda: fineprune.to_onnx("x", "x.onnx", samples=[1]), "samples is a torch tensor"),  # type: ignore[arg-type]
     "measuring a module": (lambda: fineprune.bench(NET), "network is a bundle .*compress makes a bundle of it"),  # type: ignore[arg-type]
     "measuring by a dict": (lambda: fineprune.bench("x", {"rounds": 3}), "config is a fineprune.export.benchmark.BenchmarkConfig"),  # type: ignore[arg-type]

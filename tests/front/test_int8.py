@@ -44,6 +44,17 @@ def test_a_drop_of_nothing_keeps_what_it_needs(bundle: Path, tmp_path: Path, tru
     assert facts["max_drop"] == 0 and len(facts["kept_in_float32"]) <= facts["layers"]
 
 
+def test_an_export_leaves_nothing_of_an_earlier_one_beside_it(bundle: Path, tmp_path: Path, trust: list[object]) -> None:
+    path = tmp_path / "m.onnx"
+    options = ["export", bundle, *trust, "--output", path]
+    succeed(*options, "--int8", "--int8-images", 8, "--parity-samples", 2)
+    assert {file.name for file in tmp_path.iterdir()} == {"m.onnx", "m.onnx.parity.json", "m.onnx.int8.json"}
+    succeed(*options, "--parity-samples", 2)
+    assert {file.name for file in tmp_path.iterdir()} == {"m.onnx", "m.onnx.parity.json"}
+    succeed(*options, "--parity-samples", 0)
+    assert {file.name for file in tmp_path.iterdir()} == {"m.onnx"}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from fineprune.common.errors import UsageError
+from fineprune.common.progress import Silent
 from fineprune.compressor.bundle import Bundle
+from fineprune.pipeline import _Pipeline
 from fineprune.recipe import read_recipe
 from support.command import fineprune, succeed
 
@@ -113,6 +115,22 @@ def test_an_int8_file_is_one_more_export(again: Path, data: str, network: str, t
     assert accuracy == ["test accuracy in int8", f"{found['accuracy']['dense']:.2%}", f"{found['accuracy']['int8']:.2%}"]
     measured = [next(iter(summary["latency_ms"][name].values())) for name in ("onnxruntime int8", "engine compressed int8")]
     assert latency == ["the same in int8, ms", *(f"{value:.3f}" for value in measured)] and summary["table"][-1] == latency
+
+
+@pytest.mark.parametrize(
+    ("export", "bench", "measured"),
+    [
+        ({}, {}, False),
+        ({"int8": True}, {}, True),
+        ({"int8": {"images": 8}}, {"int8": True}, True),
+        ({"int8": True}, {"int8": False}, False),
+    ],
+)
+def test_an_int8_file_is_measured_unless_eight_bits_are_left_out(
+    export: dict[str, object], bench: dict[str, object], measured: bool, tmp_path: Path
+) -> None:
+    pipeline = _Pipeline({"export": export, "bench": bench}, tmp_path, False, (), "cpu", Silent())
+    assert ("int8.onnx" in pipeline._measured()) == measured
 
 
 def test_checkpoint_in_place_of_training(data: str, network: str, trust: list[object], checkpoint: Path, tmp_path: Path) -> None:
