@@ -10,6 +10,7 @@ from fineprune.export.engine.ops.quads import QuadConv
 from fineprune.export.engine.passes.align import align
 from fineprune.export.engine.passes.program import planned
 from fineprune.export.engine.reader.graph import read_graph
+from support import engine_layers
 from support.grids import File, Grid
 from support.onnx_comparison import in_onnxruntime
 
@@ -72,4 +73,6 @@ def test_what_times_depend_on_is_told_apart() -> None:
 
 
 def test_layers_without_integers_stay_as_they_are() -> None:
-    assert align([], {}, []) == ([], {})
+    layers, boxes = [engine_layers.conv("a", "x"), engine_layers.relu("a", "r")], dict.fromkeys("xar", engine_layers.BOX)
+    found, sizes = align(layers, boxes, ["r"])
+    assert [id(layer) for layer in found] == [id(layer) for layer in layers] and sizes == boxes
