@@ -42,19 +42,20 @@ LARGE_FILE, FEW_RUNTIMES = 100 << 20, 4
 def main() -> None:
     arguments = _parse()
     results = _earlier(arguments.json)
+    kind = "int8" if arguments.int8 else "networks"
     for name in arguments.networks:
         with tempfile.TemporaryDirectory(prefix="fineprune-benchmark-") as folder:
             kept = arguments.work / name if arguments.work else Path(folder)
-            place = results.setdefault("int8", {}) if arguments.int8 else results["networks"]
+            place = results.setdefault(kind, {})
             place[name] = measure_int8(name, kept, _config(name, arguments)) if arguments.int8 else _measure(name, kept, arguments)
         results.update(machine=machine_facts(), command=shlex.join(["python", "benchmarks/engine.py", *sys.argv[1:]]), goals=GOALS)
         results["verdicts"] = [*judge(results), *judge_int8(results.get("int8", {}))]
         if arguments.json:
             write_json(arguments.json, results)
-        _say(markdown({**results, "networks": {}, "int8": {}, "int8" if arguments.int8 else "networks": {name: place[name]}}))
+        _say(markdown({**results, "networks": {}, "int8": {}, kind: {name: place[name]}}))
     _say("\n".join(results["verdicts"]))
     if arguments.plot:
-        write_picture(figure(results["int8" if arguments.int8 else "networks"]), arguments.plot, dpi=150)
+        write_picture(figure(results[kind]), arguments.plot, dpi=150)
     if arguments.docs:
         replace_section(arguments.docs, markdown(results))
 

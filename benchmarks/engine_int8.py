@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from engine_networks import NETWORKS, Images
+from engine_networks import NETWORKS, untrained
 from torch import nn
 
 from fineprune.compressor.bake import bake
@@ -24,9 +24,7 @@ from fineprune.export.exporter import export_onnx
 from fineprune.export.int8.quantiser import Quantiser
 from fineprune.export.peers.int8 import Int8Runtime
 from fineprune.export.runtimes import OnnxRuntime, Runtime
-from fineprune.models.training.batchnorm import recalibrate_batchnorm
-from fineprune.models.zoo import build
-from fineprune.ops.simd.quads import HOST
+from fineprune.ops.simd.quads import HOST, MADD, PLAIN
 
 DROPPED = 0.72
 QUAD = 4
@@ -42,11 +40,10 @@ def measure_int8(name: str, folder: Path, config: BenchmarkConfig) -> dict[str, 
     case = NETWORKS[name]
     images = np.random.default_rng(0).standard_normal((IMAGES, *case.input_shape), dtype=np.float32)
     folder.mkdir(parents=True, exist_ok=True)
-    model = build(case.spec, seed=0)
-    recalibrate_batchnorm(model, Images(torch.from_numpy(images), torch.zeros(IMAGES)).batches(IMAGES))
+    model = untrained(case, torch.from_numpy(images))
     paths, files = {kind: folder / f"{kind}.onnx" for kind in FILES}, {}
     for kind, (dropped, int8) in FILES.items():
-        masked = bake(model.eval(), {"fwp": quad_masks(model, dropped)}) if dropped else model.eval()
+        masked = bake(model, {"fwp": quad_masks(model, dropped)}) if dropped else model
         export_onnx(masked, case.input_shape, paths[kind], int8=Quantiser(samples=images) if int8 else None)
         macs = count_macs(masked, case.input_shape)
         files[kind] = {"pruned": 1 - macs.conv_macs / macs.conv_macs_dense, "bytes": paths[kind].stat().st_size}
@@ -94,7 +91,7 @@ def judge_int8(networks: dict[str, Any]) -> list[str]:
     """
     lines = []
     for name, network in networks.items():
-        vnni = network["products"] not in ("avx2", "plain")
+        vnni = network["products"] not in (MADD, PLAIN)
         for threads in sorted({row["threads"] for row in network["latency"]}):
             rows = {row["runtime"]: row for row in network["latency"] if (row["threads"], row["batch_size"]) == (threads, 1)}
             if not rows:

@@ -108,7 +108,7 @@ def prepare(
     export_onnx(model, case.input_shape, dense)
     files["dense"] = {"path": str(dense), "pruned": 0.0}
     run = CalibrationRun(
-        source=Images(images[:count], labels[:count]), input_shape=case.input_shape, config=CalibrationConfig(batch_size=min(count, 32))
+        source=_Images(images[:count], labels[:count]), input_shape=case.input_shape, config=CalibrationConfig(batch_size=min(count, 32))
     )
     blocks: dict[str, Any] = {}  # they do not depend on the ratios
     for kind, config in configs(case).items():
@@ -134,7 +134,7 @@ def prepare(
     }
 
 
-class Images:
+class _Images:
     """Samples in memory, as a source for calibration."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
@@ -164,11 +164,17 @@ def calibration_images(spec: str, size: int, count: int) -> tuple[Tensor, Tensor
     return ((images - images.mean()) / images.std()).contiguous(), batch.labels
 
 
-def _model(case: NetworkCase, images: Tensor) -> tuple[nn.Module, str]:
+def untrained(case: NetworkCase, images: Tensor) -> nn.Module:
+    """With random weights, and BatchNorm of the images."""
     model = build(case.spec, seed=0)
+    recalibrate_batchnorm(model, _Images(images, torch.zeros(len(images))).batches(len(images)))
+    return model.eval()
+
+
+def _model(case: NetworkCase, images: Tensor) -> tuple[nn.Module, str]:
     checkpoint = Path(os.environ.get("FINEPRUNE_DATA", "")) / "checkpoints" / (case.checkpoint or "")
     if case.checkpoint and checkpoint.is_file():
+        model = build(case.spec, seed=0)
         load_checkpoint(model, checkpoint)
         return model.eval(), f"trained ({case.checkpoint})"
-    recalibrate_batchnorm(model, Images(images[:32], torch.zeros(32)).batches(32))
-    return model.eval(), "random, BatchNorm of the images"
+    return untrained(case, images[:32]), "random, BatchNorm of the images"
