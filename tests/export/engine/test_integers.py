@@ -39,27 +39,15 @@ SHAPES: list[tuple[Any, ...]] = [
 ]
 
 
-RUNS = [(name, *shape) for name in KERNELS for shape in SHAPES if name != "quad_depthwise" or shape[0] == shape[1] == shape[-1]]
+RUNS = [(name, shape) for name in KERNELS for shape in SHAPES if name != "quad_depthwise" or shape[0] == shape[1] == shape[-1]]
 
 
-@pytest.mark.parametrize(("name", "C", "F", "H", "W", "kernel", "strides", "pads", "dilations", "groups"), RUNS, ids=str)
+@pytest.mark.parametrize(("name", "shape"), RUNS, ids=str)
 @pytest.mark.parametrize("largest", [64, 128], ids=["fits", "saturates"])
-def test_convolutions(
-    name: str,
-    C: int,
-    F: int,
-    H: int,
-    W: int,
-    kernel: Any,
-    strides: Any,
-    pads: Any,
-    dilations: Any,
-    groups: int,
-    largest: int,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_convolutions(name: str, shape: tuple[Any, ...], largest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    C, F, H, W, kernel, strides, pads, dilations, groups = shape
     monkeypatch.setenv("FINEPRUNE_PLANS", "anew")
-    monkeypatch.setattr(QuadConv, "candidates", [Candidate(kernel=name, layout="NCHW", any_input=False, seconds=0.0)])  # fmt: skip
+    monkeypatch.setattr(QuadConv, "candidates", [Candidate(kernel=name, layout="NCHW", any_input=False, seconds=0.0)])
     random = np.random.default_rng(C + F)
     weights = random.integers(-largest, largest, (F, C // groups, *kernel)).astype(np.int8)
     weights[random.random(weights.shape) < 0.5] = 0
