@@ -166,11 +166,12 @@ def draw(path: Path, found: dict[str, Any]) -> None:
             size = 10 if marker in "*P" else 6
             axes.plot(point["milliseconds"], 100 * point["accuracy"], marker, color="#222", markersize=size, label=point["name"])
     front = front_of(points)
-    axes.plot([p["milliseconds"] for p in front], [100 * p["accuracy"] for p in front], "o", fillstyle="none", color="#222", markersize=14)
+    ring: dict[str, Any] = {"fillstyle": "none", "color": "#222", "markersize": 14, "label": "nothing faster is as accurate"}
+    axes.plot([p["milliseconds"] for p in front], [100 * p["accuracy"] for p in front], "o", **ring)
     epochs = f"{found['epochs']} epochs" if found["epochs"] else "no fine-tuning"
     axes.set(xlabel="latency, ms (batch 1, one thread)", ylabel="test accuracy, %", title=f"{epochs}; {found['machine']['cpu']}")
     axes.grid(color="#ddd", linewidth=0.6)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8, labelspacing=0.8)
     write_picture(figure, path)
 
 

@@ -72,7 +72,7 @@ class _Pipeline:
         bench = self._stage("bench", {**bundle, **files, "bench": self._table("bench")}, self._bench) if "bench" in self.settings else None
         summary = summarise(self.folder, compress, export, bench)
         write_json(self.folder / "summary.json", summary)
-        write_report(self.folder / "bundle", self.folder / "report.html", bench=bench)
+        write_report(self.folder / "bundle", self.folder / "report.html", bench=bench, int8=summary.get("int8"))
         return {**summary, "details": {"train": train, "compress": compress, "export": export["compressed"], "bench": bench}}
 
     def _stage(self, name: str, inputs: Mapping[str, Any], work: Callable[[], tuple[dict[str, Any], list[str]]]) -> dict[str, Any]:
@@ -219,17 +219,21 @@ def summarise(folder: Path, compress: dict[str, Any], export: dict[str, Any], be
         ],
         [f"{accuracy['split']} accuracy", _percent(accuracy.get("dense")), _percent(final)],
         ["the same after equal fine-tuning", _percent(accuracy.get("dense_finetuned")), _percent(final)],
-        [f"{accuracy['split']} accuracy in int8", _percent(None if integers is None else accuracy.get("dense")), _percent(integers)],
+        [
+            f"{accuracy['split']} accuracy, compressed in int8",
+            _percent(None if integers is None else accuracy.get("dense")),
+            _percent(integers),
+        ],
         ["convolution MACs, millions", f"{macs['conv_macs_dense'] / 1e6:.2f}", f"{macs['conv_macs'] / 1e6:.2f}"],
         ["ONNX file, bytes", f"{onnx_bytes['dense']:,}", f"{onnx_bytes['compressed']:,}"],
         *(
-            [what, *(f"{first.get(runtime, float('nan')):.3f}" for runtime in pair)]
+            [what, *(f"{first[runtime]:.3f}" if runtime in first else "-" for runtime in pair)]
             for what, pair in (
                 ("ONNX Runtime, ms", ("onnxruntime dense", "onnxruntime compressed")),
                 ("ONNX Runtime, compressed in the engine, ms", ("onnxruntime dense", "engine compressed")),
                 ("the same in int8, ms", ("onnxruntime int8", "engine compressed int8")),
             )
-            if first.keys() & set(pair)
+            if pair[1] in first
         ),
     ]
     return {

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from fineprune.common.files import write_bytes
@@ -28,8 +29,10 @@ td:first-child,th:first-child{text-align:left}tr{border-bottom:1px solid #ddd}fi
 figcaption{color:#555;font-size:.9rem}"""
 
 
-def write_report(bundle: Bundle | Path | str, path: Path | str, *, bench: dict[str, Any] | None = None) -> None:
-    """Write the page of a bundle to `path`; `bench` is a BenchmarkReport as JSON, shown where given."""
+def write_report(
+    bundle: Bundle | Path | str, path: Path | str, *, bench: dict[str, Any] | None = None, int8: dict[str, Any] | None = None
+) -> None:
+    """Write the page of a bundle to `path`; `bench` is a BenchmarkReport as JSON, `int8` what its int8 file cost; shown where given."""
     if not isinstance(bundle, Bundle):
         bundle = read_bundle(bundle)
     check_facts(bundle, "the bundle")
@@ -38,7 +41,7 @@ def write_report(bundle: Bundle | Path | str, path: Path | str, *, bench: dict[s
     name = printable(facts["model"]["name"]) if facts.get("model") else "network"
     sections = [
         f"<h1>{html.escape(name)}: {1 - macs['macs'] / max(macs['macs_dense'], 1):.1%} of the multiply-adds removed</h1>",
-        _summary(facts),
+        _summary(facts, int8),
     ]
     if any(accuracy.get(step) is not None for step in STEPS):
         sections.append(
@@ -132,36 +135,39 @@ def training_figure(training: dict[str, Any]) -> "Figure":
     return figure
 
 
-_RUNTIME_COLOURS = (DENSE, "#e5d5c5", "#d9e5d0", "#c9b7d4", "#b7cbd4", "#d4b7b7")
 _OURS = {
+    "engine dense": KEPT,
     "engine compressed": KEPT,
     "onnxruntime compressed": "#6f9fc4",
+    "engine dense int8": ACCENT,
     "engine compressed int8": ACCENT,
+    "onnxruntime dense int8": "#e8a98f",
     "onnxruntime compressed int8": "#e8a98f",
 }
+"""Colours of the rows that run this network's own files, float32 and int8; others are grey."""
 
 
 def latency_figure(bench: dict[str, Any]) -> "Figure":
-    """Bars of the median latency per image, quartiles as whiskers, grouped by batch size and threads."""
-    groups = list(dict.fromkeys((row["batch_size"], row["threads"]) for row in bench["rows"]))
-    runtimes = list(dict.fromkeys(row["runtime"] for row in bench["rows"]))
-    figure, axes = _figure(8, 3)
-    width = 0.8 / len(runtimes)
-    for number, runtime in enumerate(runtimes):
-        rows = [row for row in bench["rows"] if row["runtime"] == runtime]
-        places = [groups.index((r["batch_size"], r["threads"])) + (number - (len(runtimes) - 1) / 2) * width for r in rows]
-        medians = [row["median_ms"] / row["batch_size"] for row in rows]
-        whiskers = [
-            [abs(r["median_ms"] - r["p25_ms"]) / r["batch_size"] for r in rows],
-            [abs(r["p75_ms"] - r["median_ms"]) / r["batch_size"] for r in rows],
-        ]
-        colour = _OURS.get(runtime) or _RUNTIME_COLOURS[number % len(_RUNTIME_COLOURS)]
-        bars = axes.bar(places, medians, width, yerr=whiskers, color=colour, label=plain(runtime), ecolor="#555")
-        axes.bar_label(bars, fmt="%.2f", fontsize=8, padding=2)
-    axes.set_xticks(range(len(groups)), [f"batch {batch}, {threads} thread{'s' * (threads > 1)}" for batch, threads in groups])
-    axes.set_ylabel("ms per image")
-    axes.margins(y=0.15)
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    """Bars of the median latency per image, quartiles as whiskers; a panel for each batch size and number of threads."""
+    from matplotlib.figure import Figure
+
+    groups: dict[tuple[int, int], list[dict[str, Any]]] = {}
+    for row in bench["rows"]:
+        groups.setdefault((row["batch_size"], row["threads"]), []).insert(0, row)
+    height = sum(0.5 + 0.24 * len(rows) for rows in groups.values())
+    figure = Figure(figsize=(8, 0.4 + height), layout="constrained")
+    grid = figure.subplots(len(groups), 1, sharex=True, squeeze=False, height_ratios=[1 + len(rows) for rows in groups.values()])[:, 0]
+    for axes, ((batch, threads), rows) in zip(grid, groups.items(), strict=True):
+        low, median, high = (np.array([row[key] for row in rows]) / batch for key in ("p25_ms", "median_ms", "p75_ms"))
+        colours = [_OURS.get(row["runtime"], DENSE) for row in rows]
+        names = [plain(row["runtime"]) for row in rows]
+        bars = axes.barh(names, median, xerr=abs(np.array([low, high]) - median), color=colours, ecolor="#555")
+        axes.bar_label(bars, [f"{value:#.3g}" if value < 100 else f"{value:.0f}" for value in median], fontsize=8, padding=3)
+        axes.set_title(f"batch {batch}, {threads} thread{'s' * (threads > 1)}", loc="left", fontsize=9)
+        axes.tick_params(axis="y", labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.margins(x=0.1, y=0.01)
+    grid[-1].set_xlabel("ms per image")
     return figure
 
 
@@ -179,7 +185,7 @@ def _section(title: str, figure: "Figure", caption: str) -> str:
     return f"<h2>{title}</h2><figure>{svg[svg.index('<svg') :]}<figcaption>{html.escape(printable(caption))}</figcaption></figure>"
 
 
-def _summary(facts: dict[str, Any]) -> str:
+def _summary(facts: dict[str, Any], int8: dict[str, Any] | None) -> str:
     macs, ratios, accuracy = facts["macs"], facts["ratios"], facts["accuracy"]
     final = final_accuracy(accuracy)
     rows = [
@@ -188,6 +194,8 @@ def _summary(facts: dict[str, Any]) -> str:
         *((f"pruned convolution multiply-adds {what}", "", f"{share:.1%}") for what, share in zeros_pruned(facts)),
         *((f"{f'{kind.what} pruned {kind.rest}'.strip()} ({label(kind)})", "", f"{ratios['achieved'][kind.name]:.1%}") for kind in KINDS),
     ]
+    if int8 and "int8" in int8["accuracy"]:
+        rows.insert(0, ("accuracy in int8", "", f"{int8['accuracy']['int8']:.2%}"))
     if accuracy.get("dense_finetuned") is not None:
         rows.insert(0, ("accuracy, dense network fine-tuned alike", f"{accuracy['dense_finetuned']:.2%}", ""))
     if final is not None or "note" in accuracy:
@@ -199,4 +207,5 @@ def _summary(facts: dict[str, Any]) -> str:
 
 def _machine(bench: dict[str, Any]) -> str:
     machine = bench["machine"]
-    return f"{machine['cpu']}, {machine['usable_cores']} cores"
+    cores = machine["usable_cores"]
+    return f"{machine['cpu']}, {cores} core{'s' * (cores > 1)}"

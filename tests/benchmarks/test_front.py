@@ -43,5 +43,13 @@ def test_a_recipe_says_what_it_masks(recipe: str, kind: str) -> None:
 def test_the_picture_names_every_recipe(tmp_path: Path) -> None:
     front.draw(tmp_path / "front.svg", {"points": points(), "epochs": 0, "machine": {"cpu": "a CPU"}})
     text = (tmp_path / "front.svg").read_text()
-    named = ("obs+rounds", "obs+rounds, int8", "obs-blocks+rounds", "dense, engine", "int8, engine", "int8, ONNX Runtime")
+    named = (
+        "obs+rounds",
+        "obs+rounds, int8",
+        "obs-blocks+rounds",
+        "dense, engine",
+        "int8, engine",
+        "int8, ONNX Runtime",
+        "nothing faster is as accurate",
+    )
     assert all(f">{name}<" in text for name in named) and "obs-blocks+rounds, int8" not in text and "no fine-tuning; a CPU" in text

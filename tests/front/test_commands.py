@@ -219,12 +219,16 @@ def test_bench_prints_the_costs_of_the_machine() -> None:
     assert "filters.entry.1: an entry at a slot of a whole tile, one vector" in succeed("bench", "--machine").out
 
 
-def test_every_runtime_has_a_colour_of_its_own() -> None:
-    names = ["onnxruntime dense", "torch dense", "onnxruntime int8", "engine compressed", "onnxruntime compressed"]
-    names += ["engine compressed int8", "onnxruntime compressed int8"]
-    times = {"batch_size": 1, "threads": 1, "median_ms": 2.0, "p25_ms": 1.0, "p75_ms": 3.0}
-    figure = latency_figure({"rows": [{"runtime": name, **times} for name in names]})
-    assert len({bar.get_facecolor() for bar in figure.axes[0].patches}) == len(names)
+def test_no_names_and_no_figures_of_the_latencies_overlap() -> None:
+    ours = [f"{runtime} compressed{kind}" for kind in ("", " int8") for runtime in ("engine", "onnxruntime")]
+    names = ["onnxruntime dense", "torch dense", "openvino", "MNN", "ncnn", "onnxruntime int8", *ours]
+    times = {"threads": 1, "batch_size": 1, "median_ms": 0.296, "p25_ms": 0.2, "p75_ms": 0.4}
+    figure = latency_figure({"rows": [{**times, "runtime": name, "threads": threads} for threads in (1, 2) for name in names]})
+    figure.draw_without_rendering()
+    written = [text for axes in figure.axes for text in [*axes.texts, *axes.get_yticklabels()]]
+    assert [text.get_text() for text in written] == 2 * (["0.296"] * len(names) + names[::-1])
+    boxes = [text.get_window_extent() for text in written]
+    assert not [(one, other) for k, one in enumerate(boxes) for other in boxes[:k] if one.overlaps(other)]
 
 
 def test_report_draws_the_bundle(bundle: Path, tmp_path: Path) -> None:

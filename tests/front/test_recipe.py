@@ -112,9 +112,13 @@ def test_an_int8_file_is_one_more_export(again: Path, data: str, network: str, t
     found = json.loads((again / "int8.onnx.int8.json").read_text())
     assert summary["int8"] == found and found["images"] == 20 and (again / "int8.onnx").exists()
     accuracy, latency = [row for row in summary["table"] if "int8" in row[0]]
-    assert accuracy == ["test accuracy in int8", f"{found['accuracy']['dense']:.2%}", f"{found['accuracy']['int8']:.2%}"]
+    assert accuracy == ["test accuracy, compressed in int8", f"{found['accuracy']['dense']:.2%}", f"{found['accuracy']['int8']:.2%}"]
     measured = [next(iter(summary["latency_ms"][name].values())) for name in ("onnxruntime int8", "engine compressed int8")]
     assert latency == ["the same in int8, ms", *(f"{value:.3f}" for value in measured)] and summary["table"][-1] == latency
+    assert f"accuracy in int8</td><td></td><td>{found['accuracy']['int8']:.2%}<" in (again / "report.html").read_text()
+    path.write_text(path.read_text().replace("rounds = 1", "rounds = 1\nint8 = false"))
+    table = json.loads(succeed("run", path, "--output", again, *trust, "--json").out)["table"]
+    assert [row[0] for row in table if "int8" in row[0]] == ["test accuracy, compressed in int8"]
 
 
 @pytest.mark.parametrize(
