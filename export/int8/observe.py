@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 
 from fineprune.common.errors import RunError, said_by
 from fineprune.common.progress import Progress
+from fineprune.ops import ranges
 
 from ..transform import add_functions
-from .ranges import BINS, Histogram
 
 BATCH_VALUES = 2**18
 """Values of a batch's images: all activations of a batch are there at once."""
@@ -50,22 +50,14 @@ class Runner:
         return np.concatenate([outputs[0] for outputs in self.batches(x, progress, description)])
 
 
-def histograms(model: Any, names: Sequence[str], x: NDArray[np.float32], opset: int, progress: Progress) -> dict[str, Histogram]:
-    """Of the tensors called `names` over the images x[N,C,H,W], in two passes: the ends first, then the bins between them."""
+def histograms(model: Any, names: Sequence[str], x: NDArray[np.float32], opset: int, progress: Progress) -> dict[str, ranges.Histogram]:
+    """Of the tensors called `names` over the images x[N,C,H,W]."""
     runner = Runner(model, opset, names)
-    ends = np.array([[np.inf], [-np.inf]]).repeat(len(names), 1)
-    for tensors in runner.batches(x, progress, "ranges"):
-        ends[0] = np.minimum(ends[0], [tensor.min() for tensor in tensors])
-        ends[1] = np.maximum(ends[1], [tensor.max() for tensor in tensors])
-    if not np.isfinite(ends).all():
-        name = names[int(np.flatnonzero(~np.isfinite(ends).all(0))[0])]
-        raise RunError(f"{name} is not finite (NaN or Inf) on the calibration images; export the network without int8")
-    counts = np.zeros((len(names), BINS), np.int64)
-    for tensors in runner.batches(x, progress, "histograms"):
-        for row, tensor in enumerate(tensors):
-            low, high = ends[:, row]
-            counts[row] += np.histogram(tensor, BINS, (low, high if high > low else low + 1))[0]
-    return {name: Histogram(low=ends[0, row], high=ends[1, row], counts=counts[row]) for row, name in enumerate(names)}
+
+    def once(description: str) -> Iterator[dict[str, NDArray[np.float32]]]:
+        return (dict(zip(names, tensors, strict=True)) for tensors in runner.batches(x, progress, description))
+
+    return ranges.histograms(once)
 
 
 def copied(model: Any) -> Any:

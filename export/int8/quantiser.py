@@ -12,14 +12,13 @@ from numpy.typing import NDArray
 
 from fineprune.common.errors import UsageError
 from fineprune.common.progress import Progress, Silent
+from fineprune.ops.ranges import RANGES, RANGES_DEFAULT
 
 from ..graph import is_masked_conv
 from ..transform import name_after_weights
 from .observe import Runner, copied, histograms
-from .ranges import RANGES
 from .rewrite import layers, measured, quantise
 
-RANGES_DEFAULT = "mse"
 IMAGES = 256
 
 

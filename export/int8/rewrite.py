@@ -1,6 +1,6 @@
 """The rule that puts a float32 graph on eight-bit grids, in standard operators (QDQ):
 
-    Y = Conv(X, W, B)     ->   Y' = Q(Conv(DQ(X'), DQ(W'), DQ(B')))        X', Y' uint8, W' int8, B' int32 (grids.py)
+    Y = Conv(X, W, B)     ->   Y' = Q(Conv(DQ(X'), DQ(W'), DQ(B')))        X', Y' uint8, W' int8, B' int32 (ops/grids.py)
 
 Q is QuantizeLinear, DQ DequantizeLinear. A runtime that knows the pattern computes in integers, acc = sum (X' - z_x) W' + B',
 Y' = clip(round(acc s_x s_f / s_y) + z_y); any other runs it as it is written. A layer (Conv, Gemm) brings its weights; additions, joins
@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from onnxscript import ir
 
+from fineprune.ops.grids import Grid, integer_bias, integer_weights, weight_scales
+
 from ..graph import add_initializer, bypass, constant, remove_unused, sole_consumer
-from .grids import Grid, integer_bias, integer_weights, weight_scales
 
 LAYERS = ("Conv", "Gemm")
 MEASURED = ("Add", "AveragePool", "Concat", "GlobalAveragePool")

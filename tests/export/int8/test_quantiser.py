@@ -13,8 +13,8 @@ from fineprune.common.progress import Silent
 from fineprune.export.exporter import INT8_OPSET
 from fineprune.export.int8.observe import Runner, copied, histograms
 from fineprune.export.int8.quantiser import Int8Config, Judge, Quantiser
-from fineprune.export.int8.ranges import minmax
 from fineprune.export.int8.rewrite import measured, quantise
+from fineprune.ops.ranges import minmax
 
 
 def chain() -> Any:

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from fineprune.export.int8.grids import Grid
-from fineprune.export.int8.ranges import BINS, Histogram, minmax, mse, percentile
+from fineprune.common.errors import RunError
+from fineprune.ops.grids import Grid
+from fineprune.ops.ranges import BINS, Histogram, histograms, minmax, mse, percentile
 
 
 def histogram(x: np.ndarray) -> Histogram:
@@ -53,3 +54,19 @@ def test_a_range_of_one_value_has_zero_in_it() -> None:
     counts[0] = 5
     low, high = mse(Histogram(low=3.0, high=3.0, counts=counts))
     assert low == 0 and Grid.of(low, high).reals(Grid.of(low, high).integers(np.float32([3])))[0] == pytest.approx(3, rel=0.01)
+
+
+def test_a_histogram_is_that_of_all_batches_together() -> None:
+    x = np.random.default_rng(2).normal(size=(300, 4)).astype(np.float32)
+    found = histograms(lambda _: ({"x": part, "none": np.zeros(2, np.float32)} for part in np.array_split(x, 7)))
+    assert (found["x"].low, found["x"].high) == (x.min(), x.max())
+    assert np.array_equal(found["x"].counts, np.histogram(x, BINS, (float(x.min()), float(x.max())))[0])
+    assert (found["none"].low, found["none"].high, found["none"].counts.sum()) == (0, 0, 14)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_values_that_are_not_finite_are_named(place: int) -> None:
+    batches = [np.ones(3, np.float32), np.ones(3, np.float32)]
+    batches[place][1] = np.nan
+    with pytest.raises(RunError, match="x is not finite"):
+        histograms(lambda _: ({"x": part} for part in batches))

@@ -8,11 +8,13 @@ All of a histogram of 2,048 equal bins, whose centres stand for the values. Zero
 paper on neural network quantization", section 3.1.)
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fineprune.common.errors import RunError
 
 from .grids import Grid
 
@@ -33,6 +35,26 @@ class Histogram:
     def centres(self) -> NDArray[np.float32]:
         """The middle of each bin."""
         return (self.low + (np.arange(len(self.counts)) + 0.5) * (self.high - self.low) / len(self.counts)).astype(np.float32)
+
+
+def histograms(passes: Callable[[str], Iterable[Mapping[str, NDArray[np.float32]]]]) -> dict[str, Histogram]:
+    """Of named tensors, in two passes over the same values, a batch of each at a time: the ends first, then the bins between them.
+
+    passes: starts a pass, of that description. RunError where values are not finite.
+    """
+    ends: dict[str, tuple[float, float]] = {}
+    for tensors in passes("ranges"):
+        for name, x in tensors.items():
+            low, high = ends.get(name, (np.inf, -np.inf))
+            ends[name] = np.minimum(low, float(x.min())), np.maximum(high, float(x.max()))  # which keep a NaN
+    if broken := [name for name, both in ends.items() if not np.isfinite(both).all()]:
+        raise RunError(f"{broken[0]} is not finite (NaN or Inf) on the calibration images, so it has no int8 grid; leave int8 out")
+    counts = {name: np.zeros(BINS, np.int64) for name in ends}
+    for tensors in passes("histograms"):
+        for name, x in tensors.items():
+            low, high = ends[name]
+            counts[name] += np.histogram(x, BINS, (low, high if high > low else low + 1))[0]
+    return {name: Histogram(low=low, high=high, counts=counts[name]) for name, (low, high) in ends.items()}
 
 
 def minmax(histogram: Histogram) -> tuple[float, float]:
@@ -61,3 +83,4 @@ def mse(histogram: Histogram) -> tuple[float, float]:
 
 
 RANGES: Mapping[str, Callable[[Histogram], tuple[float, float]]] = {"minmax": minmax, "percentile": percentile, "mse": mse}
+RANGES_DEFAULT = "mse"

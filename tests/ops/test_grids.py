@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fineprune.export.int8.grids import Grid, integer_bias, integer_weights, weight_scales
+from fineprune.ops.grids import Grid, integer_bias, integer_weights, weight_scales
 
 
 @given(st.floats(-1000, 1000), st.floats(-1000, 1000))
