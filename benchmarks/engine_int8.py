@@ -1,8 +1,8 @@
 """The networks of benchmarks/engine.py in eight bits: random weights, random masks of quads, calibrated on random images.
 
     files     float32 and int8, each with nothing dropped and with DROPPED of the quads of every convolution without groups
-    rows      float32 in ONNX Runtime (the baseline), int8 as its own quantiser makes it (the rival) and of the masked int8 file there,
-              and all four files in the engine
+    rows      float32 in ONNX Runtime (the baseline), int8 as its own quantiser makes it (the rival; in OpenVINO, too, where that is
+              installed) and of the masked int8 file there, and all four files in the engine
 
 Which integers there are decides no time, only where the zeros are: nothing is trained. Where the engine and ONNX Runtime give the same
 logits of random images bit by bit, all integers before them are the same.
@@ -22,6 +22,7 @@ from fineprune.export.benchmark import BenchmarkConfig, benchmark
 from fineprune.export.engine.run.runtime import EngineRuntime
 from fineprune.export.exporter import export_onnx
 from fineprune.export.int8.quantiser import Quantiser
+from fineprune.export.peers import usable_peers
 from fineprune.export.peers.int8 import Int8Runtime
 from fineprune.export.runtimes import OnnxRuntime, Runtime
 from fineprune.ops.simd.quads import HOST, MADD, PLAIN
@@ -49,9 +50,10 @@ def measure_int8(name: str, folder: Path, config: BenchmarkConfig) -> dict[str, 
         files[kind] = {"pruned": 1 - macs.conv_macs / macs.conv_macs_dense, "bytes": paths[kind].stat().st_size}
     runtimes: list[Runtime] = [OnnxRuntime(BASELINE, paths["dense"]), Int8Runtime(STOCK, paths["dense"], images)]
     runtimes += [OnnxRuntime(SAME, paths["quads-int8"]), *(EngineRuntime(f"fineprune {kind}", path) for kind, path in paths.items())]
-    rows = benchmark(runtimes, case.input_shape, config, rival=STOCK).to_json()["rows"]
+    others, skipped = usable_peers(paths["dense"], images, ["openvino-int8"])
+    rows = benchmark([*runtimes, *others], case.input_shape, config, rival=STOCK).to_json()["rows"]
     same = {kind: compared(paths[kind], images) for kind, (_, int8) in FILES.items() if int8}
-    return {"dropped": DROPPED, "products": HOST, "files": files, "latency": rows, "same": same}
+    return {"dropped": DROPPED, "products": HOST, "files": files, "latency": rows, "same": same, "skipped": skipped}
 
 
 def quad_masks(model: nn.Module, dropped: float, seed: int = 0) -> dict[str, torch.Tensor]:

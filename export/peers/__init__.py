@@ -1,4 +1,4 @@
-"""Other runtimes that a benchmark sets beside ours: OpenVINO, MNN and ncnn (extra `bench`), and ONNX Runtime in int8."""
+"""Other runtimes that a benchmark sets beside ours: OpenVINO, MNN and ncnn (extra `bench`), ONNX Runtime and OpenVINO in int8."""
 
 import importlib.util
 from collections.abc import Callable, Sequence
@@ -53,11 +53,19 @@ def _int8(path: Path, samples: NDArray[np.float32]) -> "Runtime":
     return Int8Runtime("onnxruntime int8", path, samples)
 
 
+def _openvino_int8(path: Path, samples: NDArray[np.float32]) -> "Runtime":
+    from .int8 import Int8Runtime
+    from .openvino import OpenVinoRuntime
+
+    return Int8Runtime("openvino int8", path, samples, OpenVinoRuntime)
+
+
 PEERS = (
     Peer(name="openvino", packages=("openvino",), make=_openvino),
     Peer(name="MNN", packages=("MNN",), make=_mnn),
     Peer(name="ncnn", packages=("ncnn", "pnnx"), make=_ncnn),
     Peer(name="int8", packages=(), make=_int8),
+    Peer(name="openvino-int8", packages=("openvino",), make=_openvino_int8),
 )
 
 

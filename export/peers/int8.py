@@ -1,11 +1,12 @@
-"""ONNX Runtime in int8: the dense file quantised statically (QDQ, weights per channel), calibrated on a few samples.
+"""Another runtime in int8: the dense file quantised statically (QDQ, weights per channel) by ONNX Runtime, calibrated on a few samples.
 
-Not the same function: its outputs are near those of the float32 network, and its accuracy is its own.
+Not the same function: its outputs are near those of the float32 network, and its accuracy is its own. OpenVINO runs such files in
+integers, too: it reads each pair of QuantizeLinear and DequantizeLinear as a FakeQuantize, of which it makes uint8 tensors.
 """
 
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,22 +16,34 @@ from numpy.typing import NDArray
 
 from fineprune.common.errors import RunError
 
-from ..runtimes import OnnxRuntime
+from ..runtimes import OnnxRuntime, Runtime
 
 
-class Int8Runtime(OnnxRuntime):
-    """samples[N,C,H,W] calibrate the ranges of the activations."""
+class Int8Runtime:
+    """samples[N,C,H,W] calibrate the ranges of the activations; `runtime` makes what runs the file in int8, of its name and path."""
 
-    def __init__(self, name: str, path: Path | str, samples: NDArray[np.float32]) -> None:
-        super().__init__(name, path)
-        self._dense = Path(path)
-        self._samples = samples
+    def __init__(
+        self, name: str, path: Path | str, samples: NDArray[np.float32], runtime: Callable[[str, Path], Runtime] = OnnxRuntime
+    ) -> None:
+        self.name = name
+        self._dense, self._samples, self._make = Path(path), samples, runtime
+        self._runtime: Any = None
 
     def load(self, threads: int) -> None:
         with tempfile.TemporaryDirectory(prefix="fineprune-int8-") as folder:
-            self._path = Path(folder) / "int8.onnx"
-            quantise(self._dense, self._path, self._samples)
-            super().load(threads)
+            path = Path(folder) / "int8.onnx"
+            quantise(self._dense, path, self._samples)
+            self._runtime = self._make(self.name, path)
+            self._runtime.load(threads)
+
+    def run(self, x: NDArray[np.float32]) -> NDArray:
+        result: NDArray = self._runtime.run(x)
+        return result
+
+    def close(self) -> None:
+        if self._runtime is not None:
+            self._runtime.close()
+            self._runtime = None
 
 
 def quantise(dense: Path, path: Path, samples: NDArray[np.float32]) -> None:

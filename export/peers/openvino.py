@@ -1,4 +1,4 @@
-"""OpenVINO on an ONNX file, float32."""
+"""OpenVINO on an ONNX file: float32, or eight-bit integers where the file has grids (QDQ)."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ class OpenVinoRuntime:
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
-            "INFERENCE_PRECISION_HINT": "f32",  # newer processors would take bfloat16
+            "INFERENCE_PRECISION_HINT": "f32",  # of what is not on grids: newer processors would take bfloat16
         }
         try:
             self._request = openvino.Core().compile_model(str(self._path), "CPU", settings).create_infer_request()

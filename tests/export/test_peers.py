@@ -14,7 +14,10 @@ import torch
 from fineprune.common.errors import RunError
 from fineprune.export.peers import PEERS, Peer, installed_peers
 from fineprune.export.peers.convert import convert
+from fineprune.export.peers.int8 import Int8Runtime, quantise
 from fineprune.export.peers.ncnn import strided_slices_as_pools
+from fineprune.export.peers.openvino import OpenVinoRuntime
+from fineprune.export.runtimes import OnnxRuntime
 from support.onnx_graphs import run_onnxruntime
 from support.tolerances import ONNX_LOGITS
 
@@ -34,22 +37,56 @@ def test_an_installed_peer_computes_the_dense_network(peer: Peer, dense: Any, sa
     runtime.load(1)
     actual = [runtime.run(samples), runtime.run(samples[:1])]
     runtime.close()
-    rtol, atol = (0.0, 0.1 * np.ptp(expected)) if peer.name == "int8" else ONNX_LOGITS
+    rtol, atol = (0.0, 0.1 * np.ptp(expected)) if "int8" in peer.name else ONNX_LOGITS
     np.testing.assert_allclose(actual[0], expected, rtol=rtol, atol=atol)
     np.testing.assert_allclose(actual[1], expected[:1], rtol=rtol, atol=atol)
-    if peer.name == "int8":
+    if "int8" in peer.name:
         assert np.abs(actual[0] - expected).max() > 1e-4  # eight bits were used
 
 
 def test_absent_peers_are_named(monkeypatch: pytest.MonkeyPatch, samples: Any) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name in ("openvino", "pnnx", "ncnn") else found(name, *a))
-    runtimes, lines = installed_peers(Path("dense.onnx"), samples, ["openvino", "ncnn", "int8"])
+    runtimes, lines = installed_peers(Path("dense.onnx"), samples, ["openvino", "ncnn", "int8", "openvino-int8"])
     assert [runtime.name for runtime in runtimes] == ["onnxruntime int8"]
     assert lines == [
         "openvino is left out: openvino not installed; pip install 'fineprune[bench]' adds it",
         "ncnn is left out: ncnn and pnnx not installed; pip install 'fineprune[bench]' adds it",
+        "openvino-int8 is left out: openvino not installed; pip install 'fineprune[bench]' adds it",
     ]
+
+
+class Recorded(OnnxRuntime):
+    """ONNX Runtime, and the operators of the file that it is given."""
+
+    def __init__(self, name: str, path: Path) -> None:
+        super().__init__(name, path)
+        self.operators = {node.op_type for node in onnx.load(path).graph.node}
+
+
+def test_a_runtime_in_int8_is_given_the_file_on_grids_each_time_it_is_loaded(dense: Any, samples: Any) -> None:
+    made: list[Recorded] = []
+    runtime = Int8Runtime("some int8", dense.path, samples, lambda name, path: made.append(Recorded(name, path)) or made[-1])
+    stock = Int8Runtime("stock", dense.path, samples)
+    stock.load(1)
+    for _ in range(2):
+        runtime.load(1)
+        assert (runtime.run(samples) == stock.run(samples)).all()
+        runtime.close()
+    runtime.close()
+    assert [each.name for each in made] == ["some int8"] * 2
+    assert all({"QuantizeLinear", "DequantizeLinear"} <= each.operators for each in made)
+
+
+def test_openvino_computes_convolutions_on_grids_in_integers(dense: Any, samples: Any, tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    quantise(dense.path, tmp_path / "int8.onnx", samples)
+    for path, kinds in ((dense.path, {"f32"}), (tmp_path / "int8.onnx", {"u8", "i8"})):
+        runtime = OpenVinoRuntime("openvino", path)
+        runtime.load(1)
+        facts = [node.get_rt_info() for node in runtime._request.get_compiled_model().get_runtime_model().get_ops()]
+        found = {fact["runtimePrecision"].value for fact in facts if fact["layerType"].value == "Convolution"}
+        assert found and found <= kinds
 
 
 def test_mnn_is_converted_without_the_module_that_reports_to_a_server(dense: Any, samples: Any) -> None:

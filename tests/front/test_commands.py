@@ -221,7 +221,7 @@ def test_bench_prints_the_costs_of_the_machine() -> None:
 
 def test_no_names_and_no_figures_of_the_latencies_overlap() -> None:
     ours = [f"{runtime} compressed{kind}" for kind in ("", " int8") for runtime in ("engine", "onnxruntime")]
-    names = ["onnxruntime dense", "torch dense", "openvino", "MNN", "ncnn", "onnxruntime int8", *ours]
+    names = ["onnxruntime dense", "torch dense", "openvino", "MNN", "ncnn", "onnxruntime int8", "openvino int8", *ours]
     times = {"threads": 1, "batch_size": 1, "median_ms": 0.296, "p25_ms": 0.2, "p75_ms": 0.4}
     figure = latency_figure({"rows": [{**times, "runtime": name, "threads": threads} for threads in (1, 2) for name in names]})
     figure.draw_without_rendering()

@@ -33,7 +33,7 @@ from .sections import Command
     default="all",
     show_default=True,
     metavar="NAMES",
-    help="Which other dense runtimes to measure: all, none, or some of openvino,MNN,ncnn,int8.",
+    help="Which other dense runtimes to measure: all, none, or some of openvino,MNN,ncnn,int8,openvino-int8.",
 )
 @click.option("--layers", is_flag=True, help="Measure every convolution, too: in the engine, and dense in ONNX Runtime.")
 @click.option("--machine", is_flag=True, help="Print what operations cost on this machine, by which kernels are chosen, and nothing else.")
