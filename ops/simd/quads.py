@@ -193,6 +193,17 @@ def tile_same_words(array: NDArray, position: int, rows: Size) -> Tile:
     return np.repeat(array[position : position + LANES].view(np.float32)[None, None], rows, 0)
 
 
+def _word_run(e: Emitter) -> Any:
+    first, size = e.args[1], e.args[1].type
+    return e.tile(lambda row, vector: _as_numbers(e, _words_at(e, 0, e.builder.add(first, ir.Constant(size, vector * LANES)))))
+
+
+@operation(_word_run)
+def tile_words(array: NDArray, position: int, vectors: Size) -> Tile:
+    """array[position : + vectors * LANES], bit for bit."""
+    return array[position : position + vectors * LANES].view(np.float32).reshape(1, vectors, LANES).copy()
+
+
 def _add_filters(e: Emitter) -> Any:
     builder, size = e.builder, e.args[3].type
     weights = _words_at(e, 2, e.args[5])
@@ -216,6 +227,29 @@ def tile_add_filters(tile: Tile, array: NDArray, index: NDArray, places: int, of
     at = index[places : places + len(tile)].astype(np.int64) + int(index[offset])
     x = np.ascontiguousarray(array[at]).view(np.uint8).reshape(len(tile), 1, 1, 4).astype(np.int32) - LOWERED
     w = np.ascontiguousarray(index[weights : weights + LANES]).view(np.int8).reshape(LANES, 4).astype(np.int32)
+    return (tile.view(np.int32) + (x * w).sum(-1, dtype=np.int32)).view(np.float32)
+
+
+def _add_masked(e: Emitter) -> Any:
+    builder, size = e.builder, e.args[5].type
+    x = builder.and_(_as_words(e, e.broadcast(e.element(e.data(1), e.args[2]))), _word(e, 3, e.args[4]))
+
+    def change(row: int, vector: int, old: Any) -> Any:
+        weights = _words_at(e, 3, builder.add(e.args[5], ir.Constant(size, vector * LANES)))
+        return _as_numbers(e, _dot(e, _as_words(e, old), x, weights))
+
+    return e.update(change)
+
+
+@operation(_add_masked)
+def tile_add_masked(tile: Tile, array: NDArray, place: int, index: NDArray, mask: int, weights: int) -> Tile:
+    """tile[0,v] += products of the quad array[place] & index[mask] with index[weights + v*LANES : + LANES], one for each lane.
+
+    index: int32.
+    """
+    quad = array[place : place + 1].view(np.int32) & index[mask : mask + 1].view(np.int32)
+    x = quad.view(np.uint8).astype(np.int32) - LOWERED
+    w = np.ascontiguousarray(index[weights : weights + tile.size]).view(np.int8).reshape(*tile.shape, 4).astype(np.int32)
     return (tile.view(np.int32) + (x * w).sum(-1, dtype=np.int32)).view(np.float32)
 
 

@@ -44,12 +44,12 @@ position, of its place in y (and in a residual, whose rows are at the same dista
 _fields = _META.fields
 
 
-def _lists(conv: "QuadConv") -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int8]]:
-    """(first entry of each set and the end, places (c,u,v) of the entries [n,3], weights [n,LANES,4])."""
+def lists(conv: "QuadConv", lanes: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int8]]:
+    """(first entry of each set of so many filters and the end, places (c,u,v) of the entries [n,3], weights [n,lanes,4])."""
     F, *sizes, _ = conv.weights.shape
-    sets = -(-F // LANES)
-    weights = np.concatenate([conv.weights, np.zeros((sets * LANES - F, *sizes, _QUAD), np.int16)])
-    weights = weights.reshape(sets, LANES, *sizes, _QUAD).transpose(0, 2, 3, 4, 1, 5)  # [sets,c,u,v,LANES,4]
+    sets = -(-F // lanes)
+    weights = np.concatenate([conv.weights, np.zeros((sets * lanes - F, *sizes, _QUAD), np.int16)])
+    weights = weights.reshape(sets, lanes, *sizes, _QUAD).transpose(0, 2, 3, 4, 1, 5)  # [sets,c,u,v,lanes,4]
     k, *place = np.nonzero(weights.any((-1, -2)))
     rows, found = split(weights[k, place[0], place[1], place[2]])
     k, place = k[rows], [axis[rows] for axis in place]
@@ -75,7 +75,7 @@ def counts(conv: "QuadConv", height: int, width: int) -> Counts:
 def plan(conv: "QuadConv", x: View, residual: View | None, y: View) -> Op:
     """index: bounds of tiles, of lists, biases, places in x and in y, offsets, weights."""
     F, positions = len(conv.weights), y.height * y.width
-    bounds, places, found = _lists(conv)
+    bounds, places, found = lists(conv, LANES)
     sets, tiles = len(bounds) - 1, -(-positions // _MOST)
     offsets = places @ np.array([x.channel_stride, conv.dilations[0] * x.row_stride, conv.dilations[1]])
     rows, columns = np.divmod(np.arange(positions), y.width)
@@ -149,7 +149,7 @@ def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray,
         for p in range(n):
             place = np.int64(index[m.index + m.places + begin + p])
             if m.reals == 0:
-                _finish(m, place, k, scratch + p * LANES, scratch + n * LANES, arena, constants)
+                finish(m, place, k, scratch + p * LANES, scratch + n * LANES, arena, constants)
             else:
                 factors = load(constants, m.constants + FACTORS + k * LANES, 1)
                 store(multiplied(real(load(arena, scratch + p * LANES, 1)), factors), arena, scratch + n * LANES)
@@ -158,7 +158,7 @@ def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray,
 
 
 @jit
-def _finish(m: Any, place: int, k: int, sums: int, spare: int, arena: NDArray, constants: NDArray) -> None:
+def finish(m: Any, place: int, k: int, sums: int, spare: int, arena: NDArray, constants: NDArray) -> None:
     """Sums of LANES filters at a position become words."""
     word, count = words_of(arena), min(LANES, m.filters - k * LANES + _QUAD - 1) // _QUAD
     y = m.y.start + k * (LANES // _QUAD) * m.y.channel + place

@@ -4,7 +4,8 @@
     y[f,p] = clip(round(s[f,p] * factor[f]) + zero, low, high)                                       factor = scale_x scale_w[f] / scale_y
 
 or with a residual a sum of that and another tensor (quad_results.py). A weight that is dropped is 0, and a quad of zeros in no list: any
-mask saves time as far as it drops four channels of a tap together.
+mask saves time as far as it drops four channels of a tap together. With a block mask M the products are those of M[c,p] & x, of which
+bytes that are dropped are 0: the zero point of x is 0 then.
 
 The rows of x and y are at the same distance and lie one after another as one line, so that an offset is a constant for all positions;
 strides have been made away with (`Phases`, ops/quad_maps.py). What stands in the margins of x is its zero point: bias holds
@@ -27,11 +28,16 @@ from ..ir.costs import Counts
 from ..ir.dtypes import FLOAT32, QUAD, DType
 from ..ir.grids import Grid
 from ..ir.network import NCHW, Candidate, Layer
-from . import quad_depthwise, quad_filters, quad_positions
+from . import quad_blocks, quad_depthwise, quad_filters, quad_positions
 from .margins import margins
 from .quad_results import Residual
 
-KERNELS: dict[str, Any] = {"quad_positions": quad_positions, "quad_filters": quad_filters, "quad_depthwise": quad_depthwise}
+KERNELS: dict[str, Any] = {
+    "quad_positions": quad_positions,
+    "quad_filters": quad_filters,
+    "quad_depthwise": quad_depthwise,
+    "quad_blocks": quad_blocks,
+}
 TOGETHER = 4
 """Channels of a quad."""
 _FEW_ZEROS = 0.3
@@ -41,7 +47,8 @@ _FEW_ZEROS = 0.3
 @dataclass(frozen=True, kw_only=True, eq=False)
 class QuadConv(Layer):
     """weights int16 [F,C/4,kh,kw,4], from -255 to 255; bias int64 [F]; factors float32 [F]; `source`: grid of x; `grid`: of its own result,
-    before a residual (the second input); `size`: rows and columns of y; `depthwise`: filter f reads channel f of each phase alone.
+    before a residual (the second input); mask: bool [C/4,H,W,4], the blocks that are kept; `size`: rows and columns of y; `depthwise`:
+    filter f reads channel f of each phase alone.
 
     Without a grid y = s * factor is of float32, of one position. `kept`, `dense`: multiply-adds a sample.
     """
@@ -51,6 +58,7 @@ class QuadConv(Layer):
     factors: NDArray[np.float32]
     source: Grid
     grid: Grid | None
+    mask: NDArray[np.bool_] | None = None
     low: int = 0
     high: int = 255
     pads: Margins = (0, 0, 0, 0)
@@ -75,6 +83,10 @@ class QuadConv(Layer):
 
     @property
     def limit(self) -> str:
+        if self.mask is not None:
+            computed = self.mask[self.mask.any(-1)]
+            dropped = 1 - float(computed.mean()) if computed.size else 0.0
+            return f"{dropped:.0%} of the blocks that it computes are dropped (those of four channels are skipped together)"
         zeros = float((self.weights[self.weights.any(-1)] == 0).mean()) if self.weights.any() else 0.0
         wasteful = zeros > _FEW_ZEROS and not self.depthwise
         return f"{zeros:.0%} of the weights in its quads are zero (masks of the unit quad drop whole ones)" if wasteful else ""
@@ -86,7 +98,8 @@ class QuadConv(Layer):
     @property
     def fingerprint(self) -> bytes:
         sizes = self.weights.shape, self.size, self.pads, self.dilations, self.grid is None, len(self.inputs)
-        return repr(sizes).encode() + np.packbits(self.weights.any(-1)).tobytes()
+        mask = b"" if self.mask is None else np.packbits(self.mask).tobytes()
+        return repr(sizes).encode() + np.packbits(self.weights.any(-1)).tobytes() + mask
 
     @property
     def zero(self) -> int:
@@ -124,6 +137,8 @@ class QuadConv(Layer):
     @property
     def kernels(self) -> Sequence[str]:
         """Those that can run it and are worth a thought."""
+        if self.mask is not None:
+            return ("quad_blocks",)
         return ("quad_depthwise",) if self.depthwise else ("quad_positions", "quad_filters")
 
     def plan(self, kernel: str, *views: View) -> list[Op]:

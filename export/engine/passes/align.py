@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import TypeGuard
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fineprune.ops.channel_groups import grouped_order
 
@@ -34,7 +35,7 @@ def align(layers: Sequence[Layer], boxes: Mapping[str, Box], outputs: Collection
         order = _order(layer, boxes) if isinstance(layer, QuadConv) else None
         if isinstance(layer, QuadConv) and order is not None:
             name = layer.inputs[0]
-            maker, new = made.get(name), replace(layer, weights=as_quads(as_channels(layer.weights)[:, order]))
+            maker, new = made.get(name), _reading(layer, order)
             if _is_free(maker) and readers[name] == 1 and name not in outputs:
                 made[name] = replace(maker, weights=maker.weights[order], bias=maker.bias[order], factors=maker.factors[order])
                 layer = new
@@ -52,14 +53,26 @@ def _is_free(maker: Layer | None) -> TypeGuard[QuadConv]:
     return isinstance(maker, QuadConv) and maker.residual is None and maker.grid is not None and not maker.depthwise
 
 
+def _reading(conv: QuadConv, order: Order) -> QuadConv:
+    """The same of channels that come in this order."""
+    mask = None if conv.mask is None else as_quads(as_channels(conv.mask[None])[:, order])[0]
+    return replace(conv, weights=as_quads(as_channels(conv.weights)[:, order]), mask=mask)
+
+
 def _order(conv: QuadConv, boxes: Mapping[str, Box]) -> Order | None:
     """That of the channels which saves quads."""
-    kept = as_channels(conv.weights)[:, : boxes[conv.inputs[0]][0]] != 0
+    channels = boxes[conv.inputs[0]][0]
+    kept = as_channels(conv.weights)[:, :channels] != 0 if conv.mask is None else _blocks(conv.mask)[:, :channels]
     if conv.depthwise or kept.shape[1] <= TOGETHER or kept.mean() > _DENSE:
         return None
     order = grouped_order(kept, TOGETHER)
     before, after = (np.count_nonzero(as_quads(mask).any(-1)) for mask in (kept, kept[:, order]))
     return order if after < _WORTH * before else None
+
+
+def _blocks(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """[P,C,1,1] of a mask: each position keeps channels as a filter does."""
+    return as_channels(mask[None])[0].reshape(mask.shape[0] * TOGETHER, -1).T[..., None, None]
 
 
 def _seconds(conv: QuadConv) -> float:

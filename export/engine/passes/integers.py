@@ -171,7 +171,7 @@ def _limits(low: float, high: float, grid: Grid) -> tuple[int, int]:
 def _conv(layer: Conv, x: Grid, y: Grid | None, limits: tuple[int, int], facts: dict[str, Any]) -> QuadConv | None:
     """None where the file has no integers for it, or ones that the kernel does not take."""
     found = layer.integers
-    if found is None or layer.mask is not None or np.abs(found.values).max(initial=0) > _MOST_WEIGHT:
+    if found is None or (layer.mask is not None and not _takes_mask(layer, x, y)) or np.abs(found.values).max(initial=0) > _MOST_WEIGHT:
         return None
     if _places(layer) > max(_MOST_PLACES, 2 * found.values.size):
         return None
@@ -195,6 +195,7 @@ def _conv(layer: Conv, x: Grid, y: Grid | None, limits: tuple[int, int], facts: 
         pads=layer.shape.pads,
         strides=layer.shape.strides,
         source=x,
+        mask=None if layer.mask is None else as_quads(layer.mask[None])[0],
         dilations=layer.shape.dilations,
         size=layer.shape.output,
         depthwise=layer.shape.groups == layer.shape.channels == layer.shape.filters > 1 and y is not None,
@@ -202,6 +203,11 @@ def _conv(layer: Conv, x: Grid, y: Grid | None, limits: tuple[int, int], facts: 
         dense=layer.macs_dense,
         **facts,
     )
+
+
+def _takes_mask(layer: Conv, x: Grid, y: Grid | None) -> bool:
+    """Whether its block mask has a form in integers: dropped blocks are zero where the zero point is."""
+    return x.zero == 0 and y is not None and layer.shape.groups < max(2, layer.shape.channels)
 
 
 def _bias(layer: Conv, scales: NDArray[np.float32], exact: bool) -> NDArray[np.int64] | None:
@@ -352,7 +358,8 @@ class _Quads:
             self._result.append(made)
         pads = (rows.before, columns.before, 0, 0)
         inputs = (self._phases[key], *conv.inputs[1:])
-        return replace(conv, inputs=inputs, weights=weights, pads=pads, strides=(1, 1), dilations=(1, 1))
+        mask = conv.mask if conv.mask is None else np.tile(conv.mask, (len(places), 1, 1, 1))
+        return replace(conv, inputs=inputs, weights=weights, mask=mask, pads=pads, strides=(1, 1), dilations=(1, 1))
 
 
 class _Axis:

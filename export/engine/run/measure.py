@@ -123,6 +123,9 @@ _QUAD_SIZES = (
     _Size(32, 32, 12, groups=32),
     _Size(24, 24, 7, groups=24, residual=True),
     _Size(16, 16, 12, 5, groups=16),
+    _Size(16, 16, 16, blocks=0.6),
+    _Size(32, 64, 8, blocks=0.4),
+    _Size(64, 32, 7, 1, blocks=0.5, residual=True),
 )
 _ALIKE = 2
 """Neighbours in rows, and in columns, that keep the same channels."""
@@ -157,6 +160,7 @@ def _quads(size: _Size, random: np.random.Generator) -> QuadConv:
             np.int8
         )
     grid = Grid(scale=np.float32(1), zero=0)
+    blocks = random.random((C, size.side, size.side, 4)) < size.blocks if size.blocks < 1 else None
     return QuadConv(
         name="layer",
         inputs=("x", "r") if size.residual else ("x",),
@@ -166,6 +170,7 @@ def _quads(size: _Size, random: np.random.Generator) -> QuadConv:
         factors=np.full(F, 1e-3, np.float32),
         source=grid,
         grid=grid,
+        mask=blocks,
         pads=(pad, pad, pad, pad),
         size=(size.side, size.side),
         depthwise=size.groups > 1,
