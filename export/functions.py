@@ -2,6 +2,7 @@
 
     UnpackMask      bits -> mask               bit k of byte b (k = 0 is the least significant) is element 8*b + k, row-major
     UnpackWeights   values, bits -> weights    the values at the ones of the bit mask, row-major; zeros elsewhere
+    DequantizeWeights  values, scales -> weights  int8 [F,...] times a scale for each filter
     MaskedConv      X, W, M, B -> Y            Y[n,f] = sum_c M[c] * sum_uv W[f,c,u,v] * X[n,c] at tap (u,v)  + B[f]
     MaskedDepthwiseConv  (the same signature)  the same sum where a group has one channel: M[c] factors out of it
     MaskedPointwiseConv  (the same signature)  the same sum for 1x1 kernels, stride 1, no padding: M multiplies the input
@@ -23,6 +24,8 @@ OPSETS = range(18, 24)
 """18 brought BitwiseAnd; 23 is the newest that ONNX Runtime 1.22 reads."""
 
 DEPTHWISE = "MaskedDepthwiseConv"
+DEQUANTIZE_WEIGHTS = "DequantizeWeights"
+"""What DequantizeLinear does, which ONNX Runtime does not fold: the weights of a masked convolution have to be known beforehand."""
 MASKED = "MaskedConv"
 POINTWISE = "MaskedPointwiseConv"
 UNPACK_MASK = "UnpackMask"
@@ -63,6 +66,14 @@ UnpackWeights <shape> (values, bits) => (weights)
   dense = Gather (table, place)
   shape = Constant <value_ints : ints = @shape> ()
   weights = Reshape (dense, shape)
+}""",
+    DEQUANTIZE_WEIGHTS: """
+DequantizeWeights (values, scales) => (weights)
+{
+  axes = Constant <value_ints = [1, 2, 3]> ()
+  by_filter = Unsqueeze (scales, axes)
+  real = CastLike (values, scales)
+  weights = Mul (real, by_filter)
 }""",
     MASKED: """
 MaskedConv <strides, pads, dilations, group, channels, taps> (X, W, M, B) => (Y)

@@ -58,7 +58,7 @@ class Quantiser:
     kept: tuple[str, ...] = ()
     layers: tuple[str, ...] = ()
     block_masked: tuple[str, ...] = ()
-    """Layers whose function computes in float32."""
+    """Layers with block masks, which runtimes that do not know their function compute in float32."""
 
     def apply(self, model: Any, opset: int) -> None:
         """Rewrite the graph in place. UsageError where it has no layer for integers, or a drop cannot be judged."""

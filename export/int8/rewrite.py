@@ -7,6 +7,10 @@ Y' = clip(round(acc s_x s_f / s_y) + z_y); any other runs it as it is written. A
 and averages have a grid of their own for their result; what only moves or chooses values keeps the grid that they have. ReLU, and a Clip
 from zero up, is what QuantizeLinear does by itself where zero is its lowest number: it goes. A Gemm that makes the graph's output stays
 float32 behind its sum. All other operators compute in float32 between DQ and Q.
+
+    Y = MaskedConv(X, W, M, B)     ->   Y' = Q(MaskedConv(DQ(X'), DequantizeWeights(W'), M, B'))        B' float32, whole numbers of s_x s_f
+
+It has the same integers; a runtime that does not know it computes its function in float32.
 """
 
 from collections.abc import Collection, Mapping
@@ -18,7 +22,8 @@ from onnxscript import ir
 
 from fineprune.ops.grids import Grid, integer_bias, integer_weights, weight_scales
 
-from ..graph import add_initializer, bypass, constant, remove_unused, sole_consumer
+from ..functions import DEQUANTIZE_WEIGHTS, DOMAIN
+from ..graph import add_initializer, bypass, constant, is_masked_conv, remove_unused, set_constant, sole_consumer
 
 LAYERS = ("Conv", "Gemm")
 MEASURED = ("Add", "AveragePool", "Concat", "GlobalAveragePool")
@@ -49,8 +54,8 @@ class _Rewriting:
     def __init__(self, model: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
         self.model = model
         self.grids = {name: Grid.of(*ends) for name, ends in ranges.items()}
-        self.constants: dict[tuple[str, bytes], Any] = {}
-        """The output of each DequantizeLinear of weights, by their name and scales: layers may share them."""
+        self.constants: dict[tuple[str, bytes, bool], Any] = {}
+        """The output of what dequantizes weights, by their name and scales, and whether for a masked convolution: layers may share them."""
         self.on_grid: dict[Any, Grid] = {}
         """The grids of the outputs of DequantizeLinear."""
         self.scalars: dict[tuple[str, float], Any] = {}
@@ -124,22 +129,30 @@ class _Rewriting:
         value, scale = node.inputs[1], self.on_grid[node.inputs[0]].scale
         axis = 1 if node.op_type == "Gemm" and not _attribute(node, "transB", 0) else 0
         weights, bias = np.moveaxis(_content(value), axis, 0), constant(_bias(node))
-        scales = weight_scales(weights, bias, scale)
-        key = value.name, scales.tobytes()
+        scales, masked = weight_scales(weights, bias, scale), is_masked_conv(node)
+        key = value.name, scales.tobytes(), masked
         if key not in self.constants:
             integers = np.moveaxis(integer_weights(weights, scales), 0, axis)
-            zeros = np.zeros(len(scales), np.int8)
-            self.constants[key] = self.dequantized(node, value.name, [integers, scales, zeros], axis)
+            zeros = [] if masked else [np.zeros(len(scales), np.int8)]
+            self.constants[key] = self.dequantized(node, value.name, [integers, scales, *zeros], axis)
         node.replace_input_with(1, self.constants[key])
         if bias is not None:
-            name, scales = node.inputs[2].name, scale * scales
-            node.replace_input_with(2, self.dequantized(node, name, [integer_bias(bias, scales), scales], 0))
+            name, scales = _bias(node).name, scale * scales
+            integers = integer_bias(bias, scales)
+            if masked:
+                set_constant(self.model, node, 3, integers.astype(np.float32) * scales, f"{name}.grid")
+            else:
+                node.replace_input_with(2, self.dequantized(node, name, [integers, scales], 0))
 
     def dequantized(self, node: Any, name: str, content: list[NDArray], axis: int) -> Any:
-        """DequantizeLinear of constants: integers, scales and, for weights, zero points."""
+        """DequantizeLinear of constants: integers, scales and, for weights, zero points; DequantizeWeights for a masked convolution."""
         kinds = (f"int{content[0].itemsize * 8}", "scale", "zero")
         inputs = [add_initializer(self.model, f"{name}.{kind}", array) for kind, array in zip(kinds, content, strict=False)]
-        dequantize = ir.node("DequantizeLinear", inputs, {"axis": axis}, name=f"{inputs[0].name}.dequantize")
+        name = f"{inputs[0].name}.dequantize"
+        if is_masked_conv(node):
+            dequantize = ir.node(DEQUANTIZE_WEIGHTS, inputs, domain=DOMAIN, name=name)
+        else:
+            dequantize = ir.node("DequantizeLinear", inputs, {"axis": axis}, name=name)
         dequantize.outputs[0].name = f"{inputs[0].name}.grid"
         self.model.graph.insert_before(node, dequantize)
         return dequantize.outputs[0]
@@ -156,20 +169,22 @@ def _content(value: Any) -> NDArray:
 
 
 def _is_layer(node: Any) -> bool:
-    """A convolution or linear layer with constant float32 weights (and bias) of plain form."""
-    if node.domain or node.op_type not in LAYERS:
+    """A convolution, masked or not, or linear layer with constant float32 weights (and bias) of plain form."""
+    masked = is_masked_conv(node)
+    if not masked and (node.domain or node.op_type not in LAYERS):
         return False
     weights, bias = constant(node.inputs[1]), _bias(node)
     if weights is None or weights.dtype != np.float32 or (bias is not None and constant(bias) is None):
         return False
-    if node.op_type == "Conv":
+    if masked or node.op_type == "Conv":
         return True
     plain = [_attribute(node, name, default) == default for name, default in (("alpha", 1.0), ("beta", 1.0), ("transA", 0))]
     return all(plain) and (bias is None or bias.shape == (weights.shape[1 - _attribute(node, "transB", 0)],))
 
 
 def _bias(node: Any) -> Any:
-    return node.inputs[2] if len(node.inputs) > 2 else None
+    index = 3 if is_masked_conv(node) else 2
+    return node.inputs[index] if len(node.inputs) > index else None
 
 
 def _on_grids(node: Any) -> bool:
@@ -194,7 +209,7 @@ def _activations(node: Any) -> list[Any]:
 
 def _absorbed(node: Any) -> Any:
     """The ReLU behind a node, or the Clip from zero up, that QuantizeLinear makes superfluous; None where there is none."""
-    if node.op_type not in (*LAYERS, "Add"):
+    if node.op_type not in (*LAYERS, "Add") and not is_masked_conv(node):
         return None
     consumer = sole_consumer(node.outputs[0])
     if consumer is None or consumer.domain or consumer.op_type not in ("Relu", "Clip"):

@@ -114,7 +114,7 @@ def cost_line(facts: Mapping[str, Any]) -> str:
     found, kept = facts["accuracy"], facts["kept_in_float32"]
     masked = len(facts.get("block_masked", ()))
     stayed = f"; {len(kept)} of {facts['layers']} layers stay in float32: {', '.join(kept)}" if kept else ""
-    stayed += f"; {masked} convolutions with block masks compute in float32" if masked else ""
+    stayed += f"; {masked} convolutions with block masks are integers in the engine alone" if masked else ""
     if "agreement" not in found:
         return f"int8: no held-out images to measure accuracy on{stayed}"
     agreement = f"the same class on {found['agreement']:.2%} of {found['samples']} {found['split']} images"

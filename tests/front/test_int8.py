@@ -31,7 +31,7 @@ def test_an_int8_file_says_what_it_costs(bundle: Path, tmp_path: Path, trust: li
     assert [runtime["runtime"] for runtime in parity["runtimes"]] == ["onnx.reference", "engine"] and parity["passed"]
     masked = Bundle.load(bundle).masks["ffp"]
     assert masked and len(facts["block_masked"]) == len(masked)
-    assert f"{len(masked)} convolutions with block masks compute in float32" in " ".join(result.out.split())
+    assert f"{len(masked)} convolutions with block masks are integers in the engine alone" in " ".join(result.out.split())
     kinds = [node.op_type for node in onnx.load(path).graph.node]
     assert "QuantizeLinear" in kinds and "Gemm" in kinds
     properties = {one.key: one.value for one in onnx.load(path).metadata_props}

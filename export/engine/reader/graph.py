@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fineprune.common.errors import RunError
 
-from ...functions import DOMAIN, UNPACK_MASK, UNPACK_WEIGHTS, VERSION, functions
+from ...functions import DEQUANTIZE_WEIGHTS, DOMAIN, UNPACK_MASK, UNPACK_WEIGHTS, VERSION, functions
 from .. import ops  # noqa: F401 - the operations register their handlers
 from ..ir.dtypes import DTYPES, FLOAT32, DType
 from ..ir.grids import Integers
@@ -236,6 +236,8 @@ class Reader:
             node.require(len(node.outputs) == 1, "has several outputs")
             self._constants.unpack(node.proto, node.attributes.get("shape"))
             return True
+        if node.domain == DOMAIN and node.op_type == DEQUANTIZE_WEIGHTS and len(node.outputs) == 1:
+            return self._constants.dequantize(node.proto, {"axis": 0})
         if node.domain == "" and node.op_type == "DequantizeLinear" and len(node.outputs) == 1:
             return self._constants.dequantize(node.proto, node.attributes)
         if node.domain == "" and node.op_type == "Constant" and len(node.outputs) == 1:

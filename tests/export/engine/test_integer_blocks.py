@@ -130,7 +130,9 @@ def test_a_residual_is_added(monkeypatch: pytest.MonkeyPatch) -> None:
     weights, bias, mask = drawn(shape, random, (9, 8))
     content = masked_file(shape, source, result, weights // 8, np.full(12, 0.04, np.float32), bias, mask, residual=True)
     x = random.integers(0, 256, (2, 12, 9, 8)).astype(np.uint8)
-    q = requantized(masked_sums(x, 0, shape, weights // 8, bias, mask), np.full(12, np.float32(0.05) * np.float32(0.04) / np.float32(0.5)), 90)
+    q = requantized(
+        masked_sums(x, 0, shape, weights // 8, bias, mask), np.full(12, np.float32(0.05) * np.float32(0.04) / np.float32(0.5)), 90
+    )
     wanted = np.clip(np.rint(((q - 90) * np.float32(0.5) + x * np.float32(0.05)) / np.float32(0.5)) + 90, 0, 255)
     with Session(content, fallback=False) as session:
         assert [record.kernel for record in session.profile(x, repeats=1)].count("quad_add") == 0

@@ -12,7 +12,7 @@ from fineprune.export.exporter import INT8_OPSET
 from fineprune.export.int8.quantiser import Int8Config, Quantiser
 from fineprune.export.int8.rewrite import measured, quantise
 from fineprune.export.pack import pack_weights
-from fineprune.export.transform import add_functions
+from fineprune.export.transform import add_functions, simplify
 from support.onnx_graphs import OPSET, append, conv_graph, run_onnxruntime, run_reference, serialize
 from support.reference import masked_conv2d
 
@@ -171,6 +171,26 @@ def test_what_only_moves_values_keeps_their_grid() -> None:
     graph = quantised(residual(), normal(16, 3, 9, 9))
     grids = {node.inputs[0].name: tuple(v.name for v in node.inputs[1:]) for node in graph.graph if node.op_type == "QuantizeLinear"}
     assert grids["c1"] == grids["m1"] == grids["s1"] == grids["p1"] != grids["c2"]
+
+
+@pytest.mark.parametrize("group", [1, 2, 6], ids=["plain", "grouped", "depthwise"])
+def test_a_masked_convolution_has_the_integers_of_the_formula(group: int) -> None:
+    w, bias, x, mask = normal(12, 6 // group, 3, 3), normal(12), np.abs(normal(3, 6, 8, 7)), RANDOM.random((6, 6, 5)) < 0.5
+    graph = conv_graph((6, 8, 7), (12, 6, 5), w, bias, mask, group=group)
+    append(graph, "Relu", {})
+    simplify(graph)
+    quantised(graph, x)
+    add_functions(graph, opset=INT8_OPSET)
+    known, tensors = constants(graph), integers(graph, x)
+    (q_x, q_y), q_w, scales = tensors.values(), known["layer.weight.int8"], known["layer.weight.scale"]
+    assert np.abs(q_w).max() == 64 and q_w.dtype == np.int8
+    s_x, s_y = (known[f"int8.scale.{k}"] for k in (0, 2))
+    q_b = by_name(known, ".grid") / (s_x * scales)
+    assert np.allclose(q_b, np.rint(q_b), rtol=1e-5) and np.abs(q_b * s_x * scales - bias).max() < 1e-3
+    sums = masked_conv2d(q_x.astype(np.float64), q_w.astype(np.float64), np.rint(q_b).astype(np.float64), mask, groups=group)
+    y = np.clip(np.rint(sums.astype(np.float32) * (s_x * scales / s_y).reshape(1, -1, 1, 1)), 0, 255)
+    assert np.abs(q_y - y).max() <= 1 and (q_y == y).mean() > 0.995  # its function sums float32 numbers
+    assert "Relu" not in [node.op_type for node in graph.graph]
 
 
 def test_layers_that_stay_are_left_as_they_were() -> None:
