@@ -138,11 +138,11 @@ class _Rewriting:
         node.replace_input_with(1, self.constants[key])
         if bias is not None:
             name, scales = _bias(node).name, scale * scales
-            integers = integer_bias(bias, scales)
+            whole = integer_bias(bias, scales)
             if masked:
-                set_constant(self.model, node, 3, integers.astype(np.float32) * scales, f"{name}.grid")
+                set_constant(self.model, node, 3, whole.astype(np.float32) * scales, f"{name}.grid")
             else:
-                node.replace_input_with(2, self.dequantized(node, name, [integers, scales], 0))
+                node.replace_input_with(2, self.dequantized(node, name, [whole, scales], 0))
 
     def dequantized(self, node: Any, name: str, content: list[NDArray], axis: int) -> Any:
         """DequantizeLinear of constants: integers, scales and, for weights, zero points; DequantizeWeights for a masked convolution."""
