@@ -232,7 +232,11 @@ def tile_add_filters(tile: Tile, array: NDArray, index: NDArray, places: int, of
 
 def _add_masked(e: Emitter) -> Any:
     builder, size = e.builder, e.args[5].type
-    x = builder.and_(_as_words(e, e.broadcast(e.element(e.data(1), e.args[2]))), _word(e, 3, e.args[4]))
+    octets, word = builder.bitcast(e.data(1), ir.IntType(8).as_pointer()), ir.IntType(32)
+    quad = builder.load(builder.bitcast(e.element(octets, e.args[2]), word.as_pointer()))
+    quad.align = 1
+    first = builder.insert_element(ir.Constant(_WORDS, ir.Undefined), quad, word(0))
+    x = builder.and_(e.shuffle(first, first, [0] * LANES), _word(e, 3, e.args[4]))
 
     def change(row: int, vector: int, old: Any) -> Any:
         weights = _words_at(e, 3, builder.add(e.args[5], ir.Constant(size, vector * LANES)))
@@ -243,12 +247,11 @@ def _add_masked(e: Emitter) -> Any:
 
 @operation(_add_masked)
 def tile_add_masked(tile: Tile, array: NDArray, place: int, index: NDArray, mask: int, weights: int) -> Tile:
-    """tile[0,v] += products of the quad array[place] & index[mask] with index[weights + v*LANES : + LANES], one for each lane.
+    """tile[0,v] += products of the four bytes of array from `place` on, & index[mask], with index[weights + v*LANES : + LANES].
 
-    index: int32.
+    place: in bytes; index: int32.
     """
-    quad = array[place : place + 1].view(np.int32) & index[mask : mask + 1].view(np.int32)
-    x = quad.view(np.uint8).astype(np.int32) - LOWERED
+    x = (array.view(np.uint8)[place : place + 4] & index[mask : mask + 1].view(np.uint8)).astype(np.int32) - LOWERED
     w = np.ascontiguousarray(index[weights : weights + tile.size]).view(np.int8).reshape(*tile.shape, 4).astype(np.int32)
     return (tile.view(np.int32) + (x * w).sum(-1, dtype=np.int32)).view(np.float32)
 
@@ -478,6 +481,23 @@ def _chosen(e: Emitter) -> Any:
 def chosen(tile: Tile, bits: int, other: Tile) -> Tile:
     """Lane l of `tile` where bit l is set, else that of `other`, bit for bit."""
     return np.where(bits >> np.arange(LANES) & 1 == 1, tile.view(np.int32), other.view(np.int32)).view(np.float32)
+
+
+def _store_octets(e: Emitter) -> None:
+    octets = e.builder.bitcast(e.vector(0, 0), _ALL_BYTES)
+    data = e.builder.bitcast(e.data(1), ir.IntType(8).as_pointer())
+    for k in range(4):
+        place = e.element(data, e.args[2], (k, e.args[3]))
+        part = e.shuffle(octets, octets, range(k, 4 * LANES, 4))
+        e.builder.store(part, e.builder.bitcast(place, part.type.as_pointer())).align = 1
+
+
+@operation(_store_octets)
+def store_octets(tile: Tile, array: NDArray, place: int, stride: int) -> None:
+    """Byte k of each of LANES words as LANES bytes that follow each other from byte place + k*stride of array on."""
+    parts, memory = tile.view(np.uint8).reshape(LANES, 4), array.view(np.uint8)
+    for k in range(4):
+        memory[place + k * stride : place + k * stride + LANES] = parts[:, k]
 
 
 def _larger_bytes(e: Emitter) -> Any:

@@ -5,7 +5,9 @@
 
 A mask is a word of bytes that are 255 or 0: what it drops of x is 0, which is its zero point (passes/integers.py sees to it). A position
 goes through a list of the words that its mask keeps something of; so a block costs nothing where those of all four channels of a word
-are dropped. A work item is a few positions for as many filters as the registers hold sums of.
+are dropped. Where `planes` is set, a word is of four taps of a row of one channel instead (of a kernel of three columns a byte is spare):
+x is of uint8, the words of a row overlap, and every block that is dropped is saved. A work item is a few positions for as many filters as
+the registers hold sums of.
 """
 
 from collections.abc import Callable
@@ -30,6 +32,8 @@ from .quad_results import FIELDS, biases, constants, facts
 if TYPE_CHECKING:
     from .quads import QuadConv
 
+TAPS = 4
+"""Of a word."""
 _POSITIONS = 16
 """Of a work item."""
 _MOST_SETS = 4
@@ -42,11 +46,11 @@ def most_sets(registers: Registers) -> int:
 
 
 _MOST = most_sets(HOST)
-_META = Record(groups=INT, sets=INT, channels=INT, blocks=INT, tables=INT, bias=INT, x=INT, places=INT, offsets=INT, weights=INT,
-               filters=INT, **FIELDS)  # fmt: skip
-"""groups: of `sets` sets of LANES filters; channels: of quads; blocks, tables, bias, x, places, offsets, weights: positions in index of the
-bounds of the positions' lists, of the entries of each word in each group, of biases, of the first tap of each position, of its place in y,
-of the entries' offsets and of their weights."""
+_META = Record(x=INT, groups=INT, sets=INT, channels=INT, blocks=INT, tables=INT, bias=INT, starts=INT, places=INT, offsets=INT,
+               weights=INT, filters=INT, **FIELDS)  # fmt: skip
+"""x: its first byte; groups: of `sets` sets of LANES filters; channels: of words; blocks, tables, bias, starts, places, offsets, weights:
+positions in index of the bounds of the positions' lists, of the entries of each word in each group, of biases, of the first tap of each
+position (in bytes, as the entries' offsets), of its place in y, of offsets and weights."""
 _fields = _META.fields
 
 
@@ -101,28 +105,30 @@ def plan(conv: "QuadConv", x: View, residual: View | None, y: View) -> Op:
     tiles = -(-positions // _POSITIONS)
     tile_bounds = np.arange(tiles + 1) * positions // tiles
     rows, columns = np.divmod(np.arange(positions), y.width)
+    (down, right), (dilation, step), unit = conv.strides, (conv.dilations[0], TAPS if conv.planes else conv.dilations[1]), x.dtype.itemsize
     tables = _tables(bounds, places, conv.weights.shape[1])
     index = [
         tile_bounds,
         starts,
         tables.reshape(-1),
         biases(conv, groups * sets * LANES),
-        x.at(0, -conv.pads[0], -conv.pads[1]) + rows * x.row_stride + columns,
+        unit * (down * rows * x.row_stride + right * columns),
         rows * y.row_stride + columns,
-        places @ np.array([x.channel_stride, conv.dilations[0] * x.row_stride, conv.dilations[1]]),
+        unit * (places @ np.array([x.channel_stride, dilation * x.row_stride, step])),
         words(found).reshape(-1),
         np.stack([c, masks], 1).reshape(-1),
     ]
     position = np.cumsum([0, *map(len, index)])
     index[1] = position[8] + 2 * starts
     meta = _META.pack(
+        x=unit * x.at(0, -conv.pads[0], -conv.pads[1]),
         groups=groups,
         sets=sets,
         channels=conv.weights.shape[1],
         blocks=int(position[1]),
         tables=int(position[2]),
         bias=int(position[3]),
-        x=int(position[4]),
+        starts=int(position[4]),
         places=int(position[5]),
         offsets=int(position[6]),
         weights=int(position[7]),
@@ -179,7 +185,7 @@ def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray,
         tile, g = m.index + item // m.groups, item % m.groups
         table, bias = m.index + m.tables + g * (m.channels + 1), m.index + m.bias + g * m.sets * LANES
         for p in range(np.int64(index[tile]), np.int64(index[tile + 1])):
-            x, place = np.int64(index[m.index + m.x + p]), np.int64(index[m.index + m.places + p])
+            x, place = m.x + np.int64(index[m.index + m.starts + p]), np.int64(index[m.index + m.places + p])
             bound = m.index + m.blocks + p
             block, end = m.index + np.int64(index[bound]), m.index + np.int64(index[bound + 1])
             _sums(m.sets, memory, x, numbers, block, end, table, offsets, weights, bias, scratch)

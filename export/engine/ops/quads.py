@@ -25,7 +25,7 @@ from fineprune.ops.simd.quads import split, words
 from ..ir import costs
 from ..ir.conv import Margins, Op, View
 from ..ir.costs import Counts
-from ..ir.dtypes import FLOAT32, QUAD, DType
+from ..ir.dtypes import FLOAT32, QUAD, UINT8, DType
 from ..ir.grids import Grid
 from ..ir.network import NCHW, Candidate, Layer
 from . import quad_blocks, quad_depthwise, quad_filters, quad_positions
@@ -47,7 +47,8 @@ _FEW_ZEROS = 0.3
 @dataclass(frozen=True, kw_only=True, eq=False)
 class QuadConv(Layer):
     """weights int16 [F,C/4,kh,kw,4], from -255 to 255; bias int64 [F]; factors float32 [F]; `source`: grid of x; `grid`: of its own result,
-    before a residual (the second input); mask: bool [C/4,H,W,4], the blocks that are kept; `size`: rows and columns of y; `depthwise`:
+    before a residual (the second input); mask: bool [C/4,H,W,4], the blocks that are kept; `planes`: x is of
+    uint8, and words are of four taps: weights [F,C,kh,kw/4,4], mask [C,H,W,4]; `size`: rows and columns of y; `depthwise`:
     filter f reads channel f of each phase alone.
 
     Without a grid y = s * factor is of float32, of one position. `kept`, `dense`: multiply-adds a sample.
@@ -66,6 +67,7 @@ class QuadConv(Layer):
     dilations: tuple[int, int] = (1, 1)
     size: tuple[int, int] = (1, 1)
     depthwise: bool = False
+    planes: bool = False
     residual: Residual | None = None
     kept: int = 0
     dense: int = 0
@@ -83,6 +85,8 @@ class QuadConv(Layer):
 
     @property
     def limit(self) -> str:
+        if self.planes:
+            return ""
         if self.mask is not None:
             computed = self.mask[self.mask.any(-1)]
             dropped = 1 - float(computed.mean()) if computed.size else 0.0
@@ -113,7 +117,8 @@ class QuadConv(Layer):
 
     def dtype(self, inputs: Sequence[DType]) -> DType | None:
         """Quads or float32, of quads."""
-        return (QUAD if self.grid else FLOAT32) if all(dtype == QUAD for dtype in inputs) else None
+        wanted = [UINT8 if self.planes else QUAD, QUAD][: len(inputs)]
+        return (QUAD if self.grid else FLOAT32) if list(inputs) == wanted else None
 
     @cached_property
     def lists(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]:

@@ -63,7 +63,7 @@ def _order(conv: QuadConv, boxes: Mapping[str, Box]) -> Order | None:
     """That of the channels which saves quads."""
     channels = boxes[conv.inputs[0]][0]
     kept = as_channels(conv.weights)[:, :channels] != 0 if conv.mask is None else _blocks(conv.mask)[:, :channels]
-    if conv.depthwise or kept.shape[1] <= TOGETHER or kept.mean() > _DENSE:
+    if conv.depthwise or conv.planes or kept.shape[1] <= TOGETHER or kept.mean() > _DENSE:
         return None
     order = grouped_order(kept, TOGETHER)
     before, after = (np.count_nonzero(as_quads(mask).any(-1)) for mask in (kept, kept[:, order]))

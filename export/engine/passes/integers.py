@@ -29,6 +29,7 @@ from ..ops.grids import Dequantize, Quantize
 from ..ops.maps import Map
 from ..ops.packing import Pack, Unpack
 from ..ops.pools import Mean, Pool
+from ..ops.quad_blocks import TAPS
 from ..ops.quad_maps import Phases, QuadAdd, QuadAssemble, QuadMean, QuadPermute, QuadPool
 from ..ops.quad_results import Residual
 from ..ops.quads import TOGETHER, QuadConv, as_quads
@@ -130,7 +131,7 @@ def _fuse(state: _Fusing, layer: Layer) -> Layer:
     facts: dict[str, Any] = {"name": layer.name, "inputs": tuple(source.inputs[0] for source in sources), "output": sink.output}
     new: Layer | None = None
     if isinstance(layer, Conv):
-        new = _conv(layer, sources[0].grid, sink.grid, limits, facts)
+        new = _conv(layer, sources[0].grid, sink.grid, limits, facts, sources[0].signed)
     elif isinstance(layer, Map) and layer.function == "add" and len(sources) == 2:
         sums = Residual.of(sources[0].grid, sources[1].grid, sink.grid, *limits)
         new = QuadAdd(grid=sink.grid, sum=sums, **facts) if sums else None
@@ -168,7 +169,9 @@ def _limits(low: float, high: float, grid: Grid) -> tuple[int, int]:
     return int(found[0]), int(found[1])
 
 
-def _conv(layer: Conv, x: Grid, y: Grid | None, limits: tuple[int, int], facts: dict[str, Any]) -> QuadConv | None:
+def _conv(
+    layer: Conv, x: Grid, y: Grid | None, limits: tuple[int, int], facts: dict[str, Any], signed: bool = False
+) -> QuadConv | None:  # fmt: skip
     """None where the file has no integers for it, or ones that the kernel does not take."""
     found = layer.integers
     if found is None or (layer.mask is not None and not _takes_mask(layer, x, y)) or np.abs(found.values).max(initial=0) > _MOST_WEIGHT:
@@ -185,8 +188,9 @@ def _conv(layer: Conv, x: Grid, y: Grid | None, limits: tuple[int, int], facts: 
     largest = np.abs(bias) + 255 * np.abs(found.values).sum((1, 2, 3))
     if (largest > _MOST_BIAS).any():  # sums might not fit
         return None
+    dense = _ungrouped(found.values.astype(np.int16), layer.shape.groups)
     return QuadConv(
-        weights=_weights(found.values.astype(np.int16), layer.shape.groups),
+        **_words(dense, layer, signed),
         bias=bias,
         factors=factors,
         grid=y,
@@ -195,7 +199,6 @@ def _conv(layer: Conv, x: Grid, y: Grid | None, limits: tuple[int, int], facts: 
         pads=layer.shape.pads,
         strides=layer.shape.strides,
         source=x,
-        mask=None if layer.mask is None else as_quads(layer.mask[None])[0],
         dilations=layer.shape.dilations,
         size=layer.shape.output,
         depthwise=layer.shape.groups == layer.shape.channels == layer.shape.filters > 1 and y is not None,
@@ -230,14 +233,31 @@ def _places(layer: Conv) -> int:
     return shape.filters * shape.channels * math.prod(taps)
 
 
-def _weights(weights: NDArray[np.int16], groups: int) -> NDArray[np.int16]:
-    """[F,C/groups,kh,kw] as quads [F,ceil(C/4),kh,kw,4]: zeros for the channels of other groups."""
+def _words(weights: NDArray[np.int16], layer: Conv, signed: bool) -> dict[str, Any]:
+    """Weights [F,C,kh,kw] and mask as words of four channels, or of four taps where those that are kept are fewer."""
+    if layer.mask is None:
+        return {"weights": as_quads(weights)}
+    padded = np.pad(weights, ((0, 0), (0, 0), (0, 0), (0, -weights.shape[3] % TAPS)))
+    taps = padded.reshape(*weights.shape[:3], -1, TAPS), np.repeat(layer.mask[..., None], TAPS, -1)
+    quads = as_quads(weights), as_quads(layer.mask[None])[0]
+    planes = not signed and layer.shape.dilations[1] == 1 and _kept(*taps) < _kept(*quads)
+    words, mask = taps if planes else quads
+    return {"weights": words, "mask": mask, "planes": planes}
+
+
+def _kept(words: NDArray[np.int16], mask: NDArray[np.bool_]) -> int:
+    """Words that any filter keeps, at all positions of their masks."""
+    return int(words.any((0, -1)).sum((1, 2)) @ mask.any(-1).sum((1, 2)))
+
+
+def _ungrouped(weights: NDArray[np.int16], groups: int) -> NDArray[np.int16]:
+    """[F,C/groups,kh,kw] as [F,C,kh,kw]: zeros for the channels of other groups."""
     F, per_group, kh, kw = weights.shape
     dense = np.zeros((F, per_group * groups, kh, kw), np.int16)
     for g in range(groups):
         filters = slice(g * (F // groups), (g + 1) * (F // groups))
         dense[filters, g * per_group : (g + 1) * per_group] = weights[filters]
-    return as_quads(dense)
+    return dense
 
 
 def _real(state: _Fusing, layer: Conv, source: Dequantize) -> Layer:
@@ -301,8 +321,9 @@ class _Quads:
     def rewritten(self, layers: Sequence[Layer], inputs: Collection[str]) -> tuple[list[Layer], dict[str, Box]]:
         """The layers, and the sizes of their tensors."""
         here = [layer for layer in layers if isinstance(layer, _ON_QUADS) and not isinstance(layer, Quantize)]
-        needed = {name for layer in here for name in layer.inputs}
-        elsewhere = {name for layer in layers if not isinstance(layer, _ON_QUADS) for name in layer.inputs} | self._outputs
+        planes = {layer.inputs[0] for layer in here if isinstance(layer, QuadConv) and layer.planes}
+        needed = {name for layer in here for name in _read_as_quads(layer)}
+        elsewhere = {name for layer in layers if not isinstance(layer, _ON_QUADS) for name in layer.inputs} | self._outputs | planes
         for name in [name for name in inputs if name in needed]:
             self._pack(name)
         for layer in layers:
@@ -330,7 +351,8 @@ class _Quads:
     def _on_quads(self, layer: Layer) -> Layer:
         if isinstance(layer, Quantize):
             return replace(layer, output=self._name(layer.output), quads=True)
-        inputs = tuple(map(self._name, layer.inputs))
+        on_quads = _read_as_quads(layer)
+        inputs = (*layer.inputs[: len(layer.inputs) - len(on_quads)], *map(self._name, on_quads))
         if isinstance(layer, Dequantize):
             return replace(layer, inputs=inputs, quads=True)
         if not isinstance(layer, QuadConv):
@@ -340,7 +362,7 @@ class _Quads:
 
     def _unstrided(self, conv: QuadConv, output: Box) -> QuadConv:
         """A convolution with strides as one over the phases of its input, which are made where nobody has made them yet."""
-        if conv.strides == (1, 1):
+        if conv.strides == (1, 1) or conv.mask is not None:
             return conv
         F, C, kh, kw, _ = conv.weights.shape
         rows, columns = (_Axis(taps, conv.strides[k], conv.dilations[k], conv.pads[k], output[k + 1]) for k, taps in enumerate((kh, kw)))
@@ -358,8 +380,12 @@ class _Quads:
             self._result.append(made)
         pads = (rows.before, columns.before, 0, 0)
         inputs = (self._phases[key], *conv.inputs[1:])
-        mask = conv.mask if conv.mask is None else np.tile(conv.mask, (len(places), 1, 1, 1))
-        return replace(conv, inputs=inputs, weights=weights, mask=mask, pads=pads, strides=(1, 1), dilations=(1, 1))
+        return replace(conv, inputs=inputs, weights=weights, pads=pads, strides=(1, 1), dilations=(1, 1))
+
+
+def _read_as_quads(layer: Layer) -> tuple[str, ...]:
+    """The last of its inputs, or all."""
+    return layer.inputs[1:] if isinstance(layer, QuadConv) and layer.planes else layer.inputs
 
 
 class _Axis:

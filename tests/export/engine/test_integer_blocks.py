@@ -13,7 +13,7 @@ from fineprune.export.engine.ops import quad_blocks
 from fineprune.export.functions import DOMAIN, MASKED, POINTWISE, VERSION, functions
 from support.grids import File, Grid, conv_sums, requantized
 
-OPSET = 19
+OPSET, WIDTH = 19, 18
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,11 @@ def output_size(shape: Shape, height: int, width: int) -> tuple[int, int]:
 
 
 def masked_file(
-    shape: Shape, source: Grid, result: Grid, weights: NDArray, scales: NDArray, bias: NDArray, mask: NDArray, residual: bool = False
+    shape: Shape, source: Grid, result: Grid, weights: NDArray, scales: NDArray, bias: NDArray, mask: NDArray,
+    residual: bool = False, signed: bool = False,
 ) -> bytes:  # fmt: skip
-    file = File((shape.channels, 9, 8), np.uint8)
-    x = file.node("DequantizeLinear", ["x", *file.parameters("x", source)], "real")
+    file = File((shape.channels, 9, WIDTH), np.int8 if signed else np.uint8)
+    x = file.node("DequantizeLinear", ["x", *file.parameters("x", source, signed)], "real")
     w = file.weights("w", weights, scales, np.zeros(len(scales), np.int8))
     b = file.node(
         "DequantizeLinear", [file.constant("b", bias, np.int32), file.constant("bs", np.float32(source.scale) * scales, np.float32)],
@@ -100,18 +101,21 @@ def masked_file(
     return content
 
 
+@pytest.mark.parametrize("signed", [False, True], ids=["words of taps", "words of channels"])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_blocks_in_integers(shape: Shape, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_in_integers(shape: Shape, signed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """int8 files come as words of channels."""
     monkeypatch.setenv("FINEPRUNE_PLANS", "anew")
     random, source = np.random.default_rng(7), Grid(0.05, 0)
-    weights, bias, mask = drawn(shape, random, output_size(shape, 9, 8))
-    x = random.integers(0, 256, (2, shape.channels, 9, 8)).astype(np.uint8)
+    weights, bias, mask = drawn(shape, random, output_size(shape, 9, WIDTH))
+    x = random.integers(0, 256, (2, shape.channels, 9, WIDTH)).astype(np.uint8)
     sums = masked_sums(x, 0, shape, weights, bias, mask)
     scales = random.uniform(0.5, 2, shape.filters).astype(np.float32)
     result = Grid(float(np.float32(np.abs(sums).max() * 0.05 / 150)), 100)
     factors = np.float32(source.scale) * scales / np.float32(result.scale)
     wanted = requantized(sums, factors, result.zero)
-    content = masked_file(shape, source, result, weights, scales, bias, mask)
+    content = masked_file(shape, source, result, weights, scales, bias, mask, signed=signed)
+    x = (x.astype(int) - 128).astype(np.int8) if signed else x
     with Session(content, fallback=False) as session:
         [record] = [record for record in session.profile(x, repeats=1) if record.kernel == "quad_blocks"]
         assert np.array_equal(session.run(None, {"x": x})[0], wanted)
@@ -127,9 +131,9 @@ def test_blocks_in_integers(shape: Shape, monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_residual_is_added(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FINEPRUNE_PLANS", "anew")
     shape, random, source, result = Shape(12, 12), np.random.default_rng(3), Grid(0.05, 0), Grid(0.5, 90)
-    weights, bias, mask = drawn(shape, random, (9, 8))
+    weights, bias, mask = drawn(shape, random, (9, WIDTH))
     content = masked_file(shape, source, result, weights // 8, np.full(12, 0.04, np.float32), bias, mask, residual=True)
-    x = random.integers(0, 256, (2, 12, 9, 8)).astype(np.uint8)
+    x = random.integers(0, 256, (2, 12, 9, WIDTH)).astype(np.uint8)
     q = requantized(
         masked_sums(x, 0, shape, weights // 8, bias, mask), np.full(12, np.float32(0.05) * np.float32(0.04) / np.float32(0.5)), 90
     )
@@ -143,9 +147,9 @@ def test_a_residual_is_added(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("shape", "zero"), [(Shape(8, 8), 30), (Shape(8, 8, groups=8), 0)], ids=["zero point", "depthwise"])
 def test_what_has_no_form_computes_in_float32(shape: Shape, zero: int) -> None:
     random, source, result = np.random.default_rng(5), Grid(0.05, zero), Grid(40.0, 100)
-    weights, bias, mask = drawn(shape, random, (9, 8))
+    weights, bias, mask = drawn(shape, random, (9, WIDTH))
     content = masked_file(shape, source, result, weights, np.ones(8, np.float32), bias, mask)
-    x = random.integers(0, 256, (2, 8, 9, 8)).astype(np.uint8)
+    x = random.integers(0, 256, (2, 8, 9, WIDTH)).astype(np.uint8)
     wanted = requantized(masked_sums(x, zero, shape, weights, bias, mask), np.full(8, np.float32(0.05) / np.float32(40)), 100)
     with Session(content, fallback=False) as session:
         assert "quad_blocks" not in {record.kernel for record in session.profile(x, repeats=1)}
@@ -159,10 +163,10 @@ def test_channels_that_masks_drop_together_share_a_word(monkeypatch: pytest.Monk
     counted = quad_blocks._blocks
     monkeypatch.setattr(quad_blocks, "_blocks", lambda conv: lists.append(len(found[1])) or found if (found := counted(conv)) else None)
     shape, random = Shape(16, 16), np.random.default_rng(1)
-    weights, bias, _ = drawn(shape, random, (9, 8))
-    mask = np.zeros((16, 9, 8), bool)
+    weights, bias, _ = drawn(shape, random, (9, WIDTH))
+    mask = np.zeros((16, 9, WIDTH), bool)
     mask[::2, :, :4], mask[1::2, :, 4:] = True, True
-    content = masked_file(shape, Grid(0.05, 0), Grid(400.0, 0), weights, np.ones(16, np.float32), bias, mask)
+    content = masked_file(shape, Grid(0.05, 0), Grid(400.0, 0), weights, np.ones(16, np.float32), bias, mask, signed=True)
     with Session(content, fallback=False) as session:
-        assert "quad_permute" in {record.kernel for record in session.profile(np.zeros((1, 16, 9, 8), np.uint8), repeats=1)}
-    assert min(lists) == 9 * 8 * 2
+        assert "quad_permute" in {record.kernel for record in session.profile(np.zeros((1, 16, 9, WIDTH), np.int8), repeats=1)}
+    assert min(lists) == 9 * WIDTH * 2
