@@ -230,30 +230,32 @@ def tile_add_filters(tile: Tile, array: NDArray, index: NDArray, places: int, of
     return (tile.view(np.int32) + (x * w).sum(-1, dtype=np.int32)).view(np.float32)
 
 
-def _add_masked(e: Emitter) -> Any:
-    builder, size = e.builder, e.args[5].type
-    octets, word = builder.bitcast(e.data(1), ir.IntType(8).as_pointer()), ir.IntType(32)
-    quad = builder.load(builder.bitcast(e.element(octets, e.args[2]), word.as_pointer()))
-    quad.align = 1
-    first = builder.insert_element(ir.Constant(_WORDS, ir.Undefined), quad, word(0))
-    x = builder.and_(e.shuffle(first, first, [0] * LANES), _word(e, 3, e.args[4]))
+def _add_words(e: Emitter) -> Any:
+    builder, word = e.builder, ir.IntType(32)
+    octets, mask = builder.bitcast(e.data(1), ir.IntType(8).as_pointer()), builder.trunc(e.args[5], word)
 
     def change(row: int, vector: int, old: Any) -> Any:
-        weights = _words_at(e, 3, builder.add(e.args[5], ir.Constant(size, vector * LANES)))
-        return _as_numbers(e, _dot(e, _as_words(e, old), x, weights))
+        for k in range(e.types[6].vectors):
+            quad = builder.load(builder.bitcast(e.element(octets, e.args[2 + k]), word.as_pointer()))
+            quad.align = 1
+            first = builder.insert_element(ir.Constant(_WORDS, ir.Undefined), builder.and_(quad, mask), word(0))
+            x, weights = e.shuffle(first, first, [0] * LANES), _as_words(e, e.vector(0, k, tile=6))
+            old = _as_numbers(e, _dot(e, _as_words(e, old), x, weights))
+        return old
 
     return e.update(change)
 
 
-@operation(_add_masked)
-def tile_add_masked(tile: Tile, array: NDArray, place: int, index: NDArray, mask: int, weights: int) -> Tile:
-    """tile[0,v] += products of the four bytes of array from `place` on, & index[mask], with index[weights + v*LANES : + LANES].
-
-    place: in bytes; index: int32.
+@operation(_add_words)
+def tile_add_words(tile: Tile, array: NDArray, first: int, second: int, third: int, mask: int, weights: Tile) -> Tile:
+    """tile + products of the four bytes of array from byte `first` on, & mask, with weights[0,0], one for each lane; likewise from
+    `second` and `third` on with weights[0,1] and weights[0,2], where they are given. A tile of one vector.
     """
-    x = (array.view(np.uint8)[place : place + 4] & index[mask : mask + 1].view(np.uint8)).astype(np.int32) - LOWERED
-    w = np.ascontiguousarray(index[weights : weights + tile.size]).view(np.int8).reshape(*tile.shape, 4).astype(np.int32)
-    return (tile.view(np.int32) + (x * w).sum(-1, dtype=np.int32)).view(np.float32)
+    octets, total = array.view(np.uint8), tile.view(np.int32)
+    for place, w in zip((first, second, third), weights[0].view(np.int8).reshape(-1, LANES, 4).astype(np.int32), strict=False):
+        x = (octets[place : place + 4].view(np.uint32) & np.uint32(mask & 0xFFFFFFFF)).view(np.uint8).astype(np.int32) - LOWERED
+        total = total + (x * w).sum(-1, dtype=np.int32)
+    return total.view(np.float32)
 
 
 def _real_byte_run(e: Emitter) -> Any:
@@ -488,16 +490,16 @@ def _store_octets(e: Emitter) -> None:
     data = e.builder.bitcast(e.data(1), ir.IntType(8).as_pointer())
     for k in range(4):
         place = e.element(data, e.args[2], (k, e.args[3]))
-        part = e.shuffle(octets, octets, range(k, 4 * LANES, 4))
+        part = e.shuffle(octets, octets, range(k, 4 * e.size(4), 4))
         e.builder.store(part, e.builder.bitcast(place, part.type.as_pointer())).align = 1
 
 
 @operation(_store_octets)
-def store_octets(tile: Tile, array: NDArray, place: int, stride: int) -> None:
-    """Byte k of each of LANES words as LANES bytes that follow each other from byte place + k*stride of array on."""
+def store_octets(tile: Tile, array: NDArray, place: int, stride: int, count: Size) -> None:
+    """Byte k of each of the first words as `count` bytes that follow each other from byte place + k*stride of array on."""
     parts, memory = tile.view(np.uint8).reshape(LANES, 4), array.view(np.uint8)
     for k in range(4):
-        memory[place + k * stride : place + k * stride + LANES] = parts[:, k]
+        memory[place + k * stride : place + k * stride + count] = parts[:count, k]
 
 
 def _larger_bytes(e: Emitter) -> Any:

@@ -16,11 +16,13 @@ from ..ir.dtypes import INT8, QUAD, UINT8, DType
 from ..ir.grids import SIGNED, Grid
 from ..ir.network import NCHW, Layer, kernel
 from ..ir.record import INT, PLACE, Record
-from ..jit import jit_merged
+from ..jit import jit, jit_merged
 from .margins import margins
 
 _META = Record(x=PLACE, y=PLACE, channels=INT, columns=INT, flip=INT)
 _fields = _META.fields
+_FEW = 4
+"""Columns that are moved together where a row has less than LANES."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,18 +89,28 @@ def run_pack(first: int, last: int, scratch: int, arena: NDArray, constants: NDA
                 numbers[_quad(y, c, i, j)] = numbers[m.x.start + c * m.x.channel + i * m.x.row + j * m.x.pixel] ^ flip
 
 
+@jit
+def _planes(arena: NDArray, x: int, y: int, channel: int, columns: int) -> None:
+    """A row of words as rows of the bytes of its four channels; some numbers once more: quicker than one by one."""
+    if columns >= LANES:
+        for j in range(0, columns, LANES):
+            k = min(j, columns - LANES)
+            store_octets(load(arena, x + k, 1), arena, y + k, channel, LANES)
+    else:
+        for j in range(0, columns, _FEW):
+            k = min(j, columns - _FEW)
+            store_octets(load(arena, x + k, 1), arena, y + k, channel, _FEW)
+
+
 @kernel("unpack")
 def run_unpack(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
     """Kernel "unpack"."""
     m = _fields(meta, op)
     numbers, flip, x = octets(arena), np.uint8(m.flip), (m.x.start, m.x.channel, m.x.row)
-    together = m.channels // 4 if m.flip == 0 and m.y.pixel == 1 and m.columns >= LANES else 0
+    together = m.channels // 4 if m.flip == 0 and m.y.pixel == 1 and m.columns >= _FEW else 0
     for i in range(first, last):
         for c in range(together):
-            for j in range(0, m.columns, LANES):
-                k = min(j, m.columns - LANES)  # some numbers once more: quicker than one by one
-                quads = load(arena, m.x.start + c * m.x.channel + i * m.x.row + k, 1)
-                store_octets(quads, arena, m.y.start + 4 * c * m.y.channel + i * m.y.row + k, m.y.channel)
+            _planes(arena, m.x.start + c * m.x.channel + i * m.x.row, m.y.start + 4 * c * m.y.channel + i * m.y.row, m.y.channel, m.columns)
         for c in range(4 * together, m.channels):
             for j in range(m.columns):
                 numbers[m.y.start + c * m.y.channel + i * m.y.row + j * m.y.pixel] = numbers[_quad(x, c, i, j)] ^ flip

@@ -149,7 +149,7 @@ def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray,
         for p in range(n):
             place = np.int64(index[m.index + m.places + begin + p])
             if m.reals == 0:
-                finish(m, place, k, scratch + p * LANES, scratch + n * LANES, arena, constants)
+                _finish(m, place, k, scratch + p * LANES, scratch + n * LANES, arena, constants)
             else:
                 factors = load(constants, m.constants + FACTORS + k * LANES, 1)
                 store(multiplied(real(load(arena, scratch + p * LANES, 1)), factors), arena, scratch + n * LANES)
@@ -158,7 +158,7 @@ def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray,
 
 
 @jit
-def finish(m: Any, place: int, k: int, sums: int, spare: int, arena: NDArray, constants: NDArray) -> None:
+def _finish(m: Any, place: int, k: int, sums: int, spare: int, arena: NDArray, constants: NDArray) -> None:
     """Sums of LANES filters at a position become words."""
     word, count = words_of(arena), min(LANES, m.filters - k * LANES + _QUAD - 1) // _QUAD
     y = m.y.start + k * (LANES // _QUAD) * m.y.channel + place

@@ -146,7 +146,7 @@ def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray,
             entry, end = m.index + np.int64(index[bound]), m.index + np.int64(index[bound + 1])
             _sums(n, memory, m.x + start, numbers, entry, end, m.index + m.bias + f + r, scratch + r * step)
         if m.reals == 0:
-            _finish(m, step, start, k, scratch, arena, constants, index)
+            finish(m, step, start, k, scratch, arena, constants, index)
         else:
             sums = words_of(arena)
             for r in range(min(FILTERS, m.filters - f)):
@@ -155,7 +155,7 @@ def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray,
 
 
 @jit
-def _finish(m: Any, step: int, start: int, k: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray) -> None:
+def finish(m: Any, step: int, start: int, k: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray) -> None:
     """Sums of four filters, `step` positions from `start` on, become quads."""
     f = m.constants + FACTORS + k * FILTERS
     f0, f1, f2, f3 = same(constants[f], 1), same(constants[f + 1], 1), same(constants[f + 2], 1), same(constants[f + 3], 1)

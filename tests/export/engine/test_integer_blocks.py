@@ -1,6 +1,10 @@
 """Convolutions with block masks on grids: in integers, those of int64; what has no form there computes in float32, as the file says."""
 
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -106,6 +110,24 @@ def masked_file(
 def test_blocks_in_integers(shape: Shape, signed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """int8 files come as words of channels."""
     monkeypatch.setenv("FINEPRUNE_PLANS", "anew")
+    check(shape, signed)
+
+
+SCRIPT = """
+from test_integer_blocks import SHAPES, check
+for signed in (False, True):
+    check(SHAPES["of channels that fill no word"], signed)
+"""
+
+
+def test_the_twins_make_the_same_integers() -> None:
+    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    environment = os.environ | {"NUMBA_DISABLE_JIT": "1", "FINEPRUNE_COSTS": "assumed", "FINEPRUNE_PLANS": "anew", "PYTHONPATH": paths}
+    subprocess.run([sys.executable, "-c", SCRIPT], check=True, env=environment)
+
+
+def check(shape: Shape, signed: bool) -> None:
+    """The engine's integers, and the multiply-adds that it reports."""
     random, source = np.random.default_rng(7), Grid(0.05, 0)
     weights, bias, mask = drawn(shape, random, output_size(shape, 9, WIDTH))
     x = random.integers(0, 256, (2, shape.channels, 9, WIDTH)).astype(np.uint8)
@@ -160,8 +182,8 @@ def test_channels_that_masks_drop_together_share_a_word(monkeypatch: pytest.Monk
     """Of two kinds of channels in turn: half of the words are nothing."""
     monkeypatch.setenv("FINEPRUNE_PLANS", "anew")
     lists = []
-    counted = quad_blocks._blocks
-    monkeypatch.setattr(quad_blocks, "_blocks", lambda conv: lists.append(len(found[1])) or found if (found := counted(conv)) else None)
+    counted = quad_blocks._lists
+    monkeypatch.setattr(quad_blocks, "_lists", lambda *given: lists.append(len((found := counted(*given))[1])) or found)
     shape, random = Shape(16, 16), np.random.default_rng(1)
     weights, bias, _ = drawn(shape, random, (9, WIDTH))
     mask = np.zeros((16, 9, WIDTH), bool)
