@@ -59,6 +59,8 @@ class TrainConfig:
     """Which samples each epoch visits; a name or a mapping with `name` will do."""
     distill: DistillConfig | None = None
     """Learn from a teacher, too, which `train` is given; a share or a mapping will do."""
+    qat_epochs: int = 0
+    """So many of the last epochs compute on the grids of int8 (quantised.py): quantisation-aware training. 0: none."""
     asynchronous: AsyncConfig | None = None
     """Train with a parameter server and workers; a mapping will do. None: the plain trainer."""
     record_losses: bool = False
@@ -77,7 +79,7 @@ class TrainConfig:
         for name, choices in (("optimizer", OptimizerName), ("schedule", ScheduleName), ("precision", PrecisionName)):
             if getattr(self, name) not in get_args(choices):
                 raise UsageError(f"{name} is one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}")
-        for name, least in (("epochs", 1), ("batch_size", 1), ("patience_epochs", 0), ("workers", 0)):
+        for name, least in (("epochs", 1), ("batch_size", 1), ("patience_epochs", 0), ("qat_epochs", 0), ("workers", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise UsageError(f"{name} is a whole number of at least {least}, got {value!r}")
@@ -130,6 +132,10 @@ class TrainConfig:
             raise UsageError("nesterov needs the sgd optimizer and a momentum above 0")
         if self.asynchronous is not None and (self.policy != PolicyConfig() or self.record_losses):
             raise UsageError("asynchronous training visits every sample and records no losses; leave policy and record_losses out")
+        if self.qat_epochs > self.epochs:
+            raise UsageError(f"qat_epochs are the last ones of epochs={self.epochs}, got {self.qat_epochs}")
+        if self.asynchronous is not None and self.qat_epochs:
+            raise UsageError("a parameter server and its workers compute in float32; leave qat_epochs out, or take the plain trainer")
 
     def to_json(self) -> dict[str, Any]:
         """Every setting as JSON types."""
@@ -138,7 +144,7 @@ class TrainConfig:
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide the result: a resumed run must have the same."""
-        apart = (*_WITHOUT_EFFECT, "asynchronous", *(["distill"] if self.distill is None else []))
+        apart = (*_WITHOUT_EFFECT, "asynchronous", *(name for name in ("distill", "qat_epochs") if not getattr(self, name)))
         settings = {key: value for key, value in self.to_json().items() if key not in apart}
         own = {} if self.asynchronous is None else self.asynchronous.identity()
         return settings | {f"asynchronous.{key}": value for key, value in own.items()}

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,20 @@ class DataLike(Protocol):
     def train(self) -> SplitLike: ...
     @property
     def validation(self) -> SplitLike: ...
+
+
+@runtime_checkable
+class Masked(Protocol):
+    """A layer that carries masks."""
+
+    @property
+    def block_mask(self) -> Tensor | None:
+        """bool [C,oh,ow], what it keeps of the blocks; None for everything."""
+        ...
+
+    def masked_weight(self) -> Tensor:
+        """The weight with what is dropped at zero."""
+        ...
 
 
 class Masking(Protocol):

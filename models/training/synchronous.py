@@ -32,6 +32,7 @@ from .interfaces import BatchLike, SplitLike
 from .layout import choose_nhwc, memory_format
 from .loop import Run, Task, Trained
 from .parallel import share_buffers, shared_network
+from .quantised import Quantised, quantised
 from .results import TrainResult
 from .sampling.loss_log import LossLog
 from .sampling.policies import Policy, Selection, make_policy
@@ -53,13 +54,18 @@ def opened(task: Task) -> Iterator["Synchronous"]:
     policy = make_policy(config.policy, samples=len(task.data.train), epochs=config.epochs, seed=config.seed, batch_size=config.batch_size)
     model.to(where)
     nhwc = choose_nhwc(task.networks, task.data, where, config.channels_last, task.progress)
-    with memory_format(model, where, nhwc) as layout, teaching(task.teacher, model, config, where, task.dtype, layout) as teacher:
+    with (
+        memory_format(model, where, nhwc) as layout,
+        teaching(task.teacher, model, config, where, task.dtype, layout) as teacher,
+        quantised(task) as on_grids,
+    ):
         scaler = torch.amp.GradScaler(where.type, enabled=task.dtype == torch.float16)
         network = shared_network(model, task)
         yield Synchronous(
             task=task,
             stepper=Stepper(model, make_optimizer(model, config), scaler, config, where, task.dtype, layout, frozen, network, teacher),
             store=FolderStore(task.output, task.identity, task.group),
+            quantised=on_grids,
             policy=policy,
             rate=LearningRate(config),
             log=LossLog(len(task.data.train)) if config.record_losses else None,
@@ -68,11 +74,12 @@ def opened(task: Task) -> Iterator["Synchronous"]:
 
 @dataclass
 class Synchronous:
-    """The fields from `policy` on are what a resume restores."""
+    """The fields from `quantised` on are what a resume restores."""
 
     task: Task
     stepper: Stepper
     store: FolderStore
+    quantised: Quantised | None
     policy: Policy
     rate: LearningRate
     log: LossLog | None
@@ -96,7 +103,8 @@ class Synchronous:
 
     @property
     def settled(self) -> bool:
-        return self.task.masking is None or self.task.masking.final
+        masking = self.task.masking
+        return (masking is None or masking.final) and (self.quantised is None or self.quantised.begun)
 
     @property
     def place(self) -> str:
@@ -156,6 +164,8 @@ class Synchronous:
         stepper, weights = self.stepper, self.selection.weights
         if self.task.masking is not None:
             self.task.masking.update((self.epoch + self.batch / total) / self.config.epochs)
+        if self.quantised is not None and self.batch == 0:
+            self.quantised.begin(self.epoch)
         rank = self.task.group.rank
         seed_generators(stepper.device, derive_seed(self.config.seed, "layers", self.epoch, self.batch, *([rank] if rank else [])))
         for group in stepper.optimizer.param_groups:
@@ -231,7 +241,7 @@ class Synchronous:
         self.batch, self.sums, self.selection = 0, EpochSums(), Selection()
 
     def remark(self) -> str:
-        return ""
+        return ", on int8 grids" if self.quantised is not None and self.quantised.begun else ""
 
     def result(self, result: TrainResult) -> TrainResult:
         config, policy = self.config, self.policy
@@ -253,12 +263,15 @@ class Synchronous:
             "optimizer": self.stepper.optimizer.state_dict(),
             "scaler": self.stepper.scaler.state_dict(),
             **({} if self.task.masking is None else {"masking": self.task.masking.state_dict()}),
+            **({} if self.quantised is None else {"quantised": self.quantised.state_dict()}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         stepper = self.stepper
         if self.task.masking is not None:
             self.task.masking.load_state_dict(state["masking"])
+        if self.quantised is not None:
+            self.quantised.load_state_dict(state["quantised"])
         stepper.model.load_state_dict(state["model"])
         stepper.optimizer.load_state_dict(state["optimizer"])
         stepper.scaler.load_state_dict(state["scaler"])

@@ -71,6 +71,7 @@ def compress(
     prune_schedule: str | Mapping[str, Any] | None = None,
     epochs: int | None = None,
     distill: float | Mapping[str, Any] | None = None,
+    qat_epochs: int | None = None,
     finetune: TrainConfig | None = None,
     samples: int | None = None,
     seed: int = 0,
@@ -89,10 +90,10 @@ def compress(
     or one "common" list of scores. Or ffp, fwp: the fraction of blocks and of weights; each also takes a mapping with any field of
     FFPConfig and FWPConfig. prune_schedule: when masks come, "one-shot", "rounds", "cubic", or a mapping with a name and settings.
     epochs: of fine-tuning (0: none); distill: the share of the loss that the dense network teaches (0: none), or a mapping (share,
-    temperature, features, layers); `finetune` gives all settings. reconstruct: whether kept weights are refitted first, or a mapping
-    (images, columns, memory_bytes). samples: calibrate on so many; seed: by which they are chosen, and of the fine-tuning. statistics: a
-    folder of `fineprune calibrate`. progress: `Lines()`, the default, `Bars()` or `Silent()` of common.progress. Without a preset the
-    epochs decide what else is left open (job.py), and a line says what.
+    temperature, features, layers); qat_epochs: so many of the last ones compute on int8 grids; `finetune` gives all settings. reconstruct:
+    whether kept weights are refitted first, or a mapping (images, columns, memory_bytes). samples: calibrate on so many; seed: by which
+    they are chosen, and of the fine-tuning. statistics: a folder of `fineprune calibrate`. progress: `Lines()`, the default, `Bars()` or
+    `Silent()` of common.progress. Without a preset the epochs decide what else is left open (job.py), and a line says what.
 
     UsageError for other arguments, and (also RunError) for a network that a bundle would not give back: before any work.
     """
@@ -100,11 +101,12 @@ def compress(
     check_arguments(statistics=statistics, output=output)
     check_progress(progress)
     check_named(model, checkpoint=checkpoint, model_args=model_args)
-    if finetune is not None and distill is not None:
-        raise UsageError("distill is one of the settings that finetune gives: TrainConfig(distill=...); leave one of the two out")
+    for name, value in (("distill", distill), ("qat_epochs", qat_epochs)):
+        if finetune is not None and value is not None:
+            raise UsageError(f"{name} is one of the settings that finetune gives: TrainConfig({name}=...); leave one of the two out")
     settings: dict[str, Any] = {"preset": preset, "prune": prune, "prune_split": prune_split, "prune_schedule": prune_schedule}
     parts: dict[str, Any] = {"ffp": ratio_settings(ffp), "fwp": ratio_settings(fwp)}
-    training = finetune or {"epochs": epochs, "distill": distill, "seed": seed}
+    training = finetune or {"epochs": epochs, "distill": distill, "qat_epochs": qat_epochs, "seed": seed}
     calibration = CalibrationConfig(samples=samples, seed=seed)
     asked = Asked(**settings, **parts, reconstruct=reconstruct, finetune=training, calibration=calibration, measured=statistics is not None)
     job = asked.job(compare_dense=compare_dense, device=device)
@@ -383,7 +385,9 @@ class _Run:
         options: dict[str, Any] = {"device": self.device, "progress": self.progress, "beside": beside}
         with opened(model, self.data, self.job.finetune, output=self.folder / name if self.folder else None, **options) as run:
             result = run.finish().to_json()
-        learned = {} if distill is None else {"distill": distill.to_json()}
+        learned: dict[str, Any] = {} if distill is None else {"distill": distill.to_json()}
+        if epochs := self.job.finetune.qat_epochs:
+            learned["qat_epochs"] = epochs
         return {**result, **learned, **({} if masking is None else {"prune_schedule": masking.schedule.to_json()})}
 
 

@@ -152,6 +152,8 @@ def finetune_config(**settings: Any) -> TrainConfig | None:
     """Fine-tuning settings: the defaults with those given (not None) changed; None for epochs=0. distill=0 is none."""
     given = {key: value for key, value in settings.items() if value is not None}
     if given.get("epochs") == 0:
+        if given.get("qat_epochs"):
+            raise UsageError(f"qat_epochs are the last ones of epochs=0, got {given['qat_epochs']!r}")
         return None
     if _none(given.get("distill")):
         del given["distill"]

@@ -35,6 +35,7 @@ _TRAINING = Maybe(
     {
         "history": [{"epoch": _WHOLE, "validation_accuracy": Maybe(_SHARE)}],
         "prune_schedule": Maybe({"name": str, "share": _SHARE, "updates": _WHOLE}),
+        "qat_epochs": Maybe(_WHOLE),
         "distill": Maybe({"share": _SHARE, "temperature": Within(float, 0, 1e9), "features": Maybe(_COUNT)}),
     }
 )
@@ -102,6 +103,12 @@ def taught(facts: dict[str, Any]) -> str:
         return ""
     features = f", features {distill['features']:g}" if distill.get("features") else ""
     return f" (learned from the dense network: {distill['share']:g} of the loss, temperature {distill['temperature']:g}{features})"
+
+
+def on_grids(facts: dict[str, Any]) -> str:
+    """How many epochs of the fine-tuning were quantisation-aware, in brackets; empty where none was."""
+    epochs = ((facts.get("training") or {}).get("finetune") or {}).get("qat_epochs")
+    return f" (the last {epochs} epoch{'s' * (epochs > 1)} on int8 grids)" if epochs else ""
 
 
 def zeros_pruned(facts: dict[str, Any]) -> list[tuple[str, float]]:

@@ -8,7 +8,7 @@
             prune_schedule ("one-shot", "rounds", "cubic", or a table: name and rounds, or share, updates, samples),
             reconstruct (true, false or a table: images, columns, memory_bytes)
 [finetune]  fields of TrainConfig, distill = 0.9 or { share = 0.9, temperature = 4.0,
-            features = 1.0, layers = ["layer1"] } among them; epochs = 0 leaves it out
+            features = 1.0, layers = ["layer1"] } and qat_epochs = 1 among them; epochs = 0 leaves it out
 [export]    plain, parity_samples, int8 (true, false or a table: ranges, images, max_drop)
 [bench]     batch_sizes, threads, rounds, seed, int8 (true or false)
 output      the run folder

@@ -14,7 +14,7 @@ from fineprune.compressor.bundle import Bundle
 from fineprune.compressor.masks import KINDS
 from fineprune.compressor.masks.kind import label
 
-from .manifest import STEPS, check_facts, final_accuracy, masked_meanwhile, read_bundle, taught, zeros_pruned
+from .manifest import STEPS, check_facts, final_accuracy, masked_meanwhile, on_grids, read_bundle, taught, zeros_pruned
 from .pictures import picture, plain
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def write_report(
             _section(
                 "Fine-tuning",
                 training_figure(facts["training"]),
-                f"validation accuracy after each epoch{masked_meanwhile(facts)}{taught(facts)}",
+                f"validation accuracy after each epoch{masked_meanwhile(facts)}{taught(facts)}{on_grids(facts)}",
             )
         )
     if bench:

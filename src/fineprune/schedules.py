@@ -85,6 +85,11 @@ class CubicSchedule(Schedule):
         if reconstruct is not None:
             raise UsageError("reconstruction refits the weights under final masks, and prune_schedule 'cubic' has none before it trains")
         check_masking(finetune)
+        if finetune.qat_epochs and self.due(1 - finetune.qat_epochs / finetune.epochs) < self.updates:
+            raise UsageError(
+                f"masks come over the first {self.share:.0%} of the run, and qat_epochs={finetune.qat_epochs} of epochs={finetune.epochs} "
+                "begin before they are final; lower one of the two"
+            )
 
     def check_steps(self, finetune: TrainConfig, samples: int) -> None:
         """UsageError where a fine-tuning on so many samples could end before the masks are final, which its last step must see."""

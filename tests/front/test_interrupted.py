@@ -64,11 +64,12 @@ def test_an_interrupted_compression_goes_on(
 
 
 CUBIC = ["--prune-schedule", "cubic", "--prune-schedule-arg", "updates=3", "--prune-schedule-arg", "samples=40"]
+GRIDS = ["--epochs", 2, "--qat-epochs", 1]
 COMPOSED: dict[str, list[object]] = {
     "on the fly": ["--prune", 0.6, *CUBIC, "--epochs", 4, "--batch-size", 32, "--policy", "infobatch", "--policy-arg", "full_share=0.25"],
     "on the fly by a server": ["--prune", 0.6, *CUBIC, "--epochs", 2, "--batch-size", 32, "--trainer", "dc-asgd", "--workers", 3],
     "reconstructed, then a server": ["--prune", 0.6, "--reconstruct", "--epochs", 4, "--batch-size", 32, "--trainer", "lc-asgd"],
-    "one list, taught": ["--prune", 0.6, "--prune-split", "common", *CUBIC, "--epochs", 2, "--batch-size", 32, "--distill", 0.8],
+    "one list, taught, on grids": ["--prune", 0.6, "--prune-split", "common", *CUBIC, *GRIDS, "--batch-size", 32, "--distill", 0.8],
 }
 
 

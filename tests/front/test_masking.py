@@ -304,6 +304,7 @@ def test_a_schedule_is_a_name_or_a_table() -> None:
             "masks that come while the network trains need",
         ),
         (["--prune-schedule", "cubic", "--epochs", 1, "--batch-size", 1000], "1 epochs of 1 steps may end before the masks are final"),
+        (["--prune-schedule", "cubic", "--epochs", 3, "--qat-epochs", 2], "qat_epochs=2 of epochs=3 begin before they are final"),
         (["--prune-schedule", "cubic", "--statistics", "."], "statistics belong to masks made at once"),
     ],
 )

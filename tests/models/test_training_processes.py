@@ -81,6 +81,7 @@ def several(rank: int, folder: Path) -> dict[str, Any]:
     found["policy"] = trained(Half(), config(policy=POLICY, record_losses=True))
     found["batchnorm"] = trained(small_network(), config(batch_size=16))
     found["taught"] = trained(Half(), config(distill=0.7), teacher=small_network(seed=9))
+    found["quantised"] = trained(Half(), config(qat_epochs=2))
     found["masked"] = masked()
     found["remainder"] = trained(Half(), config(epochs=1), samples=3 * 8 + 3)
 
@@ -130,7 +131,7 @@ def assert_close(one: dict[str, Any], other: dict[str, Any]) -> None:
         assert mine == pytest.approx(theirs, rel=1e-5)
 
 
-@pytest.mark.parametrize("run", ["plain", "policy", "batchnorm", "taught", "masked", "remainder"])
+@pytest.mark.parametrize("run", ["plain", "policy", "batchnorm", "taught", "quantised", "masked", "remainder"])
 def test_both_processes_end_with_the_same_bits(both: list[dict[str, Any]], run: str) -> None:
     one, other = (found[run] for found in both)
     assert one["history"] == other["history"]

@@ -8,7 +8,7 @@ import click
 
 from fineprune.common.text import printable
 
-from ..manifest import masked_meanwhile, taught, zeros_pruned
+from ..manifest import masked_meanwhile, on_grids, taught, zeros_pruned
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -86,7 +86,7 @@ def print_compression(facts: dict[str, Any]) -> None:
         "masked": "masked",
         "reconstructed": "reconstructed",
         "batchnorm_recalibrated": "BatchNorm chosen",
-        "finetuned": f"fine-tuned{masked_meanwhile(facts)}{taught(facts)}",
+        "finetuned": f"fine-tuned{masked_meanwhile(facts)}{taught(facts)}{on_grids(facts)}",
         "dense_finetuned": "dense network, fine-tuned alike",
     }
     rows = [[text, f"{accuracy[key]:.2%}"] for key, text in steps.items() if accuracy.get(key) is not None]

@@ -23,6 +23,13 @@ policy_options = stack(
 )
 
 
+qat_option = click.option(
+    "--qat-epochs",
+    type=int,
+    metavar="N",
+    help="How many of the last epochs compute on the grids of int8, so that `export --int8` loses less.",
+)
+
 distill_options = stack(
     click.option(
         "--distill",
@@ -70,6 +77,7 @@ def training_options(**defaults: str) -> Callable[[Callable[..., Any]], Callable
             str,
             "How the learning rate falls: cosine, multistep, plateau, constant, or auto (when the validation loss no longer changes).",
         ),
+        qat_option,
         click.option("--no-augment", is_flag=True, help="Train on the images as they are, neither shifted nor mirrored."),
         option("precision", str, "Which numbers to compute with: auto, float32, bfloat16 or float16."),
         option(
@@ -113,7 +121,7 @@ def training_options(**defaults: str) -> Callable[[Callable[..., Any]], Callable
 
 _TRAINING = (
     *("epochs", "batch_size", "optimizer", "lr", "momentum", "weight_decay", "schedule", "gamma", "warmup_epochs"),
-    *("label_smoothing", "max_grad_norm", "precision", "workers", "seed"),
+    *("label_smoothing", "max_grad_norm", "precision", "workers", "seed", "qat_epochs"),
 )
 
 
