@@ -106,6 +106,11 @@ ROWS: tuple[tuple[str, str, float | None, float | None, float | None], ...] = (
     ("dense.pointwise", "ONNX Runtime: a multiply-add of a dense 1x1 convolution", 0.01, 0.023, 0.06),
     ("dense.depthwise", "ONNX Runtime: a multiply-add of a depthwise convolution", 0.05, 0.045, 0.12),
     ("dense.output", "ONNX Runtime: a number of the output", 0.01, 0.01, 0.02),
+    ("dense.int8.operation", "ONNX Runtime: a convolution in integers", 2000.0, 4000.0, 4000.0),
+    ("dense.int8.window", "ONNX Runtime: a multiply-add of a dense convolution in integers", 0.0025, 0.0115, 0.03),
+    ("dense.int8.pointwise", "ONNX Runtime: a multiply-add of a dense 1x1 convolution in integers", 0.0025, 0.011, 0.03),
+    ("dense.int8.depthwise", "ONNX Runtime: a multiply-add of a depthwise convolution in integers", 0.03, 0.08, 0.16),
+    ("dense.int8.output", "ONNX Runtime: a number of the output of a convolution in integers", 0.05, 0.2, 0.4),
     ("dense.part", "ONNX Runtime: a part of a network that it runs, with what the engine does before and after", 15000.0, 15000.0, 30000.0),
     ("nchw.number", "a number of the output of an operation without kernels to choose from, beyond its cost in NHWC", 0.05, 0.05, 0.05),
 )  # fmt: skip

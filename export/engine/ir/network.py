@@ -149,6 +149,16 @@ class Layer:
         """Expected time in ONNX Runtime, which computes what masks drop as well: infinity where it cannot. None: about as long as here."""
         return None
 
+    @property
+    def alike(self) -> bool:
+        """Whether ONNX Runtime makes the same integers of it, bit by bit."""
+        return True
+
+    def seconds_on_grids(self, box: Box) -> float:
+        """Expected time in ONNX Runtime within a network on grids, which goes there as a whole, as far as it is known; box: size of its
+        output. Infinity where it cannot run there, or would make other integers on some CPUs."""
+        return 0.0
+
     def seconds(self, box: Box, layout: str) -> float:
         """Expected time of its kernel beyond that in the other layout; box: size of its output. Channels together make whole vectors."""
         return 0.0 if layout == NHWC else costs.seconds({"nchw.number": prod(box)})

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fineprune.ops.multiply_adds import multiply_adds
+from fineprune.ops.simd.quads import stock_exact
 
 from ...functions import DEPTHWISE, DOMAIN, MASKED, POINTWISE
 from ..ir import costs
@@ -94,6 +95,12 @@ class Conv(Layer):
             return None
         return costs.seconds(dense_counts(self.shape))
 
+    def seconds_on_grids(self, box: Box) -> float:
+        if self.integers is not None and self.mask is None:
+            return costs.seconds(dense_counts(self.shape, integers=True)) if stock_exact(self.integers.values) else math.inf
+        there = self.seconds_elsewhere
+        return min(candidate.seconds for candidate in self.candidates) if there is None else there
+
     @cached_property
     def candidates(self) -> tuple[Candidate, ...]:
         """What can run it, with the expected seconds."""
@@ -153,17 +160,15 @@ class Conv(Layer):
         return [CONVOLUTIONS[kernel].plan(self.shape, self.weights, self.mask, self.bias, x, y, epilogue, form)]
 
 
-def dense_counts(shape: ConvShape) -> Counts:
-    """Of ONNX Runtime's convolution, within a dense network: it reads all weights, those of large layers from memory."""
+def dense_counts(shape: ConvShape, integers: bool = False) -> Counts:
+    """Of ONNX Runtime's convolution within a dense network: it reads all weights, those of large layers from memory, which counts where
+    they are of float32."""
     kind = "depthwise" if shape.groups == shape.channels > 1 else "pointwise" if shape.kernel == (1, 1) else "window"
     adds = multiply_adds((shape.filters, shape.channels // shape.groups, *shape.kernel), prod(shape.output), shape.groups)
     weights = shape.filters * shape.channels // shape.groups * prod(shape.kernel)
-    return {
-        "dense.operation": 1,
-        f"dense.{kind}": adds,
-        "dense.output": shape.filters * prod(shape.output),
-        "linear.weight": max(0, weights - CACHED_WEIGHTS),
-    }
+    name = "dense.int8" if integers else "dense"
+    counts = {f"{name}.operation": 1, f"{name}.{kind}": adds, f"{name}.output": shape.filters * prod(shape.output)}
+    return counts if integers else {**counts, "linear.weight": max(0, weights - CACHED_WEIGHTS)}
 
 
 @onnx(MASKED, DEPTHWISE, POINTWISE, domain=DOMAIN)

@@ -51,6 +51,11 @@ class Quantize(Layer):
     def alone(self) -> bool:
         return self.grid.zero != 0
 
+    @property
+    def alike(self) -> bool:
+        """Sums of int8 tensors are rounded otherwise."""
+        return not self.signed
+
     def dtype(self, inputs: Sequence[DType]) -> DType | None:
         """Eight bits, of float32."""
         if list(inputs) != [FLOAT32]:

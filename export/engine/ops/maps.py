@@ -9,6 +9,7 @@ A work item is a row. Where channels lie together, the surplus ones up to whole 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from fineprune.ops.simd import LANES, tile_zeros
 from fineprune.ops.simd.vectors import added, clipped, load, multiplied, multiply_added, same, sigmoid, store
 
+from ..ir import costs
 from ..ir.conv import Op, View
 from ..ir.network import Box, Channels, Layer, Order, kernel, onnx
 from ..ir.record import INT, PLACE, Record
@@ -63,6 +65,10 @@ class Map(Layer):
     kernel_name: ClassVar[str] = "map"
     easy: ClassVar[bool] = True
     in_place: ClassVar[bool] = True
+
+    def seconds_on_grids(self, box: Box) -> float:
+        """Of a sum, which the engine adds to another layer."""
+        return costs.seconds({"dense.int8.operation": 1, "dense.int8.output": prod(box)}) if self.function == "add" else 0.0
 
     def channels(self, boxes: Mapping[str, Box]) -> Channels:
         return Channels.FIRST

@@ -72,6 +72,10 @@ class QuadAdd(_Quads):
 
     kernel_name: ClassVar[str] = "quad_add"
 
+    @property
+    def alike(self) -> bool:
+        return (self.sum.low, self.sum.high) == (0, 255)
+
     def plan(self, kernel: str, *views: View) -> list[Op]:
         x, z, y = views
         meta = _ADD.pack(x=x.place, z=z.place, y=y.place, height=y.height, width=y.width, range=(self.sum.low, self.sum.high))

@@ -115,6 +115,11 @@ class QuadConv(Layer):
     def alone(self) -> bool:
         return self.zero != 0
 
+    @property
+    def alike(self) -> bool:
+        """Where the grid ends with the clips: ONNX Runtime computes what stands before others in float32."""
+        return all((part.low, part.high) == (0, 255) for part in (self, self.residual) if part is not None)
+
     def dtype(self, inputs: Sequence[DType]) -> DType | None:
         """Quads or float32, of quads."""
         wanted = [UINT8 if self.planes else QUAD, QUAD][: len(inputs)]

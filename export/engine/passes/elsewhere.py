@@ -1,10 +1,17 @@
-"""Where each node runs: what ONNX Runtime computes faster, dense, than the engine does with masks, goes there; a minimum cut.
+"""Where each node runs: what ONNX Runtime computes faster, dense, than the engine does with masks, goes there. In float32, a minimum cut:
 
     minimise  sum_steps seconds(step, where it runs)  +  sum_tensors (cost of a part in ONNX Runtime that reads or makes them)
 
 A step in the engine stands on the source's side of the cut (cut.py), one in ONNX Runtime on the sink's. Steps that have no times of their
 own go with their neighbours. The engine keeps a step if it is expected to take at most MARGIN times as long as ONNX Runtime: estimates
 err, and what runs there is never slower than the dense network.
+
+A network on grids goes there as a whole, or not at all:
+
+    sum_layers seconds(layer, here)  >  MARGIN * sum_layers seconds(layer, there)
+
+Where masks drop most quads every layer is faster here, and where they drop none the network gains nothing from being divided
+(docs/notes/int8.md). It stays where ONNX Runtime would make other integers, on this CPU or another.
 """
 
 import math
@@ -14,14 +21,17 @@ from dataclasses import replace
 from math import prod
 
 from ..ir import costs
+from ..ir.dtypes import QUAD
 from ..ir.network import Box, Layer
 from ..reader.graph import Step
 from .cut import NEVER, SINK, SOURCE, Cut
+from .instructions import Instructions
 
 MARGIN = 0.9
 _LEAST = 1e-12
 """Seconds of any step there: it stays here if nothing speaks against it."""
 REASON = "dense, it is faster there"
+WHOLE = "the whole network is faster there"
 
 
 def placed(steps: Sequence[Step], boxes: Mapping[str, Box]) -> list[Step]:
@@ -41,6 +51,22 @@ def placed(steps: Sequence[Step], boxes: Mapping[str, Box]) -> list[Step]:
             cut.crossing(name, makers[name], reading, _picoseconds(_crossing(boxes.get(name))), side)
     here = cut.source_side()
     return [step if step.layers is None or k in here else replace(step, layers=None, reason=REASON) for k, step in enumerate(steps)]
+
+
+def as_a_whole(layers: Sequence[Layer], plans: Sequence[Instructions], boxes: Mapping[str, Box]) -> bool:
+    """Whether all that is planned for the engine, of these layers of the file, goes to ONNX Runtime; boxes: sizes of what they make."""
+    done = [instruction for plan in plans for instruction in plan.list]
+    if not any(QUAD in plan.dtypes.values() for plan in plans):
+        return False
+    if not all(layer.alike for layer in (*layers, *(each.layer for each in done if each.layer))):
+        return False
+    here = sum(each.choice.seconds or 0.0 for each in done)
+    return here > MARGIN * sum(layer.seconds_on_grids(boxes[layer.output]) for layer in layers)
+
+
+def left(steps: Sequence[Step]) -> list[Step]:
+    """The steps, all of which run in ONNX Runtime."""
+    return [step if step.layers is None else replace(step, layers=None, reason=WHOLE) for step in steps]
 
 
 def _compared(step: Step) -> list[tuple[Layer, float]]:

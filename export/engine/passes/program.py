@@ -40,7 +40,7 @@ def build(
 
     dtypes: of inputs; those that are not named are float32. TypeError where a layer cannot compute with what it reads.
     """
-    return _assemble(planned(layers, boxes, inputs, outputs, measure, dtypes), tuple(inputs), tuple(outputs))
+    return assembled(planned(layers, boxes, inputs, outputs, measure, dtypes), tuple(inputs), tuple(outputs))
 
 
 def planned(
@@ -68,7 +68,8 @@ def _fastest(layer: Layer) -> float:
     return min(candidate.seconds for candidate in layer.candidates)
 
 
-def _assemble(instructions: Instructions, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Program:
+def assembled(instructions: Instructions, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Program:
+    """The program of what was planned for these inputs and outputs."""
     boxes, within = instructions.boxes, instructions.within
     uses: dict[Key, list[int]] = defaultdict(list)
     for number, instruction in enumerate(instructions.list):

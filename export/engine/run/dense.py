@@ -2,12 +2,14 @@
 
     seconds of one = (seconds of a chain of CHAIN - seconds of a chain of one) / (CHAIN - 1)
 
-so that neither the call nor changes of layout count, which a dense network has at its ends alone.
+so that neither the call nor changes of layout count, which a dense network has at its ends alone. In float32, and on eight-bit grids (a QDQ
+file, of which ONNX Runtime makes convolutions of bytes).
 """
 
 import time
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,15 +38,16 @@ SHAPES = tuple(
         (96, 14, 3, 96),
     )
 )
-"""Those that are measured."""
+COMPARED = tuple((shape, integers) for integers in (False, True) for shape in SHAPES)
+"""What is measured, each in float32 and in integers."""
 
 
-def measured(shapes: Sequence[ConvShape], seconds: float) -> NDArray[np.float64]:
+def measured(compared: Sequence[tuple[ConvShape, bool]], seconds: float) -> NDArray[np.float64]:
     """Seconds of each, on one thread: the least of as many rounds as fit in `seconds`."""
     random = np.random.default_rng(0)
-    sessions = [[_chain(shape, count, random) for count in (1, CHAIN)] for shape in shapes]
-    feeds = [{"x": random.standard_normal((1, shape.channels, shape.height, shape.width), np.float32)} for shape in shapes]
-    least, end = np.full((len(shapes), 2), np.inf), time.perf_counter() + seconds
+    sessions = [[_session(shape, count, integers, random) for count in (1, CHAIN)] for shape, integers in compared]
+    feeds = [{"x": _numbers(random, (1, shape.channels, shape.height, shape.width), integers)} for shape, integers in compared]
+    least, end = np.full((len(compared), 2), np.inf), time.perf_counter() + seconds
     while time.perf_counter() < end or not np.isfinite(least).all():
         for k, pair in enumerate(sessions):
             for chain, session in enumerate(pair):
@@ -55,24 +58,45 @@ def measured(shapes: Sequence[ConvShape], seconds: float) -> NDArray[np.float64]
     return found
 
 
-def _chain(shape: ConvShape, count: int, random: np.random.Generator):  # type: ignore[no-untyped-def]  # ONNX Runtime has no types
-    """A session of so many convolutions with Relu, each of which reads the one before."""
-    import onnxruntime
-    from onnx import TensorProto, helper, numpy_helper
+def _numbers(random: np.random.Generator, shape: tuple[int, ...], integers: bool) -> NDArray[Any]:
+    return random.integers(0, 256, shape, np.uint8) if integers else random.standard_normal(shape, np.float32)
 
-    sizes = (shape.filters, shape.channels // shape.groups, *shape.kernel)
-    nodes, weights = [], []
-    for k in range(count):
-        source, target = f"y{k - 1}" if k else "x", f"y{k}" if k < count - 1 else "y"
-        weights.append(numpy_helper.from_array(random.standard_normal(sizes, np.float32) / prod(sizes[1:]), f"w{k}"))
-        nodes.append(helper.make_node("Conv", [source, f"w{k}"], [f"c{k}"], group=shape.groups, pads=list(shape.pads)))
-        nodes.append(helper.make_node("Relu", [f"c{k}"], [target]))
-    ends = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, channels, *places))
-        for name, channels, places in (("x", shape.channels, (shape.height, shape.width)), ("y", shape.filters, shape.output))
-    ]
-    graph = helper.make_graph(nodes, "dense", ends[:1], ends[1:], weights)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+def _session(shape: ConvShape, count: int, integers: bool, random: np.random.Generator) -> Any:
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(chain(shape, count, integers, random), options, providers=["CPUExecutionProvider"])
+
+
+def chain(shape: ConvShape, count: int, integers: bool, random: np.random.Generator) -> bytes:
+    """A file of so many convolutions with Relu, each of which reads the one before."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    kind = TensorProto.UINT8 if integers else TensorProto.FLOAT
+    ends = [
+        helper.make_tensor_value_info(name, kind, (1, channels, *places))
+        for name, channels, places in (("x", shape.channels, (shape.height, shape.width)), ("y", shape.filters, shape.output))
+    ]
+    sizes = (shape.filters, shape.channels // shape.groups, *shape.kernel)
+    grid = {"scale": np.float32(0.1), "zero": np.uint8(0), "zeros": np.int8(0)}
+    constants, nodes = dict[str, Any](grid if integers else {}), list[Any]()
+    for k in range(count):
+        source, target = f"y{k - 1}" if k else "x", f"y{k}" if k < count - 1 else "y"
+        weights = f"w{k}"
+        if integers:
+            constants[weights] = random.integers(-64, 65, sizes, np.int8)
+            nodes.append(helper.make_node("DequantizeLinear", [source, "scale", "zero"], [f"x{k}"]))
+            nodes.append(helper.make_node("DequantizeLinear", [weights, "scale", "zeros"], [f"f{k}"]))
+            source, weights = f"x{k}", f"f{k}"
+        else:
+            constants[weights] = random.standard_normal(sizes, np.float32) / prod(sizes[1:])
+        nodes.append(helper.make_node("Conv", [source, weights], [f"c{k}"], group=shape.groups, pads=list(shape.pads)))
+        nodes.append(helper.make_node("Relu", [f"c{k}"], [f"r{k}" if integers else target]))
+        if integers:
+            nodes.append(helper.make_node("QuantizeLinear", [f"r{k}", "scale", "zero"], [target]))
+    stored = [numpy_helper.from_array(np.asarray(content), name) for name, content in constants.items()]
+    graph = helper.make_graph(nodes, "dense", ends[:1], ends[1:], stored)
+    made: bytes = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
+    return made

@@ -29,6 +29,7 @@ from .fallback import Fallback
 from .threads import Team
 
 if TYPE_CHECKING:
+    from ..passes.instructions import Instructions
     from ..passes.partition import Segment
     from ..reader.graph import Graph
     from .profile import Record
@@ -147,16 +148,12 @@ class Session:
 
     def _open(self, graph: "Graph", tune: bool = False, fallback: bool = True) -> None:
         """Make everything that runs a graph."""
-        from ..passes.foreign import foreign
-        from ..passes.partition import segments
-
         refused = next((step for step in graph.steps if step.layers is None), None)
         if refused and not fallback:
             raise RunError(f"{refused.nodes[0].label} is not computed by the engine ({refused.reason}); allow fallback=True")
         self._see(graph)
         self._graph = graph
-        cut = segments(_placed(graph) if fallback else graph)
-        self._parts = [_program(graph, segment, tune) if segment.native else foreign(graph, segment) for segment in cut]
+        self._parts = _parts(graph, tune, fallback)
         self._start()
 
     def _open_whole(self, error: ContradictionError) -> None:
@@ -273,28 +270,37 @@ class Session:
             )
 
 
-def _placed(graph: "Graph") -> "Graph":
-    """The graph, with what ONNX Runtime runs faster left to it."""
+def _parts(graph: "Graph", tune: bool, fallback: bool) -> list[Part]:
+    """What runs a graph; fallback: what ONNX Runtime runs faster is left to it."""
     from ..ir import costs
     from ..passes import elsewhere
+    from ..passes.foreign import foreign
+    from ..passes.partition import segments
+    from ..passes.program import assembled
     from .machine import table
 
     with costs.using(table):
-        return replace(graph, steps=tuple(elsewhere.placed(graph.steps, graph.boxes)))
+        steps = elsewhere.placed(graph.steps, graph.boxes) if fallback else graph.steps
+        cut = segments(replace(graph, steps=tuple(steps)))
+        plans = [_planned(graph, segment, tune) if segment.native else None for segment in cut]
+        layers = [layer for segment in cut if segment.native for layer in segment.layers]
+        if fallback and elsewhere.as_a_whole(layers, [plan for plan in plans if plan], graph.boxes):
+            cut, plans = segments(replace(graph, steps=tuple(elsewhere.left(graph.steps)))), [None]
+        return [
+            foreign(graph, segment) if plan is None else assembled(plan, segment.inputs, segment.outputs)
+            for segment, plan in zip(cut, plans, strict=True)
+        ]
 
 
-def _program(graph: "Graph", segment: "Segment", tune: bool) -> Program:
-    from ..ir import costs
-    from ..passes.program import build
-    from .machine import table
+def _planned(graph: "Graph", segment: "Segment", tune: bool) -> "Instructions":
+    from ..passes.program import planned
 
     measure = None
     if tune:
         from ..passes.tune import measured
 
         measure = measured
-    with costs.using(table):
-        return build(segment.layers, graph.boxes, segment.inputs, segment.outputs, measure, graph.dtypes)
+    return planned(segment.layers, graph.boxes, segment.inputs, segment.outputs, measure, graph.dtypes)
 
 
 def _usual(seen: Interface) -> tuple[str, DType, tuple[int | str | None, ...]] | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -15,13 +16,17 @@ from fineprune.export.engine import Session
 from fineprune.export.engine.ir import costs
 from fineprune.export.engine.ir.conv import ConvShape
 from fineprune.export.engine.ir.costs import Costs
+from fineprune.export.engine.ops import conv
 from fineprune.export.engine.ops.conv import dense_counts
 from fineprune.export.engine.passes.elsewhere import REASON, placed
 from fineprune.export.engine.reader.graph import Step, read_graph
 from fineprune.export.engine.run import machine
+from fineprune.ops.simd import quads
+from support.grids import File, Grid
+from support.onnx_comparison import in_onnxruntime
 
 pytestmark = pytest.mark.elsewhere
-DENSE = ("dense.operation", "dense.window", "dense.pointwise", "dense.depthwise", "dense.output")
+DENSE = tuple(f"dense.{kind}{part}" for kind in ("", "int8.") for part in ("operation", "window", "pointwise", "depthwise", "output"))
 
 
 def chain(kept: list[float], channels: int = 16, side: int = 16) -> bytes:
@@ -142,3 +147,111 @@ def test_block_masks_stay_in_the_engine(monkeypatch: pytest.MonkeyPatch, tmp_pat
 def placed_steps(content: bytes) -> list[Step]:
     graph = read_graph(content)
     return placed(graph.steps, graph.boxes)
+
+
+def on_grids(kept: float = 1.0, channels: int = 64, *, largest: int = 64, clip: bool = False, signed: bool = False) -> bytes:
+    """Two convolutions of integers, of whose quads so many are kept, and the sum of their outputs. clip: narrower than the grid."""
+    random, file, grid = np.random.default_rng(0), File((channels, 16, 16)), Grid(0.05, 0)
+    last, made = file.on_grid("x", grid, signed), []
+    for k in range(2):
+        weights = random.integers(-largest, largest + 1, (channels, channels, 3, 3))
+        weights[0, 0, 0, 0] = largest
+        weights *= np.repeat(random.random((channels, channels // 4, 3, 3)) < kept, 4, 1)
+        scales, bias = np.full(channels, 0.002, np.float32), random.integers(-999, 999, channels)
+        last = file.layer("Conv", last, f"conv{k}", weights, scales, bias, grid, pads=(1, 1, 1, 1))
+        if clip:
+            last = file.node("Clip", [last, file.constant(f"low{k}", 0, np.float32), file.constant(f"high{k}", 6, np.float32)], f"clip{k}")
+        last = file.on_grid(last, grid, signed)
+        made.append(last)
+    return file.model(file.on_grid(file.node("Add", made, "sum"), grid, signed))
+
+
+def runs_here(content: bytes, **options: bool) -> bool:
+    """Whether the engine runs a file; its outputs are ONNX Runtime's, bit by bit, wherever it runs."""
+    x = np.random.default_rng(1).standard_normal((2, 64, 16, 16)).astype(np.float32)
+    with Session(content, **options) as ours:
+        assert (ours.run(None, {"x": x})[0] == in_onnxruntime(content, x)[0]).all()
+        names = {record.name for record in ours.profile(x, repeats=1)}
+    assert not names or {"conv0", "conv1"} <= names
+    return bool(names)
+
+
+def placed_here(content: bytes) -> bool:
+    with Session(content) as ours:
+        return bool(ours.profile(np.zeros((1, 64, 16, 16), np.float32), repeats=1))
+
+
+X86 = (quads.VNNI512, quads.VNNI256, quads.MADD)
+
+
+@pytest.mark.skipif(quads.HOST not in X86, reason="networks on grids stay in the engine on this CPU")
+@pytest.mark.parametrize("dense", [0.01, 100.0])
+def test_a_network_on_grids_is_where_it_is_faster(dense: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    with believing(table(dense, part=0.0), monkeypatch):
+        assert runs_here(on_grids()) == (dense == 100.0)
+        assert runs_here(on_grids(), fallback=False)
+
+
+@pytest.fixture
+def alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime makes the same sums."""
+    monkeypatch.setattr(conv, "stock_exact", lambda weights: True)
+
+
+@pytest.mark.usefixtures("alike")
+def test_masks_keep_a_network_on_grids_here() -> None:
+    assert [placed_here(on_grids(kept)) for kept in (1.0, 0.28)] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("host", "largest", "exact"),
+    [
+        *((quads.MADD, largest, largest <= 64) for largest in (1, 64, 65, 127)),
+        *((host, 127, True) for host in (quads.VNNI512, quads.VNNI256)),
+        *((host, 1, False) for host in (quads.USDOT, quads.SDOT, quads.SMULL, quads.PLAIN)),
+    ],
+)
+def test_integers_are_the_same_on_every_cpu(host: str, largest: int, exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without VNNI ONNX Runtime adds pairs in 16 bits, which weights beyond 64 may leave; nobody has seen its integers on Arm."""
+    monkeypatch.setattr(quads, "HOST", host)
+    assert quads.stock_exact(np.array([0, largest])) == quads.stock_exact(np.array([[-largest]])) == exact
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_what_onnxruntime_adds_otherwise_stays_here(exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(conv, "stock_exact", lambda weights: exact or bool(seen.append(int(np.abs(weights).max()))))
+    with believing(table(dense=0.001), monkeypatch):
+        assert placed_here(on_grids(largest=65)) == (not exact)
+    assert exact or set(seen) == {65}
+
+
+@pytest.mark.skipif(quads.HOST != quads.MADD, reason="ONNX Runtime adds exactly on this CPU")
+def test_weights_beyond_64_are_exact_here_alone() -> None:
+    """What the rule is for: all inputs and weights are as large as can be."""
+    file, grid = File((8, 4, 4), np.uint8), Grid(1.0, 0)
+    x = file.node("DequantizeLinear", ["x", *file.parameters("x", grid)], "real")
+    y = file.layer("Conv", x, "conv", np.full((8, 8, 1, 1), 127), np.ones(8, np.float32), np.zeros(8), grid)
+    content = file.model(file.on_grid(y, Grid(2000.0, 0)))
+    full = np.full((1, 8, 4, 4), 255, np.uint8)
+    with Session(content) as ours:
+        found = ours.run(None, {"x": full})[0]
+    assert (found == np.rint(8 * 255 * 127 / 2000) * 2000).all()
+    assert not (in_onnxruntime(content, full)[0] == found).any()
+
+
+@pytest.mark.usefixtures("alike")
+@pytest.mark.parametrize("kind", ["clip", "signed"])
+def test_what_onnxruntime_rounds_otherwise_stays_here(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with believing(table(dense=0.001), monkeypatch):
+        assert not placed_here(on_grids())
+        assert placed_here(on_grids(**{kind: True}))
+
+
+@pytest.mark.usefixtures("alike")
+def test_block_masks_keep_a_network_on_grids_here() -> None:
+    [layer] = [layer for step in read_graph(on_grids()).steps for layer in step.layers or () if layer.name == "conv0"]
+    assert isinstance(layer, conv.Conv)
+    blocks = replace(layer, mask=np.zeros((64, 16, 16), bool))
+    assert np.isfinite(layer.seconds_on_grids((64, 16, 16)))
+    assert blocks.seconds_on_grids((64, 16, 16)) == np.inf
