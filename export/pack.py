@@ -59,11 +59,12 @@ def pack_masks(model: Any) -> list[Refusal]:
 
 
 def pack_weights(model: Any, *, smallest_saving: int = SMALLEST_SAVING) -> list[Refusal]:
-    """Store every float32 or int8 initializer compactly that its zeros make smaller; the refusals name convolution weights left dense."""
+    """Store weights, all that is of float32 or int8 and no vector (biases, zero points), compactly where their zeros make them smaller; the
+    refusals name convolution weights left dense."""
     refusals = []
     for value in list(model.graph.initializers.values()):
         weights = constant(value)
-        if weights is None or weights.dtype not in (np.float32, np.int8) or value.is_graph_output():
+        if weights is None or weights.ndim < 2 or weights.dtype not in (np.float32, np.int8) or value.is_graph_output():
             continue
         # Minus zero would come back as plus zero, which no convolution can tell apart.
         kept = weights != 0

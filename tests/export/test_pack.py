@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fineprune.export.functions import UNPACK_WEIGHTS
+from fineprune.export.graph import add_initializer
 from fineprune.export.pack import drop_full_masks, pack_masks, pack_weights, unpack_weights
 from fineprune.export.transform import add_functions, simplify
 from fineprune.ops import mask_bits
@@ -43,6 +44,15 @@ def test_dense_weights_stay() -> None:
     graph = conv_graph((5, 6, 7), (7, 4, 5), pruned((7, 5, 3, 3), 1.0))
     assert pack_weights(graph) == []
     assert op_types(graph) == ["Conv"] and list(graph.graph.initializers) == ["layer.weight"]
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.float32])
+def test_vectors_stay(dtype: type) -> None:
+    """Zero points and biases of many filters."""
+    graph = conv_graph((5, 6, 7), (7, 4, 5), pruned((7, 5, 3, 3), 1.0))
+    add_initializer(graph, "zeros", np.zeros(4096, dtype))
+    assert pack_weights(graph) == []
+    assert "zeros" in graph.graph.initializers and UNPACK_WEIGHTS not in op_types(graph)
 
 
 def test_few_zeros_stay_dense_and_say_why() -> None:
