@@ -57,12 +57,14 @@ RECIPES: dict[str, dict[str, Any]] = {
     "obs-channel+rounds": {**_OBS, "prune_schedule": "rounds", "fwp": {"share": "channel"}},
     "obs-group+reconstruct": {**_OBS, "fwp": {"share": "group", "lanes": 8}},
     "taylor+rounds+distill": {"preset": "taylor", "reconstruct": True, "prune_schedule": "rounds", "distill": 0.9},
-    "obs-pair+rounds": {**_OBS, "prune_schedule": "rounds", "fwp": {"unit": "pair"}},
-    "obs-quad+reconstruct": {**_OBS, "fwp": {"unit": "quad"}},
-    "obs-quad+reconstruct+distill": {**_OBS, "distill": 0.9, "fwp": {"unit": "quad"}},
-    "obs-quad+rounds": {**_OBS, "prune_schedule": "rounds", "fwp": {"unit": "quad"}},
-    "obs-quad+rounds+distill": {**_OBS, "prune_schedule": "rounds", "distill": 0.9, "fwp": {"unit": "quad"}},
-    "obs-row+rounds": {**_OBS, "prune_schedule": "rounds", "fwp": {"unit": "row"}},
+    "obs-pair+rounds": {**_OBS, "prune_schedule": "rounds", "fwp": {"criterion": "obs", "unit": "pair"}},
+    "obs-quad+reconstruct": {**_OBS, "fwp": {"criterion": "obs", "unit": "quad"}},
+    "obs-quad+reconstruct+distill": {**_OBS, "distill": 0.9, "fwp": {"criterion": "obs", "unit": "quad"}},
+    "obs-quad+rounds": {**_OBS, "prune_schedule": "rounds", "fwp": {"criterion": "obs", "unit": "quad"}},
+    "obs-quad+rounds+distill": {**_OBS, "prune_schedule": "rounds", "distill": 0.9, "fwp": {"criterion": "obs", "unit": "quad"}},
+    "obc-quad+rounds": {**_OBC, "prune_schedule": "rounds", "fwp": {"criterion": "obc", "unit": "quad"}},
+    "obc-quad+rounds+distill": {**_OBC, "prune_schedule": "rounds", "distill": 0.9, "fwp": {"criterion": "obc", "unit": "quad"}},
+    "obs-row+rounds": {**_OBS, "prune_schedule": "rounds", "fwp": {"criterion": "obs", "unit": "row"}},
 }
 """Name -> arguments of `compress` beside the share, the epochs and the seed; part: what loses the share, where not what the preset says."""
 STAGES = ("dense", "masked", "reconstructed", "batchnorm_recalibrated", "finetuned")

@@ -262,9 +262,8 @@ def prune_config(
         given = {k: v for k, v in (changes or {}).items() if v is not None}
         if given.get("criterion") in _QUADS:
             given = {**given, "criterion": _QUADS[given["criterion"]], "unit": "quad", "order": "file"}
-        together = given.get("unit", "weight") != "weight" or given.get("share", "filter") != "filter" or given.get("scope") in _SHARED
-        if base[key]["criterion"] == "obc" and together:
-            given = {"criterion": "obs", **given}  # obc ranks weights one after the other: it says nothing of several at once
+        if base[key]["criterion"] == "obc" and (given.get("share", "filter") != "filter" or given.get("scope") in _SHARED):
+            given = {"criterion": "obs", **given}  # obc ranks what a filter drops, one after the other: nothing that several drop at once
         method = criterion(key, given.get("criterion"))
         return {**base[key], **(method.defaults if method else {}), **given}
 

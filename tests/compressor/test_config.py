@@ -144,10 +144,9 @@ def test_a_percentage_is_told_as_a_fraction() -> None:
     [
         ({}, "obc"),
         ({"unit": "weight", "share": "filter"}, "obc"),
-        ({"unit": "quad"}, "obs"),
+        ({"unit": "quad"}, "obc"),
         ({"share": "channel"}, "obs"),
         ({"scope": "group"}, "obs"),
-        ({"unit": "quad", "criterion": "obc"}, "obc"),
     ],
 )
 def test_the_preset_obs_ranks_weights_one_by_one_where_they_go_one_by_one(fwp: dict[str, Any], criterion: str) -> None:

@@ -68,21 +68,47 @@ def test_rises_add_up_to_the_error_that_the_best_refit_leaves() -> None:
         np.testing.assert_allclose(got[order[:dropped]].sum(), ((x @ w - x[:, stay] @ refit) ** 2).sum() / 2)
 
 
+def naive_units(weights: NDArray, hessian: NDArray, units: list[list[int]]) -> list[float]:
+    """The largest rise up to each unit's turn."""
+    rest, left, w, most, found = list(range(len(weights))), list(range(len(units))), weights.copy(), 0.0, [0.0] * len(units)
+    while left:
+        inverted = np.zeros_like(hessian)
+        inverted[np.ix_(rest, rest)] = np.linalg.inv(hessian[np.ix_(rest, rest)])
+        rise = [w[Q] @ np.linalg.inv(inverted[np.ix_(Q, Q)]) @ w[Q] / 2 for Q in (units[u] for u in left)]
+        u = left.pop(k := int(np.argmin(rise)))
+        most, Q = max(most, rise[k]), units[u]
+        found[u] = most
+        w = w - inverted[:, Q] @ np.linalg.inv(inverted[np.ix_(Q, Q)]) @ w[Q]
+        rest = [q for q in rest if q not in Q]
+    return found
+
+
 @pytest.mark.parametrize("unit", UNITS)
-def test_a_unit_is_worth_the_sum_of_its_weights(unit: str) -> None:
-    geometry = CASES["blocks"]
+@pytest.mark.parametrize("case", ["blocks", "groups"])
+def test_units_go_one_after_the_other(unit: str, case: str) -> None:
+    geometry = CASES[case]
     p = problem(geometry)
     moments = torch.zeros(moments_shape(geometry.site, 40), dtype=torch.float64)
     conv = nn.Conv2d(geometry.channels, geometry.filters, geometry.kernel, bias=False, **geometry.options)  # type: ignore[arg-type]
     add_moments(moments, patches(conv, *p.tensors("x"), None, torch.arange(p.mask[0].size)))
     config = FWPConfig(criterion="obc", unit=unit)  # type: ignore[arg-type]
     sums = {"moments": moments, "outputs": torch.tensor([4.0], dtype=torch.float64)}
-    layer = Layer(site=geometry.site, config=config, weight=torch.from_numpy(p.w), sums=sums)
-    each, got = config.method.scores(layer), config.method.scores_of_units(layer)
-    for at, weights in members(unit, geometry.channels, geometry.kernel).items():
-        for f in range(geometry.filters):
-            torch.testing.assert_close(got[(f, *at)], torch.stack([each[(f, *weight)] for weight in weights]).sum())
-    assert prune_config("obs", fwp={"unit": unit}).fwp.criterion == ("obc" if unit == "weight" else "obs"), "unless it is asked for"
+    got = config.method.scores_of_units(Layer(site=geometry.site, config=config, weight=torch.from_numpy(p.w), sums=sums))
+    channels, inputs, size = geometry.channels // geometry.groups, p.w[0].size, moments.shape[2]
+    at, places = np.arange(inputs).reshape(p.w[0].shape), members(unit, channels, geometry.kernel)
+    units = [[int(at[place]) for place in weights] for weights in places.values()]
+    for f, row in enumerate(got):
+        of_group = moments[f // (geometry.filters // geometry.groups)].numpy()
+        hessian = DAMPENING * sum(block.diagonal().sum() for block in of_group) / inputs * np.eye(inputs)
+        for first, block in zip(range(0, inputs, size), of_group, strict=True):
+            last = min(first + size, inputs)
+            hessian[first:last, first:last] += block[: last - first, : last - first]
+        if unit == "weight":  # each block by itself
+            parts = [slice(k, k + size) for k in range(0, inputs, size)]
+            wanted = np.concatenate([naive(p.w[f].reshape(-1)[part], hessian[part, part]) for part in parts])
+        else:
+            wanted = np.array(naive_units(p.w[f].reshape(-1), hessian, units))
+        np.testing.assert_allclose([float(row[place]) for place in places], wanted / 4, rtol=1e-6)
 
 
 @pytest.mark.parametrize("options", [{}, {"scope": "filter"}, {"share": "channel"}, {"unit": "quad"}, {"unit": "pair", "order": "file"}])
