@@ -58,11 +58,6 @@ class DataLike(Protocol):
 class Masked(Protocol):
     """A layer that carries masks."""
 
-    @property
-    def block_mask(self) -> Tensor | None:
-        """bool [C,oh,ow], what it keeps of the blocks; None for everything."""
-        ...
-
     def masked_weight(self) -> Tensor:
         """The weight with what is dropped at zero."""
         ...

@@ -8,8 +8,8 @@ of these epochs, on training images, by the network without grids. Folding Batch
 follows: the integers of w are those of the file, give or take a number halfway between two. BatchNorm keeps learning, for the averages
 that it then keeps are those of the network on grids, and the biases folded from them make up for what rounding shifts.
 
-In float32 stay: biases; what layers with block masks compute, as in the export; results that no layer reads directly (those that are added
-up or averaged), which the export puts on grids, too. (Jacob et al. 2018; straight-through gradients: Bengio et al. 2013.)
+In float32 stay: biases; results that no layer reads directly (those that are added up or averaged), which the export puts on grids, too.
+(Jacob et al. 2018; straight-through gradients: Bengio et al. 2013.)
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -169,10 +169,7 @@ def _entered(grid: Grid) -> Callable[..., Any]:
     """What a layer does first: it reads numbers of the grid, and its weight is, until `_left`, one on grids instead of the parameter."""
 
     def hook(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        masked = isinstance(layer, Masked)
-        if masked and layer.block_mask is not None:
-            return None
-        vars(layer)["weight"] = fake_weights(layer.masked_weight() if masked else layer.weight)
+        vars(layer)["weight"] = fake_weights(layer.masked_weight() if isinstance(layer, Masked) else layer.weight)
         x = fake_activations(_input(args, kwargs), grid)
         return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "input": x})
 
