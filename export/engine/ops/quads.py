@@ -5,7 +5,7 @@
 
 or with a residual a sum of that and another tensor (quad_results.py). A weight that is dropped is 0, and a quad of zeros in no list: any
 mask saves time as far as it drops four channels of a tap together. With a block mask M the products are those of M[c,p] & x, of which
-bytes that are dropped are 0: the zero point of x is 0 then.
+bytes that are dropped are 0: the zero point of x is 0 then. (Depthwise ones drop results instead, whatever the zero point.)
 
 The rows of x and y are at the same distance and lie one after another as one line, so that an offset is a constant for all positions;
 strides have been made away with (`Phases`, ops/quad_maps.py). What stands in the margins of x is its zero point: bias holds
@@ -28,7 +28,7 @@ from ..ir.costs import Counts
 from ..ir.dtypes import FLOAT32, QUAD, UINT8, DType
 from ..ir.grids import Grid
 from ..ir.network import NCHW, Candidate, Layer
-from . import quad_blocks, quad_depthwise, quad_filters, quad_positions
+from . import quad_blend, quad_blocks, quad_depthwise, quad_filters, quad_positions
 from .margins import margins
 from .quad_results import Residual
 
@@ -87,7 +87,7 @@ class QuadConv(Layer):
     def limit(self) -> str:
         if self.planes:
             return ""
-        if self.mask is not None:
+        if self.mask is not None and not self.depthwise:
             computed = self.mask[self.mask.any(-1)]
             dropped = 1 - float(computed.mean()) if computed.size else 0.0
             return f"{dropped:.0%} of the blocks that it computes are dropped (those of four channels are skipped together)"
@@ -114,6 +114,11 @@ class QuadConv(Layer):
     @property
     def alone(self) -> bool:
         return self.zero != 0
+
+    @property
+    def takes_residual(self) -> bool:
+        """Whether a tensor can be added to what it makes."""
+        return self.residual is None and (self.mask is None or not self.depthwise)
 
     @property
     def alike(self) -> bool:
@@ -147,13 +152,14 @@ class QuadConv(Layer):
     @property
     def kernels(self) -> Sequence[str]:
         """Those that can run it and are worth a thought."""
-        if self.mask is not None:
-            return ("quad_blocks",)
-        return ("quad_depthwise",) if self.depthwise else ("quad_positions", "quad_filters")
+        if self.depthwise:
+            return ("quad_depthwise",)
+        return ("quad_positions", "quad_filters") if self.mask is None else ("quad_blocks",)
 
     def plan(self, kernel: str, *views: View) -> list[Op]:
         x, *residual, y = views
-        return [*margins(y, self.zero), KERNELS[kernel].plan(self, x, residual[0] if residual else None, y)]
+        ops = [*margins(y, self.zero), KERNELS[kernel].plan(self, x, residual[0] if residual else None, y)]
+        return ops if self.mask is None or not self.depthwise else [*ops, quad_blend.plan(self, y)]
 
 
 def as_quads(weights: NDArray) -> NDArray:

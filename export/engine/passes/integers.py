@@ -209,8 +209,10 @@ def _conv(
 
 
 def _takes_mask(layer: Conv, x: Grid, y: Grid | None) -> bool:
-    """Whether its block mask has a form in integers: dropped blocks are zero where the zero point is."""
-    return x.zero == 0 and y is not None and layer.shape.groups < max(2, layer.shape.channels)
+    """Whether its block mask has a form in integers: dropped blocks are zero where the zero point is, or results are dropped."""
+    shape = layer.shape
+    depthwise = shape.groups == shape.channels > 1
+    return y is not None and (shape.filters == shape.channels if depthwise else x.zero == 0)
 
 
 def _bias(layer: Conv, scales: NDArray[np.float32], exact: bool) -> NDArray[np.int64] | None:
@@ -237,6 +239,8 @@ def _words(weights: NDArray[np.int16], layer: Conv, signed: bool) -> dict[str, A
     """Weights [F,C,kh,kw] and mask as words of four channels, or of four taps where those that are kept are fewer."""
     if layer.mask is None:
         return {"weights": as_quads(weights)}
+    if layer.shape.groups == layer.shape.channels > 1:
+        return {"weights": as_quads(weights), "mask": as_quads(layer.mask[None])[0]}
     padded = np.pad(weights, ((0, 0), (0, 0), (0, 0), (0, -weights.shape[3] % TAPS)))
     taps = padded.reshape(*weights.shape[:3], -1, TAPS), np.repeat(layer.mask[..., None], TAPS, -1)
     quads = as_quads(weights), as_quads(layer.mask[None])[0]
@@ -295,7 +299,7 @@ def _joined(layers: Sequence[Layer], outputs: set[str]) -> list[Layer]:
         if isinstance(layer, QuadAdd) and len(set(layer.inputs)) == 2:
             order = list(made)
             found = [made.get(name) for name in layer.inputs if readers[name] == [layer] and name not in outputs]
-            convs = [conv for conv in found if isinstance(conv, QuadConv) and conv.residual is None]
+            convs = [conv for conv in found if isinstance(conv, QuadConv) and conv.takes_residual]
             if convs:
                 conv = max(convs, key=lambda conv: order.index(conv.output))
                 first = layer.inputs[0] == conv.output
@@ -362,7 +366,7 @@ class _Quads:
 
     def _unstrided(self, conv: QuadConv, output: Box) -> QuadConv:
         """A convolution with strides as one over the phases of its input, which are made where nobody has made them yet."""
-        if conv.strides == (1, 1) or conv.mask is not None:
+        if conv.strides == (1, 1) or (conv.mask is not None and not conv.depthwise):
             return conv
         F, C, kh, kw, _ = conv.weights.shape
         rows, columns = (_Axis(taps, conv.strides[k], conv.dilations[k], conv.pads[k], output[k + 1]) for k, taps in enumerate((kh, kw)))

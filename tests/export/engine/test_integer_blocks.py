@@ -43,6 +43,8 @@ SHAPES = {
     "in groups": Shape(12, 12, groups=3),
     "1x1": Shape(24, 24, (1, 1), pads=(0, 0, 0, 0)),
     "of large weights": Shape(8, 16, most=127),
+    "depthwise": Shape(10, 10, groups=10),
+    "depthwise, strided": Shape(8, 8, strides=(2, 1), groups=8),
     "of which most words drop all blocks": Shape(16, 16, blocks=0.05),
 }
 
@@ -113,6 +115,11 @@ def test_blocks_in_integers(shape: Shape, signed: bool, monkeypatch: pytest.Monk
     check(shape, signed)
 
 
+def test_depthwise_layers_have_any_zero_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FINEPRUNE_PLANS", "anew")
+    check(SHAPES["depthwise"], signed=False, zero=117)
+
+
 SCRIPT = """
 from test_integer_blocks import SHAPES, check
 for signed in (False, True):
@@ -126,12 +133,12 @@ def test_the_twins_make_the_same_integers() -> None:
     subprocess.run([sys.executable, "-c", SCRIPT], check=True, env=environment)
 
 
-def check(shape: Shape, signed: bool) -> None:
+def check(shape: Shape, signed: bool, zero: int = 0) -> None:
     """The engine's integers, and the multiply-adds that it reports."""
-    random, source = np.random.default_rng(7), Grid(0.05, 0)
+    random, source = np.random.default_rng(7), Grid(0.05, zero)
     weights, bias, mask = drawn(shape, random, output_size(shape, 9, WIDTH))
     x = random.integers(0, 256, (2, shape.channels, 9, WIDTH)).astype(np.uint8)
-    sums = masked_sums(x, 0, shape, weights, bias, mask)
+    sums = masked_sums(x, zero, shape, weights, bias, mask)
     scales = random.uniform(0.5, 2, shape.filters).astype(np.float32)
     result = Grid(float(np.float32(np.abs(sums).max() * 0.05 / 150)), 100)
     factors = np.float32(source.scale) * scales / np.float32(result.scale)
@@ -139,7 +146,8 @@ def check(shape: Shape, signed: bool) -> None:
     content = masked_file(shape, source, result, weights, scales, bias, mask, signed=signed)
     x = (x.astype(int) - 128).astype(np.int8) if signed else x
     with Session(content, fallback=False) as session:
-        [record] = [record for record in session.profile(x, repeats=1) if record.kernel == "quad_blocks"]
+        kernel = "quad_depthwise" if shape.groups == shape.channels else "quad_blocks"
+        [record] = [record for record in session.profile(x, repeats=1) if record.kernel == kernel]
         assert np.array_equal(session.run(None, {"x": x})[0], wanted)
     positions = mask.reshape(len(mask), -1).sum(1)
     per_channel = np.zeros(shape.channels, int)
@@ -166,12 +174,12 @@ def test_a_residual_is_added(monkeypatch: pytest.MonkeyPatch) -> None:
     assert np.abs(found - wanted).max() <= 1 and (found == wanted).mean() > 0.99
 
 
-@pytest.mark.parametrize(("shape", "zero"), [(Shape(8, 8), 30), (Shape(8, 8, groups=8), 0)], ids=["zero point", "depthwise"])
+@pytest.mark.parametrize(("shape", "zero"), [(Shape(8, 8), 30), (Shape(4, 8, groups=4), 0)], ids=["zero point", "two filters a channel"])
 def test_what_has_no_form_computes_in_float32(shape: Shape, zero: int) -> None:
     random, source, result = np.random.default_rng(5), Grid(0.05, zero), Grid(40.0, 100)
     weights, bias, mask = drawn(shape, random, (9, WIDTH))
     content = masked_file(shape, source, result, weights, np.ones(8, np.float32), bias, mask)
-    x = random.integers(0, 256, (2, 8, 9, WIDTH)).astype(np.uint8)
+    x = random.integers(0, 256, (2, shape.channels, 9, WIDTH)).astype(np.uint8)
     wanted = requantized(masked_sums(x, zero, shape, weights, bias, mask), np.full(8, np.float32(0.05) / np.float32(40)), 100)
     with Session(content, fallback=False) as session:
         assert "quad_blocks" not in {record.kernel for record in session.profile(x, repeats=1)}
