@@ -154,6 +154,11 @@ class Layer:
         """Whether ONNX Runtime makes the same integers of it, bit by bit."""
         return True
 
+    @property
+    def products(self) -> tuple[int, int]:
+        """(multiply-adds of the words that it computes for a sample, those without masks), of a convolution of integers."""
+        return 0, 0
+
     def seconds_on_grids(self, box: Box) -> float:
         """Expected time in ONNX Runtime within a network on grids, which goes there as a whole, as far as it is known; box: size of its
         output. Infinity where it cannot run there, or would make other integers on some CPUs."""

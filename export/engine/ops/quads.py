@@ -15,6 +15,7 @@ strides have been made away with (`Phases`, ops/quad_maps.py). What stands in th
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from typing import Any, ClassVar
 
 import numpy as np
@@ -114,6 +115,11 @@ class QuadConv(Layer):
     @property
     def alone(self) -> bool:
         return self.zero != 0
+
+    @property
+    def products(self) -> tuple[int, int]:
+        """None of depthwise ones, which are fast here."""
+        return (0, 0) if self.depthwise else (TOGETHER * int(self.weights.any(-1).sum()) * prod(self.size), self.dense)
 
     @property
     def takes_residual(self) -> bool:

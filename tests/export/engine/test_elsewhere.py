@@ -200,8 +200,10 @@ def alike(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("alike")
 def test_masks_keep_a_network_on_grids_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    with believing(table(0.7, part=0.0), monkeypatch):
-        assert [placed_here(on_grids(kept)) for kept in (1.0, 0.28)] == [False, True]
+    """Whatever is expected: costs that were measured beside other work err by a third."""
+    for dense in (0.7, 0.01):
+        with believing(table(dense, part=0.0), monkeypatch):
+            assert [placed_here(on_grids(kept)) for kept in (1.0, 0.28)] == [False, True]
 
 
 @pytest.mark.parametrize(
