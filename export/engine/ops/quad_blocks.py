@@ -104,7 +104,7 @@ def plan(conv: "QuadConv", x: View, residual: View | None, y: View) -> Op:
     rows, columns = np.divmod(np.arange(line), y.row_stride)
     (down, right), unit = conv.strides, x.dtype.itemsize
     steps = [x.channel_stride, conv.dilations[0] * x.row_stride, TAPS if conv.planes else conv.dilations[1]]
-    step = 1 if conv.planes else 2
+    step = 1 if conv.planes and not LOWERED else 2
     index = [
         tiles,
         blocks,

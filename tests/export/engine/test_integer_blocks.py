@@ -121,16 +121,21 @@ def test_depthwise_layers_have_any_zero_point(monkeypatch: pytest.MonkeyPatch) -
 
 
 SCRIPT = """
+import sys
+from fineprune.ops.simd import quads
+quads.LOWERED = int(sys.argv[1])
 from test_integer_blocks import SHAPES, check
 for signed in (False, True):
     check(SHAPES["of channels that fill no word"], signed)
 """
 
 
-def test_the_twins_make_the_same_integers() -> None:
+@pytest.mark.parametrize("lowered", [0, 128])
+def test_the_twins_make_the_same_integers(lowered: int) -> None:
+    """Also as CPUs do that have products of signed numbers alone."""
     paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     environment = os.environ | {"NUMBA_DISABLE_JIT": "1", "FINEPRUNE_COSTS": "assumed", "FINEPRUNE_PLANS": "anew", "PYTHONPATH": paths}
-    subprocess.run([sys.executable, "-c", SCRIPT], check=True, env=environment)
+    subprocess.run([sys.executable, "-c", SCRIPT, str(lowered)], check=True, env=environment)
 
 
 def check(shape: Shape, signed: bool, zero: int = 0) -> None:
