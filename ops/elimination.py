@@ -17,41 +17,6 @@ _COMPILER = Compiler(Keeper("elimination", Path(__file__).parent), fastmath={"co
 jit, part = _COMPILER.jit_cached, _COMPILER.part
 
 
-@jit
-def rises(weights: NDArray, inverse: NDArray, found: NDArray) -> None:
-    """weights[F,d], H^-1[d,d] -> found[F,d]: what each weight's going adds to the error, or one before it did, if that was more. float64.
-
-    The lower triangle of A is kept, of the weights that are left; the last of them takes the place of the one that goes.
-    """
-    filters, inputs = weights.shape
-    a, w, column, place = np.empty((inputs, inputs)), np.empty(inputs), np.empty(inputs), np.empty(inputs, np.int64)
-    for f in range(filters):
-        w[:], a[:] = weights[f], inverse
-        for i in range(inputs):
-            place[i] = i
-        most = 0.0
-        for last in range(inputs - 1, -1, -1):
-            q, least = 0, np.inf
-            for i in range(last + 1):
-                rise = w[i] * w[i] / (2 * a[i, i])
-                if rise < least:
-                    q, least = i, rise
-            most = max(most, least)
-            found[f, place[q]] = most
-            pivot = a[q, q]
-            factor = w[q] / pivot
-            column[: q + 1] = a[q, : q + 1]
-            column[q : last + 1] = a[q : last + 1, q]
-            w[q], place[q], column[q], a[q, q] = w[last], place[last], column[last], a[last, last]
-            a[q, :q] = a[last, :q]
-            a[q + 1 : last, q] = a[last, q + 1 : last]
-            for i in range(last):
-                w[i] -= factor * column[i]
-                share, row = column[i] / pivot, a[i]
-                for j in range(i + 1):
-                    row[j] -= share * column[j]
-
-
 @part
 def _any(touched: NDArray, unit: NDArray, d: int) -> bool:
     """Whether one of its weights is in a block that has changed."""
@@ -99,6 +64,31 @@ def _eliminate(a: NDArray, w: NDArray, row: NDArray, place: NDArray, q: int, las
         share, line = column[i] / pivot, a[i]
         for j in range(i + 1):
             line[j] -= share * column[j]
+
+
+@jit
+def rises(weights: NDArray, inverse: NDArray, found: NDArray) -> None:
+    """weights[F,d], H^-1[d,d] -> found[F,d]: what each weight's going adds to the error, or one before it did, if that was more. float64.
+
+    The lower triangle of A is kept, of the weights that are left; the last of them takes the place of the one that goes.
+    """
+    filters, inputs = weights.shape
+    a, w, column = np.empty((inputs, inputs)), np.empty(inputs), np.empty(inputs)
+    row, place = np.empty(inputs, np.int64), np.empty(inputs, np.int64)
+    for f in range(filters):
+        w[:], a[:] = weights[f], inverse
+        for i in range(inputs):
+            row[i] = place[i] = i
+        most = 0.0
+        for last in range(inputs - 1, -1, -1):
+            q, least = 0, np.inf
+            for i in range(last + 1):
+                rise = w[i] * w[i] / (2 * a[i, i])
+                if rise < least:
+                    q, least = i, rise
+            most = max(most, least)
+            found[f, place[q]] = most
+            _eliminate(a, w, row, place, q, last, column)
 
 
 @jit

@@ -50,6 +50,11 @@ class ConvShape:
         oh, ow = (windows(sizes[a], self.kernel[a], self.strides[a], self.dilations[a]) for a in (0, 1))
         return oh, ow
 
+    @property
+    def depthwise(self) -> bool:
+        """Whether filter f reads channel f alone."""
+        return self.groups == self.channels == self.filters > 1
+
 
 Margins = tuple[int, int, int, int]
 """top, left, bottom, right"""

@@ -62,6 +62,12 @@ class Record:
         return meta.view(self.dtype)[0]
 
 
+def laid_out(**parts: NDArray[np.integer]) -> tuple[NDArray[np.int32], dict[str, int]]:
+    """(the parts of an index one after another, where each begins)."""
+    starts = np.cumsum([0, *map(len, parts.values())]).tolist()
+    return np.concatenate([*parts.values()]).astype(np.int32), dict(zip(parts, starts, strict=False))
+
+
 def _reader(dtype: np.dtype) -> Any:
     """fields(meta, op): the record that begins at meta[op]."""
     size = dtype.itemsize // INT.itemsize

@@ -107,7 +107,7 @@ class Conv(Layer):
         found = []
         for name, kernel in self.kernels.items():
             seconds = kernel.module.estimate(self.shape, self.weights, self.mask)
-            any_input = kernel.any_input and not (name == "filters" and self._is_depthwise)
+            any_input = kernel.any_input and not (name == "filters" and self.shape.depthwise)  # that has the activations in the lanes then
             found += [Candidate(kernel=name, layout=layout, any_input=any_input, seconds=seconds) for layout in kernel.layouts]
         return tuple(found)
 
@@ -118,11 +118,6 @@ class Conv(Layer):
         if linear.supports(*arguments) is None:
             return {"linear": CONVOLUTIONS["linear"]}  # planned at once however large, which the others are not
         return {name: kernel for name, kernel in CONVOLUTIONS.items() if kernel.module.supports(*arguments) is None}
-
-    @property
-    def _is_depthwise(self) -> bool:
-        """Then the kernel "filters" has the activations in the lanes, too: it reads NHWC alone."""
-        return self.shape.groups == self.shape.channels == self.shape.filters > 1
 
     @property
     def margins(self) -> Margins:
@@ -136,7 +131,7 @@ class Conv(Layer):
     def channels(self, boxes: Mapping[str, Box]) -> Channels:
         if self.shape.groups == 1:
             return Channels.FREE
-        return Channels.FIRST if self._is_depthwise else Channels.FILE
+        return Channels.FIRST if self.shape.depthwise else Channels.FILE
 
     def wish(self, seconds: Callable[[Any], float]) -> FilterWish:
         return FilterWish(self, seconds)

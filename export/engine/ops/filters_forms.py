@@ -41,7 +41,7 @@ SAMPLES = 2
 
 def forms(shape: ConvShape) -> Iterator[Form]:
     """Those to choose from."""
-    if shape.groups == shape.channels == shape.filters > 1:
+    if shape.depthwise:
         yield panel_form(DEPTHWISE)
         return
     for vectors in TILES:

@@ -24,7 +24,7 @@ from fineprune.ops.simd.vectors import load, store
 from ..ir.conv import Op, View
 from ..ir.costs import Counts
 from ..ir.network import kernel
-from ..ir.record import INT, Record
+from ..ir.record import INT, Record, laid_out
 from ..jit import jit
 from .margins import word_of
 from .quad_filters import lists
@@ -40,12 +40,11 @@ _POSITIONS = 128
 """Of a tile: their sums fit a cache."""
 _TOGETHER = 3
 """Quads of a word whose weights are in registers: they add to sums that are loaded and stored once."""
-_META = Record(x=INT, sets=INT, channels=INT, step=INT, blocks=INT, tables=INT, bias=INT, starts=INT, bits=INT, word=INT, offsets=INT,
-               weights=INT, filters=INT, **FIELDS)  # fmt: skip
-"""x: its first byte; sets: of LANES filters; channels: of words; step: 2 where the lists have masks, else 1; blocks, tables, bias, starts,
-bits, word, offsets, weights: positions in index of the bounds of the lists of each tile and word, of the entries of each set and word, of
-biases, of the first tap of each position (in bytes, as the entries' offsets), of the lanes that are positions, of what stands between
-rows, of offsets and weights."""
+_META = Record(x=INT, sets=INT, filters=INT, channels=INT, step=INT, tiles=INT, blocks=INT, tables=INT, bias=INT, starts=INT, bits=INT,
+               word=INT, offsets=INT, weights=INT, lists=INT, **FIELDS)  # fmt: skip
+"""x: its first byte; sets: of LANES filters; channels: of words; step: 2 where the lists have masks, else 1. From `tiles` on, positions in
+index: of the bounds of tiles, of the lists of each tile and word, and of the entries of each set and word; of biases, of the first tap of
+each position (in bytes, as the entries' offsets), of the lanes that are positions, the words between rows, of offsets, weights, lists."""
 _fields = _META.fields
 
 
@@ -95,7 +94,7 @@ def counts(conv: "QuadConv", height: int, width: int) -> Counts:
 
 
 def plan(conv: "QuadConv", x: View, residual: View | None, y: View) -> Op:
-    """index: bounds of tiles, of lists, tables, biases, places in x and in y, offsets, weights, lists."""
+    """Its index has the parts that `_META` names."""
     F, C = len(conv.weights), conv.weights.shape[1]
     bounds, places, found = lists(conv, LANES)
     line = (y.height - 1) * y.row_stride + y.width
@@ -105,40 +104,31 @@ def plan(conv: "QuadConv", x: View, residual: View | None, y: View) -> Op:
     (down, right), unit = conv.strides, x.dtype.itemsize
     steps = [x.channel_stride, conv.dilations[0] * x.row_stride, TAPS if conv.planes else conv.dilations[1]]
     step = 1 if conv.planes and not LOWERED else 2
-    index = [
-        tiles,
-        blocks,
-        tables.reshape(-1),
-        biases(conv, len(tables) * LANES),
-        unit * (down * rows * x.row_stride + right * columns),
-        lanes_of(line, y),
-        np.array([word_of(conv.zero)]),
-        unit * (places @ np.array(steps)),
-        words(found).reshape(-1),
-        np.stack([p, masks], 1)[:, :step].reshape(-1),
-    ]
-    position = np.cumsum([0, *map(len, index)])
-    index[1] = position[9] + step * blocks
+    index, parts = laid_out(
+        tiles=tiles,
+        blocks=step * blocks,
+        tables=tables.reshape(-1),
+        bias=biases(conv, len(tables) * LANES),
+        starts=unit * (down * rows * x.row_stride + right * columns),
+        bits=lanes_of(line, y),
+        word=np.array([word_of(conv.zero)]),
+        offsets=unit * (places @ np.array(steps)),
+        weights=words(found).reshape(-1),
+        lists=np.stack([p, masks], 1)[:, :step].reshape(-1),
+    )
     meta = _META.pack(
         x=unit * x.at(0, -conv.pads[0], -conv.pads[1]),
         sets=len(tables),
+        filters=F,
         channels=C,
         step=step,
-        blocks=int(position[1]),
-        tables=int(position[2]),
-        bias=int(position[3]),
-        starts=int(position[4]),
-        bits=int(position[5]),
-        word=int(position[6]),
-        offsets=int(position[7]),
-        weights=int(position[8]),
-        filters=F,
+        **parts,
         **facts(conv, y, residual),
     )
     return Op(
         kernel="quad_blocks",
         meta=meta,
-        index=np.concatenate(index).astype(np.int32),
+        index=index,
         constants=constants(conv, len(tables) * LANES),
         costs=(np.diff(tiles)[:, None] + np.diff(blocks).reshape(-1, C) @ np.diff(tables).T).reshape(-1),
         scratch=(_POSITIONS + LANES) * LANES,
@@ -172,13 +162,14 @@ def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray,
     memory, numbers, starts, spare = pointer(arena), pointer(index), m.index + m.starts, scratch + _POSITIONS * LANES
     for item in range(first, last):
         tile, k = item // m.sets, item % m.sets
-        begin, n = np.int64(index[m.index + tile]), np.int64(index[m.index + tile + 1]) - np.int64(index[m.index + tile])
+        bound = m.index + m.tiles + tile
+        begin, n = np.int64(index[bound]), np.int64(index[bound + 1]) - np.int64(index[bound])
         bias = tile_words(index, m.index + m.bias + k * LANES, 1)
         for p in range(n):
             store(bias, arena, scratch + p * LANES)
         for c in range(m.channels):
             bound, table = m.index + m.blocks + tile * m.channels + c, m.index + m.tables + k * (m.channels + 1) + c
-            block, end = m.index + np.int64(index[bound]), m.index + np.int64(index[bound + 1])
+            block, end = m.index + m.lists + np.int64(index[bound]), m.index + m.lists + np.int64(index[bound + 1])
             e, stop = np.int64(index[table]), np.int64(index[table + 1])
             while e < stop:
                 offset, weights = m.index + m.offsets + e, m.index + m.weights + e * LANES

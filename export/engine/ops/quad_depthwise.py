@@ -29,7 +29,7 @@ from fineprune.ops.simd.vectors import load, store
 from ..ir.conv import Op, View
 from ..ir.costs import Counts
 from ..ir.network import kernel
-from ..ir.record import INT, PLACE, Record
+from ..ir.record import INT, PLACE, Record, laid_out
 from ..jit import jit
 from .margins import word_of
 from .quad_positions import lanes_of
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from .quads import QuadConv
 
 _FOUR = 4
-_META = Record(x=PLACE, taps=INT, bias=INT, bits=INT, word=INT, weights=INT, vectors=INT, **FIELDS)
-"""x: the first tap of the first position; taps: offsets; they, bias, bits, word, weights: positions in index."""
+_META = Record(x=PLACE, taps=INT, vectors=INT, offsets=INT, bias=INT, bits=INT, word=INT, weights=INT, **FIELDS)
+"""x: the first tap of the first position; taps, vectors: how many; offsets, bias, bits, word, weights: positions in index."""
 _fields = _META.fields
 
 
@@ -72,29 +72,30 @@ def counts(conv: "QuadConv", height: int, width: int) -> Counts:
 
 
 def plan(conv: "QuadConv", x: View, residual: View | None, y: View) -> Op:
-    """index: offsets of the taps, biases, lanes, the word between rows, weights."""
+    """Its index has the parts that `_META` names."""
     places, weights = _taps(conv)
     sets = len(weights)
     phase = sets * x.channel_stride
     offsets = places @ np.array([phase, conv.dilations[0] * x.row_stride, conv.dilations[1]])
-    bias = biases(conv, sets * _FOUR)
     bits = lanes_of((y.height - 1) * y.row_stride + y.width, y)
-    index = [offsets, bias, bits, np.array([word_of(conv.zero)]), words(weights).reshape(-1)]
-    position = np.cumsum([0, *map(len, index)])
+    index, starts = laid_out(
+        offsets=offsets,
+        bias=biases(conv, sets * _FOUR),
+        bits=bits,
+        word=np.array([word_of(conv.zero)]),
+        weights=words(weights).reshape(-1),
+    )
     meta = _META.pack(
         x=(x.at(0, -conv.pads[0], -conv.pads[1]), *x.place[1:]),
         taps=len(places),
-        bias=int(position[1]),
-        bits=int(position[2]),
-        word=int(position[3]),
-        weights=int(position[4]),
         vectors=len(bits),
+        **starts,
         **facts(conv, y, residual),
     )
     return Op(
         kernel="quad_depthwise",
         meta=meta,
-        index=np.concatenate(index).astype(np.int32),
+        index=index,
         constants=constants(conv, sets * _FOUR),
         costs=np.ones(sets),
         scratch=_FOUR * LANES,
@@ -105,14 +106,14 @@ def plan(conv: "QuadConv", x: View, residual: View | None, y: View) -> Op:
 def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray, meta: NDArray, op: int) -> None:
     """Kernel "quad_depthwise"."""
     m = _fields(meta, op)
-    memory, numbers = pointer(arena), pointer(index)
+    memory, numbers, offsets = pointer(arena), pointer(index), m.index + m.offsets
     for k in range(first, last):
         x, bias = m.x.start + k * m.x.channel, m.index + m.bias + k * _FOUR
         weights = m.index + m.weights + k * m.taps
         for v in range(m.vectors):
             sums = tile_same_words_of_four(numbers, bias, 4)
             for t in range(0, m.taps, _FOUR):
-                sums = tile_add_taps(sums, memory, x + v * LANES, numbers, m.index + t, weights + t)
+                sums = tile_add_taps(sums, memory, x + v * LANES, numbers, offsets + t, weights + t)
             tile_store(sums, memory, scratch, LANES)
             _finish(m, k, v, scratch, arena, constants, index)
 

@@ -21,7 +21,7 @@ from fineprune.ops.simd.vectors import load, multiplied, store, words_of
 from ..ir.conv import Op, View
 from ..ir.costs import Counts
 from ..ir.network import kernel
-from ..ir.record import INT, Record
+from ..ir.record import INT, Record, laid_out
 from ..jit import jit
 from .quad_results import FACTORS, FIELDS, biases, constants, facts, rounded, total
 
@@ -38,9 +38,10 @@ def most_positions(registers: Registers) -> int:
 
 
 _MOST, _QUAD = most_positions(HOST), 4
-_META = Record(sets=INT, entries=INT, bias=INT, x=INT, places=INT, weights=INT, filters=INT, **FIELDS)
-"""sets: of LANES filters; entries, bias, x, places, weights: positions in index of the lists' bounds, of biases, of the first tap of each
-position, of its place in y (and in a residual, whose rows are at the same distance), and of the weights."""
+_META = Record(sets=INT, filters=INT, tiles=INT, entries=INT, bias=INT, x=INT, places=INT, offsets=INT, weights=INT, **FIELDS)
+"""sets: of LANES filters; tiles, entries, bias, x, places, offsets, weights: positions in index of the bounds of tiles and of lists, of
+biases, of the first tap of each position, of its place in y (and in a residual, whose rows are at the same distance), and of the offsets
+and weights of the entries."""
 _fields = _META.fields
 
 
@@ -73,38 +74,31 @@ def counts(conv: "QuadConv", height: int, width: int) -> Counts:
 
 
 def plan(conv: "QuadConv", x: View, residual: View | None, y: View) -> Op:
-    """index: bounds of tiles, of lists, biases, places in x and in y, offsets, weights."""
+    """Its index has the parts that `_META` names."""
     F, positions = len(conv.weights), y.height * y.width
     bounds, places, found = lists(conv, LANES)
     sets, tiles = len(bounds) - 1, -(-positions // _MOST)
     offsets = places @ np.array([x.channel_stride, conv.dilations[0] * x.row_stride, conv.dilations[1]])
     rows, columns = np.divmod(np.arange(positions), y.width)
-    bias = biases(conv, sets * LANES)
-    starts = x.at(0, -conv.pads[0], -conv.pads[1]) + rows * x.row_stride + columns
-    index = [
-        np.arange(tiles + 1) * positions // tiles,
-        bounds,
-        bias,
-        starts,
-        rows * y.row_stride + columns,
-        offsets,
-        words(found).reshape(-1),
-    ]
-    position = np.cumsum([0, *map(len, index)])
+    index, starts = laid_out(
+        tiles=np.arange(tiles + 1) * positions // tiles,
+        entries=bounds,
+        bias=biases(conv, sets * LANES),
+        x=x.at(0, -conv.pads[0], -conv.pads[1]) + rows * x.row_stride + columns,
+        places=rows * y.row_stride + columns,
+        offsets=offsets,
+        weights=words(found).reshape(-1),
+    )
     meta = _META.pack(
         sets=sets,
-        entries=int(position[1]),
-        bias=int(position[2]),
-        x=int(position[3]),
-        places=int(position[4]),
-        weights=int(position[6]),
         filters=F,
+        **starts,
         **facts(conv, y, residual),
     )
     return Op(
         kernel="quad_filters",
         meta=meta,
-        index=np.concatenate(index).astype(np.int32),
+        index=index,
         constants=constants(conv, sets * LANES),
         costs=np.tile(16.0 + np.diff(bounds), tiles),
         scratch=_MOST * LANES + LANES,
@@ -137,9 +131,9 @@ def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray,
     """Kernel "quad_filters"."""
     m = _fields(meta, op)
     memory, numbers = pointer(arena), pointer(index)
-    offsets = m.index + m.places + (m.places - m.x)
+    offsets = m.index + m.offsets
     for item in range(first, last):
-        tile, k = m.index + item // m.sets, item % m.sets
+        tile, k = m.index + m.tiles + item // m.sets, item % m.sets
         begin = np.int64(index[tile])
         n = index[tile + 1] - begin
         bound = m.index + m.entries + k

@@ -21,7 +21,7 @@ from fineprune.ops.simd.vectors import load, same, store, words_of
 from ..ir.conv import Op, View
 from ..ir.costs import Counts
 from ..ir.network import kernel
-from ..ir.record import INT, Record
+from ..ir.record import INT, Record, laid_out
 from ..jit import jit
 from .margins import word_of
 from .quad_results import FACTORS, FIELDS, biases, constants, facts, rounded, total
@@ -40,9 +40,9 @@ def most_units(registers: Registers) -> int:
 
 
 _MOST, _TOGETHER = most_units(HOST), LANES // UNIT
-_META = Record(x=INT, sets=INT, entries=INT, bias=INT, bits=INT, word=INT, filters=INT, **FIELDS)
-"""sets: of FILTERS filters; entries, bias, bits, word: positions in index of the lists' bounds, of biases, of the lanes that are positions,
-and of what stands between rows."""
+_META = Record(x=INT, sets=INT, filters=INT, tiles=INT, entries=INT, bias=INT, bits=INT, word=INT, lists=INT, **FIELDS)
+"""sets: of FILTERS filters; tiles, entries, bias, bits, word, lists: positions in index of the bounds of tiles and lists, of biases, of the
+lanes that are positions, of what stands between rows, and of the offset and weights of each entry."""
 _fields = _META.fields
 
 
@@ -62,33 +62,34 @@ def counts(conv: "QuadConv", height: int, width: int) -> Counts:
 
 
 def plan(conv: "QuadConv", x: View, residual: View | None, y: View) -> Op:
-    """index: bounds of tiles, of lists, biases, lanes, the word between rows, then (offset, weights) of each entry."""
+    """Its index has the parts that `_META` names."""
     F = len(conv.weights)
     sets = -(-F // FILTERS)
     bounds, places, entries = conv.lists
     offsets = places @ np.array([x.channel_stride, conv.dilations[0] * x.row_stride, conv.dilations[1]])
     line = (y.height - 1) * y.row_stride + y.width
     tiles = _tiles(line)
-    starts = bounds[np.minimum(np.arange(sets * FILTERS + 1), F)]
-    bias = biases(conv, sets * FILTERS)
-    index = [tiles, starts, bias, lanes_of(line, y), np.array([word_of(conv.zero)]), np.stack([offsets, entries], 1).reshape(-1)]
-    position = np.cumsum([0, *map(len, index)])
-    index[1] = 2 * starts + position[5]
+    first = bounds[np.minimum(np.arange(sets * FILTERS + 1), F)]
+    index, starts = laid_out(
+        tiles=tiles,
+        entries=2 * first,
+        bias=biases(conv, sets * FILTERS),
+        bits=lanes_of(line, y),
+        word=np.array([word_of(conv.zero)]),
+        lists=np.stack([offsets, entries], 1).reshape(-1),
+    )
     meta = _META.pack(
         x=x.at(0, -conv.pads[0], -conv.pads[1]),
         sets=sets,
-        entries=int(position[1]),
-        bias=int(position[2]),
-        bits=int(position[3]),
-        word=int(position[4]),
         filters=F,
+        **starts,
         **facts(conv, y, residual),
     )
-    work = 16.0 + np.diff(starts[::FILTERS]).astype(np.float64)
+    work = 16.0 + np.diff(first[::FILTERS]).astype(np.float64)
     return Op(
         kernel="quad_positions",
         meta=meta,
-        index=np.concatenate(index).astype(np.int32),
+        index=index,
         constants=constants(conv, sets * FILTERS),
         costs=(np.diff(tiles)[:, None] * work).reshape(-1),
         scratch=FILTERS * (_MOST * UNIT + LANES),
@@ -137,13 +138,13 @@ def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray,
     m = _fields(meta, op)
     memory, numbers = pointer(arena), pointer(index)
     for item in range(first, last):
-        tile, k = m.index + item // m.sets, item % m.sets
+        tile, k = m.index + m.tiles + item // m.sets, item % m.sets
         begin = np.int64(index[tile])
         n, f, start = index[tile + 1] - begin, k * FILTERS, begin * UNIT
         step = (n + _TOGETHER - 1) // _TOGETHER * LANES
         for r in range(FILTERS):
             bound = m.index + m.entries + f + r
-            entry, end = m.index + np.int64(index[bound]), m.index + np.int64(index[bound + 1])
+            entry, end = m.index + m.lists + np.int64(index[bound]), m.index + m.lists + np.int64(index[bound + 1])
             _sums(n, memory, m.x + start, numbers, entry, end, m.index + m.bias + f + r, scratch + r * step)
         if m.reals == 0:
             finish(m, step, start, k, scratch, arena, constants, index)

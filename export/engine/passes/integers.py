@@ -201,7 +201,7 @@ def _conv(
         source=x,
         dilations=layer.shape.dilations,
         size=layer.shape.output,
-        depthwise=layer.shape.groups == layer.shape.channels == layer.shape.filters > 1 and y is not None,
+        depthwise=layer.shape.depthwise and y is not None,
         kept=layer.macs,
         dense=layer.macs_dense,
         **facts,
@@ -210,9 +210,8 @@ def _conv(
 
 def _takes_mask(layer: Conv, x: Grid, y: Grid | None) -> bool:
     """Whether its block mask has a form in integers: dropped blocks are zero where the zero point is, or results are dropped."""
-    shape = layer.shape
-    depthwise = shape.groups == shape.channels > 1
-    return y is not None and (shape.filters == shape.channels if depthwise else x.zero == 0)
+    several = layer.shape.groups == layer.shape.channels > 1  # filters to each channel, or one
+    return y is not None and (layer.shape.depthwise or (x.zero == 0 and not several))
 
 
 def _bias(layer: Conv, scales: NDArray[np.float32], exact: bool) -> NDArray[np.int64] | None:
@@ -239,7 +238,7 @@ def _words(weights: NDArray[np.int16], layer: Conv, signed: bool) -> dict[str, A
     """Weights [F,C,kh,kw] and mask as words of four channels, or of four taps where those that are kept are fewer."""
     if layer.mask is None:
         return {"weights": as_quads(weights)}
-    if layer.shape.groups == layer.shape.channels > 1:
+    if layer.shape.depthwise:
         return {"weights": as_quads(weights), "mask": as_quads(layer.mask[None])[0]}
     padded = np.pad(weights, ((0, 0), (0, 0), (0, 0), (0, -weights.shape[3] % TAPS)))
     taps = padded.reshape(*weights.shape[:3], -1, TAPS), np.repeat(layer.mask[..., None], TAPS, -1)
