@@ -108,7 +108,8 @@ def taught(facts: dict[str, Any]) -> str:
 def on_grids(facts: dict[str, Any]) -> str:
     """How many epochs of the fine-tuning were quantisation-aware, in brackets; empty where none was."""
     epochs = ((facts.get("training") or {}).get("finetune") or {}).get("qat_epochs")
-    return f" (the last {epochs} epoch{'s' * (epochs > 1)} on int8 grids)" if epochs else ""
+    last = "epoch" if epochs == 1 else f"{epochs} epochs"
+    return f" (the last {last} on int8 grids)" if epochs else ""
 
 
 def zeros_pruned(facts: dict[str, Any]) -> list[tuple[str, float]]:
