@@ -11,6 +11,7 @@ names no preset.
 """
 
 import argparse
+import json
 import statistics
 import time
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from typing import Any
 
 import torch
 from data_pruning import claimed
+from safetensors.torch import save_file
 
 from fineprune.common.files import read_json, write_json
 from fineprune.common.progress import Lines
@@ -26,7 +28,7 @@ from fineprune.compression import compress
 from fineprune.export.machine import machine_facts
 from fineprune.job import finetune_config
 from fineprune.models.data import ImageData, load_data
-from fineprune.models.training import evaluate, train
+from fineprune.models.training import TrainConfig, evaluate, train
 from fineprune.models.zoo import ModelSpec
 from fineprune.models.zoo.registry import parse_args
 from fineprune.networks import open_model
@@ -34,6 +36,7 @@ from fineprune.networks import open_model
 DENSE = "dense"
 _OBS = {"preset": "obs", "fwp": {"criterion": "obs"}, "prune_schedule": "one-shot", "reconstruct": True}
 _OBC = {**_OBS, "fwp": {"criterion": "obc"}}
+_THESIS = {"preset": "thesis", "reconstruct": False}
 RECIPES: dict[str, dict[str, Any]] = {
     "picked": {},
     "taylor": {"preset": "taylor", "reconstruct": False},
@@ -65,6 +68,11 @@ RECIPES: dict[str, dict[str, Any]] = {
     "obc-quad+rounds": {**_OBC, "prune_schedule": "rounds", "fwp": {"criterion": "obc", "unit": "quad"}},
     "obc-quad+rounds+distill": {**_OBC, "prune_schedule": "rounds", "distill": 0.9, "fwp": {"criterion": "obc", "unit": "quad"}},
     "obs-row+rounds": {**_OBS, "prune_schedule": "rounds", "fwp": {"criterion": "obs", "unit": "row"}},
+    "thesis": _THESIS,
+    "thesis-layer": {**_THESIS, "ffp": {"scope": "layer"}},
+    "thesis-dense": {**_THESIS, "ffp": {"propagate": "dense"}},
+    "thesis-taylor-blocks": {**_THESIS, "ffp": {"criterion": "taylor", "scope": "global"}},
+    "thesis+distill": {**_THESIS, "distill": 0.9},
 }
 """Name -> arguments of `compress` beside the share, the epochs and the seed; part: what loses the share, where not what the preset says."""
 STAGES = ("dense", "masked", "reconstructed", "batchnorm_recalibrated", "finetuned")
@@ -101,6 +109,14 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--samples", type=int, metavar="N", help="Calibrate on so many images (default: all).")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="How many threads compute.")
+    parser.add_argument("--device", default="auto", help="Where to compute, as `fineprune --device` takes it.")
+    parser.add_argument(
+        "--training",
+        type=json.loads,
+        default={},
+        metavar="JSON",
+        help="Fine-tune with these settings of TrainConfig in place of the defaults.",
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs/recipes"), metavar="FOLDER", help="Keep the finished runs in this folder.")
     parser.add_argument("--json", type=Path, metavar="FILE", help="Write all figures into this JSON file.")
     parser.add_argument("--collect", action="store_true", help="Run nothing, and make the table of the runs that are there.")
@@ -126,7 +142,7 @@ def _run(job: dict[str, Any], data: ImageData, arguments: argparse.Namespace) ->
         started = time.perf_counter(), time.process_time()
         accuracy = (_dense if job["recipe"] == DENSE else _compressed)(job, data, arguments, arguments.runs / "work" / name)
         spent = {"seconds": time.perf_counter() - started[0], "processor_seconds": time.process_time() - started[1]}
-        asked = {key: getattr(arguments, key) for key in ("data", "model", "model_args", "samples", "threads")}
+        asked = {key: getattr(arguments, key) for key in ("data", "model", "model_args", "samples", "threads", "device", "training")}
         write_json(path, {**job, "accuracy": accuracy, **spent, **asked, "machine": machine_facts()})
 
 
@@ -135,17 +151,26 @@ def _compressed(job: dict[str, Any], data: ImageData, arguments: argparse.Namesp
     part = changes.pop("part", None)
     share = {"prune": job["prune"]} if part is None else {part: job["prune"]}
     where = {"checkpoint": arguments.checkpoint, "samples": arguments.samples, "output": folder}
-    bundle = compress(_spec(arguments), data, **share, epochs=job["epochs"], seed=job["seed"], **where, **changes)
+    training: dict[str, Any] = {"epochs": job["epochs"]}
+    if arguments.training and job["epochs"]:
+        training = {"finetune": _training(job, arguments, distill=changes.pop("distill", None))}
+    bundle = compress(_spec(arguments), data, **share, seed=job["seed"], device=arguments.device, **training, **where, **changes)
     return {name: value for name, value in bundle.facts["accuracy"].items() if isinstance(value, float)}
 
 
 def _dense(job: dict[str, Any], data: ImageData, arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
     model = open_model(_spec(arguments), checkpoint=arguments.checkpoint, data=data, progress=Lines()).model
-    accuracy = {"dense": evaluate(model, data.test).accuracy}
-    if training := finetune_config(epochs=job["epochs"], seed=job["seed"]):
-        train(model, data, training, output=folder, progress=Lines())
-        accuracy["finetuned"] = evaluate(model, data.test).accuracy
+    accuracy = {"dense": evaluate(model, data.test, device=arguments.device).accuracy}
+    if training := _training(job, arguments):
+        train(model, data, training, output=folder, device=arguments.device, progress=Lines())
+        accuracy["finetuned"] = evaluate(model, data.test, device=arguments.device).accuracy
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(model.state_dict(), folder / "model.safetensors")
     return accuracy
+
+
+def _training(job: dict[str, Any], arguments: argparse.Namespace, **others: Any) -> TrainConfig | None:
+    return finetune_config(epochs=job["epochs"], seed=job["seed"], **arguments.training, **others)
 
 
 def _spec(arguments: argparse.Namespace) -> ModelSpec:

@@ -5,7 +5,7 @@
     weight    gw[tap,c,f] = sum_r (M[c,r] * x[r@tap,c]) * gy[r,f]
 
 Nothing of the size of an im2col matrix is ever stored. Activations are channels-last, so that channels are contiguous in a tile.
-Products follow torch's setting for convolutions: TF32 where `torch.backends.cudnn.allow_tf32`, IEEE float32 otherwise.
+Products follow torch's setting for convolutions (`torch.backends.cudnn.conv.fp32_precision`): TF32 or IEEE float32.
 """
 
 from collections.abc import Sequence
@@ -290,4 +290,4 @@ def _tile(rows: int, filters: int, channels: int) -> tuple[int, int, int]:
 
 
 def _precision() -> str:
-    return "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"
+    return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"  # type: ignore[attr-defined]

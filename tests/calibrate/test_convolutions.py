@@ -150,6 +150,14 @@ def test_a_glob_without_a_match_is_refused(where: str) -> None:
         select_sites(sites, **{where: ("stem", "Stem")})
 
 
+def test_networks_are_compared_without_tf32() -> None:
+    conv, products = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    before = conv.fp32_precision, products.fp32_precision
+    with evaluating(torch.nn.Flatten()):
+        assert (conv.fp32_precision, products.fp32_precision) == ("ieee", "ieee")
+    assert (conv.fp32_precision, products.fp32_precision) == before != ("ieee", "ieee")
+
+
 def test_evaluating_ends_with_its_block() -> None:
     model = varied()
     model.norm.eval()
