@@ -30,9 +30,10 @@ def network(channels: int, strides: int) -> bytes:
     random, file = np.random.default_rng(channels), File((channels, 20, 20))
 
     def conv(source: str, name: str, grid: Grid, stride: int = 1) -> str:
-        weights = clustered(random, channels, channels)
-        scales = random.uniform(0.0005, 0.002, channels)
-        bias = random.integers(-500, 500, channels)
+        filters = channels * stride**2  # so that a copy of the channels is worth its time where products are fast, too
+        weights = clustered(random, filters, channels)
+        scales = random.uniform(0.0005, 0.002, filters)
+        bias = random.integers(-500, 500, filters)
         return file.layer("Conv", source, name, weights, scales, bias, grid, pads=(1, 1, 1, 1), strides=(stride, stride))
 
     x = file.on_grid("x", X)
