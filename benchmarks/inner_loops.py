@@ -74,14 +74,19 @@ def language(kernel: str, target: Target) -> str:
 
     if kernel not in KERNELS:
         raise click.UsageError(f"no kernel {kernel!r}; there are {', '.join(sorted(KERNELS))}")
-    return COMPILER.language(KERNELS[kernel].entry.function)
+    return COMPILER.language(KERNELS[kernel].entry.function, machine_of(target))
+
+
+def machine_of(target: Target) -> binding.TargetMachine:
+    """What LLVM optimises and translates for."""
+    binding.initialize_all_targets()
+    binding.initialize_all_asmprinters()
+    return binding.Target.from_triple(target.triple).create_target_machine(cpu=target.cpu, features=target.features, opt=3)
 
 
 def emit(text: str, target: Target) -> str:
     """Assembly of a module in LLVM's language."""
-    binding.initialize_all_targets()
-    binding.initialize_all_asmprinters()
-    machine = binding.Target.from_triple(target.triple).create_target_machine(cpu=target.cpu, features=target.features, opt=3)
+    machine = machine_of(target)
     machine.set_asm_verbosity(True)
     text = re.sub(r"^target (?:triple|datalayout) = .*$", "", text, flags=re.MULTILINE)
     module = binding.parse_assembly(text)

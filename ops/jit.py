@@ -41,9 +41,9 @@ class Compiler:
         """The code of a function of integers that returns one, as C code calls it."""
         return Code(*numba_door.compiled(function, _of_integers(function), self._options))
 
-    def language(self, function: Callable[..., Any]) -> str:
-        """What LLVM makes that code of, in its language."""
-        return numba_door.language(function, _of_integers(function), self._options)
+    def language(self, function: Callable[..., Any], machine: Any) -> str:
+        """What LLVM makes that code of, in its language, for one of its target machines."""
+        return numba_door.language(function, _of_integers(function), self._options, machine)
 
 
 def _of_integers(function: Callable[..., Any]) -> Any:

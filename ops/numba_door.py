@@ -21,6 +21,7 @@ from numba.core.caching import Cache, CompileResultCacheImpl, _CacheLocator
 from numba.core.ccallback import CFunc
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic, models, register_model
 from numba.np.arrayobj import make_array, populate_array
 
@@ -85,10 +86,15 @@ def compiled(function: Callable[..., Any], kind: Any, options: Mapping[str, Any]
     return made.native_name, tuple(needs), library._get_compiled_object()
 
 
-def language(function: Callable[..., Any], kind: Any, options: Mapping[str, Any]) -> str:
-    """What LLVM makes the code of `compiled` of, in its language and optimised."""
+def language(function: Callable[..., Any], kind: Any, options: Mapping[str, Any], machine: Any) -> str:
+    """What LLVM makes the code of `compiled` of, in its language and optimised for `machine`, one of LLVM's target machines."""
     made: Any = CFunc(function, (kind.args, kind.return_type), {}, dict(options), pipeline_class=_ReadCompiler)
-    made.compile()
+    codegen = cpu_target.target_context.codegen()
+    own, codegen._tm = codegen._tm, machine
+    try:
+        made.compile()
+    finally:
+        codegen._tm = own
     return str(made._library.language)
 
 

@@ -250,9 +250,8 @@ def test_dropped_taps_cost_nothing() -> None:
     shape, rng = ConvShape(channels=6, filters=64, height=5, width=5, kernel=(3, 3), pads=(1,) * 4), np.random.default_rng(0)
     by_group = group_taps(64, 6, rng)
     by_channel = np.tile(by_group[:1], (64, 1, 1, 1))
-    rows = TILES[WIDEST][0]
-    for kept, form, vectors in ((by_group, None, 1), (by_channel, Form(WIDEST, rows), WIDEST)):
-        op = check(problem(shape, kept=kept), form=form)
+    for kept, vectors in ((by_group, 1), (by_channel, WIDEST)):
+        op = check(problem(shape, kept=kept), form=Form(vectors, TILES[vectors][0]))
         assert op.index[META.view(op.meta).items + VECTORS] == vectors
         assert len(op.constants) == LANES + 64 + kept.sum()
 
