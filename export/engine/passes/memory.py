@@ -5,8 +5,9 @@ stay so. A tensor of which parts are never written, because they are zero, has a
 
 Quads (ir/dtypes.py) lie closer: the margin right of a row is the margin left of the next one, and what lies below a channel is what lies
 above the next one. Kernels run over the rows as one line, from the first position to the last, in whole vectors: gaps between rows, and
-up to a vector behind a channel, are written as well, always with what lies in the margins. `ties` are pairs of tensors of which
-a kernel needs the rows at the same distance.
+up to a vector behind a channel, are written as well, always with what lies in the margins. The first position of a channel begins a
+vector: what is read and written in its place (1x1 convolutions, outputs, residuals) crosses no cache lines. `ties` are pairs of tensors
+of which a kernel needs the rows at the same distance.
 """
 
 import math
@@ -129,8 +130,8 @@ def geometry(
     if dtype == QUAD:
         pixel, row = 1, max(pitch or 0, width + max(margins[1], margins[3]))
         line = (height - 1) * row + width
-        channel = max(2, row * (height + max(margins[0], margins[2])), rounded(line))
-        size = row * (margins[0] + margins[2]) + margins[1] + channel * channels
+        channel = rounded(max(row * (height + max(margins[0], margins[2])), line))
+        size = rounded(row * margins[0] + margins[1]) + channel * channels + row * margins[2]
     elif layout == "NHWC":
         pixel = rounded(channels)
         channel, row = 1, pixel * columns
@@ -143,7 +144,7 @@ def geometry(
         raise RunError(f"a tensor of {box} with margins {margins} is larger than the engine allows; the file is damaged or too large")
     start = margins[0] * row + margins[1] * pixel
     view = View(
-        start=start,
+        start=rounded(start) if dtype == QUAD else start,
         channels=channels,
         height=height,
         width=width,
