@@ -7,7 +7,7 @@ Each step's result is in the manifest, so that the bundle says what was saved an
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
@@ -48,7 +48,7 @@ from fineprune.models.zoo import ModelSpec, build
 
 from .arguments import check_arguments, check_named, check_progress
 from .claims import beforehand, chance_level, few_samples, saved, shortfall, zero_weights
-from .job import Asked, Job, ratio_settings
+from .job import Asked, Job, ratio_settings, training_settings
 from .masking import MaskUpdates
 from .networks import check_channels, completed, network_of, open_model
 from .round_trip import check_before, check_restored
@@ -58,42 +58,31 @@ from .work_folder import work_folder
 
 
 def compress(
-    model: nn.Module | ModelSpec | Bundle | str,
-    data: ImageData | str,
-    *,
-    checkpoint: Path | str | None = None,
-    model_args: Mapping[str, Any] | None = None,
-    preset: str | None = None,
-    prune: float | None = None,
-    prune_split: str = "preset",
-    ffp: float | Mapping[str, Any] = 0.0,
-    fwp: float | Mapping[str, Any] = 0.0,
+    model: nn.Module | ModelSpec | Bundle | str, data: ImageData | str, *,
+    checkpoint: Path | str | None = None, model_args: Mapping[str, Any] | None = None,
+    preset: str | None = None, prune: float | None = None, prune_split: str = "preset",
+    ffp: float | Mapping[str, Any] = 0.0, fwp: float | Mapping[str, Any] = 0.0,
+    include: str | Sequence[str] | None = None, exclude: str | Sequence[str] | None = None,
     prune_schedule: str | Mapping[str, Any] | None = None,
-    epochs: int | None = None,
-    distill: float | Mapping[str, Any] | None = None,
-    qat_epochs: int | None = None,
-    finetune: TrainConfig | None = None,
-    samples: int | None = None,
-    seed: int = 0,
-    statistics: Path | str | None = None,
-    output: Path | str | None = None,
-    reconstruct: bool | Mapping[str, Any] | None = None,
-    compare_dense: bool = False,
-    device: str = "auto",
-    progress: Progress | None = None,
-) -> Bundle:
+    epochs: int | None = None, lr: float | None = None, batch_size: int | None = None,
+    distill: float | Mapping[str, Any] | None = None, qat_epochs: int | None = None, finetune: TrainConfig | None = None,
+    samples: int | None = None, seed: int = 0, statistics: Path | str | None = None, output: Path | str | None = None,
+    reconstruct: bool | Mapping[str, Any] | None = None, compare_dense: bool = False,
+    device: str = "auto", progress: Progress | None = None,
+) -> Bundle:  # fmt: skip
     """Compress a trained network and return its bundle (also written to `output`, where given).
 
     model: a module, or a name with `model_args` and `checkpoint`, or a bundle, which keeps its masks and gets more on top (the accuracy
     that others stand beside is then the bundle's; `pruned_before` says by what it was pruned). data: a data set or its spec string.
     prune: the fraction of the convolutions' multiply-adds to drop; prune_split: what divides it between blocks and weights, the "preset"
     or one "common" list of scores. Or ffp, fwp: the fraction of blocks and of weights; each also takes a mapping with any field of
-    FFPConfig and FWPConfig. prune_schedule: when masks come, "one-shot", "rounds", "cubic", or a mapping with a name and settings.
-    epochs: of fine-tuning (0: none); distill: the share of the loss that the dense network teaches (0: none), or a mapping (share,
-    temperature, features, layers); qat_epochs: so many of the last ones compute on int8 grids; `finetune` gives all settings. reconstruct:
-    whether kept weights are refitted first, or a mapping (images, columns, memory_bytes). samples: calibrate on so many; seed: by which
-    they are chosen, and of the fine-tuning. statistics: a folder of `fineprune calibrate`. progress: `Lines()`, the default, `Bars()` or
-    `Silent()` of common.progress. Without a preset the epochs decide what else is left open (job.py), and a line says what.
+    FFPConfig and FWPConfig (per_layer={"layer3.*": 0.8}). include, exclude: globs of the layers that are pruned, or left dense.
+    prune_schedule: when masks come, "one-shot", "rounds", "cubic", or a mapping with a name and settings.
+    epochs, lr, batch_size: of fine-tuning (epochs=0: none); distill: the share of the loss that the dense network teaches (0: none), or a
+    mapping (share, temperature, features, layers); qat_epochs: so many of the last ones compute on int8 grids; `finetune` gives all
+    settings. reconstruct: whether kept weights are refitted first, or a mapping (images, columns, memory_bytes). samples: calibrate on so
+    many; seed: by which they are chosen, and of the fine-tuning. statistics: a folder of `fineprune calibrate`. progress: `Lines()`, the
+    default, `Bars()` or `Silent()` of common.progress. Without a preset the epochs decide what else is left open, and a line says what.
 
     UsageError for other arguments, and (also RunError) for a network that a bundle would not give back: before any work.
     """
@@ -101,12 +90,11 @@ def compress(
     check_arguments(statistics=statistics, output=output)
     check_progress(progress)
     check_named(model, checkpoint=checkpoint, model_args=model_args)
-    for name, value in (("distill", distill), ("qat_epochs", qat_epochs)):
-        if finetune is not None and value is not None:
-            raise UsageError(f"{name} is one of the settings that finetune gives: TrainConfig({name}=...); leave one of the two out")
+    short = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "distill": distill, "qat_epochs": qat_epochs}
     settings: dict[str, Any] = {"preset": preset, "prune": prune, "prune_split": prune_split, "prune_schedule": prune_schedule}
-    parts: dict[str, Any] = {"ffp": ratio_settings(ffp), "fwp": ratio_settings(fwp)}
-    training = finetune or {"epochs": epochs, "distill": distill, "qat_epochs": qat_epochs, "seed": seed}
+    layers = {"include": include, "exclude": exclude}
+    parts: dict[str, Any] = {"ffp": ratio_settings("ffp", ffp, **layers), "fwp": ratio_settings("fwp", fwp, **layers)}
+    training = training_settings(finetune, seed=seed, **short)
     calibration = CalibrationConfig(samples=samples, seed=seed)
     asked = Asked(**settings, **parts, reconstruct=reconstruct, finetune=training, calibration=calibration, measured=statistics is not None)
     job = asked.job(compare_dense=compare_dense, device=device)

@@ -10,7 +10,7 @@ The preset's name is `obs`: blocks, and weights that go together, are ranked by 
 the network trains, `reconstruct` off), it is `taylor`, and nothing else is picked.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -163,11 +163,24 @@ def finetune_config(**settings: Any) -> TrainConfig | None:
     return config
 
 
+def training_settings(finetune: TrainConfig | None, *, seed: int, **short: Any) -> TrainConfig | dict[str, Any]:
+    """`finetune`, or the settings `short` (None: left open). UsageError where some are given beside `finetune`, which has all of them."""
+    given = [name for name, value in short.items() if value is not None]
+    if finetune is not None and given:
+        raise UsageError(f"{given[0]} is one of the settings that finetune gives: TrainConfig({given[0]}=...); leave one of the two out")
+    return finetune or {**short, "seed": seed}
+
+
 def _none(distill: Any) -> bool:
     share = distill.get("share") if isinstance(distill, Mapping) else distill
     return isinstance(share, int | float) and not isinstance(share, bool) and share == 0
 
 
-def ratio_settings(value: float | Mapping[str, Any]) -> dict[str, Any]:
-    """A pruned fraction, or a mapping with settings of FFPConfig or FWPConfig, as the latter."""
-    return dict(value) if isinstance(value, Mapping) else {"ratio": value}
+def ratio_settings(kind: str, value: float | Mapping[str, Any], **globs: str | Sequence[str] | None) -> dict[str, Any]:
+    """A pruned fraction, or a mapping with settings of FFPConfig or FWPConfig, as the latter; globs: include, exclude of both kinds."""
+    settings = dict(value) if isinstance(value, Mapping) else {"ratio": value}
+    given = {name: (layers,) if isinstance(layers, str) else layers for name, layers in globs.items() if layers is not None}
+    for name in given:
+        if settings.get(name):
+            raise UsageError(f"{name} is given for all masks and in {kind}; leave one of the two out")
+    return settings | given

@@ -123,7 +123,7 @@ def job_of(settings: Settings, device: str = "auto") -> "Job":
     asked: dict[str, Any] = {
         name: table.pop(name) for name in ("preset", "prune", "prune_split", "prune_schedule", "reconstruct") if name in table
     }
-    parts: dict[str, Any] = {name: ratio_settings(table.pop(name, 0.0)) for name in ("ffp", "fwp")}
+    parts: dict[str, Any] = {name: ratio_settings(name, table.pop(name, 0.0)) for name in ("ffp", "fwp")}
     calibration = CalibrationConfig(
         samples=table.pop("samples", None), batch_size=table.pop("calibration_batch_size", 128), seed=table.pop("seed", 0)
     )

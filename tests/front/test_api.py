@@ -44,6 +44,15 @@ def test_own_module_to_bundle_to_onnx(data: str, tmp_path: Path) -> None:
         fineprune.load(tmp_path / "bundle")
 
 
+def test_short_names_are_the_settings_of_training_and_of_both_masks(data: str) -> None:
+    options: dict[str, Any] = {"preset": "taylor", "samples": 40, "progress": Silent()}
+    bundle = fineprune.compress(own_module(), load_data(data), prune=0.4, epochs=1, lr=0.003, batch_size=16, exclude="3", **options)
+    trained = bundle.facts["settings"]["finetune"]
+    assert (trained["epochs"], trained["lr"], trained["batch_size"]) == (1, 0.003, 16) and list(bundle.masks["fwp"]) == ["0"]
+    only = fineprune.compress(own_module(), load_data(data), prune=0.4, epochs=0, include=["3"], **options)
+    assert list(only.masks["fwp"]) == ["3"]
+
+
 @pytest.mark.parametrize(
     "wrap", [nn.DataParallel, torch.optim.swa_utils.AveragedModel, lambda model: torch.compile(model, backend="eager")]
 )

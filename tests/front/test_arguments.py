@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import fineprune
 from fineprune.common.errors import UsageError
+from fineprune.models.training.config import TrainConfig
 
 NET = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 10))
 IMAGES = TensorDataset(torch.zeros(4, 1, 8, 8), torch.zeros(4).long())
@@ -49,6 +50,18 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
     "a number for a folder": (compress(output=5), "output is the path of a folder; got 5"),
     "a number for statistics": (compress(statistics=5), "statistics is the path of a folder"),
     "true for progress": (compress(progress=True), r"progress is an object .*Lines\(\) .*Silent\(\); got True"),
+    "lr beside finetune": (
+        compress(epochs=None, lr=0.1, finetune=TrainConfig()),
+        r"lr is one of the settings that finetune gives",
+    ),
+    "epochs beside finetune": (compress(epochs=1, finetune=TrainConfig()), r"epochs is one of the settings that finetune gives"),
+    "a rate of nothing": (compress(epochs=1, lr=0), "lr is above 0, got 0"),
+    "a part of a batch": (compress(epochs=1, batch_size=0.5), "batch_size is a whole number of at least 1, got 0.5"),
+    "excluded twice": (
+        compress(fwp={"exclude": ["0"]}, exclude="0"),
+        "exclude is given for all masks and in fwp",
+    ),
+    "excluding numbers": (compress(exclude=[1]), r"exclude is a list of globs of layers, got \[1\]"),
     "loading nothing": (lambda: fineprune.load(None), "folder is the path of a bundle's folder; got None"),  # type: ignore[arg-type]
     "loading into a name": (lambda: fineprune.load("x", "resnet20"), "model is the dense network, an nn.Module; got 'resnet20'"),  # type: ignore[arg-type]
     "exporting a module": (lambda: fineprune.to_onnx(NET, "x.onnx"), "fineprune.compress makes a bundle of it"),  # type: ignore[arg-type]
