@@ -20,7 +20,8 @@ from .networks import Network
 
 _PATH = (str, os.PathLike)
 _DATA = (
-    "a data set's spec, such as 'cifar10:data', 'imagefolder:FOLDER' or 'file.py:factory', or what fineprune.models.data.load_data returns"
+    "a data set's spec, such as 'cifar10:data', 'imagefolder:FOLDER' or 'file.py:factory', what fineprune.models.data.load_data returns, "
+    "or samples: a DataLoader, a Dataset, (inputs, labels)"
 )
 _BUNDLE = "a bundle (what fineprune.compress returns) or the path of its folder"
 _ACCEPTED: dict[str, tuple[tuple[type, ...], str]] = {
@@ -79,11 +80,8 @@ def _meant(name: str, value: Any) -> str:
             return "; these are weights: build the network and load them into it (load_state_dict)"
         if isinstance(value, os.PathLike):
             return "; a file of weights is the checkpoint, a bundle is opened by fineprune.load"
-    if name == "data":
-        if isinstance(value, os.PathLike):
-            return f"; for a folder of images give 'imagefolder:{value}', for a file of arrays 'npz:{value}'"
-        if hasattr(value, "__iter__") or hasattr(value, "__getitem__"):
-            return "; write a function that returns the data sets, and give 'file.py:function'"
+    if name == "data" and isinstance(value, os.PathLike):
+        return f"; for a folder of images give 'imagefolder:{value}', for a file of arrays 'npz:{value}'"
     if module and name in ("bundle", "network"):
         return "; fineprune.compress makes a bundle of it (for a dense network: `fineprune export --model`)"
     return ""

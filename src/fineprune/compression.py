@@ -36,6 +36,7 @@ from fineprune.compressor.prune import prune as prune_network
 from fineprune.compressor.reconstruct.run import reconstruct as reconstruct_network
 from fineprune.export.machine import machine_facts, package_versions
 from fineprune.models.data import ImageData, load_data
+from fineprune.models.data.given import GivenData, given_data, is_given
 from fineprune.models.training.batchnorm import recalibrate_batchnorm
 from fineprune.models.training.checks import check_engine, check_settings
 from fineprune.models.training.config import TrainConfig
@@ -58,7 +59,7 @@ from .work_folder import work_folder
 
 
 def compress(
-    model: nn.Module | ModelSpec | Bundle | str, data: ImageData | str, *,
+    model: nn.Module | ModelSpec | Bundle | str, data: Any, *, validation: Any = None, test: Any = None,
     checkpoint: Path | str | None = None, model_args: Mapping[str, Any] | None = None,
     preset: str | None = None, prune: float | None = None, prune_split: str = "preset",
     ffp: float | Mapping[str, Any] = 0.0, fwp: float | Mapping[str, Any] = 0.0,
@@ -73,7 +74,9 @@ def compress(
     """Compress a trained network and return its bundle (also written to `output`, where given).
 
     model: a module, or a name with `model_args` and `checkpoint`, or a bundle, which keeps its masks and gets more on top (the accuracy
-    that others stand beside is then the bundle's; `pruned_before` says by what it was pruned). data: a data set or its spec string.
+    that others stand beside is then the bundle's; `pruned_before` says by what it was pruned). data: a data set or its spec string, or your
+    own samples as the network takes them: a DataLoader, a Dataset, (inputs, labels), or inputs alone; validation (samples, or a fraction of
+    them) and test belong to these.
     prune: the fraction of the convolutions' multiply-adds to drop; prune_split: what divides it between blocks and weights, the "preset"
     or one "common" list of scores. Or ffp, fwp: the fraction of blocks and of weights; each also takes a mapping with any field of
     FFPConfig and FWPConfig (per_layer={"layer3.*": 0.8}). include, exclude: globs of the layers that are pruned, or left dense.
@@ -86,7 +89,7 @@ def compress(
 
     UsageError for other arguments, and (also RunError) for a network that a bundle would not give back: before any work.
     """
-    check_arguments(model=model, data=data, checkpoint=checkpoint, model_args=model_args, finetune=finetune, samples=samples)
+    check_arguments(model=model, checkpoint=checkpoint, model_args=model_args, finetune=finetune, samples=samples)
     check_arguments(statistics=statistics, output=output)
     check_progress(progress)
     check_named(model, checkpoint=checkpoint, model_args=model_args)
@@ -98,11 +101,22 @@ def compress(
     calibration = CalibrationConfig(samples=samples, seed=seed)
     asked = Asked(**settings, **parts, reconstruct=reconstruct, finetune=training, calibration=calibration, measured=statistics is not None)
     job = asked.job(compare_dense=compare_dense, device=device)
-    loaded = load_data(data) if isinstance(data, str) else data
     progress = progress or Lines()
+    loaded = data_of(data, validation=validation, test=test, seed=seed, progress=progress)
     spec = ModelSpec(name=model, args=dict(model_args or {})) if isinstance(model, str) else model
     module, named, before = _opened(spec, checkpoint, loaded, progress)
     return compress_network(module, loaded, job, spec=named, before=before, statistics=statistics, output=output, progress=progress)
+
+
+def data_of(data: Any, *, validation: Any, test: Any, seed: int, progress: Progress) -> ImageData:
+    """The data set that `data` is, or names, or holds the samples of; UsageError for what is neither."""
+    if is_given(data):
+        return given_data(data, validation=validation, test=test, seed=seed, progress=progress)
+    check_arguments(data=data)
+    for name, value in (("validation", validation), ("test", test)):
+        if value is not None:
+            raise UsageError(f"{name} belongs to samples that are given in Python; a data set has its own: leave {name} out")
+    return load_data(data) if isinstance(data, str) else data
 
 
 def _opened(
@@ -311,7 +325,7 @@ class _Run:
         return {
             "fineprune": package_versions()["fineprune"],
             "model": completed(spec, self.data.input_shape, self.data).to_json() if spec else None,
-            "data": self.data.to_json(),
+            "data": None if isinstance(self.data, GivenData) else self.data.to_json(),  # nobody else can load what is given
             "input_shape": list(self.data.input_shape),
             "settings": self.job.to_json(),
             "machine": machine_facts(),

@@ -1,13 +1,13 @@
 """The Python API: what is of another type than an argument takes is named in one line, with what it takes, before any work."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import fineprune
 from fineprune.common.errors import UsageError
@@ -15,6 +15,13 @@ from fineprune.models.training.config import TrainConfig
 
 NET = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 10))
 IMAGES = TensorDataset(torch.zeros(4, 1, 8, 8), torch.zeros(4).long())
+
+
+class Stream(IterableDataset[Any]):
+    """One sample after the other."""
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        yield torch.zeros(1, 8, 8)
 
 
 def compress(model: Any = NET, data: Any = "digits", **settings: Any) -> Callable[[], object]:
@@ -31,14 +38,23 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
     "arguments beside a module": (compress(model_args={"width": 3}), "model_args belongs to a network given by name"),
     "weights for a checkpoint": (compress("lenet", checkpoint=NET.state_dict()), "checkpoint is the path of a weights file; got an object"),
     "a list of arguments": (compress("lenet", model_args=["width=3"]), "model_args is a dict of the network's arguments"),
-    "a number for data": (compress(data=5), "^data is a data set's spec, .*load_data returns; got 5$"),
-    "a list for data": (
-        compress(data=[1]),
-        "got an object of type list; write a function that returns the data sets, and give 'file.py:function'",
+    "a number for data": (compress(data=5), "^data is a data set's spec, .*a Dataset, .inputs, labels.; got 5$"),
+    "a list for data": (compress(data=[1]), "^data is a DataLoader, .* or inputs alone; got an object of type list$"),
+    "a stream": (compress(data=DataLoader(Stream())), "an iterable data set has none; give a Dataset with a length"),
+    "a tensor of no images": (
+        compress(data=torch.zeros(3)),
+        r"inputs are float32 \[N,C,H,W\] as the network .*, got torch.float32 \[1\]",
     ),
-    "a loader": (compress(data=DataLoader(IMAGES)), "got an object of type DataLoader; write a function"),
-    "a data set of torch": (compress(data=IMAGES), "got an object of type TensorDataset; write a function"),
-    "a tensor": (compress(data=torch.zeros(1)), "got an object of type Tensor; write a function"),
+    "bytes": (compress(data=torch.zeros(3, 1, 8, 8, dtype=torch.uint8)), r"got torch.uint8 \[1, 1, 8, 8\]; convert them"),
+    "labels of numbers": (
+        compress(data=(torch.zeros(3, 1, 8, 8), torch.zeros(3))),
+        r"labels .* int64.* got torch.float32 \[1\]",
+    ),
+    "labels too few": (compress(data=(torch.zeros(3, 1, 8, 8), torch.zeros(2))), "give one for each"),
+    "three parts": (compress(data=TensorDataset(*[torch.zeros(4, 1, 8, 8)] * 3)), "has 3 parts; give inputs, or"),
+    "a test of a named data set": (compress(test=IMAGES), "test belongs to samples that are given in Python"),
+    "a validation of more": (compress(data=IMAGES, validation=1.5), r"validation is samples, or a fraction in \[0,1\)"),
+    "a test of another shape": (compress(data=IMAGES, test=torch.zeros(2, 1, 9, 9)), "differ in shape or in having labels"),
     "a path for data": (compress(data=Path("images")), "give 'imagefolder:images', for a file of arrays 'npz:images'"),
     "text for epochs": (compress(epochs="3"), "epochs is a whole number"),
     "fewer epochs than none": (compress(epochs=-1), "epochs is a whole number of at least 1, got -1"),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import seams
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 HIDDEN = re.compile(r"(^|/)(\.|runs/|build/|dist/)")
@@ -53,6 +54,15 @@ def test_the_worked_examples_of_the_methods_are_true() -> None:
     source = "\n".join(examples)
     assert source.count("assert ") > 10
     exec(compile(source, "docs/methods.md", "exec"), {})
+
+
+def test_the_how_to_of_tasks_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/tasks.md").read_text(), re.MULTILINE | re.DOTALL)
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(0)
+        exec(compile("\n".join(blocks), "docs/tasks.md", "exec"), {})
+    assert len(blocks) >= 3 and (tmp_path / "classifier.onnx").is_file()
 
 
 def links(path: Path) -> Iterator[str]:

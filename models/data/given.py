@@ -1,0 +1,229 @@
+"""Samples that are given in Python, as their owner's network takes them: a DataLoader, a Dataset, arrays, with labels or without.
+
+Nothing is scaled, normalised or augmented here: what a Dataset or a DataLoader's collate_fn makes of a sample goes to the network.
+"""
+
+import copy
+import hashlib
+import os
+from collections.abc import Iterator, Sized
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+
+from fineprune.common.errors import FinepruneError, RunError, UsageError
+from fineprune.common.progress import Progress
+
+from ..user_code import describe
+from .augment import Augmentation
+from .images import Batch, ImageData, Split
+
+GIVEN = "the samples given in Python"
+_FORMS = "a DataLoader, a Dataset with a length, a pair (inputs, labels) of arrays or tensors, or inputs alone"
+_READ_AT_ONCE = 256
+
+
+class _Arrays(Dataset[Any]):
+    """Samples along the first axis of `tensors`, read a batch at a time."""
+
+    def __init__(self, tensors: tuple[Tensor, ...]) -> None:
+        self.tensors = tensors
+
+    def __len__(self) -> int:
+        return len(self.tensors[0])
+
+    def __getitems__(self, positions: list[int]) -> tuple[Tensor, ...]:
+        return tuple(tensor[positions] for tensor in self.tensors)
+
+
+def _as_read(batch: Any) -> Any:
+    return batch
+
+
+class GivenSplit(Split):
+    """The samples `positions[i]` of a loader's data set, put together by its collate_fn; its sampler and batches have no part in it."""
+
+    def __init__(self, loader: DataLoader[Any], positions: Tensor, labels: Tensor | None = None) -> None:
+        """labels: int64 [len] in the place of the loader's; None: they come with the samples."""
+        self._loader, self._positions, self._labels = loader, positions, labels
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 [len]: read with all samples where nobody has said them."""
+        if self._labels is None:
+            found = [batch.labels for batch in self.batches(_READ_AT_ONCE)]
+            self._labels = torch.cat(found) if found else torch.zeros(0, dtype=torch.int64)
+        return self._labels
+
+    def subset(self, indices: Tensor) -> "GivenSplit":
+        """As in `Split`."""
+        return GivenSplit(self._loader, self._positions[indices], None if self._labels is None else self._labels[indices])
+
+    def relabelled(self, labels: Tensor) -> "GivenSplit":
+        """As in `Split`."""
+        other = copy.copy(self)
+        other._labels = labels
+        return other
+
+    def _batches(self, indices: list[Tensor], seeds: list[int | None], workers: int) -> Iterator[Batch]:
+        given = self._loader
+        loader = DataLoader(
+            given.dataset,
+            batch_sampler=[self._positions[chosen].tolist() for chosen in indices],
+            collate_fn=given.collate_fn,
+            num_workers=workers or given.num_workers,
+            worker_init_fn=given.worker_init_fn,
+            generator=torch.Generator().manual_seed(next((seed for seed in seeds if seed is not None), 0)),
+        )
+        read = iter(loader)
+        for chosen in indices:
+            try:
+                inputs, labels = pair_of(next(read))
+            except FinepruneError:
+                raise
+            except Exception as error:  # the user's own code may raise anything
+                raise RunError(f"{GIVEN} could not be read at {self._positions[chosen][:8].tolist()}: {describe(error)}") from error
+            yield Batch(inputs, self._labels[chosen] if self._labels is not None else labels, chosen)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenData(ImageData):
+    """An `ImageData` that no spec makes again; content: a hash of a few samples, by which a resumed run knows them."""
+
+    has_labels: bool
+    content: str
+
+    @property
+    def labelled(self) -> bool:
+        """Whether labels came with the samples."""
+        return self.has_labels
+
+    def to_json(self) -> dict[str, Any]:
+        """Facts that tell these samples from others."""
+        return {**super().to_json(), "content": self.content}
+
+
+def given_data(train: Any, *, validation: Any = None, test: Any = None, seed: int = 0, progress: Progress) -> GivenData:
+    """Samples for classification as splits; a line of the log says which are held out.
+
+    train, test, and validation where it is no fraction: a DataLoader (its data set and collate_fn serve), a map-style Dataset of inputs or
+    of (input, label), a pair (inputs [N,C,H,W], labels [N]) of arrays or tensors, or inputs alone. validation: else a fraction in [0,1) of
+    the training samples (0.1), chosen by `seed`. UsageError for other things, RunError for samples that cannot be read.
+    """
+    fraction = 0.1 if validation is None else validation
+    loaders = {"train": loader_of(train, "data")}
+    if test is not None:
+        loaders["test"] = loader_of(test, "test")
+    if not isinstance(fraction, int | float):
+        loaders["validation"] = loader_of(fraction, "validation")
+    elif isinstance(fraction, bool) or not 0 <= fraction < 1:
+        raise UsageError(f"validation is samples, or a fraction in [0,1) of the training samples, got {fraction!r}")
+    shapes = {name: _checked(loader, name) for name, loader in loaders.items()}
+    if len(set(shapes.values())) > 1:
+        raise UsageError(f"{GIVEN} differ in shape or in having labels: {', '.join(f'{name} {shape}' for name, shape in shapes.items())}")
+    shape, has_labels = shapes["train"]
+    parts = {name: torch.arange(_length(loader)) for name, loader in loaders.items()}
+    held_out = "given"
+    if "validation" not in loaders:
+        order = torch.randperm(len(parts["train"]), generator=torch.Generator().manual_seed(seed))
+        count = min(max(round(fraction * len(order)), int(fraction > 0)), len(order) - 1)
+        parts["validation"], parts["train"] = order[:count].sort().values, order[count:].sort().values
+        held_out = f"taken from them by seed {seed}" if count else "none"
+
+    def split(name: str) -> GivenSplit:
+        positions = parts.get(name, torch.zeros(0, dtype=torch.int64))
+        return GivenSplit(loaders.get(name, loaders["train"]), positions, None if has_labels else torch.full((len(positions),), -1))
+
+    data = GivenData(
+        spec=GIVEN,
+        name="given",
+        classes=(),
+        input_shape=shape,
+        mean=(0.0,) * shape[0],
+        std=(1.0,) * shape[0],
+        train=split("train"),
+        validation=split("validation"),
+        test=split("test"),
+        augmentation=Augmentation(crop=False, flip=False),
+        seed=seed,
+        has_labels=has_labels,
+        content=_content(split("train")),
+    )
+    sampler = "; the loader's sampler is not used" if isinstance(train, DataLoader) else ""
+    sizes = f"{len(data.train)} samples to train on, {len(data.validation)} to validate on ({held_out}), {len(data.test)} to test on"
+    progress.log(f"data: {sizes}{sampler}")
+    return data
+
+
+def is_given(data: Any) -> bool:
+    """Whether `data` are samples, of whatever form, and no data set of ours or its name."""
+    known = isinstance(data, str | bytes | os.PathLike | ImageData | type | dict)
+    return not known and (hasattr(data, "__getitem__") or hasattr(data, "__iter__"))
+
+
+def loader_of(samples: Any, name: str) -> DataLoader[Any]:
+    """A loader whose data set and collate_fn give `samples`; UsageError, naming the argument, for what has none."""
+    dataset: Any
+    if isinstance(samples, DataLoader):
+        dataset, loader = samples.dataset, samples
+    elif isinstance(samples, Tensor | np.ndarray) or (
+        isinstance(samples, tuple | list) and len(samples) == 2 and all(isinstance(part, Tensor | np.ndarray) for part in samples)
+    ):
+        arrays = samples if isinstance(samples, tuple | list) else (samples,)
+        tensors = tuple(_narrow(torch.as_tensor(array).detach().cpu()) for array in arrays)
+        if len({len(tensor) if tensor.ndim else -1 for tensor in tensors}) > 1:
+            raise UsageError(f"{name} has {' inputs and '.join(str(list(tensor.shape)) for tensor in tensors)} labels; give one for each")
+        dataset = _Arrays(tensors)
+        loader = DataLoader(dataset, batch_size=1, collate_fn=_as_read)
+    elif hasattr(samples, "__getitem__") and isinstance(samples, Sized) and not isinstance(samples, tuple | list | dict):
+        dataset = samples
+        loader = DataLoader(dataset, batch_size=1, collate_fn=default_collate)
+    else:
+        raise UsageError(f"{name} is {_FORMS}; got an object of type {type(samples).__name__}")
+    if isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized):
+        raise UsageError(f"{name} is read in an order of our own: an iterable data set has none; give a Dataset with a length")
+    if not len(dataset):
+        raise RunError(f"{name} holds no samples")
+    return loader
+
+
+def pair_of(batch: Any) -> tuple[Any, Any]:
+    """Inputs and labels of a batch; None for labels where it has none."""
+    if isinstance(batch, tuple | list):
+        if len(batch) in (1, 2):
+            return batch[0], batch[1] if len(batch) == 2 else None
+        raise UsageError(f"a batch of {GIVEN} has {len(batch)} parts; give inputs, or (inputs, labels): a collate_fn can put them so")
+    return batch, None
+
+
+def _narrow(values: Tensor) -> Tensor:
+    return values.float() if values.dtype == torch.float64 else values
+
+
+def _length(loader: DataLoader[Any]) -> int:
+    return len(loader.dataset)  # type: ignore[arg-type]
+
+
+def _checked(loader: DataLoader[Any], name: str) -> tuple[tuple[int, int, int], bool]:
+    """Shape [C,H,W] of the first sample, and whether it has a label; UsageError for other samples."""
+    [batch] = GivenSplit(loader, torch.zeros(1, dtype=torch.int64)).batches(1)
+    inputs, labels = batch.images, batch.labels
+    if not isinstance(inputs, Tensor) or inputs.ndim != 4 or inputs.dtype != torch.float32:
+        got = f"{inputs.dtype} {list(inputs.shape)}" if isinstance(inputs, Tensor) else type(inputs).__name__
+        raise UsageError(
+            f"{name}: inputs are float32 [N,C,H,W] as the network takes them, got {got}; convert them (images of bytes are read by "
+            "fineprune.models.data.data_from_arrays)"
+        )
+    if labels is not None and (not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.ndim != 1):
+        got = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+        raise UsageError(f"{name}: labels of a classifier are int64, one for each input; got {got} for one of them")
+    return (inputs.shape[1], inputs.shape[2], inputs.shape[3]), labels is not None
+
+
+def _content(split: Split) -> str:
+    few = next(iter(split.batches(min(8, len(split)))))
+    return hashlib.sha256(few.images.contiguous().numpy().tobytes()).hexdigest()[:16]
