@@ -4,7 +4,7 @@ Weights are frozen, augmentation is off, memory does not grow with the data set.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -36,7 +36,10 @@ class Samples(NamedTuple):
 
 
 class Source(Protocol):
-    """Where samples come from; every split of `fineprune.models.data` is one."""
+    """Where samples come from; every split of `fineprune.models.data` is one.
+
+    `summed_loss(outputs, labels)`, where there is one, is the sum of the samples' losses; else they are cross-entropies.
+    """
 
     def __len__(self) -> int: ...
 
@@ -143,7 +146,7 @@ def _collect(model: nn.Module, source: Source, measure: Measure, sites: Sequence
             shown = how.progress(stream, total=first + rounds, description=f"calibrating {measure.kind}", start=first)
             for number, batch in enumerate(shown, 1):
                 if batch is not None:
-                    _run_batch(model, batch, collectors, how.device)
+                    _run_batch(model, batch, collectors, how.device, getattr(source, "summed_loss", None) or _summed_loss)
                 # Whole batches only: an interrupt can come between two layers.
                 state = snapshot(min(done + number * group.size * config.batch_size, len(order)))
                 due = checkpoint is not None and time.monotonic() - last_saved > config.checkpoint_every_s
@@ -176,15 +179,21 @@ def _measured(
             parameter.requires_grad_(flag)
 
 
-def _run_batch(model: nn.Module, batch: Samples, collectors: Mapping[str, Collector], device: torch.device | str) -> None:
+def _run_batch(
+    model: nn.Module,
+    batch: Samples,
+    collectors: Mapping[str, Collector],
+    device: torch.device | str,
+    summed_loss: Callable[[Tensor, Any], Tensor],
+) -> None:
     """One forward pass (and one backward pass, where a collector needs gradients); sums change only when the whole batch went through."""
-    images, labels = batch.images.to(device), batch.labels.to(device)
+    images = batch.images.to(device)
     for collector in collectors.values():
         collector.begin(batch.indices)
     logits = outputs(model, images, collectors)
     if needs_gradient(collectors):
         # The sum keeps each sample's gradient its own: in eval mode samples do not meet.
-        loss = _summed_loss(logits, labels)
+        loss = summed_loss(logits, batch.labels)
         _require_finite(loss)
         if loss.requires_grad:
             loss.backward()
@@ -213,6 +222,7 @@ def needs_gradient(collectors: Mapping[str, Collector]) -> bool:
 
 
 def _summed_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    labels = labels.to(logits.device)
     try:
         return F.cross_entropy(logits, labels, reduction="sum")
     except (RuntimeError, ValueError, IndexError) as error:

@@ -6,7 +6,7 @@ Nothing is scaled, normalised or augmented here: what a Dataset or a DataLoader'
 import copy
 import hashlib
 import os
-from collections.abc import Iterator, Sized
+from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 from fineprune.common.errors import FinepruneError, RunError, UsageError
 from fineprune.common.progress import Progress
 
+from ..training.objective import Objective, moved
 from ..user_code import describe
 from .augment import Augmentation
 from .images import Batch, ImageData, Split
@@ -47,9 +48,19 @@ def _as_read(batch: Any) -> Any:
 class GivenSplit(Split):
     """The samples `positions[i]` of a loader's data set, put together by its collate_fn; its sampler and batches have no part in it."""
 
-    def __init__(self, loader: DataLoader[Any], positions: Tensor, labels: Tensor | None = None) -> None:
-        """labels: int64 [len] in the place of the loader's; None: they come with the samples."""
-        self._loader, self._positions, self._labels = loader, positions, labels
+    def __init__(
+        self, loader: DataLoader[Any], positions: Tensor, labels: Tensor | None = None, objective: Objective | None = None
+    ) -> None:
+        """labels: int64 [len] in the place of the loader's; None: they come with the samples. objective: of other targets."""
+        self._loader, self._positions, self._labels, self.objective = loader, positions, labels, objective
+
+    @property
+    def summed_loss(self) -> Callable[[Any, Any], Tensor] | None:
+        """The sum of the samples' losses for outputs on some device and targets; None: cross-entropies."""
+        objective = self.objective
+        if objective is None:
+            return None
+        return lambda outputs, targets: objective.summed(outputs, moved(targets, outputs.device), len(outputs))
 
     @property
     def labels(self) -> Tensor:
@@ -61,7 +72,8 @@ class GivenSplit(Split):
 
     def subset(self, indices: Tensor) -> "GivenSplit":
         """As in `Split`."""
-        return GivenSplit(self._loader, self._positions[indices], None if self._labels is None else self._labels[indices])
+        labels = None if self._labels is None else self._labels[indices]
+        return GivenSplit(self._loader, self._positions[indices], labels, self.objective)
 
     def relabelled(self, labels: Tensor) -> "GivenSplit":
         """As in `Split`."""
@@ -107,12 +119,15 @@ class GivenData(ImageData):
         return {**super().to_json(), "content": self.content}
 
 
-def given_data(train: Any, *, validation: Any = None, test: Any = None, seed: int = 0, progress: Progress) -> GivenData:
-    """Samples for classification as splits; a line of the log says which are held out.
+def given_data(
+    train: Any, *, validation: Any = None, test: Any = None, seed: int = 0, objective: Objective | None = None, progress: Progress
+) -> GivenData:
+    """Samples as splits; a line of the log says which are held out.
 
     train, test, and validation where it is no fraction: a DataLoader (its data set and collate_fn serve), a map-style Dataset of inputs or
     of (input, label), a pair (inputs [N,C,H,W], labels [N]) of arrays or tensors, or inputs alone. validation: else a fraction in [0,1) of
-    the training samples (0.1), chosen by `seed`. UsageError for other things, RunError for samples that cannot be read.
+    the training samples (0.1), chosen by `seed`. objective: a user's task, whose targets are of any structure. UsageError for other things,
+    RunError for samples that cannot be read.
     """
     fraction = 0.1 if validation is None else validation
     loaders = {"train": loader_of(train, "data")}
@@ -122,10 +137,12 @@ def given_data(train: Any, *, validation: Any = None, test: Any = None, seed: in
         loaders["validation"] = loader_of(fraction, "validation")
     elif isinstance(fraction, bool) or not 0 <= fraction < 1:
         raise UsageError(f"validation is samples, or a fraction in [0,1) of the training samples, got {fraction!r}")
-    shapes = {name: _checked(loader, name) for name, loader in loaders.items()}
+    shapes = {name: _checked(loader, name, objective) for name, loader in loaders.items()}
     if len(set(shapes.values())) > 1:
         raise UsageError(f"{GIVEN} differ in shape or in having labels: {', '.join(f'{name} {shape}' for name, shape in shapes.items())}")
     shape, has_labels = shapes["train"]
+    if objective is not None and not has_labels:
+        raise UsageError("a loss needs targets, and data holds inputs alone; give (inputs, targets), or leave loss out")
     parts = {name: torch.arange(_length(loader)) for name, loader in loaders.items()}
     held_out = "given"
     if "validation" not in loaders:
@@ -136,7 +153,8 @@ def given_data(train: Any, *, validation: Any = None, test: Any = None, seed: in
 
     def split(name: str) -> GivenSplit:
         positions = parts.get(name, torch.zeros(0, dtype=torch.int64))
-        return GivenSplit(loaders.get(name, loaders["train"]), positions, None if has_labels else torch.full((len(positions),), -1))
+        labels = None if has_labels else torch.full((len(positions),), -1)
+        return GivenSplit(loaders.get(name, loaders["train"]), positions, labels, objective)
 
     data = GivenData(
         spec=GIVEN,
@@ -208,7 +226,7 @@ def _length(loader: DataLoader[Any]) -> int:
     return len(loader.dataset)  # type: ignore[arg-type]
 
 
-def _checked(loader: DataLoader[Any], name: str) -> tuple[tuple[int, int, int], bool]:
+def _checked(loader: DataLoader[Any], name: str, objective: Objective | None) -> tuple[tuple[int, int, int], bool]:
     """Shape [C,H,W] of the first sample, and whether it has a label; UsageError for other samples."""
     [batch] = GivenSplit(loader, torch.zeros(1, dtype=torch.int64)).batches(1)
     inputs, labels = batch.images, batch.labels
@@ -218,9 +236,9 @@ def _checked(loader: DataLoader[Any], name: str) -> tuple[tuple[int, int, int], 
             f"{name}: inputs are float32 [N,C,H,W] as the network takes them, got {got}; convert them (images of bytes are read by "
             "fineprune.models.data.data_from_arrays)"
         )
-    if labels is not None and (not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.ndim != 1):
+    if objective is None and labels is not None and (not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.ndim != 1):
         got = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
-        raise UsageError(f"{name}: labels of a classifier are int64, one for each input; got {got} for one of them")
+        raise UsageError(f"{name}: labels of a classifier are int64, one for each input; got {got} for one of them; other tasks give loss=")
     return (inputs.shape[1], inputs.shape[2], inputs.shape[3]), labels is not None
 
 

@@ -16,6 +16,7 @@ from fineprune.common.wrappers import check_network, unwrapped
 from .config import TrainConfig
 from .features import stage_ends
 from .interfaces import DataLike, SplitLike
+from .objective import check_task, objective_of
 from .passes import check_logits, forward
 from .sampling.policies import make_policy
 from .step import first_nonfinite
@@ -54,9 +55,10 @@ def check_request(
     if config.batch_size == 1 and any(isinstance(module, _BatchNorm) for module in model.modules()):
         raise UsageError("batch_size 1 leaves BatchNorm no variance to normalise with; use at least 2")
     check_settings(data, config)
+    check_task(objective_of(data.train), config)
     if images < config.batch_size:
         progress.log(f"batch_size {config.batch_size} is more than the {images} training images: every epoch is one step of them all")
-    labels = getattr(data.train, "labels", None)
+    labels = None if objective_of(data.train) else getattr(data.train, "labels", None)
     if isinstance(labels, torch.Tensor) and labels[0] >= 0 and bool((labels == labels[0]).all()):
         progress.log(f"warning: all {images} training images are of class {int(labels[0])}; the network learns to answer nothing else")
 

@@ -16,7 +16,8 @@ from fineprune.common.progress import Progress, Silent
 
 from .device import resolve_device
 from .interfaces import SplitLike
-from .passes import check_logits, forward
+from .objective import moved, objective_of
+from .passes import check_logits, forward, widened
 
 
 class NonFiniteLossError(RunError):
@@ -28,10 +29,11 @@ class Evaluation:
     """Results over `samples` images; accuracies are fractions in [0,1]."""
 
     accuracy: float
+    """Or the figure of the user's metric."""
     top5: float | None
     """None where there are fewer than six classes."""
     loss: float
-    """Mean cross-entropy in nats."""
+    """Mean cross-entropy in nats, or the user's."""
     samples: int
 
     def to_json(self) -> dict[str, Any]:
@@ -60,20 +62,26 @@ def evaluate(
     where = resolve_device(device)
     model.to(where)
     batch_size = batch_size or _images_at_a_time(split)
-    loss, correct, top5, samples, classes = 0.0, 0, 0, 0, 0
+    loss, correct, top5, samples, classes = 0.0, 0.0, 0, 0, 0
+    objective = objective_of(split)
     with eval_mode(model), torch.inference_mode():
         own = None if group.size == 1 else group.part(torch.arange(len(split)))
         batches = split.batches(batch_size, workers=workers, indices=own)
         for batch in progress(batches, total=split.number_of_batches(batch_size, own), description=description):
             logits = forward(model, batch.images.to(where, copy=True))  # a network may write to its input
+            if objective is not None:
+                outputs, targets, count = widened(logits), moved(batch.labels, where), len(batch.indices)
+                loss += float(objective.losses(outputs, targets, count).sum())
+                correct, samples = correct + float(objective.figures(outputs, targets, count).sum()), samples + count
+                continue
             check_logits(logits, batch.labels)
             logits, labels = logits.float(), batch.labels.to(where)
             classes = logits.shape[1]
             best = logits.topk(min(5, classes), dim=1).indices == labels[:, None]
             sums = torch.stack([F.cross_entropy(logits, labels, reduction="sum"), best[:, 0].sum(), best.sum()]).tolist()
-            loss, correct, top5, samples = loss + sums[0], correct + int(sums[1]), top5 + int(sums[2]), samples + len(labels)
+            loss, correct, top5, samples = loss + sums[0], correct + sums[1], top5 + int(sums[2]), samples + len(labels)
     sums = group.total(torch.tensor([loss, correct, top5, samples, classes > 5], dtype=torch.float64)).tolist()
-    loss, correct, top5, samples, many = sums[0], *map(int, sums[1:])
+    loss, correct, (top5, samples, many) = sums[0], sums[1], map(int, sums[2:])
     if not math.isfinite(loss):
         raise NonFiniteLossError(
             f"{description}: the model's loss is {loss}; its weights or activations are not finite, train or load it again"

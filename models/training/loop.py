@@ -22,6 +22,7 @@ from .config import TrainConfig
 from .evaluate import Evaluation
 from .interfaces import DataLike, Masking, SplitLike
 from .interrupt import Interrupts
+from .objective import better, objective_of
 from .results import EpochRecord, TrainResult, epoch_line
 from .state import Store, restoring
 from .step import DivergedError
@@ -200,7 +201,7 @@ class Run:
             trained = self.engine.train_epoch(self)
             record = self._close_epoch(trained, *self._validate())
             left = sum(past.seconds for past in self.history) / len(self.history) * (self.config.epochs - self.epoch)
-            self.progress.log(epoch_line(record, self.config.epochs, left) + self.engine.remark())
+            self.progress.log(epoch_line(record, self.config.epochs, left, objective_of(self.data.train)) + self.engine.remark())
             if on_epoch is not None:
                 on_epoch(record)
             if self.group.any(self.interrupts.requested)[0]:
@@ -247,13 +248,17 @@ class Run:
             rate_loss=rate_loss,
         )
         self.history.append(record)
-        if validation is not None and self.engine.settled and (self.best is None or validation.accuracy >= self.best["accuracy"]):
+        if validation is not None and self.engine.settled and self._best(validation.accuracy):
             self.best = {"epoch": self.epoch, "accuracy": validation.accuracy, **self.engine.weights()}
         self.engine.close_epoch(rate_loss)
         self.clock = Clock()
         self.clock.start()
         self._save()
         return record
+
+    def _best(self, figure: float) -> bool:
+        """Whether the last epoch's figure is at least as good as the best one's."""
+        return self.best is None or better(figure, self.best["accuracy"], self.data.validation)
 
     def _result(self, resumed_finished: bool) -> TrainResult:
         """Of the whole run; the model gets the best weights, or the last ones."""

@@ -41,6 +41,11 @@ def _why_unfit(model: nn.Module, x: Tensor) -> str | None:
     return None
 
 
+def widened(outputs: Any) -> Any:
+    """Outputs of autocast in float32, in which losses are computed."""
+    return outputs.float() if isinstance(outputs, Tensor) and outputs.is_floating_point() else outputs
+
+
 def check_logits(logits: Any, labels: Tensor) -> None:
     """RunError where the model's output is not one score per class for each of the `labels` (on the CPU)."""
     if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != labels.shape[0]:

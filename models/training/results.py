@@ -5,6 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
+from fineprune.common.figures import written
+
+from .objective import Objective
+
 
 @dataclass(frozen=True, kw_only=True)
 class EpochRecord:
@@ -86,14 +90,15 @@ class TrainResult:
         return {**values, "history": [asdict(record) for record in self.history], "saving": saving}
 
 
-def epoch_line(record: EpochRecord, epochs: int, left_s: float) -> str:
+def epoch_line(record: EpochRecord, epochs: int, left_s: float, objective: Objective | None = None) -> str:
     """One line for people: the epoch's results and the time that the other epochs will take."""
+    name, unit = ("accuracy", None) if objective is None else (objective.metric.name, objective.metric.unit)
     accuracy = record.validation_accuracy
-    validation = "no validation images" if accuracy is None else f"validation accuracy {accuracy:.2%}"
+    validation = "no validation images" if accuracy is None else f"validation {name} {written(accuracy, unit)}"
     left = f", {_duration(left_s)} left" if record.epoch < epochs else ""
     return (
-        f"epoch {record.epoch}/{epochs}: train loss {record.train_loss:.4f}, train accuracy {record.train_accuracy:.2%}, {validation}, "
-        f"lr {record.lr:.3g}, {_duration(record.seconds)}{left}"
+        f"epoch {record.epoch}/{epochs}: train loss {record.train_loss:.4f}, train {name} {written(record.train_accuracy, unit)}, "
+        f"{validation}, lr {record.lr:.3g}, {_duration(record.seconds)}{left}"
     )
 
 

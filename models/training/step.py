@@ -14,7 +14,8 @@ from fineprune.common.errors import RunError
 from .config import TrainConfig
 from .device import autocast
 from .interfaces import BatchLike
-from .passes import backward, check_logits, forward
+from .objective import Objective, moved
+from .passes import backward, check_logits, forward, widened
 from .teacher import Teacher
 
 
@@ -28,10 +29,10 @@ def diverged(what: str, where: str) -> DivergedError:
 
 
 class StepResult(NamedTuple):
-    """What one step saw, on the device: losses float32 [N] before the update, correct bool [N], indices int64 [N] into the split.
+    """What one step saw, on the device: losses float32 [N] before the update, correct [N], indices int64 [N] into the split.
 
     The losses are cross-entropies with the labels, whatever else is minimised: what policies and records say of a sample does not depend
-    on a teacher.
+    on a teacher. Correct is a bool, or a figure of the user's metric.
     """
 
     losses: Tensor
@@ -55,6 +56,8 @@ class Stepper:
     network: nn.Module
     """What computes the model: itself, or what shares the work with other processes."""
     teacher: Teacher | None = None
+    objective: Objective | None = None
+    """None: classification."""
 
     def step(self, batch: BatchLike, weights: Tensor | None = None, share: float | None = None) -> StepResult:
         """Forward, backward on the mean of the per-sample losses (or of what the teacher makes of them), update.
@@ -69,7 +72,13 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         with autocast(self.device, self.dtype):
             logits = forward(self.network, x.clone())  # a network may write to its input
-        losses, minimised, target = losses_of(logits, labels, x, self.config, self.teacher)
+        if self.objective is None:
+            losses, minimised, target = losses_of(logits, labels, x, self.config, self.teacher)
+            figures = logits.detach().argmax(dim=1) == target
+        else:
+            outputs, targets = widened(logits), moved(labels, self.device)
+            losses = minimised = self.objective.losses(outputs, targets, len(x))
+            figures = self.objective.figures(outputs, targets, len(x))
         weighted = minimised if weights is None else minimised * weights.to(self.device, non_blocking=True)
         backward(self.scaler.scale(weighted.mean() if share is None else weighted.sum() / share), len(images))
         if self.config.max_grad_norm is not None:
@@ -77,7 +86,7 @@ class Stepper:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return StepResult(losses.detach(), logits.detach().argmax(dim=1) == target, indices)
+        return StepResult(losses.detach(), figures, indices)
 
 
 def losses_of(logits: Any, labels: Tensor, x: Tensor, config: TrainConfig, teacher: Teacher | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -118,7 +127,7 @@ class EpochSums:
     """Running sums over an epoch; steps wait on the device until `flush`, so that a GPU need not be waited for at every step."""
 
     loss: float = 0.0
-    correct: int = 0
+    correct: float = 0
     samples: int = 0
     _waiting: list[tuple[int, StepResult]] = field(default_factory=list)
     _seen: list[tuple[Tensor, Tensor]] = field(default_factory=list)
@@ -141,7 +150,7 @@ class EpochSums:
                 broken = batch
             if broken is None:
                 self._seen.append((result.indices, own))
-            self.loss, self.correct, self.samples = self.loss + loss, self.correct + int(correct), self.samples + len(own)
+            self.loss, self.correct, self.samples = self.loss + loss, self.correct + correct, self.samples + len(own)
         self._waiting.clear()
         return broken
 

@@ -31,6 +31,7 @@ from .frozen import frozen_modules, start_training
 from .interfaces import BatchLike, SplitLike
 from .layout import choose_nhwc, memory_format
 from .loop import Run, Task, Trained
+from .objective import objective_of
 from .parallel import share_buffers, shared_network
 from .quantised import Quantised, quantised
 from .results import TrainResult
@@ -63,7 +64,19 @@ def opened(task: Task) -> Iterator["Synchronous"]:
         network = shared_network(model, task)
         yield Synchronous(
             task=task,
-            stepper=Stepper(model, make_optimizer(model, config), scaler, config, where, task.dtype, layout, frozen, network, teacher),
+            stepper=Stepper(
+                model,
+                make_optimizer(model, config),
+                scaler,
+                config,
+                where,
+                task.dtype,
+                layout,
+                frozen,
+                network,
+                teacher,
+                objective_of(task.data.train),
+            ),
             store=FolderStore(task.output, task.identity, task.group),
             quantised=on_grids,
             policy=policy,
@@ -210,7 +223,7 @@ class Synchronous:
         """The sums of all processes."""
         own = torch.tensor([self.sums.loss, self.sums.correct, self.sums.samples], dtype=torch.float64)
         loss, correct, samples = self.task.group.total(own).tolist()
-        return EpochSums(loss, int(correct), int(samples))
+        return EpochSums(loss, correct, int(samples))
 
     def evaluate(self, split: SplitLike, name: str, epoch: int) -> Evaluation:
         config, stepper, progress = self.config, self.stepper, self.task.progress

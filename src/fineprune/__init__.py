@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from fineprune.compressor.bundle import Bundle
+    from fineprune.models.training.objective import Metric
 
     from .compression import compress
     from .deployment import to_onnx
@@ -25,9 +26,10 @@ _PUBLIC = {
     "bench": "latency",
     "load": "networks",
     "run": "pipeline",
+    "Metric": "models.training.objective",
 }
 
-__all__ = ["Bundle", "bench", "compress", "load", "run", "to_onnx"]
+__all__ = ["Bundle", "Metric", "bench", "compress", "load", "run", "to_onnx"]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,7 @@ Each step's result is in the manifest, so that the bundle says what was saved an
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +23,7 @@ from fineprune.calibrate.convolutions import ConvSite, Skipped
 from fineprune.calibrate.statistics import FACTS, Statistics, fingerprint, masks_by_layer
 from fineprune.common.copies import copied, working_copy
 from fineprune.common.errors import RunError, UsageError
+from fineprune.common.figures import written
 from fineprune.common.files import check_writable
 from fineprune.common.processes import Group, joined
 from fineprune.common.progress import Lines, Progress
@@ -43,6 +44,7 @@ from fineprune.models.training.config import TrainConfig
 from fineprune.models.training.device import resolve_device
 from fineprune.models.training.evaluate import evaluate
 from fineprune.models.training.interfaces import Beside
+from fineprune.models.training.objective import Metric, Objective, check_task, objective_of, task_of
 from fineprune.models.training.step import first_nonfinite, trainable_parameters
 from fineprune.models.training.trainer import opened
 from fineprune.models.zoo import ModelSpec, build
@@ -54,12 +56,13 @@ from .masking import MaskUpdates
 from .networks import check_channels, completed, network_of, open_model
 from .round_trip import check_before, check_restored
 from .schedules import CubicSchedule, Rounds, at
-from .unlabelled import AGREEMENT, answered, check_criteria, check_training
+from .unlabelled import ACCURACY, AGREEMENT, answered, check_criteria, check_training
 from .work_folder import work_folder
 
 
 def compress(
     model: nn.Module | ModelSpec | Bundle | str, data: Any, *, validation: Any = None, test: Any = None,
+    loss: Callable[[Any, Any], Any] | None = None, metric: Metric | Callable[[Any, Any], Any] | None = None,
     checkpoint: Path | str | None = None, model_args: Mapping[str, Any] | None = None,
     preset: str | None = None, prune: float | None = None, prune_split: str = "preset",
     ffp: float | Mapping[str, Any] = 0.0, fwp: float | Mapping[str, Any] = 0.0,
@@ -76,7 +79,7 @@ def compress(
     model: a module, or a name with `model_args` and `checkpoint`, or a bundle, which keeps its masks and gets more on top (the accuracy
     that others stand beside is then the bundle's; `pruned_before` says by what it was pruned). data: a data set or its spec string, or your
     own samples as the network takes them: a DataLoader, a Dataset, (inputs, labels), or inputs alone; validation (samples, or a fraction of
-    them) and test belong to these.
+    them) and test belong to these, and loss(outputs, targets) and metric, a function like it or a Metric, where they are no classes.
     prune: the fraction of the convolutions' multiply-adds to drop; prune_split: what divides it between blocks and weights, the "preset"
     or one "common" list of scores. Or ffp, fwp: the fraction of blocks and of weights; each also takes a mapping with any field of
     FFPConfig and FWPConfig (per_layer={"layer3.*": 0.8}). include, exclude: globs of the layers that are pruned, or left dense.
@@ -93,27 +96,29 @@ def compress(
     check_arguments(statistics=statistics, output=output)
     check_progress(progress)
     check_named(model, checkpoint=checkpoint, model_args=model_args)
-    short = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "distill": distill, "qat_epochs": qat_epochs}
     settings: dict[str, Any] = {"preset": preset, "prune": prune, "prune_split": prune_split, "prune_schedule": prune_schedule}
     layers = {"include": include, "exclude": exclude}
     parts: dict[str, Any] = {"ffp": ratio_settings("ffp", ffp, **layers), "fwp": ratio_settings("fwp", fwp, **layers)}
+    task = task_of(loss, metric)
+    distill = 0.0 if task is not None and distill is None and finetune is None else distill  # class scores are what a teacher tells
+    short = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "distill": distill, "qat_epochs": qat_epochs}
     training = training_settings(finetune, seed=seed, **short)
     calibration = CalibrationConfig(samples=samples, seed=seed)
     asked = Asked(**settings, **parts, reconstruct=reconstruct, finetune=training, calibration=calibration, measured=statistics is not None)
     job = asked.job(compare_dense=compare_dense, device=device)
     progress = progress or Lines()
-    loaded = data_of(data, validation=validation, test=test, seed=seed, progress=progress)
+    loaded = data_of(data, validation=validation, test=test, seed=seed, objective=task, progress=progress)
     spec = ModelSpec(name=model, args=dict(model_args or {})) if isinstance(model, str) else model
     module, named, before = _opened(spec, checkpoint, loaded, progress)
     return compress_network(module, loaded, job, spec=named, before=before, statistics=statistics, output=output, progress=progress)
 
 
-def data_of(data: Any, *, validation: Any, test: Any, seed: int, progress: Progress) -> ImageData:
+def data_of(data: Any, *, validation: Any, test: Any, seed: int, objective: Objective | None, progress: Progress) -> ImageData:
     """The data set that `data` is, or names, or holds the samples of; UsageError for what is neither."""
     if is_given(data):
-        return given_data(data, validation=validation, test=test, seed=seed, progress=progress)
+        return given_data(data, validation=validation, test=test, seed=seed, objective=objective, progress=progress)
     check_arguments(data=data)
-    for name, value in (("validation", validation), ("test", test)):
+    for name, value in (("validation", validation), ("test", test), ("loss", objective)):
         if value is not None:
             raise UsageError(f"{name} belongs to samples that are given in Python; a data set has its own: leave {name} out")
     return load_data(data) if isinstance(data, str) else data
@@ -176,6 +181,7 @@ def compress_network(
     check_criteria(data, job.config)
     check_training(data, job.finetune)
     if job.finetune is not None:
+        check_task(objective_of(data.train), job.finetune)
         if isinstance(job.schedule, CubicSchedule):
             job.schedule.check_steps(job.finetune, len(data.train))
         trainable_parameters(model)
@@ -192,7 +198,8 @@ def compress_network(
     with ExitStack() as stack:
         group = stack.enter_context(joined())
         folder = group.on_first(lambda: stack.enter_context(work_folder(output, key)))
-        speaker, measure = group.speaker(progress), "accuracy"
+        speaker, objective = group.speaker(progress), objective_of(data.train)
+        measure = ACCURACY if objective is None else objective.metric.name
         if not data.labelled:
             data, measure = answered(data, model, device, speaker, training=job.finetune is not None), AGREEMENT
         bundle = _Run(model, data, job, device, speaker, folder, group, measure).bundle(spec, given, before)
@@ -225,7 +232,7 @@ class _Run:
         self.say(picked(self.job))
         self.say(beforehand(report, found[0]))
         accuracy = {"dense": self.accuracy(self.model, "dense")}
-        if self.measure != AGREEMENT:
+        if self.measure == ACCURACY:
             meanwhile = self.job.schedule is not None and self.job.schedule.while_training
             self.say(chance_level(accuracy["dense"], getattr(self.data, self.held_out).labels, on_the_fly=meanwhile))
             self.say(few_samples(self.calibration_labels(), len(self.data.classes)))
@@ -249,7 +256,7 @@ class _Run:
                 dense = copied(self.model)
                 history["dense_finetune"] = self.finetune(dense, "dense-finetune")
                 accuracy["dense_finetuned"] = self.accuracy(dense, "dense, fine-tuned alike")
-        measured = {"measure": self.measure} if self.measure == AGREEMENT else {}
+        measured = {} if self.measure == ACCURACY else {"measure": self.measure, **self.unit}
         facts = {
             **self.identity(spec),
             **pruned_before(before),
@@ -333,6 +340,12 @@ class _Run:
         }
 
     @property
+    def unit(self) -> dict[str, Any]:
+        """Of the user's metric, for the manifest: its unit, and which way is better."""
+        objective = objective_of(self.data.train)
+        return {} if objective is None else {"unit": objective.metric.unit, "higher_is_better": objective.metric.higher_is_better}
+
+    @property
     def held_out(self) -> str:
         """The split that accuracies refer to: test, or validation where there is no test split."""
         return "test" if len(self.data.test) else "validation"
@@ -343,7 +356,7 @@ class _Run:
             return None
         options: dict[str, Any] = {"device": self.device, "progress": self.progress, "group": self.group}
         result = evaluate(model, split, description=description, **options)
-        self.progress.log(f"{description}: {self.held_out} {self.measure} {result.accuracy:.2%}")
+        self.progress.log(f"{description}: {self.held_out} {self.measure} {written(result.accuracy, self.unit.get('unit'))}")
         return result.accuracy
 
     def reconstruct(self, model: nn.Module, calibration: CalibrationRun) -> dict[str, Any]:

@@ -28,12 +28,14 @@ def final_accuracy(accuracy: dict[str, Any]) -> float | None:
 
 _SHARE = Within(float, -1, 2)
 """A fraction of something, give or take rounding."""
+_FIGURE = Within(float, -1e18, 1e18)
+"""An accuracy, or what a user's metric gives."""
 _COUNT = Within(float, 0, 1e18)
 _WHOLE = Within(int, 0, 2**31)
 _SIDE = Within(int, 1, 2**15)
 _TRAINING = Maybe(
     {
-        "history": [{"epoch": _WHOLE, "validation_accuracy": Maybe(_SHARE)}],
+        "history": [{"epoch": _WHOLE, "validation_accuracy": Maybe(_FIGURE)}],
         "prune_schedule": Maybe({"name": str, "share": _SHARE, "updates": _WHOLE}),
         "qat_epochs": Maybe(_WHOLE),
         "distill": Maybe({"share": _SHARE, "temperature": Within(float, 0, 1e9), "features": Maybe(_COUNT)}),
@@ -56,7 +58,12 @@ _FACTS = {
         **dict.fromkeys(("macs", "macs_dense", "conv_macs", "conv_macs_dense", "thesis_ops", "thesis_ops_dense"), _COUNT),
         "layers": [{"name": str, "macs": _COUNT, "macs_dense": _COUNT}],
     },
-    "accuracy": {**{step: Maybe(_SHARE) for step in STEPS}, "split": str, "samples": _WHOLE, "note": Maybe(str), "measure": Maybe(str)},
+    "accuracy": {
+        **{step: Maybe(_FIGURE) for step in STEPS},
+        "split": str,
+        "samples": _WHOLE,
+        **dict.fromkeys(("note", "measure", "unit"), Maybe(str)),
+    },
     "training": {"finetune": _TRAINING, "dense_finetune": _TRAINING},
     "machine": {},
 }

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from fineprune.common.figures import written
 from fineprune.common.files import write_bytes
 from fineprune.common.text import printable
 from fineprune.compressor.bundle import Bundle
@@ -38,6 +39,7 @@ def write_report(
     check_facts(bundle, "the bundle")
     facts = bundle.facts
     macs, accuracy = facts["macs"], facts["accuracy"]
+    measure = accuracy.get("measure", "accuracy")
     name = printable(facts["model"]["name"]) if facts.get("model") else "network"
     sections = [
         f"<h1>{html.escape(name)}: {1 - macs['macs'] / max(macs['macs_dense'], 1):.1%} of the multiply-adds removed</h1>",
@@ -48,7 +50,7 @@ def write_report(
             _section(
                 "Accuracy",
                 accuracy_figure(accuracy),
-                f"{accuracy.get('measure', 'accuracy')} on {accuracy['samples']} {accuracy['split']} images",
+                f"{measure} on {accuracy['samples']} {accuracy['split']} images",
             )
         )
     sections.append(_section("Multiply-adds by layer", macs_figure(macs["layers"]), "light: dense, dark: kept under the masks"))
@@ -61,8 +63,8 @@ def write_report(
         sections.append(
             _section(
                 "Fine-tuning",
-                training_figure(facts["training"]),
-                f"validation accuracy after each epoch{masked_meanwhile(facts)}{taught(facts)}{on_grids(facts)}",
+                training_figure(facts["training"], accuracy),
+                f"validation {measure} after each epoch{masked_meanwhile(facts)}{taught(facts)}{on_grids(facts)}",
             )
         )
     if bench:
@@ -77,12 +79,16 @@ def accuracy_figure(accuracy: dict[str, Any]) -> "Figure":
     """Bars of the accuracy after each step."""
     steps = [(label, accuracy[key]) for key, label in STEPS.items() if accuracy.get(key) is not None]
     figure, axes = _figure(8, 2.8)
+    values, unit = [value for _, value in steps], accuracy.get("unit")
     bars = axes.bar(
-        [label for label, _ in steps], [value * 100 for _, value in steps], color=[KEPT if "dense" not in s else DENSE for s, _ in steps]
+        [label for label, _ in steps],
+        values if unit is not None else [value * 100 for value in values],
+        color=[KEPT if "dense" not in s else DENSE for s, _ in steps],
     )
-    axes.bar_label(bars, fmt="%.2f %%")
-    axes.set_ylim(0, 112)
-    axes.set_ylabel("accuracy, %")
+    axes.bar_label(bars, [written(value, unit) for value in values] if unit is not None else None, fmt="%.2f %%")
+    if unit is None:
+        axes.set_ylim(0, 112)
+    axes.set_ylabel("accuracy, %" if unit is None else f"{accuracy['measure']} {unit}".rstrip())
     return figure
 
 
@@ -120,17 +126,19 @@ def masks_figure(masks: dict[str, torch.Tensor]) -> "Figure":
     return figure
 
 
-def training_figure(training: dict[str, Any]) -> "Figure":
+def training_figure(training: dict[str, Any], accuracy: dict[str, Any]) -> "Figure":
     """Validation accuracy by epoch, of the masked network and (where it was trained) of the dense one."""
     figure, axes = _figure(8, 2.8)
+    unit = accuracy.get("unit")
+    scale = 100 if unit is None else 1
     for key, name, colour in (("finetune", "masked", KEPT), ("dense_finetune", "dense", ACCENT)):
         history = training.get(key, {}).get("history", [])
-        points = [(r["epoch"], r["validation_accuracy"] * 100) for r in history if r["validation_accuracy"] is not None]
+        points = [(r["epoch"], r["validation_accuracy"] * scale) for r in history if r["validation_accuracy"] is not None]
         if points:
             axes.plot(*zip(*points, strict=True), "o-", color=colour, label=name)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("epoch")
-    axes.set_ylabel("validation accuracy, %")
+    axes.set_ylabel("validation accuracy, %" if unit is None else f"validation {accuracy['measure']} {unit}".rstrip())
     axes.legend(frameon=False)
     return figure
 
@@ -188,6 +196,7 @@ def _section(title: str, figure: "Figure", caption: str) -> str:
 def _summary(facts: dict[str, Any], int8: dict[str, Any] | None) -> str:
     macs, ratios, accuracy = facts["macs"], facts["ratios"], facts["accuracy"]
     final = final_accuracy(accuracy)
+    name, unit = html.escape(printable(accuracy.get("measure", "accuracy"))), accuracy.get("unit")
     rows = [
         ("all multiply-adds, million", f"{macs['macs_dense'] / 1e6:.2f}", f"{macs['macs'] / 1e6:.2f}"),
         ("convolution multiply-adds, million", f"{macs['conv_macs_dense'] / 1e6:.2f}", f"{macs['conv_macs'] / 1e6:.2f}"),
@@ -197,10 +206,10 @@ def _summary(facts: dict[str, Any], int8: dict[str, Any] | None) -> str:
     if int8 and "int8" in int8["accuracy"]:
         rows.insert(0, ("accuracy in int8", "", f"{int8['accuracy']['int8']:.2%}"))
     if accuracy.get("dense_finetuned") is not None:
-        rows.insert(0, ("accuracy, dense network fine-tuned alike", f"{accuracy['dense_finetuned']:.2%}", ""))
+        rows.insert(0, (f"{name}, dense network fine-tuned alike", written(accuracy["dense_finetuned"], unit), ""))
     if final is not None or "note" in accuracy:
-        dense = "" if accuracy.get("dense") is None else f"{accuracy['dense']:.2%}"
-        rows.insert(0, ("accuracy", dense, html.escape(accuracy["note"]) if final is None else f"{final:.2%}"))
+        dense = "" if accuracy.get("dense") is None else written(accuracy["dense"], unit)
+        rows.insert(0, (name, dense, html.escape(accuracy["note"]) if final is None else written(final, unit)))
     cells = "".join(f"<tr><td>{a}</td><td>{b}</td><td>{c}</td></tr>" for a, b, c in rows)
     return f"<table><tr><th></th><th>dense</th><th>compressed</th></tr>{cells}</table>"
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fineprune.common.figures import written
 from fineprune.common.text import printable
 
 from ..manifest import masked_meanwhile, on_grids, taught, zeros_pruned
@@ -89,9 +90,13 @@ def print_compression(facts: dict[str, Any]) -> None:
         "finetuned": f"fine-tuned{masked_meanwhile(facts)}{taught(facts)}{on_grids(facts)}",
         "dense_finetuned": "dense network, fine-tuned alike",
     }
-    rows = [[text, f"{accuracy[key]:.2%}"] for key, text in steps.items() if accuracy.get(key) is not None]
+    rows = [[text, written(accuracy[key], accuracy.get("unit"))] for key, text in steps.items() if accuracy.get(key) is not None]
     if rows:
-        print_table(f"{accuracy.get('measure', 'accuracy')} on {accuracy['samples']} {accuracy['split']} images", ["", "accuracy"], rows)
+        print_table(
+            f"{accuracy.get('measure', 'accuracy')} on {accuracy['samples']} {accuracy['split']} images",
+            ["", accuracy.get("measure", "accuracy")],
+            rows,
+        )
     asked, achieved, common = ratios["asked"], ratios["achieved"], ratios["asked"].get("common")
     rows = [
         *(

@@ -1,0 +1,136 @@
+"""What a network's answers are worth: the loss that training minimises, and the figure that people read.
+
+    classification   cross-entropy of each sample; accuracy, the share of samples whose largest score is their label's
+    a user's task    loss(outputs, targets), a mean over the samples or one number for each; metric(outputs, targets) likewise
+
+A split whose `objective` is set has targets of a user's task; others hold class labels.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fineprune.common.errors import FinepruneError, RunError, UsageError, said_by
+
+from .config import TrainConfig
+
+Function = Callable[[Any, Any], Any]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure of merit: function(outputs, targets) is its mean over the samples, or one number for each. unit: written after it."""
+
+    name: str
+    function: Function
+    higher_is_better: bool = True
+    unit: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("name", "unit"):
+            if not isinstance(getattr(self, name), str):
+                raise UsageError(f"Metric: {name} is text, got {getattr(self, name)!r:.80}")
+        if not self.name or not callable(self.function) or not isinstance(self.higher_is_better, bool):
+            raise UsageError("a Metric has a name, a function(outputs, targets) and whether higher_is_better (true or false)")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A user's task."""
+
+    loss: Function
+    metric: Metric
+
+    def losses(self, outputs: Any, targets: Any, count: int) -> Tensor:
+        """[count], whose mean is what a step minimises."""
+        return _each(self.loss, "loss", outputs, targets, count)
+
+    def figures(self, outputs: Any, targets: Any, count: int) -> Tensor:
+        """[count], whose mean is the metric of these samples."""
+        return _each(self.metric.function, f"metric {self.metric.name}", outputs, targets, count).detach().float()
+
+    def summed(self, outputs: Any, targets: Any, count: int) -> Tensor:
+        """The sum of each sample's own loss, whatever a mean over a batch would weigh by."""
+        alone = [self.losses(_sample(outputs, place), _sample(targets, place), 1) for place in range(count)]
+        return torch.cat(alone).sum()
+
+
+def objective_of(split: Any) -> Objective | None:
+    """A user's task, or None for classification."""
+    return getattr(split, "objective", None)
+
+
+def better(value: float, best: float, split: Any) -> bool:
+    """Whether `value`, measured on `split`, is at least as good as `best`."""
+    objective = objective_of(split)
+    return value >= best if objective is None or objective.metric.higher_is_better else value <= best
+
+
+def task_of(loss: Any, metric: Any) -> Objective | None:
+    """The task that these arguments of `compress` ask for; None where they ask for none. UsageError for what is no function."""
+    if loss is None and metric is None:
+        return None
+    for name, value in (("loss", loss), ("metric", metric)):
+        if value is not None and not callable(value) and not isinstance(value, Metric):
+            raise UsageError(f"{name} is a function of (outputs, targets), got {value!r:.80}")
+    if isinstance(loss, Metric):
+        raise UsageError("loss is a function of (outputs, targets), got a Metric")
+    if loss is None:
+        raise UsageError("a metric belongs to a task with a loss; give loss=, too, such as torch.nn.functional.cross_entropy")
+    if metric is None:
+        metric = Metric("loss", loss, higher_is_better=False)
+    return Objective(loss, metric if isinstance(metric, Metric) else Metric(getattr(metric, "__name__", "metric"), metric))
+
+
+def check_task(objective: Objective | None, config: TrainConfig) -> None:
+    """UsageError for settings that rest on class scores or on the loss of each sample, where `objective` is a user's task."""
+    if objective is None:
+        return
+    asked = {
+        "distill": config.distill is not None,
+        "label_smoothing": bool(config.label_smoothing),
+        "asynchronous": config.asynchronous is not None,
+        "policy": config.policy.name != "none",
+        "record_losses": config.record_losses,
+    }
+    if wrong := [name for name, is_asked in asked.items() if is_asked]:
+        raise UsageError(f"{' and '.join(wrong)} belong to classifiers under cross-entropy; leave that out with a loss of your own")
+
+
+def moved(targets: Any, device: torch.device | str) -> Any:
+    """Targets of any structure of tensors, on `device`."""
+    return _mapped(targets, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def _sample(values: Any, place: int) -> Any:
+    return _mapped(values, lambda tensor: tensor[place : place + 1])
+
+
+def _mapped(values: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(values, Tensor):
+        return change(values)
+    if isinstance(values, dict):
+        return {key: _mapped(value, change) for key, value in values.items()}
+    if isinstance(values, tuple | list):
+        parts = [_mapped(value, change) for value in values]
+        return type(values)(*parts) if hasattr(values, "_fields") else type(values)(parts)
+    return values
+
+
+def _each(function: Function, name: str, outputs: Any, targets: Any, count: int) -> Tensor:
+    try:
+        value = function(outputs, targets)
+    except FinepruneError:
+        raise
+    except Exception as error:  # the user's own code may raise anything
+        got = f"{list(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise RunError(f"the {name} failed on outputs {got} of {count} samples: {said_by(error)}") from error
+    value = value if isinstance(value, Tensor) else torch.tensor(float(value))
+    if value.numel() == 1:
+        return value.reshape(1).expand(count)
+    if value.shape != (count,):
+        raise RunError(f"the {name} gives {list(value.shape)} for {count} samples; give their mean, or one number for each")
+    return value

@@ -1,0 +1,189 @@
+"""A user's task: segmentation, regression and several labels under the user's loss and metric, from samples to ONNX Runtime."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fineprune
+from fineprune.common.errors import RunError, UsageError
+from fineprune.common.progress import Lines, Silent
+from fineprune.models.data.given import given_data
+from fineprune.models.training.config import TrainConfig
+from fineprune.models.training.evaluate import evaluate
+from fineprune.models.training.objective import task_of
+from fineprune.models.training.trainer import train
+from fineprune.report import write_report
+
+
+class Pixels(nn.Module):
+    """Two scores for each pixel, at the images' size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.deep, self.head = nn.Conv2d(1, 8, 3, stride=2, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.deep(F.relu(self.down(x))))
+        return F.interpolate(self.head(x), scale_factor=2.0, mode="nearest")
+
+
+def vector(outputs: int) -> nn.Module:
+    body = [nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()]
+    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, outputs))
+
+
+def pixel_loss(scores: Tensor, mask: Tensor) -> Tensor:
+    return F.cross_entropy(scores, mask)
+
+
+def pixel_accuracy(scores: Tensor, mask: Tensor) -> Tensor:
+    return (scores.argmax(1) == mask).float().mean((1, 2))
+
+
+def squared(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs - targets).square().mean(1)
+
+
+def exact(scores: Tensor, targets: dict[str, Tensor]) -> float:
+    return float(((scores > 0) == targets["labels"].bool()).float().mean())
+
+
+def several(scores: Tensor, targets: dict[str, Tensor]) -> Tensor:
+    return F.binary_cross_entropy_with_logits(scores, targets["labels"])
+
+
+class Case(NamedTuple):
+    """network, targets of images[N,1,12,12], loss, metric, and how its figures read."""
+
+    network: Callable[[], nn.Module]
+    targets: Callable[[Tensor], Any]
+    loss: Callable[[Any, Any], Any]
+    metric: Any
+    written: str
+
+
+CASES = {
+    "segmentation": Case(Pixels, lambda x: (x[:, 0] > 0).long(), pixel_loss, fineprune.Metric("pixel accuracy", pixel_accuracy), "0."),
+    "regression": Case(
+        lambda: vector(2),
+        lambda x: torch.stack([x.mean((1, 2, 3)), x.std((1, 2, 3))], 1),
+        squared,
+        fineprune.Metric("squared error", squared, higher_is_better=False, unit="mm2"),
+        " mm2",
+    ),
+    "several labels": Case(lambda: vector(3), lambda x: {"labels": (x[:, 0, :3, 0] > 0).float()}, several, exact, "0."),
+}
+
+
+def made(case: Case) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(0)
+        return case.network()
+
+
+class Pairs(torch.utils.data.Dataset[Any]):
+    """Images with the targets of a case, sample by sample."""
+
+    def __init__(self, case: Case) -> None:
+        self.x = torch.randn(40, 1, 12, 12, generator=torch.Generator().manual_seed(2))
+        self.y = case.targets(self.x)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, place: int) -> Any:
+        y = {key: value[place] for key, value in self.y.items()} if isinstance(self.y, dict) else self.y[place]
+        return self.x[place], y
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_task_goes_from_samples_to_onnx(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    case = CASES[name]
+    network, samples = made(case), Pairs(case)
+    bundle = fineprune.compress(
+        network, samples, loss=case.loss, metric=case.metric, prune=0.4, epochs=2, batch_size=8, preset="taylor", output=tmp_path / "b",
+        progress=Lines(),
+    )  # fmt: skip
+    called = case.metric.name if isinstance(case.metric, fineprune.Metric) else "exact"
+    said = capsys.readouterr().err
+    assert f"dense: validation {called} " in said and f"validation {called} " in said.split("epoch 1/2")[1] and case.written in said
+    accuracy = bundle.facts["accuracy"]
+    assert accuracy["measure"] == called and accuracy["unit"] == ("mm2" if name == "regression" else "") and accuracy["dense"] is not None
+    assert accuracy["higher_is_better"] == (name != "regression") and 0.4 < bundle.facts["conv_macs_kept"] < 0.75
+    write_report(tmp_path / "b", tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert f"<td>{called}</td>" in page and ("accuracy, %" not in page)
+    exported = fineprune.to_onnx(tmp_path / "b", tmp_path / "m.onnx", model=made(case), samples=samples.x[:4], progress=Silent())
+    assert exported.parity is not None and exported.parity.passed
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    with torch.no_grad():
+        expected = fineprune.load(tmp_path / "b", made(case))(samples.x)
+    [found] = session.run(None, {session.get_inputs()[0].name: samples.x.numpy()})
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_lower_is_better_where_a_metric_says_so() -> None:
+    case = CASES["regression"]
+    for higher in (True, False):
+        objective = task_of(case.loss, fineprune.Metric("error", squared, higher_is_better=higher))
+        data = given_data(Pairs(case), objective=objective, progress=Silent())
+        result = train(made(case), data, TrainConfig(epochs=4, lr=0.05, batch_size=8))
+        figures = [record.validation_accuracy for record in result.history]
+        assert result.best_accuracy == (max if higher else min)(figure for figure in figures if figure is not None)
+        assert len(set(figures)) == 4
+
+
+def test_figures_are_means_over_samples_whatever_the_batches() -> None:
+    case = CASES["regression"]
+    for loss in (case.loss, lambda outputs, targets: squared(outputs, targets).mean()):
+        data = given_data(Pairs(case), objective=task_of(loss, None), progress=Silent())
+        whole = next(data.train.batches(36))
+        with torch.no_grad():
+            mean = float(squared(made(case).eval()(whole.images), whole.labels).mean())
+        for size in (5, 36):
+            found = evaluate(made(case), data.train, batch_size=size)
+            assert found.loss == pytest.approx(mean) and found.accuracy == pytest.approx(mean)
+
+
+def test_calibration_takes_the_loss_of_each_sample() -> None:
+    def weighted(outputs: Tensor, targets: Tensor) -> Tensor:
+        """A mean that weighs samples against each other, as pixels to ignore do."""
+        return (outputs.square().sum(1) * targets).sum() / targets.sum()
+
+    objective = task_of(weighted, None)
+    assert objective is not None
+    outputs, targets = torch.randn(5, 3), torch.tensor([1.0, 2, 3, 4, 5])
+    torch.testing.assert_close(objective.summed(outputs, targets, 5), outputs.square().sum())
+
+
+SAMPLES = Pairs(CASES["regression"])
+WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "no function": ({"loss": 3}, UsageError, r"loss is a function of \(outputs, targets\), got 3"),
+    "a metric alone": ({"metric": squared}, UsageError, "a metric belongs to a task with a loss"),
+    "a taught task": ({"loss": squared, "distill": 0.5}, UsageError, "distill belong to classifiers under cross-entropy"),
+    "no loss": ({}, UsageError, "labels of a classifier are int64.*; other tasks give loss="),
+    "no targets": ({"loss": squared, "data": SAMPLES.x}, UsageError, "a loss needs targets, and data holds inputs alone"),
+    "named data": ({"loss": squared, "data": "digits"}, UsageError, "loss belongs to samples that are given in Python"),
+    "a loss that fails": ({"loss": lambda outputs, targets: outputs @ targets}, RunError, r"the loss failed on outputs \[.*, 2\] of"),
+    "a loss of too many": (
+        {"loss": lambda outputs, targets: outputs - targets},
+        RunError,
+        r"gives \[4, 2\] for 4 samples",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_no_task_is_named(name: str) -> None:
+    settings, kind, message = WRONG[name]
+    arguments = {"data": SAMPLES, "prune": 0.3, "epochs": 1, "preset": "taylor", "progress": Silent(), **settings}
+    with pytest.raises(kind, match=message) as caught:
+        fineprune.compress(vector(2), **arguments)
+    assert "\n" not in str(caught.value)
