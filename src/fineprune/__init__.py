@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .deployment import to_onnx
     from .latency import bench
     from .networks import load
+    from .own_loop import finish, plain, prepare
     from .pipeline import run
 
 _PUBLIC = {
@@ -27,9 +28,10 @@ _PUBLIC = {
     "load": "networks",
     "run": "pipeline",
     "Metric": "models.training.objective",
+    **dict.fromkeys(("prepare", "finish", "plain"), "own_loop"),
 }
 
-__all__ = ["Bundle", "Metric", "bench", "compress", "load", "run", "to_onnx"]
+__all__ = ["Bundle", "Metric", "bench", "compress", "finish", "load", "plain", "prepare", "run", "to_onnx"]
 
 
 def __getattr__(name: str) -> Any:
