@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 from fineprune.common.errors import FinepruneError, RunError, UsageError
 from fineprune.common.progress import Progress
 
-from ..training.objective import Objective, moved
+from ..training.objective import Objective, moved, objective_of
 from ..user_code import describe
 from .augment import Augmentation
 from .images import Batch, ImageData, Split
@@ -116,7 +116,8 @@ class GivenData(ImageData):
 
     def to_json(self) -> dict[str, Any]:
         """Facts that tell these samples from others."""
-        return {**super().to_json(), "content": self.content}
+        objective = objective_of(self.train)
+        return {**super().to_json(), "content": self.content, "task": objective and objective.to_json()}
 
 
 def given_data(

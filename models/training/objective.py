@@ -6,12 +6,13 @@
 A split whose `objective` is set has targets of a user's task; others hold class labels.
 """
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fineprune.common.errors import FinepruneError, RunError, UsageError, said_by
 
@@ -51,6 +52,11 @@ class Objective:
     def figures(self, outputs: Any, targets: Any, count: int) -> Tensor:
         """[count], whose mean is the metric of these samples."""
         return _each(self.metric.function, f"metric {self.metric.name}", outputs, targets, count).detach().float()
+
+    def to_json(self) -> dict[str, Any]:
+        """What tells this task from others: a run that was interrupted under another loss does not go on under this one."""
+        metric = self.metric
+        return {"loss": _told(self.loss), "metric": [metric.name, _told(metric.function), metric.higher_is_better, metric.unit]}
 
     def summed(self, outputs: Any, targets: Any, count: int) -> Tensor:
         """The sum of each sample's own loss, whatever a mean over a batch would weigh by."""
@@ -103,6 +109,16 @@ def check_task(objective: Objective | None, config: TrainConfig) -> None:
 def moved(targets: Any, device: torch.device | str) -> Any:
     """Targets of any structure of tensors, on `device`."""
     return _mapped(targets, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def _told(function: Function) -> str:
+    """The name of a function, and a hash of its code and constants where Python has them."""
+    code, name = getattr(function, "__code__", None), getattr(function, "__qualname__", type(function).__qualname__)
+    if code is None:
+        return f"{name} {function!r}" if isinstance(function, nn.Module) else name
+    constants = [value for value in code.co_consts if isinstance(value, int | float | str)]
+    digest = hashlib.sha256(code.co_code + repr((constants, code.co_names)).encode()).hexdigest()
+    return f"{function.__module__}.{name} {digest[:16]}"
 
 
 def _sample(values: Any, place: int) -> Any:

@@ -163,6 +163,17 @@ def test_calibration_takes_the_loss_of_each_sample() -> None:
     torch.testing.assert_close(objective.summed(outputs, targets, 5), outputs.square().sum())
 
 
+def test_another_loss_is_another_run() -> None:
+    losses: list[Any] = [
+        squared,
+        lambda outputs, targets: 2 * squared(outputs, targets),
+        lambda outputs, targets: 3 * squared(outputs, targets),
+    ]
+    losses += [nn.MSELoss(), nn.SmoothL1Loss()]
+    told = [given_data(Pairs(CASES["regression"]), objective=task_of(loss, None), progress=Silent()).to_json() for loss in losses * 2]
+    assert told[:5] == told[5:] and all(one != other for i, one in enumerate(told[:5]) for other in told[:i])
+
+
 SAMPLES = Pairs(CASES["regression"])
 WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "no function": ({"loss": 3}, UsageError, r"loss is a function of \(outputs, targets\), got 3"),
