@@ -129,6 +129,18 @@ def test_a_task_goes_from_samples_to_onnx(name: str, tmp_path: Path, capsys: pyt
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_the_trainer_minimises_the_loss_that_is_given(name: str) -> None:
+    case, objective = CASES[name], task_of(CASES[name].loss, CASES[name].metric)
+    data = given_data(Pairs(case), objective=objective, progress=Silent())
+    network = made(case)
+    before = evaluate(network, data.train)
+    result = train(network, data, TrainConfig(epochs=20, lr=0.02, optimizer="adam", batch_size=8))
+    after = evaluate(network, data.train)
+    assert after.loss < 0.9 * before.loss and result.history[-1].train_loss < result.history[0].train_loss
+    assert (after.accuracy < before.accuracy) if name == "regression" else (after.accuracy > before.accuracy)
+
+
 def test_lower_is_better_where_a_metric_says_so() -> None:
     case = CASES["regression"]
     for higher in (True, False):
