@@ -70,9 +70,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "obs-row+rounds": {**_OBS, "prune_schedule": "rounds", "fwp": {"criterion": "obs", "unit": "row"}},
     "thesis": _THESIS,
     "thesis-layer": {**_THESIS, "ffp": {"scope": "layer"}},
-    "thesis-dense": {**_THESIS, "ffp": {"propagate": "dense"}},
     "thesis-taylor-blocks": {**_THESIS, "ffp": {"criterion": "taylor", "scope": "global"}},
-    "thesis+distill": {**_THESIS, "distill": 0.9},
 }
 """Name -> arguments of `compress` beside the share, the epochs and the seed; part: what loses the share, where not what the preset says."""
 STAGES = ("dense", "masked", "reconstructed", "batchnorm_recalibrated", "finetuned")
