@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 from fineprune.common.errors import FinepruneError, RunError, UsageError
 from fineprune.common.progress import Progress
 
-from ..training.objective import Objective, moved, objective_of
+from ..objective import Objective, moved, objective_of
 from ..user_code import describe
 from .augment import Augmentation
 from .images import Batch, ImageData, Split

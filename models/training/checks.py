@@ -13,10 +13,10 @@ from fineprune.common.errors import RunError, UsageError
 from fineprune.common.progress import Progress, Silent
 from fineprune.common.wrappers import check_network, unwrapped
 
+from ..objective import Objective, objective_of
 from .config import TrainConfig
 from .features import stage_ends
 from .interfaces import DataLike, SplitLike
-from .objective import check_task, objective_of
 from .passes import check_logits, forward
 from .sampling.policies import make_policy
 from .step import first_nonfinite
@@ -154,3 +154,18 @@ def _check_indices(split: SplitLike, policy: str) -> None:
         raise UsageError(f"policy {policy} needs data whose batches take and hold `indices`; the training split fails ({error})") from error
     if told.tolist() != asked.tolist():
         raise UsageError(f"policy {policy} asked the training split for sample {asked.tolist()} and got {told.tolist()}; fix its `indices`")
+
+
+def check_task(objective: Objective | None, config: TrainConfig) -> None:
+    """UsageError for settings that rest on class scores or on the loss of each sample, where `objective` is a user's task."""
+    if objective is None:
+        return
+    asked = {
+        "distill": config.distill is not None,
+        "label_smoothing": bool(config.label_smoothing),
+        "asynchronous": config.asynchronous is not None,
+        "policy": config.policy.name != "none",
+        "record_losses": config.record_losses,
+    }
+    if wrong := [name for name, is_asked in asked.items() if is_asked]:
+        raise UsageError(f"{' and '.join(wrong)} belong to classifiers under cross-entropy; leave that out with a loss of your own")

@@ -14,9 +14,9 @@ from fineprune.common.errors import RunError
 from fineprune.common.processes import Group
 from fineprune.common.progress import Progress, Silent
 
+from ..objective import moved, objective_of
 from .device import resolve_device
 from .interfaces import SplitLike
-from .objective import moved, objective_of
 from .passes import check_logits, forward, widened
 
 

@@ -17,12 +17,12 @@ from fineprune.common.errors import RunError
 from fineprune.common.processes import Group
 from fineprune.common.progress import Progress
 
+from ..objective import better, objective_of
 from .clock import Clock
 from .config import TrainConfig
 from .evaluate import Evaluation
 from .interfaces import DataLike, Masking, SplitLike
 from .interrupt import Interrupts
-from .objective import better, objective_of
 from .results import EpochRecord, TrainResult, epoch_line
 from .state import Store, restoring
 from .step import DivergedError

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fineprune.common.figures import written
 
-from .objective import Objective
+from ..objective import Objective
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 from fineprune.common.errors import RunError
 
+from ..objective import Objective, moved
 from .config import TrainConfig
 from .device import autocast
 from .interfaces import BatchLike
-from .objective import Objective, moved
 from .passes import backward, check_logits, forward, widened
 from .teacher import Teacher
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from fineprune.common.errors import RunError
 
+from ..objective import objective_of
 from ..state_dict import as_state_of
 from .clock import Clock
 from .config import TrainConfig
@@ -31,7 +32,6 @@ from .frozen import frozen_modules, start_training
 from .interfaces import BatchLike, SplitLike
 from .layout import choose_nhwc, memory_format
 from .loop import Run, Task, Trained
-from .objective import objective_of
 from .parallel import share_buffers, shared_network
 from .quantised import Quantised, quantised
 from .results import TrainResult

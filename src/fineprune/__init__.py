@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from fineprune.compressor.bundle import Bundle
-    from fineprune.models.training.objective import Metric
+    from fineprune.models.objective import Metric
 
     from .compression import compress
     from .deployment import to_onnx
@@ -27,7 +27,7 @@ _PUBLIC = {
     "bench": "latency",
     "load": "networks",
     "run": "pipeline",
-    "Metric": "models.training.objective",
+    "Metric": "models.objective",
     **dict.fromkeys(("prepare", "finish", "plain"), "own_loop"),
 }
 

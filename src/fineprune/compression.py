@@ -38,13 +38,13 @@ from fineprune.compressor.reconstruct.run import reconstruct as reconstruct_netw
 from fineprune.export.machine import machine_facts, package_versions
 from fineprune.models.data import ImageData, load_data
 from fineprune.models.data.given import GivenData, given_data, is_given
+from fineprune.models.objective import Metric, Objective, objective_of, task_of
 from fineprune.models.training.batchnorm import recalibrate_batchnorm
-from fineprune.models.training.checks import check_engine, check_settings
+from fineprune.models.training.checks import check_engine, check_settings, check_task
 from fineprune.models.training.config import TrainConfig
 from fineprune.models.training.device import resolve_device
 from fineprune.models.training.evaluate import evaluate
 from fineprune.models.training.interfaces import Beside
-from fineprune.models.training.objective import Metric, Objective, check_task, objective_of, task_of
 from fineprune.models.training.step import first_nonfinite, trainable_parameters
 from fineprune.models.training.trainer import opened
 from fineprune.models.zoo import ModelSpec, build

@@ -15,9 +15,9 @@ import fineprune
 from fineprune.common.errors import RunError, UsageError
 from fineprune.common.progress import Lines, Silent
 from fineprune.models.data.given import given_data
+from fineprune.models.objective import task_of
 from fineprune.models.training.config import TrainConfig
 from fineprune.models.training.evaluate import evaluate
-from fineprune.models.training.objective import task_of
 from fineprune.models.training.trainer import train
 from fineprune.report import write_report
 

@@ -16,8 +16,6 @@ from torch import Tensor, nn
 
 from fineprune.common.errors import FinepruneError, RunError, UsageError, said_by
 
-from .config import TrainConfig
-
 Function = Callable[[Any, Any], Any]
 
 
@@ -89,21 +87,6 @@ def task_of(loss: Any, metric: Any) -> Objective | None:
     if metric is None:
         metric = Metric("loss", loss, higher_is_better=False)
     return Objective(loss, metric if isinstance(metric, Metric) else Metric(getattr(metric, "__name__", "metric"), metric))
-
-
-def check_task(objective: Objective | None, config: TrainConfig) -> None:
-    """UsageError for settings that rest on class scores or on the loss of each sample, where `objective` is a user's task."""
-    if objective is None:
-        return
-    asked = {
-        "distill": config.distill is not None,
-        "label_smoothing": bool(config.label_smoothing),
-        "asynchronous": config.asynchronous is not None,
-        "policy": config.policy.name != "none",
-        "record_losses": config.record_losses,
-    }
-    if wrong := [name for name, is_asked in asked.items() if is_asked]:
-        raise UsageError(f"{' and '.join(wrong)} belong to classifiers under cross-entropy; leave that out with a loss of your own")
 
 
 def moved(targets: Any, device: torch.device | str) -> Any:
