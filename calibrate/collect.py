@@ -19,9 +19,11 @@ from fineprune.common.errors import RunError, UsageError
 from fineprune.common.processes import Group, joined
 from fineprune.common.progress import Progress, Silent
 from fineprune.common.seeds import check_seed
+from fineprune.ops.as_conv2d import NAMES
 
-from .convolutions import ConvSite, evaluating, find_convolutions
-from .layers import Collector, measuring
+from .calls import acting
+from .convolutions import LAYER_TYPES, ConvSite, evaluating, find_convolutions
+from .layers import Collector
 from .measures import Measure
 from .statistics import FACTS, Statistics, check_fields, fingerprint, masks_by_layer
 from .strides import answering_as_nchw, wants_nchw
@@ -60,6 +62,8 @@ class CalibrationConfig:
     batch_size: int = 128
     seed: int = 0
     checkpoint_every_s: float = 30.0
+    layer_types: tuple[str, ...] = LAYER_TYPES
+    """By the names of their products in torch, the layers that are measured and can be pruned."""
 
     def __post_init__(self) -> None:
         if self.samples is not None and self.samples < 1:
@@ -67,6 +71,8 @@ class CalibrationConfig:
         if self.batch_size < 1:
             raise UsageError(f"batch_size must be at least 1, got {self.batch_size}")
         check_seed(self.seed)
+        if unknown := [name for name in self.layer_types if name not in NAMES]:
+            raise UsageError(f"layer_types are some of {', '.join(NAMES)}, got {unknown[0]!r}")
 
 
 def collect(
@@ -90,7 +96,7 @@ def collect(
     first process writes the checkpoint.
     """
     config, progress = config or CalibrationConfig(), progress or Silent()
-    sites, _ = find_convolutions(model, input_shape)
+    sites, _ = find_convolutions(model, input_shape, config.layer_types)
     if len(source) == 0:
         raise RunError("the calibration set is empty; name a data set with training samples")
     if not sites:
@@ -170,9 +176,9 @@ def _measured(
         for parameter, _ in flags:
             parameter.requires_grad_(False)
         model.to(device)
-        convs = [collector.conv for collector in collectors.values() if collector.masks_samples]
+        convs = [collector.layer for collector in collectors.values() if collector.masks_samples]
         in_order = convs if wants_nchw(model, convs, input_shape) else ()
-        with evaluating(model), measuring(collectors.values()), answering_as_nchw(in_order):
+        with evaluating(model), acting(collectors.values()), answering_as_nchw(in_order):
             yield
     finally:
         for parameter, flag in flags:
@@ -191,6 +197,8 @@ def _run_batch(
     for collector in collectors.values():
         collector.begin(batch.indices)
     logits = outputs(model, images, collectors)
+    for collector in collectors.values():
+        collector.turn()
     if needs_gradient(collectors):
         # The sum keeps each sample's gradient its own: in eval mode samples do not meet.
         loss = summed_loss(logits, batch.labels)

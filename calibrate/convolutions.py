@@ -1,15 +1,23 @@
 """Which convolutions of a network can carry masks, and choosing among them."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils import parametrize
 
 from fineprune.common.errors import UsageError
+from fineprune.ops.as_conv2d import product_of
 from fineprune.ops.multiply_adds import multiply_adds, per_block
+
+from .calls import Call, acting, is_standard, multiplies, own_class, seen
+
+LAYER_TYPES = ("conv2d",)
+"""What is masked where nothing else is asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +30,17 @@ class ConvSite:
     kernel: tuple[int, int]
     groups: int
     output_size: tuple[int, int]
+    """Of its first call in a pass."""
+    placements: int = 0
+    """How often a kernel is multiplied with a patch, in all calls of a pass (0: once for every position of the output)."""
+    weights_only: str = ""
+    """Why it can carry masks of weights but none of blocks; empty where it can carry both."""
+    product: str = "conv2d"
+    """Which one it computes, by its name in torch."""
+
+    def __post_init__(self) -> None:
+        if not self.placements:
+            object.__setattr__(self, "placements", self.positions)
 
     @property
     def positions(self) -> int:
@@ -39,18 +58,19 @@ class ConvSite:
         return self.out_channels // self.groups
 
     @property
-    def _weight_shape(self) -> tuple[int, ...]:
+    def weight_shape(self) -> tuple[int, ...]:
+        """[F,C/groups,kh,kw]."""
         return self.out_channels, self.in_channels // self.groups, *self.kernel
 
     @property
     def block_macs(self) -> int:
         """Multiply-adds that dropping one block saves."""
-        return per_block(self._weight_shape, self.groups)
+        return per_block(self.weight_shape, self.groups)
 
     @property
     def macs(self) -> int:
         """Multiply-adds of the dense layer per sample."""
-        return multiply_adds(self._weight_shape, self.positions, self.groups)
+        return multiply_adds(self.weight_shape, self.placements, self.groups)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,34 +81,60 @@ class Skipped:
     reason: str
 
 
-def find_convolutions(model: nn.Module, input_shape: Sequence[int]) -> tuple[list[ConvSite], list[Skipped]]:
-    """Run one zero sample of `input_shape` (C,H,W) and sort the convolutions into maskable and left dense, in order of execution."""
-    shapes: dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]] = {}
-    convs = {name: module for name, module in model.named_modules() if isinstance(module, nn.modules.conv._ConvNd)}
+def find_convolutions(
+    model: nn.Module, input_shape: Sequence[int], layer_types: Collection[str] = LAYER_TYPES
+) -> tuple[list[ConvSite], list[Skipped]]:
+    """Run one zero sample of `input_shape` (C,H,W) and sort the convolutions into maskable and left dense, in order of execution.
 
-    def record(name: str) -> Callable[[nn.Module, tuple, dict[str, torch.Tensor], torch.Tensor], None]:
-        def hook(_: nn.Module, args: tuple, kwargs: dict[str, torch.Tensor], output: torch.Tensor) -> None:
-            x = args[0] if args else kwargs["input"]
-            shapes.setdefault(name, []).append((tuple(x.shape), tuple(output.shape)))
-
-        return hook
-
-    # Prepended: the shapes are those of the convolution, before a hook of the network's own changes its output.
-    handles = [module.register_forward_hook(record(name), prepend=True, with_kwargs=True) for name, module in convs.items()]
+    layer_types: by the names of their products in torch, those that may be masked; "linear" brings linear layers, too.
+    """
+    kinds = (_ConvNd, nn.Linear) if "linear" in layer_types else (_ConvNd,)
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+    watched = {name: _Watched(layer) for name, layer in layers.items() if product_of(type(layer)) and not replaced(layer)}
+    order: list[str] = []
+    handles = [module.register_forward_pre_hook(lambda *_, name=name: order.append(name)) for name, module in layers.items()]
     try:
-        probe(model, input_shape)
+        with acting(watched.values()):
+            probe(model, input_shape)
     finally:
         for handle in handles:
             handle.remove()
     sites, skipped = [], []
-    for name in [*shapes, *(name for name in convs if name not in shapes)]:
-        conv, calls = convs[name], shapes.get(name, [])
-        reason = _why_not(conv, calls)
-        if reason:
+    for name in dict.fromkeys([*order, *layers]):
+        if reason := _why_not(layers[name], name in order, watched.get(name), layer_types):
             skipped.append(Skipped(name=name, reason=reason))
         else:
-            sites.append(_site(name, conv, calls[0][1]))
+            sites.append(watched[name].site(name))
     return sites, skipped
+
+
+class _Watched:
+    """A layer whose products are looked at in one pass of one sample."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer, self.calls = layer, list[tuple[Call, torch.Tensor]]()
+        self.forward = seen(layer, layer.forward, self._note)
+
+    def _note(self, call: Call) -> torch.Tensor:
+        y = call.output()
+        self.calls.append((call, y))
+        return y
+
+    def site(self, name: str) -> ConvSite:
+        """Of a layer that can carry masks."""
+        first, y = self.calls[0]
+        twice = f"it runs {len(self.calls)} times in one forward pass, and a mask of blocks belongs to one place" if self.calls[1:] else ""
+        return ConvSite(
+            name=name,
+            in_channels=first.weight.shape[1] * first.conv.groups,  # a lazy layer that was loaded and never called says 0 itself
+            out_channels=first.weight.shape[0],
+            kernel=first.kernel,
+            groups=first.conv.groups,
+            output_size=(y.shape[2], y.shape[3]),
+            placements=sum(call.placements or y.numel() // y.shape[1] for call, y in self.calls),
+            weights_only=weights_only(self.layer) or twice,
+            product=multiplies(self.layer).name,
+        )
 
 
 def probe(model: nn.Module, input_shape: Sequence[int]) -> torch.Tensor:
@@ -128,48 +174,40 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             backend.fp32_precision = precision
 
 
-def _why_not(conv: nn.Module, calls: list) -> str | None:
-    if not isinstance(conv, nn.Conv2d):
-        return f"{type(conv).__name__} is not a 2-D convolution"
-    if reason := own_forward(conv):
+def _why_not(layer: nn.Module, entered: bool, watched: _Watched | None, layer_types: Collection[str]) -> str | None:
+    product = product_of(type(layer))
+    if product is None:
+        return f"no masks are known for {type(layer).__name__}"
+    if product.name not in layer_types:
+        return f"{type(layer).__name__} is left as it is unless its type, {product.name}, is asked for (layer_types)"
+    if reason := replaced(layer):
         return reason
-    if not calls:
+    if not entered or watched is None:
         return "the forward pass does not call it as a module"
-    if len(calls) > 1:
-        return f"it runs {len(calls)} times in one forward pass, and a mask belongs to one place"
-    if len(calls[0][0]) != 4:
+    if not watched.calls:
+        return f"the forward of {type(layer).__name__} computes no {product.name} with its weight"
+    if any(call.x.dim() != 4 for call, _ in watched.calls):
         return "its input has no batch axis"
-    if torch.nn.utils.parametrize.is_parametrized(conv):
-        return "its weight is parametrized; remove the parametrization first"
-    if conv._parameters.get("weight") is not conv.weight:
+    if not parametrize.is_parametrized(layer) and layer._parameters.get("weight") is not layer.weight:
         return "its weight is computed by a hook (weight_norm, torch.nn.utils.prune); remove that first"
     return None
 
 
-def own_forward(conv: nn.Conv2d) -> str | None:
-    """Why masks cannot act in a convolution that computes something else than nn.Conv2d; None where they can.
+def replaced(layer: nn.Module) -> str | None:
+    """Why masks cannot act in a layer whose forward was exchanged on the module itself; None where they can.
 
     Hooks are no reason: what they do to input and output, they do around the masks too.
     """
-    kind = type(conv)
-    own = kind.forward is not nn.Conv2d.forward or kind._conv_forward is not nn.Conv2d._conv_forward
-    if own and not hasattr(conv, "block_mask"):
-        return f"{kind.__name__} replaces the forward of Conv2d"
-    changed = next((name for name in ("forward", "_conv_forward") if name in vars(conv)), None)
+    changed = next((name for name in ("forward", "_conv_forward") if name in vars(layer)), None)
     return changed and f"its {changed} is replaced on the module itself"
 
 
-def _site(name: str, conv: nn.Module, output_shape: tuple[int, ...]) -> ConvSite:
-    if not isinstance(conv, nn.Conv2d):
-        raise TypeError(f"{name} is not an nn.Conv2d")
-    return ConvSite(
-        name=name,
-        in_channels=conv.weight.shape[1] * conv.groups,  # a lazy layer that was loaded and never called says 0 itself
-        out_channels=conv.weight.shape[0],
-        kernel=(conv.kernel_size[0], conv.kernel_size[1]),
-        groups=conv.groups,
-        output_size=(output_shape[2], output_shape[3]),
-    )
+def weights_only(layer: nn.Module) -> str:
+    """Why a layer cannot carry masks of blocks, where it can carry those of weights; empty where it can."""
+    kind = own_class(layer)
+    if not issubclass(kind, nn.Conv2d):
+        return f"{kind.__name__} is not a 2-D convolution"
+    return "" if is_standard(kind) else f"{kind.__name__} replaces the forward of Conv2d"
 
 
 def select_sites(sites: Sequence[ConvSite], *, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> list[ConvSite]:

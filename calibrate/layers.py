@@ -1,15 +1,13 @@
 """What runs inside convolutions during a calibration pass: each collector adds up one kind of statistic as samples flow through."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import Protocol
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from fineprune.ops.geometry import Conv
-from fineprune.ops.masked_conv import explicit_padding, masked_conv2d
+from fineprune.ops.masked_conv import masked_conv2d
 
+from .calls import Call, seen, weight_mask_of
 from .convolutions import ConvSite
 from .fisher import fisher_blocks
 from .frequency import Norm, TieBreaker, choose_blocks
@@ -20,7 +18,7 @@ from .taylor import Geometry, block_taylor, tap_taylor
 
 
 class Collector:
-    """Computes what `conv` does and looks on. A batch counts only when `commit` is called, so an interrupted batch leaves no trace."""
+    """Computes what `layer` does and looks on. A batch counts only when `commit` is called, so an interrupted batch leaves no trace."""
 
     needs_gradient = False
     of_gradient = "taylor"
@@ -28,21 +26,27 @@ class Collector:
     masks_samples = False
     """Whether the layer computes under masks of each sample's own."""
 
-    def __init__(self, conv: nn.Conv2d, site: ConvSite) -> None:
-        self.conv, self.site = conv, site
-        self.convolve = conv.forward
+    def __init__(self, layer: nn.Module, site: ConvSite) -> None:
+        self.layer, self.site = layer, site
+        self.forward = seen(layer, layer.forward, self.see)
+        """What acts in the place of the layer's forward."""
         self.indices = torch.empty(0, dtype=torch.int64)
         self._sums: dict[str, Tensor] = {}
         self._pending: dict[str, Tensor] = {}
 
     def begin(self, indices: Tensor) -> None:
         """Start a batch of the samples at `indices` of the data set."""
-        self.indices, self._pending = indices, {}
+        self.indices, self._pending, self.looks = indices, {}, True
 
     def add(self, **sums: Tensor) -> None:
-        """Note sums of the current batch: moved to the CPU in float64 (counts in int64)."""
+        """Note sums of a call in the current batch, moved to the CPU in float64 (counts in int64); those of several calls add up."""
         for key, value in sums.items():
-            self._pending[key] = value.detach().cpu().to(torch.int64 if value.dtype == torch.int64 else torch.float64)
+            value = value.detach().cpu().to(torch.int64 if value.dtype == torch.int64 else torch.float64)
+            self._pending[key] = self._pending[key] + value if key in self._pending else value
+
+    def turn(self) -> None:
+        """The forward pass is over: what checkpointed parts of a network compute again in the backward pass was seen before."""
+        self.looks = False
 
     def commit(self) -> None:
         """Add the current batch to the total. Where no gradient came, it was zero, and Taylor scores stay as they are."""
@@ -53,8 +57,8 @@ class Collector:
         """Whether a gradient of the current batch reached this layer's output."""
         return self.of_gradient in self._pending
 
-    def forward(self, input: Tensor) -> Tensor:
-        """x[N,C,H,W] -> y[N,F,oh,ow], noting what is collected."""
+    def see(self, call: Call) -> Tensor:
+        """y[N,F,oh,ow] of a call, noting what is collected."""
         raise NotImplementedError
 
     def differentiated(self, y: Tensor, backward: Callable[[Tensor], None]) -> Tensor:
@@ -74,57 +78,10 @@ class Collector:
         """Go on from the totals of an earlier run."""
         self._sums = dict(sums)
 
-    def geometry(self, padding: tuple[int, int]) -> Geometry:
-        """(stride, padding, dilation) once padding other than symmetric zeros has been applied to the input."""
-        return (self.conv.stride, padding, self.conv.dilation)
 
-
-class Acting(Protocol):
-    """What computes in a convolution's place."""
-
-    conv: nn.Conv2d
-
-    def forward(self, input: Tensor) -> Tensor: ...
-
-
-@contextmanager
-def measuring(collectors: Iterable[Acting]) -> Iterator[None]:
-    """Every collector computes in its convolution's place for the length of a with-block.
-
-    Only `forward` is exchanged: the network meets its own modules, with their class, attributes, parameters and hooks.
-    """
-    convs = [collector.conv for collector in collectors]
-    try:
-        for collector in collectors:
-            vars(collector.conv)["forward"] = collector.forward
-        yield
-    finally:
-        for conv in convs:
-            vars(conv).pop("forward", None)
-
-
-def conv_at(model: nn.Module, site: ConvSite) -> nn.Conv2d:
-    """The convolution of a site."""
-    conv = model.get_submodule(site.name)
-    if not isinstance(conv, nn.Conv2d):
-        raise TypeError(f"{site.name} is not an nn.Conv2d")
-    return conv
-
-
-def weight_of(conv: nn.Conv2d) -> Tensor:
-    """The weight [F,C/groups,kh,kw] that a convolution computes with: dropped ones are zero where it carries masks."""
-    masked = getattr(conv, "masked_weight", None)
-    return conv.weight if masked is None else masked()
-
-
-def block_mask_of(conv: nn.Conv2d) -> Tensor | None:
-    """The block mask bool [C,oh,ow] that a convolution carries."""
-    return getattr(conv, "block_mask", None)
-
-
-def weight_mask_of(conv: nn.Conv2d) -> Tensor | None:
-    """The mask of weights bool [F,C/groups,kh,kw] that a convolution carries."""
-    return getattr(conv, "weight_mask", None)
+def layer_at(model: nn.Module, site: ConvSite) -> nn.Module:
+    """The layer of a site."""
+    return model.get_submodule(site.name)
 
 
 _PATCH_BYTES = 64 << 20
@@ -134,22 +91,18 @@ _PATCH_BYTES = 64 << 20
 class BlockFrequency(Collector):
     """Algorithm 8 stage 1: count which blocks are among the top K of their channel, and convolve under that mask."""
 
-    def __init__(self, conv: nn.Conv2d, site: ConvSite, keep: int, norm: Norm, ties: TieBreaker, *, masked: bool) -> None:
-        super().__init__(conv, site)
+    def __init__(self, layer: nn.Module, site: ConvSite, keep: int, norm: Norm, ties: TieBreaker, *, masked: bool) -> None:
+        super().__init__(layer, site)
         self.keep, self.norm, self.ties, self.masks_samples = keep, norm, ties, masked
 
-    def forward(self, input: Tensor) -> Tensor:
-        """x[N,C,H,W] -> y[N,F,oh,ow], of the blocks that each sample's own mask keeps."""
-        conv = self.conv
-        padded, padding = explicit_padding(conv, input)
-        geometry = Conv.of(conv.stride, padding, conv.dilation, conv.groups)
-        chosen = choose_blocks(padded, conv.kernel_size, geometry, self.norm, self.keep, self.ties, self.indices)
+    def see(self, call: Call) -> Tensor:
+        """Of the blocks that each sample's own mask keeps."""
+        chosen = choose_blocks(call.x, call.kernel, call.conv, self.norm, self.keep, self.ties, self.indices)
         self.add(frequency=chosen.frequency, norm=chosen.norm)
         if not self.masks_samples or self.keep == self.site.positions:
-            return self.convolve(input)
-        carried = block_mask_of(conv)
-        mask = chosen.mask if carried is None else chosen.mask & carried
-        return masked_conv2d(padded, weight_of(conv), conv.bias, mask, conv.stride, padding, conv.dilation, conv.groups)
+            return call.output()
+        mask = chosen.mask if call.blocks is None else chosen.mask & call.blocks
+        return masked_conv2d(call.x, call.weight, call.bias, mask, *call.conv)
 
 
 class BlockTaylor(Collector):
@@ -157,39 +110,35 @@ class BlockTaylor(Collector):
 
     needs_gradient = True
 
-    def forward(self, input: Tensor) -> Tensor:
-        """x[N,C,H,W] -> the dense y[N,F,oh,ow]."""
-        padded, padding = explicit_padding(self.conv, input)
-        y = self.convolve(input)
+    def see(self, call: Call) -> Tensor:
+        """The dense y."""
 
         def backward(grad: Tensor) -> None:
-            self.add(taylor=block_taylor(padded.detach(), grad, weight_of(self.conv), self.geometry(padding), self.conv.groups))
+            self.add(taylor=block_taylor(call.x.detach(), grad, call.weight, _walk(call), call.conv.groups))
 
-        return self.differentiated(y, backward)
+        return self.differentiated(call.output(), backward)
 
 
 class WeightScores(Collector):
     """S of Algorithm 9 under the layer's FFP mask and, given groups of filters, first-order scores of taps."""
 
-    def __init__(self, conv: nn.Conv2d, site: ConvSite, assignment: Tensor | None) -> None:
-        super().__init__(conv, site)
+    def __init__(self, layer: nn.Module, site: ConvSite, assignment: Tensor | None) -> None:
+        super().__init__(layer, site)
         self.assignment = assignment
         self.needs_gradient = assignment is not None
 
-    def forward(self, input: Tensor) -> Tensor:
-        """x[N,C,H,W] -> y[N,F,oh,ow] of the layer as it is, its masks included."""
-        padded, padding = explicit_padding(self.conv, input)
-        mask = block_mask_of(self.conv)
-        y = self.convolve(input)
-        stride, _, dilation = self.geometry(padding)
-        with torch.no_grad():
-            for key, values in (("absolute", padded.abs()), ("signed", padded)):
-                self.add(**{key: tap_sums(values.sum(0), mask, self.site.kernel, stride, padding, dilation)})
+    def see(self, call: Call) -> Tensor:
+        """Of the layer as it is, its masks included."""
+        y = call.output()
+        if self.looks:
+            with torch.no_grad():
+                for key, values in (("absolute", call.x.abs()), ("signed", call.x)):
+                    self.add(**{key: tap_sums(values.sum(0), call.blocks, self.site.kernel, *_walk(call))})
         assignment = self.assignment
         if assignment is not None:
 
             def backward(grad: Tensor) -> None:
-                scores = tap_taylor(padded.detach(), grad, weight_of(self.conv), mask, self.geometry(padding), self.conv.groups, assignment)
+                scores = tap_taylor(call.x.detach(), grad, call.weight, call.blocks, _walk(call), call.conv.groups, assignment)
                 self.add(taylor=scores.kernel, taylor_group=scores.group, taylor_channel=scores.channel)
 
             return self.differentiated(y, backward)
@@ -209,37 +158,34 @@ class WeightFisher(Collector):
 
     needs_gradient, of_gradient = True, "fisher"
 
-    def __init__(self, conv: nn.Conv2d, site: ConvSite, limit: int) -> None:
-        super().__init__(conv, site)
+    def __init__(self, layer: nn.Module, site: ConvSite, limit: int) -> None:
+        super().__init__(layer, site)
         self.limit = limit
 
-    def forward(self, input: Tensor) -> Tensor:
-        """x[N,C,H,W] -> y[N,F,oh,ow] of the layer as it is, its masks included."""
-        padded, padding = explicit_padding(self.conv, input)
-        masks = block_mask_of(self.conv), weight_mask_of(self.conv)
-        geometry = Conv.of(self.conv.stride, padding, self.conv.dilation, self.conv.groups)
-        y = self.convolve(input)
+    def see(self, call: Call) -> Tensor:
+        """Of the layer as it is, its masks included."""
+        masks = call.blocks, weight_mask_of(self.layer)
 
         def backward(grad: Tensor) -> None:
-            self.add(fisher=fisher_blocks(padded.detach(), grad, weight_of(self.conv), masks, geometry, self.limit))
+            self.add(fisher=fisher_blocks(call.x.detach(), grad, call.weight, masks, call.conv, self.limit))
 
-        return self.differentiated(y, backward)
+        return self.differentiated(call.output(), backward)
 
 
 class OutputSquares(Collector):
     """The sum of squared outputs, of which errors are shares, and what errors depend on; the pass needs neither gradients nor labels."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        """x[N,C,H,W] -> y[N,F,oh,ow] of the layer as it is, its masks included."""
-        y = self.convolve(input)
+    def see(self, call: Call) -> Tensor:
+        """Of the layer as it is, its masks included."""
+        y = call.output()
         with torch.no_grad():
-            own = y if self.conv.bias is None else y - self.conv.bias[:, None, None]
+            own = y if call.bias is None else y - call.bias[:, None, None]
             self.add(outputs=torch.linalg.vector_norm(own, dtype=torch.float64).square()[None])
-            self.see(input)
+            self.depend(call, y.shape[2] * y.shape[3])
         return y
 
-    def see(self, x: Tensor) -> None:
-        """Note what the error depends on, of inputs x[N,C,H,W]."""
+    def depend(self, call: Call, positions: int) -> None:
+        """Note what the error depends on, of a call with so many positions of output."""
         raise NotImplementedError
 
     def at_once(self, positions: int, dtype: torch.dtype) -> int:
@@ -250,26 +196,30 @@ class OutputSquares(Collector):
 class InputMoments(OutputSquares):
     """H of a layer's inputs under its block mask, in blocks of at most `limit` rows, at `taken` positions of each sample."""
 
-    def __init__(self, conv: nn.Conv2d, site: ConvSite, limit: int, taken: int) -> None:
-        super().__init__(conv, site)
+    def __init__(self, layer: nn.Module, site: ConvSite, limit: int, taken: int) -> None:
+        super().__init__(layer, site)
         self.shape, self.taken = moments_shape(site, limit), taken
 
-    def see(self, x: Tensor) -> None:
+    def depend(self, call: Call, positions: int) -> None:
         """Sums of the positions that are taken stand for all."""
-        total, positions = torch.zeros(self.shape, dtype=torch.float64), self.site.positions
-        samples = self.indices[torch.arange(len(x)) * len(self.indices) // len(x)]  # a network may cut samples into several
-        at = spread(samples, self.taken, positions).to(x.device)
-        some = self.at_once(self.taken, x.dtype)
-        for part, places in zip(x.split(some), at.split(some), strict=True):
-            add_moments(total, patches(self.conv, part, block_mask_of(self.conv), places))
-        self.add(moments=total.mul_(positions / self.taken))
+        total, taken = torch.zeros(self.shape, dtype=torch.float64), min(self.taken, positions)
+        samples = self.indices[torch.arange(len(call.x)) * len(self.indices) // len(call.x)]  # a network may cut samples into several
+        at = spread(samples, taken, positions).to(call.x.device)
+        some = self.at_once(taken, call.x.dtype)
+        for x, places in zip(call.x.split(some), at.split(some), strict=True):
+            add_moments(total, patches(x, call.kernel, call.conv, call.blocks, places))
+        self.add(moments=total.mul_(positions / taken))
 
 
 class BlockOutputs(OutputSquares):
     """What every block adds to the outputs, squared."""
 
-    def see(self, x: Tensor) -> None:
+    def depend(self, call: Call, positions: int) -> None:
         """Of every block."""
-        weight, positions = weight_of(self.conv), self.site.positions
-        parts = [block_outputs(self.conv, part, weight, positions) for part in x.split(self.at_once(positions, x.dtype))]
+        parts = [block_outputs(x, call.weight, call.conv, positions) for x in call.x.split(self.at_once(positions, call.x.dtype))]
         self.add(error=torch.stack(parts).sum(0).view(-1, *self.site.output_size))
+
+
+def _walk(call: Call) -> Geometry:
+    """(stride, padding, dilation)."""
+    return call.conv[:3]

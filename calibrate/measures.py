@@ -6,11 +6,12 @@ from typing import Any, Literal, Protocol
 
 from torch import nn
 
+from .calls import weight_of
 from .convolutions import ConvSite
 from .fisher import block_limit
 from .frequency import Norm, TieBreaker
 from .importance import group_filters
-from .layers import BlockFrequency, BlockOutputs, BlockTaylor, Collector, InputMoments, WeightFisher, WeightScores, conv_at, weight_of
+from .layers import BlockFrequency, BlockOutputs, BlockTaylor, Collector, InputMoments, WeightFisher, WeightScores, layer_at
 from .moments import block_limit as moments_limit
 from .moments import moments_shape, positions_taken
 
@@ -59,7 +60,7 @@ class Frequencies:
         for number, site in enumerate(sites):
             ties = TieBreaker(site.in_channels * site.positions, seed=seed * 7919 + number)
             keep = self.keep.get(site.name, site.positions)
-            found[site.name] = BlockFrequency(conv_at(model, site), site, keep, self.norm, ties, masked=self.propagate == "masked")
+            found[site.name] = BlockFrequency(layer_at(model, site), site, keep, self.norm, ties, masked=self.propagate == "masked")
         return found
 
     def trial(self) -> "Frequencies":
@@ -79,7 +80,7 @@ class BlockScores:
 
     def collectors(self, model: nn.Module, sites: Sequence[ConvSite], seed: int, samples: int) -> dict[str, Collector]:
         """One `BlockTaylor` a layer."""
-        return {site.name: BlockTaylor(conv_at(model, site), site) for site in sites}
+        return {site.name: BlockTaylor(layer_at(model, site), site) for site in sites}
 
     def trial(self) -> "BlockScores":
         """It changes nothing."""
@@ -105,8 +106,9 @@ class WeightSums:
         """One `WeightScores` a layer."""
         found: dict[str, Collector] = {}
         for site in sites:
-            conv = conv_at(model, site)
-            found[site.name] = WeightScores(conv, site, group_filters(weight_of(conv), self.lanes, conv.groups) if self.taylor else None)
+            layer = layer_at(model, site)
+            sets = group_filters(weight_of(layer), self.lanes, site.groups) if self.taylor else None
+            found[site.name] = WeightScores(layer, site, sets)
         return found
 
     def trial(self) -> "WeightSums":
@@ -127,7 +129,7 @@ class Fisher:
     def collectors(self, model: nn.Module, sites: Sequence[ConvSite], seed: int, samples: int) -> dict[str, Collector]:
         """One `WeightFisher` a layer."""
         limit = block_limit(sites)
-        return {site.name: WeightFisher(conv_at(model, site), site, limit) for site in sites}
+        return {site.name: WeightFisher(layer_at(model, site), site, limit) for site in sites}
 
     def trial(self) -> "Fisher":
         """It changes nothing."""
@@ -152,7 +154,7 @@ class InputSquares:
         """One `InputMoments` a layer; positions are taken where `samples` have more of them than a layer's matrix needs."""
         limit = moments_limit(sites, self.most)
         taken = {site.name: positions_taken(site.positions, samples, moments_shape(site, limit)[2]) for site in sites}
-        return {site.name: InputMoments(conv_at(model, site), site, limit, taken[site.name]) for site in sites}
+        return {site.name: InputMoments(layer_at(model, site), site, limit, taken[site.name]) for site in sites}
 
     def trial(self) -> "InputSquares":
         """It changes nothing."""
@@ -171,7 +173,7 @@ class BlockErrors:
 
     def collectors(self, model: nn.Module, sites: Sequence[ConvSite], seed: int, samples: int) -> dict[str, Collector]:
         """One `BlockOutputs` a layer."""
-        return {site.name: BlockOutputs(conv_at(model, site), site) for site in sites}
+        return {site.name: BlockOutputs(layer_at(model, site), site) for site in sites}
 
     def trial(self) -> "BlockErrors":
         """It changes nothing."""

@@ -14,11 +14,10 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from fineprune.ops.geometry import Conv
-from fineprune.ops.masked_conv import explicit_padding
 
 from .convolutions import ConvSite
 
@@ -68,14 +67,13 @@ def spread(indices: Tensor, taken: int, positions: int) -> Tensor:
     return ((first + torch.arange(taken) / taken).frac() * positions).long().clamp_max(positions - 1)
 
 
-def patches(conv: nn.Conv2d, x: Tensor, mask: Tensor | None, at: Tensor, *, constant: bool = False) -> Tensor:
+def patches(x: Tensor, kernel: tuple[int, int], conv: Conv, mask: Tensor | None, at: Tensor, *, constant: bool = False) -> Tensor:
     """M * b [groups,d,N*Q] of inputs x[N,C,H,W] under a block mask, bool [C,oh,ow], at positions int64 [Q] or [N,Q] of the output.
 
     d runs over (c,u,v); with `constant` there is a last row of ones, of which the bias is the weight.
     """
-    x, padding = explicit_padding(conv, x)
-    x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
-    (kh, kw), (samples, channels, height, width) = conv.kernel_size, x.shape
+    x = F.pad(x, (conv.padding[1], conv.padding[1], conv.padding[0], conv.padding[0]))
+    (kh, kw), (samples, channels, height, width) = kernel, x.shape
     _, ow = Conv.of(conv.stride, (0, 0), conv.dilation, conv.groups).output((height, width), (kh, kw))
     at = at.expand(samples, -1)
     corners = at // ow * (conv.stride[0] * width) + at % ow * conv.stride[1]

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from fineprune.calibrate.calls import acting
 from fineprune.calibrate.collect import outputs
 from fineprune.calibrate.convolutions import ConvSite, evaluating
-from fineprune.calibrate.layers import conv_at, measuring
 from fineprune.calibrate.steadiness import answers, difference, unsteadiness
 from fineprune.common.errors import RunError
 from fineprune.common.progress import Progress
@@ -43,7 +43,7 @@ def check_agreement(model: nn.Module, sites: Sequence[ConvSite], config: PruneCo
         collectors = measure.trial().collectors(model, chosen, seed=0, samples=len(images))
         for collector in collectors.values():
             collector.begin(torch.arange(len(images)))
-        with evaluating(model), measuring(collectors.values()):
+        with evaluating(model), acting(collectors.values()):
             apart = difference(expected, outputs(model, images, collectors))
         if apart > TOLERANCE:
             raise RunError(
@@ -57,7 +57,7 @@ def _check_masks(model: nn.Module, sites: Sequence[ConvSite], config: PruneConfi
     half: dict[str, dict[str, Tensor]] = {}
     for kind in KINDS:
         chosen = [site for part in config.parts if part.mask == kind.name for site in part.chosen(sites)]
-        shapes = {s.name: kind.shape(conv_at(model, s).weight.shape, s.groups, s.output_size) for s in chosen}
+        shapes = {s.name: kind.shape(s.weight_shape, s.groups, s.output_size) for s in chosen}
         ones[kind.name] = {name: torch.ones([size or 0 for size in shape], dtype=torch.bool) for name, shape in shapes.items()}
         every_other = {name: (torch.arange(mask.numel()) % 2 == 0).view(mask.shape) for name, mask in ones[kind.name].items()}
         half[kind.name] = {name: mask for name, mask in every_other.items() if kind.as_weight_mask(mask) is not None}

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from fineprune.calibrate.strides import answer_as_nchw, wants_nchw
 from fineprune.common.copies import copied
 from fineprune.common.errors import UsageError
+from fineprune.ops.as_conv2d import product_of
 
-from .layers import MaskedConv2d, mask, unmask
+from .layers import MaskedLayer, mask, unmask
 from .masks import KINDS
 from .masks.kind import buffer
 
@@ -17,11 +18,11 @@ Masks = Mapping[str, Mapping[str, Tensor]]
 
 
 def bake(model: nn.Module, masks: Masks, *, input_shape: Sequence[int] | None = None) -> nn.Module:
-    """A copy of `model` whose convolutions named in `masks` carry them, beside those that they carry already: what either drops is dropped.
+    """A copy of `model` whose layers named in `masks` carry them, beside those that they carry already: what either drops is dropped.
 
     masks: {"ffp": {layer: bool [C,oh,ow]}, "fwp": {layer: bool [F,C/groups,kh,kw]}}.
     input_shape: (C,H,W) of a sample, by which it is found out whether block-masked layers must answer as NCHW (`wants_nchw`).
-    UsageError for a name that is no Conv2d, a mask of the wrong shape or a layer with a forward of its own.
+    UsageError for a name that is no layer with masks, a mask of the wrong shape or a layer whose forward was exchanged.
     """
     masked = copied(model)
     given = _by_layer(masks)
@@ -55,13 +56,13 @@ def _by_layer(masks: Masks) -> dict[str, dict[str, Tensor]]:
 def _put_on(model: nn.Module, masks: Mapping[str, Mapping[str, Tensor]]) -> None:
     for name, of_layer in masks.items():
         try:
-            conv = model.get_submodule(name)
+            layer = model.get_submodule(name)
         except AttributeError:
             raise UsageError(f"the masks name a layer {name!r} that the network does not have") from None
-        if not isinstance(conv, nn.Conv2d):
-            raise UsageError(f"the masks name {name!r}, which is a {type(conv).__name__} and not a Conv2d")
+        if product_of(type(layer)) is None:
+            raise UsageError(f"the masks name {name!r}, which is a {type(layer).__name__} and no layer that can carry masks")
         try:
-            mask(conv, **of_layer)
+            mask(layer, **of_layer)
         except UsageError as error:
             raise UsageError(f"{name}: {error}") from error
 
@@ -74,10 +75,10 @@ def dense_twin(model: nn.Module) -> nn.Module:
     return dense
 
 
-def masked_layers(model: nn.Module) -> Iterator[tuple[str, MaskedConv2d]]:
-    """(name, layer) of every masked convolution."""
+def masked_layers(model: nn.Module) -> Iterator[tuple[str, MaskedLayer]]:
+    """(name, layer) of every masked layer."""
     for name, module in model.named_modules():
-        if isinstance(module, MaskedConv2d):
+        if isinstance(module, MaskedLayer):
             yield name, module
 
 

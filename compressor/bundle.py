@@ -28,7 +28,7 @@ from fineprune.ops.mask_facts import is_mask
 
 from .bake import Masks, bake, masks_of
 from .facts import digest_of, facts_of, measured_on
-from .layers import MaskedConv2d
+from .layers import MaskedLayer
 from .masks import KINDS
 from .masks.kind import label
 
@@ -240,7 +240,8 @@ def _nonfinite(model: nn.Module) -> str | None:
 
 def _dropped_weights(model: nn.Module) -> dict[int, Tensor]:
     """Where weights are dropped, by the identity of the parameter. One that layers share is dropped only where all of them drop it."""
-    masks = {f"{name}.weight": m.weight_mask for name, m in model.named_modules(remove_duplicate=False) if isinstance(m, MaskedConv2d)}
+    layers = ((name, m) for name, m in model.named_modules(remove_duplicate=False) if isinstance(m, MaskedLayer) and not m.computed)
+    masks = {f"{name}.weight": layer.own_weight_mask for name, layer in layers}
     dropped: dict[int, Tensor] = {}
     for name, weight in model.named_parameters(remove_duplicate=False):
         mask = masks.get(name)

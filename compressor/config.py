@@ -107,7 +107,11 @@ class Part:
         """The sites to prune; UsageError for a glob of include, exclude or per_layer that matches none."""
         chosen = select_sites(sites, include=self.include, exclude=self.exclude)
         select_sites(chosen, include=tuple(self.per_layer))
-        return chosen
+        return [site for site in chosen if self.fits(site)]
+
+    def fits(self, site: ConvSite) -> bool:
+        """Whether the layer can carry such masks."""
+        return True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +126,10 @@ class FFPConfig(Part):
         super().__post_init__()
         _check_choice("FFP propagate", self.propagate, Literal["masked", "dense"])
         self.method.unit.check(self)
+
+    def fits(self, site: ConvSite) -> bool:
+        """Not all layers can carry masks of blocks."""
+        return not site.weights_only
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,19 +1,20 @@
-"""A convolution that carries its masks: an ordinary nn.Conv2d to optimizers, checkpoints and export.
+"""Layers that carry their masks: the user's own layers to optimizers, checkpoints and export.
 
-The masks act in `forward`, so gradients of dropped weights are zero and whatever an optimizer does to those weights
-(momentum, weight decay, averaging) never reaches the output.
+The masks act in `forward`, on the weight that reaches the product, so gradients of dropped weights are zero and whatever an optimizer
+does to those weights (momentum, weight decay, averaging) never reaches the output.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from functools import cache, reduce
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from fineprune.calibrate.convolutions import own_forward
+from fineprune.calibrate.calls import Products, computes_weight, filters_of, groups_of, is_standard, multiplies, own_class, reaching
+from fineprune.calibrate.convolutions import replaced, weights_only
 from fineprune.common.errors import UsageError
 from fineprune.ops.masked_conv import explicit_padding, masked_conv2d
 
@@ -21,22 +22,37 @@ from .masks import KINDS, MaskKind
 from .masks.kind import buffer, label
 
 
-class MaskedConv2d(nn.Conv2d):
-    """nn.Conv2d under masks, each a buffer (`ffp_mask` bool [C,oh,ow], `fwp_mask` bool [F,C/groups,kh,kw]); None: nothing is dropped."""
+class MaskedLayer(nn.Module):
+    """A layer under masks, each a buffer (`ffp_mask` bool [C,oh,ow], `fwp_mask` bool [F,C/groups,kh,kw]); None: nothing is dropped.
 
+    Any layer that multiplies with its weight (ops/as_conv2d.py) can carry weight masks, also one with a forward of its own: they act on
+    the weight that its product is given. Block masks are for `MaskedConv2d`.
+    """
+
+    without_masks: ClassVar[type[nn.Module]]
+    """The class that the layer had."""
     ffp_mask: Tensor | None
     fwp_mask: Tensor | None
+    computed: bool
+    """Whether the layer computes its weight (parametrized, standardised): then its product is not given the parameter."""
+    fixed_weight: Tensor | None
+    """What the product is given instead of what the layer's own code makes of its parameters; None: nothing is fixed."""
 
     @classmethod
-    def wrap(cls, conv: nn.Conv2d, **masks: Tensor | None) -> "MaskedConv2d":
-        """A layer beside `conv` with its parameters (not copies), hooks and attributes. UsageError as in `mask`."""
-        layer = type(conv).__new__(type(conv))
-        vars(layer).update({key: copy(value) if isinstance(value, dict | set) else value for key, value in vars(conv).items()})
-        return mask(layer, **masks)
+    def wrap(cls, layer: nn.Module, **masks: Tensor | None) -> Any:
+        """A layer beside `layer` with its parameters (not copies), hooks and attributes. UsageError as in `mask`."""
+        other = type(layer).__new__(type(layer))
+        vars(other).update({key: copy(value) if isinstance(value, dict | set) else value for key, value in vars(layer).items()})
+        return mask(other, **masks)
 
     def carried(self) -> list[tuple[MaskKind, Tensor]]:
         """The kinds of masks that the layer carries, and the masks."""
-        return [(kind, mask) for kind in KINDS if (mask := self._buffers[buffer(kind)]) is not None]
+        found = []
+        for kind in KINDS:  # no comprehension: torch.compile cannot follow its variables
+            mask = self._buffers[buffer(kind)]
+            if mask is not None:
+                found.append((kind, mask))
+        return found
 
     @property
     def masks(self) -> dict[str, Tensor]:
@@ -53,28 +69,48 @@ class MaskedConv2d(nn.Conv2d):
         """What all masks together keep of the weights, bool [F,C/groups,kh,kw]; None for everything."""
         return _joint([kind.as_weight_mask(mask) for kind, mask in self.carried()])
 
+    @property
+    def own_weight_mask(self) -> Tensor | None:
+        """The same in the shape of the layer's own weight."""
+        mask = self.weight_mask
+        return None if mask is None else multiplies(self).weight(mask, groups_of(self))
+
     def masked_weight(self) -> Tensor:
-        """weight[F,C/groups,kh,kw] with the dropped taps at exactly zero."""
-        kept = self.weight_mask
-        return self.weight if kept is None else self.weight * kept
+        """The weight, of the layer's own shape, that its product is given: the dropped taps are exactly zero."""
+        if self.fixed_weight is not None:
+            return self.fixed_weight
+        if self.computed and not is_standard(self.without_masks):
+            return reaching(self)
+        kept, weight = self.own_weight_mask, self.weight
+        assert isinstance(weight, Tensor)
+        return weight if kept is None else weight * kept
 
     def fold_weight_masks(self) -> None:
-        """Dropped weights become zeros of a parameter of this layer's own (tied layers may carry different masks)."""
+        """Dropped weights become zeros of a parameter of this layer's own (tied layers may carry different masks).
+
+        A layer that computes its weight (parametrized, standardised) has it fixed instead.
+        """
         if self.weight_mask is None:
             return
-        self.weight = nn.Parameter(self.masked_weight().detach(), requires_grad=False)
+        if self.computed:
+            self.fixed_weight = self.masked_weight().detach()
+        else:
+            self.weight = nn.Parameter(self.masked_weight().detach(), requires_grad=False)
         for kind, mask in self.carried():
             if kind.as_weight_mask(mask) is not None:
                 setattr(self, buffer(kind), None)
 
-    def forward(self, input: Tensor) -> Tensor:
-        """x[N,C,H,W] -> y[N,F,oh,ow]; H and W must be those that the FFP mask was made for."""
-        blocks = self.block_mask
-        if blocks is None:
-            return self._conv_forward(input, self.masked_weight(), self.bias)
-        x, padding = explicit_padding(self, input)
-        where = (self.stride, padding, self.dilation, self.groups)
-        return masked_conv2d(x, self.masked_weight(), self.bias, blocks, *where, weight_mask=self.weight_mask)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The layer's own forward, whose product is given the masked weight."""
+        kept, fixed = self.own_weight_mask, self.fixed_weight
+        if kept is None and fixed is None:
+            return super().forward(*args, **kwargs)
+
+        def masked(function: Callable[..., Tensor], given: dict[str, Any]) -> Tensor:
+            return function(**{**given, "weight": given["weight"] * kept if fixed is None else fixed})
+
+        with Products(self, masked):
+            return super().forward(*args, **kwargs)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         """The masks are in the state dict too: a dense network that is given it says so, instead of computing without them."""
@@ -99,58 +135,92 @@ class MaskedConv2d(nn.Conv2d):
         return super().extra_repr() + "".join(f", {name}_kept={mask.float().mean().item():.3f}" for name, mask in self.masks.items())
 
 
-def mask(conv: nn.Conv2d, **masks: Tensor | None) -> MaskedConv2d:
-    """Make `conv` itself a MaskedConv2d: whatever refers to it (hooks, a list, another module) meets its masks.
+class MaskedConv2d(MaskedLayer, nn.Conv2d):
+    """nn.Conv2d under masks of blocks and of weights."""
+
+    without_masks = nn.Conv2d
+    weight: nn.Parameter
+
+    def forward(self, input: Tensor) -> Tensor:
+        """x[N,C,H,W] -> y[N,F,oh,ow]; H and W must be those that the FFP mask was made for."""
+        blocks = self.block_mask
+        if blocks is None:
+            return self._conv_forward(input, self.masked_weight(), self.bias)
+        x, padding = explicit_padding(self, input)
+        where = (self.stride, padding, self.dilation, self.groups)
+        return masked_conv2d(x, self.masked_weight(), self.bias, blocks, *where, weight_mask=self.weight_mask)
+
+
+def mask(layer: nn.Module, **masks: Tensor | None) -> MaskedLayer:
+    """Make `layer` itself a MaskedLayer: whatever refers to it (hooks, a list, another module) meets its masks.
 
     masks: by the names of the buffers. Those that the layer carries already stay: what either drops is dropped.
-    UsageError where a mask has the wrong shape or dtype, or where the layer computes something of its own.
+    UsageError where a mask has the wrong shape or dtype, or where the layer computes something that they cannot act in.
     """
-    if isinstance(conv, LazyModuleMixin):
+    if isinstance(layer, LazyModuleMixin):
         raise UsageError("it is lazy and was never called; call the network once on a sample before")
-    if reason := own_forward(conv):
+    if reason := replaced(layer):
         raise UsageError(f"it cannot carry masks: {reason}")
-    carried = conv.masks if isinstance(conv, MaskedConv2d) else {}
+    carried = layer.masks if isinstance(layer, MaskedLayer) else {}
+    filters = filters_of(layer, layer.weight)
     together: dict[str, Tensor | None] = {}
     for kind in KINDS:
         given = masks.pop(buffer(kind), None)
-        _check_mask(given, label(kind), kind.shape(conv.weight.shape, conv.groups, (None, None)))
-        both = [one.to(conv.weight.device) for one in (carried.get(kind.name), given) if one is not None]
+        _check_mask(given, label(kind), kind.shape(filters.shape, groups_of(layer), (None, None)))
+        both = [one.to(filters.device) for one in (carried.get(kind.name), given) if one is not None]
         if len(both) == 2 and both[0].shape != both[1].shape:
             raise UsageError(f"it carries a {label(kind)} mask of shape {tuple(both[0].shape)}, not {tuple(both[1].shape)}")
         together[buffer(kind)] = _joint(both)
+        if both and kind.as_block_mask(both[0]) is not None and (why := weights_only(layer)):
+            raise UsageError(f"it cannot carry {label(kind)} masks: {why}")
     if masks:
         raise TypeError(f"there is no mask called {next(iter(masks))!r}")
-    conv.__class__ = _with_masks(type(conv))
+    if not isinstance(layer, MaskedLayer):
+        layer.computed = computes_weight(layer)  # type: ignore[assignment]
+        layer.register_buffer("fixed_weight", None, persistent=False)
+    layer.__class__ = _with_masks(type(layer))
     for name, one in together.items():
-        conv.register_buffer(name, one, persistent=False)
-    return conv  # type: ignore[return-value]
+        layer.register_buffer(name, one, persistent=False)
+    return layer  # type: ignore[return-value]
 
 
-def unmask(layer: MaskedConv2d) -> None:
-    """Make `layer` the plain convolution that it was, with the dropped weights at zero."""
-    layer.weight = nn.Parameter(layer.masked_weight().detach())
-    for kind in KINDS:
-        delattr(layer, buffer(kind))
-    layer.__class__ = next(kind for kind in type(layer).__mro__ if not issubclass(kind, MaskedConv2d))  # type: ignore[assignment]
+def unmask(layer: MaskedLayer) -> None:
+    """Make `layer` the plain one that it was, with the dropped weights at zero, and its weight a parameter again where it was parametrized.
+
+    One whose forward computes its weight has it fixed.
+    """
+    kind, parametrized = own_class(layer), list(getattr(layer, "parametrizations", ()))
+    if layer.computed and (not is_standard(kind) or parametrized != ["weight"]):
+        layer.fold_weight_masks()
+        return
+    weight = nn.Parameter(layer.masked_weight().detach())
+    for name in (*map(buffer, KINDS), "fixed_weight", "computed"):
+        delattr(layer, name)
+    if parametrized:  # not by torch's remove_parametrizations, which breaks the copies of a layer: they share its class
+        del layer.parametrizations
+        kind = kind.__bases__[0]
+    layer.__class__ = kind  # type: ignore[assignment]
+    layer.weight = weight
 
 
-def _with_masks(kind: type[nn.Conv2d]) -> type[MaskedConv2d]:
-    if issubclass(kind, MaskedConv2d):
+def _with_masks(kind: type[nn.Module]) -> type[MaskedLayer]:
+    if issubclass(kind, MaskedLayer):
         return kind
     return MaskedConv2d if kind is nn.Conv2d else _of_your_own(kind)  # type: ignore[arg-type]
 
 
 @cache
-def _of_your_own(kind: type[nn.Conv2d]) -> type[MaskedConv2d]:
-    """MaskedConv2d for layers of a user's own class: they keep its methods and what isinstance says of them."""
+def _of_your_own(kind: type[nn.Module]) -> type[MaskedLayer]:
+    """MaskedLayer for layers of other classes: they keep their methods and what isinstance says of them."""
 
-    def pickled(layer: MaskedConv2d) -> tuple[Any, ...]:
+    def pickled(layer: MaskedLayer) -> tuple[Any, ...]:
         return _blank, (kind,), vars(layer)  # pickle looks classes up by name, and this one has none in its module
 
-    return type(f"Masked{kind.__name__}", (MaskedConv2d, kind), {"__module__": kind.__module__, "__reduce__": pickled})
+    base = MaskedConv2d if issubclass(kind, nn.Conv2d) and is_standard(kind) else MaskedLayer
+    return type(f"Masked{kind.__name__}", (base, kind), {"__module__": kind.__module__, "__reduce__": pickled, "without_masks": kind})
 
 
-def _blank(kind: type[nn.Conv2d]) -> MaskedConv2d:
+def _blank(kind: type[nn.Module]) -> MaskedLayer:
     return kind.__new__(_with_masks(kind))
 
 

@@ -13,7 +13,6 @@ Residual additions and whatever is called as a function are not counted. A mask 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
-from math import prod
 from typing import Any
 
 import torch
@@ -24,11 +23,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.flop_counter import FlopCounterMode
 
+from fineprune.calibrate.calls import filters_of, groups_of
 from fineprune.calibrate.convolutions import evaluating
 from fineprune.common.errors import FinepruneError, UsageError
 from fineprune.ops.multiply_adds import multiply_adds
 
-from .layers import MaskedConv2d
+from .layers import MaskedLayer
 from .masks import KINDS
 from .products import FORMULAS, Uncounted
 
@@ -105,8 +105,10 @@ class MacReport:
 
     @property
     def pruned(self) -> dict[str, float]:
-        """By kind of mask, the fraction of 2-D convolutions' multiply-adds that it pruned of what the kinds before it left."""
-        layers = [layer for layer in self.layers if layer.kind == "conv2d"]
+        """By kind of mask, the fraction of multiply-adds that it pruned of what the kinds before it left: of the 2-D convolutions, and of
+        other layers that carry masks.
+        """
+        layers = [layer for layer in self.layers if layer.kind == "conv2d" or layer.kept]
         before: float = sum(layer.macs_dense for layer in layers)
         kept = [float(layer.macs_dense) for layer in layers]
         pruned = {}
@@ -246,14 +248,11 @@ def _row(name: str, module: nn.Module, x: Tensor, y: Tensor) -> LayerMacs:
     """Counts of one call x -> y, both with a batch axis."""
     facts: dict[str, Any] = {"name": name, "input_shape": tuple(x.shape[1:]), "output_shape": tuple(y.shape[1:])}
     if isinstance(module, _ConvNd):
-        return _conv_row(facts, module, x, y)
+        transposed = isinstance(module, _ConvTransposeNd)  # spends one kernel per input element
+        at = x.numel() // module.in_channels if transposed else y.numel() // module.out_channels
+        return _product_row(facts, module, at, y)
     if isinstance(module, nn.Linear):
-        macs = y.numel() * module.in_features
-        ops = macs + (y.numel() if module.bias is not None else 0)
-        weights = module.weight.numel()
-        facts |= {"macs_dense": macs, "macs": macs, "weights": weights, "weights_kept": weights}
-        facts["macs_zero"] = _zeros(module.weight) * (macs // max(weights, 1))
-        return LayerMacs(kind="linear", thesis_ops_dense=ops, thesis_ops=ops, **facts)
+        return _product_row(facts, module, y.numel() // max(module.out_features, 1), y)
     if isinstance(module, _BatchNorm):
         kind, ops = "batchnorm", x.numel() * (2 if module.affine else 1)
     elif isinstance(module, _POOLS):
@@ -263,32 +262,37 @@ def _row(name: str, module: nn.Module, x: Tensor, y: Tensor) -> LayerMacs:
     return LayerMacs(kind=kind, thesis_ops_dense=ops, thesis_ops=ops, **facts)
 
 
-def _conv_row(facts: dict[str, Any], conv: _ConvNd, x: Tensor, y: Tensor) -> LayerMacs:
-    transposed = isinstance(conv, _ConvTransposeNd)
-    positions = x.numel() if transposed else y.numel()  # a transposed convolution spends one kernel per input element
-    macs_dense = positions * prod(conv.weight.shape[1:])
-    bias = y.numel() if conv.bias is not None else 0
-    masks = conv.masks if isinstance(conv, MaskedConv2d) else {}
-    macs, macs_zero, kept = macs_dense, _zeros(conv.weight) * (macs_dense // max(conv.weight.numel(), 1)), None
-    if isinstance(conv, MaskedConv2d):
-        blocks, kept, zero = conv.block_mask, conv.weight_mask, conv.weight == 0
-        shape = (conv.weight.shape, prod(y.shape[2:]), conv.groups)
+def _product_row(facts: dict[str, Any], layer: _ConvNd | nn.Linear, placements: int, y: Tensor) -> LayerMacs:
+    """Of a layer whose kernels are placed so often, which gives y."""
+    weights = layer.weight.numel()
+    bias = y.numel() if layer.bias is not None else 0
+    macs_dense = weights * placements
+    macs, macs_zero, kept = macs_dense, _zeros(layer.weight) * placements, weights
+    masks: dict[str, Tensor] = {}
+    if isinstance(layer, MaskedLayer):
+        masks, mask, zero = layer.masks, layer.weight_mask, filters_of(layer, layer.weight) == 0
         macs, macs_zero = (
-            y.shape[0] * multiply_adds(*shape, blocks=_array(blocks), weights=_array(weights))
-            for weights in (kept, zero if kept is None else zero & kept)
+            len(y)
+            * multiply_adds(zero.shape, placements // max(len(y), 1), groups_of(layer), blocks=_array(layer.block_mask), weights=_array(of))
+            for of in (mask, zero if mask is None else zero & mask)
         )
+        kept = weights if mask is None else int(mask.sum())
     return LayerMacs(
-        kind=f"conv{'_transpose' if transposed else ''}{conv.weight.dim() - 2}d",
+        kind="linear" if isinstance(layer, nn.Linear) else _convolution(layer),
         macs_dense=macs_dense,
         macs=macs,
         macs_zero=macs_zero,
         thesis_ops_dense=macs_dense + bias,
         thesis_ops=macs + bias,
-        weights=conv.weight.numel(),
-        weights_kept=conv.weight.numel() if kept is None else int(kept.sum()),
+        weights=weights,
+        weights_kept=kept,
         kept={name: int(mask.sum()) / mask.numel() for name, mask in masks.items()},
         **facts,
     )
+
+
+def _convolution(layer: _ConvNd) -> str:
+    return f"conv{'_transpose' if isinstance(layer, _ConvTransposeNd) else ''}{layer.weight.dim() - 2}d"
 
 
 def _add(row: LayerMacs, call: LayerMacs) -> LayerMacs:

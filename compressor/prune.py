@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fineprune.calibrate.calls import weight_of
 from fineprune.calibrate.collect import CalibrationConfig, Source, collect
 from fineprune.calibrate.convolutions import ConvSite, Skipped, find_convolutions
-from fineprune.calibrate.layers import conv_at, weight_of
+from fineprune.calibrate.layers import layer_at
 from fineprune.calibrate.measures import Measure
 from fineprune.calibrate.statistics import Statistics, check_fields, fingerprint, masks_by_layer
 from fineprune.common.errors import UsageError
@@ -67,7 +68,7 @@ def prunable(model: nn.Module, config: PruneConfig, run: CalibrationRun) -> tupl
 
     RunError where masks or measuring change the network's outputs, tried on the first two samples (`check_agreement`).
     """
-    sites, skipped = find_convolutions(model, run.input_shape)
+    sites, skipped = find_convolutions(model, run.input_shape, run.config.layer_types)
     if not sites:
         reasons = "".join(f"; {s.name}: {s.reason}" for s in skipped)
         raise UsageError(f"the network has no convolution that can carry masks{reasons}; give one with nn.Conv2d layers")
@@ -105,7 +106,7 @@ def prune(
     masked = bake(model, {}, input_shape=run.input_shape)
     outputs = output_layers(model, run.input_shape, [site.name for site in sites]) if config.parts else frozenset()
     for parts in config.passes:
-        weights = {site.name: weight_of(conv_at(masked, site)) for site in sites}
+        weights = {site.name: weight_of(layer_at(masked, site)) for site in sites}
         blocks = {name: kept for name, layer in masked_layers(masked) if (kept := layer.block_mask) is not None}
         lists = []
         for part in parts:

@@ -63,6 +63,6 @@ class Layer:
     def macs(self) -> Tensor:
         """int64 [F,C/groups,kh,kw]: multiply-adds of each weight, the positions |M_c| at which its channel is computed with."""
         site = self.site
-        used = torch.full((site.in_channels,), site.positions) if self.blocks is None else self.blocks.flatten(1).sum(1).cpu()
+        used = torch.full((site.in_channels,), site.placements) if self.blocks is None else self.blocks.flatten(1).sum(1).cpu()
         per_filter = used.view(site.groups, -1).repeat_interleave(site.filters_per_group, 0)
         return per_filter[:, :, None, None].expand(-1, -1, *site.kernel)

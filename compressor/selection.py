@@ -131,4 +131,4 @@ def _left(layer: Layer, masks: Masks) -> int:
     """Multiply-adds of a layer under the masks."""
     blocks, weights = (masks[kind.name].get(layer.site.name) for kind in (BLOCKS, WEIGHTS))
     kept = {"blocks": None if blocks is None else blocks.numpy(), "weights": None if weights is None else weights.numpy()}
-    return multiply_adds(layer.weight.shape, layer.site.positions, layer.site.groups, **kept)
+    return multiply_adds(layer.weight.shape, layer.site.placements, layer.site.groups, **kept)

@@ -15,7 +15,7 @@ from torch import nn
 from fineprune.calibrate.steadiness import unsteadiness
 from fineprune.common.copies import copied
 from fineprune.common.errors import FinepruneError, RunError, UsageError
-from fineprune.compressor.layers import MaskedConv2d
+from fineprune.compressor.layers import MaskedLayer
 
 from .functions import DEPTHWISE, DOMAIN, MASKED, VERSION
 from .untraceable import cause, first_line, written_weight
@@ -157,11 +157,12 @@ def _check_ready(model: nn.Module) -> None:
 
 def _prepare_masked_layers(model: nn.Module) -> None:
     for layer in model.modules():
-        if not isinstance(layer, MaskedConv2d):
+        if not isinstance(layer, MaskedLayer):
             continue
         layer.fold_weight_masks()
-        # The operator answers in channels-last strides; ONNX has none, and torch would decompose later pooling into gathers.
-        layer.register_forward_hook(_contiguous)
+        if layer.block_mask is not None:
+            # The operator answers in channels-last strides; ONNX has none, and torch would decompose later pooling into gathers.
+            layer.register_forward_hook(_contiguous)
 
 
 def _contiguous(layer: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:

@@ -8,22 +8,24 @@ H are the second moments of `calibrate.moments`. A layer with a bias has a last 
 import torch
 from torch import Tensor, nn
 
+from fineprune.calibrate.calls import groups_of, weight_of
 from fineprune.calibrate.moments import add_moments
 from fineprune.common.processes import Group
 
 
-def outputs_at(conv: nn.Conv2d, y: Tensor, positions: Tensor) -> Tensor:
+def outputs_at(y: Tensor, positions: Tensor, groups: int) -> Tensor:
     """Y [groups, F/groups, N*Q] of outputs y[N,F,oh,ow] at `positions`, int64 [Q] of oh*ow."""
-    return y.flatten(2).index_select(2, positions).transpose(0, 1).reshape(conv.groups, -1, len(y) * len(positions))
+    return y.flatten(2).index_select(2, positions).transpose(0, 1).reshape(groups, -1, len(y) * len(positions))
 
 
 class Gram:
     """H [groups,d,d] and G [groups,d,F/groups]: products of a batch in float32, sums in float64 on the CPU."""
 
-    def __init__(self, conv: nn.Conv2d) -> None:
-        inputs = conv.weight[0].numel() + (conv.bias is not None)
-        self.inputs = torch.zeros(conv.groups, inputs, inputs, dtype=torch.float64)
-        self.products = torch.zeros(conv.groups, inputs, conv.out_channels // conv.groups, dtype=torch.float64)
+    def __init__(self, layer: nn.Module) -> None:
+        weight, groups = weight_of(layer), groups_of(layer)
+        inputs = weight[0].numel() + (layer.bias is not None)
+        self.inputs = torch.zeros(groups, inputs, inputs, dtype=torch.float64)
+        self.products = torch.zeros(groups, inputs, len(weight) // groups, dtype=torch.float64)
 
     def add(self, columns: Tensor, wanted: Tensor) -> None:
         """X~ [groups,d,n] and Y [groups,F/groups,n] of one batch."""

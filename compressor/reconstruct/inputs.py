@@ -4,15 +4,13 @@ The pass of a layer starts at the last module before the layer refitted last who
 pass before has kept them, where the memory holds them.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
-from fineprune.calibrate.layers import block_mask_of, measuring
+from fineprune.calibrate.calls import Call, acting
 from fineprune.calibrate.moments import patches
 
-from ..layers import MaskedConv2d
 from .gram import Gram
 from .layers import Shared
 from .passes import Start, Starts, Tap, forward, noting, stop
@@ -34,16 +32,15 @@ class Inputs:
     def gram(self, place: int, targets: Mapping[int, list[Target]]) -> Gram:
         """H and G of the layer at `place`, after those before it were refitted; targets: by number of the batch, of each call."""
         layers = [self._masked.get_submodule(name) for name in self._order[place].names]
-        convs = [layer for layer in layers if isinstance(layer, MaskedConv2d)]
-        self._gram = Gram(convs[0])
-        taps = [Tap(conv, partial(self._see, conv)) for conv in convs]
+        self._gram = Gram(layers[0])
+        taps = [Tap(layer, self._see) for layer in layers]
         after = self._starts.before(self._order[place].name, self._largest)
         keep = {} if after is None or after == self._start else {after: self._masked.get_submodule(after)}
         kept: dict[int, Tensor] = {}
         for number, images, start in self._passes(release=bool(keep)):
             self._waiting = list(targets[number])
             noted: list[Tensor] = []
-            with noting(keep, lambda name, args: noted.append(args[0].clone())), measuring(taps):  # noqa: B023 - called in this turn
+            with noting(keep, lambda name, args: noted.append(args[0].clone())), acting(taps):  # noqa: B023 - called in this turn
                 forward(self._masked, images, start)
             kept.update((number, value) for value in noted)
         if keep:
@@ -59,9 +56,9 @@ class Inputs:
         for number in self._stream.numbers:
             yield number, self._starts.noise, Start(module, self._kept.pop(number) if release else self._kept[number])
 
-    def _see(self, conv: MaskedConv2d, x: Tensor, convolve: Callable[[Tensor], Tensor]) -> Tensor:
+    def _see(self, call: Call) -> Tensor:
         at, wanted = self._waiting.pop(0)
-        self._gram.add(patches(conv, x, block_mask_of(conv), at, constant=conv.bias is not None), wanted)
+        self._gram.add(patches(call.x, call.kernel, call.conv, call.blocks, at, constant=call.bias is not None), wanted)
         if not self._waiting:
             stop()
-        return convolve(x)
+        return call.output()

@@ -1,6 +1,6 @@
 """Which layers of a masked network can be refitted, in the order in which they run."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from fineprune.calibrate.calls import Call, acting, filters_of, groups_of
 from fineprune.calibrate.convolutions import Skipped
-from fineprune.calibrate.layers import measuring
 
 from ..bake import masked_layers
-from ..layers import MaskedConv2d
+from ..layers import MaskedLayer
 from .passes import Tap, forward
 
 Outputs = dict[str, list[tuple[int, int]]]
@@ -52,16 +52,19 @@ def refittable(model: nn.Module, outputs: Outputs) -> tuple[list[Shared], list[S
             if isinstance(module, nn.Linear | _ConvNd):
                 left.append(Skipped(name=name, reason="it carries no masks"))
             continue
+        if masked[name].computed:
+            left.append(Skipped(name=name, reason="it computes its weight (parametrized, standardised)"))
+            continue
         sharing = owners[id(module.weight)]
         if reason := _why_not(name, sharing, masked, outputs):
             left.append(Skipped(name=name, reason=reason))
         elif name == min(sharing, key=list(outputs).index):
             names = (name, *(other for other in sharing if other != name))
-            found.append(Shared(names=names, outputs=[o for n in names for o in outputs[n]], inputs=module.weight[0].numel()))
+            found.append(Shared(names=names, outputs=[o for n in names for o in outputs[n]], inputs=kept(masked[name])[0].numel()))
     return sorted(found, key=lambda shared: list(outputs).index(shared.name)), left
 
 
-def _why_not(name: str, sharing: list[str], masked: dict[str, MaskedConv2d], outputs: Outputs) -> str | None:
+def _why_not(name: str, sharing: list[str], masked: dict[str, MaskedLayer], outputs: Outputs) -> str | None:
     if name not in outputs:
         return "the forward pass does not call it"
     layer = masked[name]
@@ -69,27 +72,26 @@ def _why_not(name: str, sharing: list[str], masked: dict[str, MaskedConv2d], out
         if other not in masked or other not in outputs:
             return f"it shares its weight with {other}, which carries no masks or is not called"
         twin = masked[other]
-        if twin.bias is not layer.bias or twin.groups != layer.groups or not torch.equal(kept(twin), kept(layer)):
+        if twin.bias is not layer.bias or groups_of(twin) != groups_of(layer) or not torch.equal(kept(twin), kept(layer)):
             return f"it shares its weight with {other}, which has other weight masks, groups or another bias"
     return None
 
 
-def kept(layer: MaskedConv2d) -> Tensor:
+def kept(layer: MaskedLayer) -> Tensor:
     """bool [F,C/groups,kh,kw]: the weights that stay."""
     mask = layer.weight_mask
-    return torch.ones_like(layer.weight, dtype=torch.bool) if mask is None else mask
+    return torch.ones_like(filters_of(layer, layer.weight), dtype=torch.bool) if mask is None else mask
 
 
 def outputs_of(model: nn.Module, images: Tensor, names: Iterable[str]) -> Outputs:
-    """What the convolutions `names` of `model` put out, seen in one pass of images[N,C,H,W]."""
+    """What the layers `names` of `model` put out, seen in one pass of images[N,C,H,W]."""
     found: Outputs = {}
 
-    def see(name: str, x: Tensor, convolve: Callable[[Tensor], Tensor]) -> Tensor:
-        y = convolve(x)
+    def see(name: str, call: Call) -> Tensor:
+        y = call.output()
         found.setdefault(name, []).append((y.shape[1], y.shape[2] * y.shape[3]))
         return y
 
-    convs = {name: model.get_submodule(name) for name in names}
-    with measuring([Tap(conv, partial(see, name)) for name, conv in convs.items() if isinstance(conv, nn.Conv2d)]):
+    with acting([Tap(model.get_submodule(name), partial(see, name)) for name in names]):
         forward(model, images)
     return found

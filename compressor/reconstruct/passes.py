@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fineprune.calibrate.calls import Call, seen
 from fineprune.calibrate.convolutions import evaluating
 from fineprune.calibrate.steadiness import difference
 
@@ -25,14 +26,10 @@ class _Stopped(BaseException):
 
 
 class Tap:
-    """Runs in the place of a convolution's forward, for `calibrate.layers.measuring`: `see` makes the output of the input."""
+    """Runs in the place of a layer's forward, for `calibrate.calls.acting`: `see` makes the outputs of its calls."""
 
-    def __init__(self, conv: nn.Conv2d, see: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]) -> None:
-        self.conv, self._convolve, self._see = conv, conv.forward, see
-
-    def forward(self, input: Tensor) -> Tensor:
-        """x[N,C,H,W] -> y[N,F,oh,ow]."""
-        return self._see(input, self._convolve)
+    def __init__(self, layer: nn.Module, see: Callable[[Call], Tensor]) -> None:
+        self.layer, self.forward = layer, seen(layer, layer.forward, see)
 
 
 def stop() -> None:

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fineprune.calibrate.calls import filters_of, groups_of, multiplies
 from fineprune.calibrate.convolutions import Skipped
 from fineprune.calibrate.moments import COLUMNS
 from fineprune.common.errors import RunError, UsageError
 from fineprune.common.processes import joined
 
 from ..bake import masked_layers
-from ..layers import MaskedConv2d
+from ..layers import MaskedLayer
 from ..prune import CalibrationRun
 from .gram import Gram
 from .inputs import Inputs
@@ -99,31 +100,35 @@ def reconstruct(dense: nn.Module, masked: nn.Module, run: CalibrationRun, config
     return Reconstructed(layers=names, left=left, images=stream.images, seconds=time.monotonic() - begun)
 
 
-def _refitted(name: str, layer: MaskedConv2d, gram: Gram) -> dict[str, Tensor]:
-    """Weight and bias, of H [groups,d,d] and G [groups,d,F/groups]."""
+def _refitted(name: str, layer: MaskedLayer, gram: Gram) -> dict[str, Tensor]:
+    """Filters [F,C/groups,kh,kw] and bias, of H [groups,d,d] and G [groups,d,F/groups]."""
     if not (gram.inputs.isfinite().all() and gram.products.isfinite().all()):
         raise RunError(f"{name} has inputs or outputs that are NaN or infinite; check the checkpoint and the normalisation of the data")
-    bias = layer.bias is not None
-    before = layer.weight.detach().cpu().double().reshape(layer.groups, -1, layer.weight[0].numel())
+    now, groups = _state(layer), groups_of(layer)
+    filters, bias = now["weight"], now.get("bias")
+    before = filters.detach().cpu().double().reshape(groups, -1, filters[0].numel())
     stay = kept(layer).cpu().reshape(before.shape)
-    if layer.bias is not None:
-        before = torch.cat([before, layer.bias.detach().cpu().double().reshape(layer.groups, -1, 1)], 2)
+    if bias is not None:
+        before = torch.cat([before, bias.detach().cpu().double().reshape(groups, -1, 1)], 2)
         stay = torch.cat([stay, torch.ones_like(stay[:, :, :1])], 2)
     found = torch.stack(
         [
-            refit(inputs, products, old, keep, ridge_of(inputs, bias=bias))
+            refit(inputs, products, old, keep, ridge_of(inputs, bias=bias is not None))
             for inputs, products, old, keep in zip(gram.inputs, gram.products, before, stay, strict=True)
         ]
     ).float()
-    weight = found[:, :, : layer.weight[0].numel()].reshape(layer.weight.shape).contiguous()
-    return {"weight": weight, "bias": found[:, :, -1].flatten().contiguous()} if bias else {"weight": weight}
+    weight = found[:, :, : filters[0].numel()].reshape(filters.shape).contiguous()
+    return {"weight": weight} if bias is None else {"weight": weight, "bias": found[:, :, -1].flatten().contiguous()}
 
 
-def _state(layer: MaskedConv2d) -> dict[str, Tensor]:
-    return {name: value for name, value in (("weight", layer.weight), ("bias", layer.bias)) if value is not None}
+def _state(layer: Any) -> dict[str, Tensor]:
+    """Filters [F,C/groups,kh,kw] of the parameter, and the bias."""
+    bias = {} if layer.bias is None else {"bias": layer.bias}
+    return {"weight": filters_of(layer, layer.weight), **bias}
 
 
-def _set(layer: MaskedConv2d, state: dict[str, Tensor]) -> None:
+def _set(layer: Any, state: dict[str, Tensor]) -> None:
     with torch.no_grad():
-        for name, value in _state(layer).items():
-            value.copy_(state[name])
+        layer.weight.copy_(multiplies(layer).weight(state["weight"], groups_of(layer)))
+        if layer.bias is not None:
+            layer.bias.copy_(state["bias"])

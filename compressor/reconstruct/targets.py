@@ -3,14 +3,14 @@
 Targets do not depend on what is refitted, so that one pass collects those of as many layers as the memory holds.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fineprune.calibrate.layers import measuring
+from fineprune.calibrate.calls import Call, acting
 from fineprune.calibrate.moments import positions_taken
 
 from .gram import outputs_at
@@ -51,20 +51,17 @@ class Targets:
 
     def _collect(self) -> None:
         taps = [
-            Tap(conv, partial(self._see, place, conv))
-            for place in self._found
-            for name in self._order[place].names
-            if isinstance(conv := self._dense.get_submodule(name), nn.Conv2d)
+            Tap(self._dense.get_submodule(name), partial(self._see, place)) for place in self._found for name in self._order[place].names
         ]
         for number, images in self._stream:
             self._number, self._missing = number, sum(len(self._order[place].outputs) for place in self._found)
             for of_layer in self._found.values():
                 of_layer[number] = []
-            with measuring(taps):
+            with acting(taps):
                 forward(self._dense, images)
 
-    def _see(self, place: int, conv: nn.Conv2d, x: Tensor, convolve: Callable[[Tensor], Tensor]) -> Tensor:
-        y, calls = convolve(x), self._found[place][self._number]
+    def _see(self, place: int, call: Call) -> Tensor:
+        y, calls = call.output(), self._found[place][self._number]
         positions = y.shape[2] * y.shape[3]
         count = self._taken(self._order[place], positions)
         at = torch.arange(positions)
@@ -72,7 +69,7 @@ class Targets:
             random = np.random.default_rng([self._stream.seed, place, self._number, len(calls)])
             at = torch.from_numpy(np.sort(random.choice(positions, count, replace=False)))
         at = at.to(y.device)
-        calls.append((at, outputs_at(conv, y, at)))
+        calls.append((at, outputs_at(y, at, call.conv.groups)))
         self._missing -= 1
         if not self._missing:
             stop()

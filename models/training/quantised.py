@@ -71,7 +71,7 @@ class Quantised:
     def __init__(self, task: Task) -> None:
         """UsageError for a network without such layers."""
         self.task = task
-        self.layers = {name: layer for name, layer in task.model.named_modules() if _dimensions(layer) and "weight" in layer._parameters}
+        self.layers = {name: layer for name, layer in task.model.named_modules() if _dimensions(layer) and _has_own_weight(layer)}
         """Those whose weight is a parameter of their own."""
         self.grids: dict[str, Grid] | None = None
         """Of what each layer reads; None before these epochs."""
@@ -158,6 +158,10 @@ def quantised(task: Task) -> Iterator[Quantised | None]:
 def _dimensions(layer: nn.Module) -> int:
     """0 for other layers than those of integers."""
     return next((dimensions for kind, dimensions in _DIMENSIONS.items() if isinstance(layer, kind)), 0)
+
+
+def _has_own_weight(layer: nn.Module) -> bool:
+    return "weight" in layer._parameters and not getattr(layer, "computed", False)
 
 
 def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

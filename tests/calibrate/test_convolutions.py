@@ -46,19 +46,45 @@ class Awkward(nn.Module):
 
 def test_convolutions_that_stay_dense_are_named_with_the_reason() -> None:
     sites, skipped = find_convolutions(Awkward(), SHAPE)
-    assert [site.name for site in sites] == ["fine"]
-    assert {s.name: s.reason for s in skipped} == {
-        "unused": "the forward pass does not call it as a module",
-        "twice": "it runs 2 times in one forward pass, and a mask belongs to one place",
-        "transposed": "ConvTranspose2d is not a 2-D convolution",
-        "volume": "Conv3d is not a 2-D convolution",
-        "line": "Conv1d is not a 2-D convolution",
-        "unbatched": "its input has no batch axis",
-        "parametrized": "its weight is parametrized; remove the parametrization first",
-        "pruned": "its weight is computed by a hook (weight_norm, torch.nn.utils.prune); remove that first",
+    assert {site.name: site.weights_only for site in sites} == {
+        "fine": "",
+        "twice": "it runs 2 times in one forward pass, and a mask of blocks belongs to one place",
+        "parametrized": "",
         "own": "OwnForward replaces the forward of Conv2d",
         "standardised": "OwnConvForward replaces the forward of Conv2d",
     }
+    assert {s.name: s.reason for s in skipped} == {
+        "unused": "the forward pass does not call it as a module",
+        "transposed": "ConvTranspose2d is left as it is unless its type, conv_transpose2d, is asked for (layer_types)",
+        "volume": "no masks are known for Conv3d",
+        "line": "Conv1d is left as it is unless its type, conv1d, is asked for (layer_types)",
+        "unbatched": "its input has no batch axis",
+        "pruned": "its weight is computed by a hook (weight_norm, torch.nn.utils.prune); remove that first",
+    }
+
+
+def test_other_types_of_layers_are_convolutions_of_two_dimensions_too() -> None:
+    class Others(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = nn.ConvTranspose2d(3, 4, 3, stride=2, groups=1)
+            self.line = nn.Conv1d(4, 6, 5, groups=2)
+            self.head = nn.Linear(6, 2)
+            self.unused = nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.line(self.up(x).flatten(2)).transpose(1, 2))
+
+    sites, skipped = find_convolutions(Others(), (3, 4, 5), ("conv_transpose2d", "conv1d", "linear"))
+    facts = {site.name: (site.weight_shape, site.groups, site.output_size, site.placements, site.product) for site in sites}
+    assert facts == {
+        "up": ((4, 3, 3, 3), 1, (9, 11), 20, "conv_transpose2d"),
+        "line": ((6, 2, 1, 5), 2, (1, 95), 95, "conv1d"),
+        "head": ((2, 6, 1, 1), 1, (1, 95), 95, "linear"),
+    }
+    assert [site.weights_only for site in sites] == [f"{kind} is not a 2-D convolution" for kind in ("ConvTranspose2d", "Conv1d", "Linear")]
+    assert [(s.name, s.reason) for s in skipped] == [("unused", "the forward pass does not call it as a module")]
+    assert sites[0].macs == 20 * 4 * 3 * 9
 
 
 @pytest.mark.parametrize("name", ["forward", "_conv_forward"])

@@ -12,9 +12,10 @@ from fineprune.calibrate import moments
 from fineprune.calibrate.collect import CalibrationConfig, collect
 from fineprune.calibrate.convolutions import ConvSite
 from fineprune.calibrate.measures import InputSquares
-from fineprune.calibrate.moments import add_moments, block_limit, moments_shape, patches, positions_taken, spread
+from fineprune.calibrate.moments import add_moments, block_limit, moments_shape, positions_taken, spread
 from support.geometries import KINDS, Geometry, problem
 from support.networks import CONVOLUTIONS, SHAPE, samples, varied
+from support.patches import patches
 
 CASES = {**KINDS, "many": Geometry(channels=6, filters=2, samples=3)}
 

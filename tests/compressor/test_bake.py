@@ -53,7 +53,7 @@ def test_masks_of_ones_and_no_masks_change_nothing() -> None:
     ("name", "mask", "message"),
     [
         ("layer9.conv", torch.ones(1, 1, 1).bool(), "the masks name a layer 'layer9.conv' that the network does not have"),
-        ("norm", torch.ones(1, 1, 1).bool(), "the masks name 'norm', which is a BatchNorm2d and not a Conv2d"),
+        ("norm", torch.ones(1, 1, 1).bool(), "the masks name 'norm', which is a BatchNorm2d and no layer that can carry masks"),
         ("down", torch.ones(5, 3, 2).bool(), r"down: FFP mask must be bool of shape 6x\*x\*, got torch.bool of shape \(5, 3, 2\)"),
     ],
 )

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fineprune.calibrate.collect import CalibrationConfig
 from fineprune.calibrate.convolutions import ConvSite, find_convolutions
-from fineprune.calibrate.layers import conv_at
+from fineprune.calibrate.layers import layer_at
 from fineprune.calibrate.statistics import Statistics, fingerprint
 from fineprune.common.errors import UsageError
 from fineprune.compressor.bake import bake
@@ -133,7 +133,7 @@ def test_a_block_that_is_a_weight_is_worth_as_much(criterion: str, more: float) 
         measure = config.method.measure(config, sites)
         assert measure is not None
         sums = run.collect(model, measure).layers["conv"]
-        worth.append(config.method.scores(Layer(site=sites[0], config=config, weight=conv_at(model, sites[0]).weight, sums=sums)).item())
+        worth.append(config.method.scores(Layer(site=sites[0], config=config, weight=layer_at(model, sites[0]).weight, sums=sums)).item())
     assert worth[0] > 0 and worth[1] == pytest.approx(worth[0] * (1 + more))
 
 

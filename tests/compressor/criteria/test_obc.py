@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fineprune.calibrate.measures import InputSquares
-from fineprune.calibrate.moments import add_moments, moments_shape, patches
+from fineprune.calibrate.moments import add_moments, moments_shape
 from fineprune.common.errors import UsageError
 from fineprune.compressor.config import FWPConfig, prune_config
 from fineprune.compressor.criteria.obc import rises
@@ -17,6 +17,7 @@ from fineprune.compressor.prune import CalibrationRun, prune
 from fineprune.compressor.ranked import Layer
 from support.geometries import KINDS, Geometry, problem
 from support.networks import SHAPE, samples, varied
+from support.patches import patches
 from support.units import UNITS, members
 
 CASES = {**KINDS, "blocks": Geometry(channels=10, filters=2, samples=3)}

@@ -17,6 +17,7 @@ from fineprune.compressor.ranked import Layer
 from support import reference
 from support.geometries import KINDS, Geometry, problem
 from support.networks import CONVOLUTIONS, SHAPE, samples, varied
+from support.patches import patches, walk
 from support.units import UNITS, members
 
 CASES = {**KINDS, "many": Geometry(channels=10, filters=2, samples=3)}
@@ -29,7 +30,7 @@ def conv_of(geometry: Geometry) -> nn.Conv2d:
 def statistics_of(p, geometry: Geometry, masked: bool, size: int) -> dict[str, Tensor]:
     """H in blocks and the sum of squared outputs."""
     x, mask, w = p.tensors("x", "mask", "w")
-    columns = moments.patches(conv_of(geometry), x, mask if masked else None, torch.arange(p.mask[0].size))
+    columns = patches(conv_of(geometry), x, mask if masked else None, torch.arange(p.mask[0].size))
     total = torch.zeros(moments.moments_shape(geometry.site, size), dtype=torch.float64)
     moments.add_moments(total, columns)
     return {"moments": total, "outputs": (w.flatten(1).unflatten(0, (geometry.groups, -1)) @ columns).square().sum()[None]}
@@ -54,14 +55,14 @@ def test_scores_of_weights_are_those_of_the_formula(geometry: Geometry, masked: 
     order = None if unit == "weight" else torch.randperm(p.w.shape[1], generator=torch.Generator().manual_seed(3))
     layer = Layer(site=geometry.site, config=config, weight=torch.from_numpy(p.w), sums=sums, order=order)
     got = config.method.scores_of_units(layer).numpy()
-    patches = naive_patches(p, geometry, p.mask if masked else None)
+    rows = naive_patches(p, geometry, p.mask if masked else None)
     filters, channels, *kernel = p.w.shape
     units = members(unit, channels, kernel, None if order is None else order.tolist())
     block = np.arange(channels) // (sums["moments"].shape[2] // (kernel[0] * kernel[1]))
     together = np.repeat(block, kernel[0] * kernel[1])
     expected, outputs = np.zeros(got.shape), 0.0
     for f in range(filters):
-        x = patches[f // (filters // geometry.groups)].reshape(patches.shape[1], -1)
+        x = rows[f // (filters // geometry.groups)].reshape(rows.shape[1], -1)
         outputs += ((x @ p.w[f].reshape(-1)) ** 2).sum()
         hessian = sum(np.outer(patch, patch) for patch in x) * (together[:, None] == together)
         inverted = np.linalg.inv(hessian + DAMPENING * hessian.diagonal().mean() * np.eye(len(hessian)))
@@ -87,7 +88,7 @@ def test_a_score_is_the_error_that_the_best_refit_leaves() -> None:
 def test_scores_of_blocks_are_what_is_missing_without_them(geometry: Geometry) -> None:
     p = problem(geometry)
     x, w = p.tensors("x", "w")
-    got = block_outputs(conv_of(geometry), x, w, p.mask[0].size).view(p.mask.shape)
+    got = block_outputs(x, w, walk(conv_of(geometry), x)[1], p.mask[0].size).view(p.mask.shape)
     dense = reference.masked_conv2d(p.x, p.w, None, None, *geometry.where, groups=geometry.groups)
     for c, i, j in np.ndindex(*p.mask.shape):
         mask = np.ones_like(p.mask)

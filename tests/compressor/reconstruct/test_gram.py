@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from fineprune.calibrate.moments import patches
 from fineprune.compressor.reconstruct.gram import Gram, outputs_at
 from support.geometries import KINDS
+from support.patches import patches
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -21,7 +21,7 @@ def test_sums_are_those_of_all_batches(kind: str, bias: bool) -> None:
         x = torch.randn(3, geometry.channels, *geometry.size, generator=random)
         y = conv(x).detach()
         columns = patches(conv, x, mask, at, constant=bias)
-        gram.add(columns, outputs_at(conv, y, at))
+        gram.add(columns, outputs_at(y, at, conv.groups))
         wanted = torch.stack([y[n, :, p // y.shape[3], p % y.shape[3]] for n in range(3) for p in at.tolist()], 1)
         wanted = wanted.unflatten(0, (conv.groups, -1))
         inputs, products = inputs + columns @ columns.mT, products + columns @ wanted.mT
