@@ -40,6 +40,7 @@ TARGETS = {
 _LABEL = re.compile(r"^([.\w$]+):")
 _BRANCH = re.compile(r"^\s+(?:j\w+|b|b\.\w+|cbn?z|tbn?z)\s.*?([.\w$]+)\s*(?:[#/].*)?$")
 _MULTIPLY_ADD = re.compile(r"^\s+(?:(?:\{vex\}\s)?(?:vfn?m(?:add|sub)\w*ps|vpdpbusd|vpmaddubsw)|fml[as]|(?:us|s)dot|smull)\s")
+_OF_FLOATS = re.compile(r"^\s+(?:vfn?m(?:add|sub)\w*ps|fml[as])\s")
 _SPILL = re.compile(r"(?:Spill|Reload)")
 _VECTOR = re.compile(r"\b(?:[xyz]mm|q|v)\d+\b")
 
@@ -54,6 +55,11 @@ class Loop:
     def multiply_adds(self) -> int:
         """Vector instructions that multiply and add."""
         return sum(bool(_MULTIPLY_ADD.match(line)) for line in self.lines)
+
+    @property
+    def of_floats(self) -> bool:
+        """Whether it multiplies float32 numbers: in a kernel of integers, what makes results of sums."""
+        return any(_OF_FLOATS.match(line) for line in self.lines)
 
     @property
     def spills(self) -> int:
@@ -114,7 +120,8 @@ def inner_loops(assembly: str) -> list[Loop]:
 def main(kernel: str, target: str, loops: int) -> None:
     found = [loop for loop in inner_loops(emit(language(kernel, TARGETS[target]), TARGETS[target])) if loop.multiply_adds]
     for loop in found:
-        print(f"{kernel}, {target}: {len(loop.lines)} instructions, {loop.multiply_adds} multiply-adds, {loop.spills} spills")
+        kind = "float32" if loop.of_floats else "integer"
+        print(f"{kernel}, {target}: {len(loop.lines)} instructions, {loop.multiply_adds} {kind} multiply-adds, {loop.spills} spills")
     for loop in sorted(found, key=lambda loop: -loop.multiply_adds)[:loops]:
         print("", *loop.lines, sep="\n")
 

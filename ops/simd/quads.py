@@ -375,24 +375,6 @@ def real_positions(tile: Tile, k: Size) -> Tile:
     return found.astype(np.float32).reshape(tile.shape)
 
 
-def _joined_positions(e: Emitter) -> Any:
-    octets = ir.VectorType(ir.IntType(8), LANES)
-    parts = [e.builder.trunc(_as_words(e, e.vector(0, 0, tile=k)), octets) for k in range(4)]
-    twos = [
-        e.shuffle(a, b, [side * LANES + 4 * block + c for block in range(_BLOCKS) for side in (0, 1) for c in range(4)])
-        for a, b in (parts[:2], parts[2:])
-    ]
-    every = e.shuffle(twos[0], twos[1], [side * 2 * LANES + 8 * block + c for block in range(_BLOCKS) for side in (0, 1) for c in range(8)])
-    return e.update(lambda row, vector, old: e.builder.bitcast(every, VECTOR))
-
-
-@operation(_joined_positions)
-def joined_positions(a: Tile, b: Tile, c: Tile, d: Tile) -> Tile:
-    """Words of which byte n of word 4L + k is lane 4L + n of tile k: int32 numbers from 0 to 255."""
-    parts = np.stack([tile.view(np.int32).reshape(_BLOCKS, 4) for tile in (a, b, c, d)], 1)
-    return parts.astype(np.uint8).reshape(-1).view(np.float32).reshape(a.shape)
-
-
 def _real(e: Emitter) -> Any:
     return e.update(lambda row, vector, old: e.builder.sitofp(_as_words(e, old), VECTOR))
 
@@ -441,18 +423,28 @@ def divided(a: Tile, b: Tile) -> Tile:
     return a / b
 
 
+def _whole_words(e: Emitter, number: Any, low: Any, high: Any, up: Any) -> Any:
+    """clip(round(number), low, high) + up; low, high, up in all lanes."""
+    builder = e.builder
+    raised = builder.select(builder.fcmp_ordered(">", number, low), number, low)
+    held = builder.select(builder.fcmp_ordered("<", raised, high), raised, high)
+    return builder.add(_nearest(e, held), up)
+
+
+def _nearest(e: Emitter, number: Any) -> Any:
+    return e.call(f"llvm.lrint.v{LANES}i32.v{LANES}f32", _WORDS, [number])
+
+
+def _in_all(e: Emitter, argument: int, bits: int, count: int) -> Any:
+    """An integer as one of so many bits, in all lanes."""
+    kind = ir.VectorType(ir.IntType(bits), count)
+    first = e.builder.insert_element(ir.Constant(kind, ir.Undefined), e.builder.trunc(e.args[argument], kind.element), ir.IntType(32)(0))
+    return e.shuffle(first, first, [0] * count)
+
+
 def _whole(e: Emitter) -> Any:
-    builder, low, high = e.builder, e.splat(e.args[1]), e.splat(e.args[2])
-    up = e.builder.trunc(e.args[3], ir.IntType(32))
-    first = builder.insert_element(ir.Constant(_WORDS, ir.Undefined), up, ir.IntType(32)(0))
-    raise_by = e.shuffle(first, first, [0] * LANES)
-
-    def change(row: int, vector: int, old: Any) -> Any:
-        raised = builder.select(builder.fcmp_ordered(">", old, low), old, low)
-        held = builder.select(builder.fcmp_ordered("<", raised, high), raised, high)
-        return _as_numbers(e, builder.add(e.call(f"llvm.lrint.v{LANES}i32.v{LANES}f32", _WORDS, [held]), raise_by))
-
-    return e.update(change)
+    low, high, up = e.splat(e.args[1]), e.splat(e.args[2]), _in_all(e, 3, 32, LANES)
+    return e.update(lambda row, vector, old: _as_numbers(e, _whole_words(e, old, low, high, up)))
 
 
 @operation(_whole)
@@ -460,6 +452,58 @@ def whole(tile: Tile, low: Float, high: Float, up: int) -> Tile:
     """clip(round(x), low, high) + up as int32 numbers, round half to even, low <= high whole; of what is no number low + up."""
     held = np.where(tile > low, tile, np.float32(low))
     return (np.rint(np.where(held < high, held, np.float32(high))).astype(np.int32) + np.int32(up)).view(np.float32)
+
+
+def _packed(e: Emitter, turned: bool) -> Any:
+    """Words of bytes clip(round(x) + up, low, high) of four vectors x; `turned`: byte k is of vector k, else block k of four lanes is."""
+    builder, numbers = e.builder, [e.vector(0, 0, tile=k) for k in range(4)]
+    if HOST not in (VNNI512, VNNI256, MADD):
+        up = _in_all(e, 4, 32, LANES)
+        least, most = (builder.sitofp(builder.sub(_in_all(e, k, 32, LANES), up), VECTOR) for k in (5, 6))
+        found = [builder.trunc(_whole_words(e, x, least, most, up), ir.VectorType(ir.IntType(8), LANES)) for x in numbers]
+        first, second = (e.shuffle(a, b, range(2 * LANES)) for a, b in (found[:2], found[2:]))
+        if turned:
+            return e.shuffle(first, second, [k * LANES + lane for lane in range(LANES) for k in range(4)])
+        return e.shuffle(first, second, [k * LANES + 4 * block + c for block in range(_BLOCKS) for k in range(4) for c in range(4)])
+    size = 16 if HOST == VNNI512 else 8
+    most = ir.Constant(VECTOR, [32767.0] * LANES)  # what is larger would be the least integer
+    found = [_parts(e, _nearest(e, builder.select(builder.fcmp_ordered("<", most, x), most, x)), size) for x in numbers]
+    name = "llvm.x86.avx512.{}.512" if size == 16 else "llvm.x86.avx2.{}"
+    shorts, octets = ir.VectorType(ir.IntType(16), 2 * size), ir.VectorType(ir.IntType(8), 4 * size)
+    up, low, high = _in_all(e, 4, 16, 2 * size), _in_all(e, 5, 8, 4 * size), _in_all(e, 6, 8, 4 * size)
+
+    def packed(a: Any, b: Any, c: Any, d: Any) -> Any:
+        pairs = [e.call(name.format("packssdw"), shorts, pair) for pair in ([a, b], [c, d])]
+        raised = [e.call(f"llvm.sadd.sat.v{2 * size}i16", shorts, [pair, up]) for pair in pairs]
+        value = e.call(name.format("packuswb"), octets, raised)
+        value = builder.select(builder.icmp_unsigned(">", value, low), value, low)
+        return builder.select(builder.icmp_unsigned("<", value, high), value, high)
+
+    every = _joined(e, [packed(*parts) for parts in zip(*found, strict=True)])
+    blocks = [16 * block + 4 * k + c for block in range(_BLOCKS) for c in range(4) for k in range(4)]
+    return e.shuffle(every, every, blocks) if turned else every
+
+
+@operation(lambda e: e.update(lambda row, vector, old: _as_numbers(e, _packed(e, turned=True))))
+def packed(a: Tile, b: Tile, c: Tile, d: Tile, up: int, low: int, high: int) -> Tile:
+    """Words of which byte k is clip(round(x) + up, low, high) of tile k, one vector: round half to even; of what is no number low.
+
+    up, low, high: from 0 to 255.
+    """
+    parts = (clipped.astype(np.uint32) << np.uint32(8 * k) for k, clipped in enumerate(_clipped((a, b, c, d), up, low, high)))
+    return np.bitwise_or.reduce(list(parts)).view(np.float32)
+
+
+@operation(lambda e: e.update(lambda row, vector, old: _as_numbers(e, _packed(e, turned=False))))
+def packed_positions(a: Tile, b: Tile, c: Tile, d: Tile, up: int, low: int, high: int) -> Tile:
+    """The same bytes in another order: byte n of word 4L + k is that of lane 4L + n of tile k."""
+    parts = np.stack([clipped.reshape(_BLOCKS, 4) for clipped in _clipped((a, b, c, d), up, low, high)], 1)
+    return parts.astype(np.uint8).reshape(-1).view(np.float32).reshape(a.shape)
+
+
+def _clipped(tiles: tuple[Tile, ...], up: int, low: int, high: int) -> list[NDArray[np.float32]]:
+    limit = np.float32(1 << 15)
+    return [np.clip(np.rint(np.where(np.abs(x) < limit, x, np.where(x > 0, limit, -limit))) + up, low, high) for x in tiles]
 
 
 def _quads(e: Emitter) -> Any:

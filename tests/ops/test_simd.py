@@ -5,6 +5,7 @@ from types import FunctionType
 from typing import Any
 
 import numpy as np
+import pytest
 from numba import njit
 from numpy.typing import NDArray
 
@@ -22,9 +23,10 @@ from fineprune.ops.kernels.simd import (
     tile_store_first,
     tile_where,
 )
-from fineprune.ops.simd import LANES, at, pointer, tile_add_scaled, tile_load, tile_store, tile_zeros, transpose
+from fineprune.ops.simd import LANES, at, pointer, quads, tile_add_scaled, tile_load, tile_store, tile_zeros, transpose
 from fineprune.ops.simd.atomics import add, compare_exchange, exchange, raise_to
 from fineprune.ops.simd.declare import Float, Tile, operation, twin_of
+from fineprune.ops.simd.quads import packed, packed_positions
 from fineprune.ops.simd.vectors import (
     added,
     clipped,
@@ -183,3 +185,28 @@ def test_an_operation_is_one_declaration() -> None:
     np.testing.assert_array_equal(out, expected)
     np.testing.assert_array_equal(out, a + np.float32(2))
     assert raised.__doc__ == "tile + by"
+
+
+def packing(a: NDArray, out: NDArray, up: int, low: int, high: int) -> None:
+    x, y, z, w = load(a, 0, 1), load(a, LANES, 1), load(a, 2 * LANES, 1), load(a, 3 * LANES, 1)
+    store(packed(x, y, z, w, up, low, high), out, 0)
+    store(packed_positions(x, y, z, w, up, low, high), out, LANES)
+
+
+@pytest.mark.parametrize("host", [quads.HOST, quads.PLAIN])
+@pytest.mark.parametrize("limits", [(0, 0, 255), (7, 7, 255), (128, 3, 200), (255, 0, 255)])
+def test_packed_bytes_equal_their_twins(host: str, limits: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever becomes of numbers that are far away, or none; on CPUs that pack with saturation, and on others."""
+    monkeypatch.setattr(quads, "HOST", host)
+    a = numbers(4 * LANES) * 200
+    a[::5] = np.rint(a[::5]) + np.float32(0.5)
+    a[:11] = [np.nan, np.inf, -np.inf, 3e9, -3e9, 2147483648, -2147483648, 32767.5, 40000, -32768.5, -40000]
+    got, expected = np.zeros(2 * LANES, np.float32), np.zeros(2 * LANES, np.float32)
+    njit(packing)(a, got, *limits)
+    up, low, high = limits
+    bytes_ = [min(max(round(float(x)) + up, low), high) if abs(x) < 1e9 else high if x > 0 else low for x in a]
+    expected.view(np.uint8)[:] = [*np.reshape(bytes_, (4, LANES)).T.ravel(), *np.reshape(bytes_, (4, -1, 4)).transpose(1, 0, 2).ravel()]
+    np.testing.assert_array_equal(got.view(np.uint8), expected.view(np.uint8))
+    twins = np.zeros(2 * LANES, np.float32)
+    in_numpy(njit(packing))(a, twins, *limits)
+    np.testing.assert_array_equal(twins.view(np.uint8), expected.view(np.uint8))

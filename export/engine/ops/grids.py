@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fineprune.ops.simd import LANES
-from fineprune.ops.simd.quads import divided, quads, real_bytes, whole
+from fineprune.ops.simd.quads import divided, packed, real_bytes
 from fineprune.ops.simd.vectors import added, load, multiplied, same
 
 from ..ir.conv import Op, View
@@ -136,7 +136,7 @@ def run_quantize(first: int, last: int, scratch: int, arena: NDArray, constants:
     """Kernel "quantize"."""
     m = _fields(meta, op)
     scale, zero, C, W = same(constants[m.constants], 1), m.zero, m.channels, m.columns
-    low, high = np.float32(m.range.low - zero), np.float32(m.range.high - zero)
+    low, high = m.range.low, m.range.high
     for i in range(first, last):
         for q in range((C + 3) // 4):
             x = m.x.start + i * m.x.row + 4 * q * m.x.channel
@@ -145,11 +145,9 @@ def run_quantize(first: int, last: int, scratch: int, arena: NDArray, constants:
             y = m.y.start + q * m.y.channel + i * m.y.row
             for j in range(0, W, LANES):
                 s = x + j
-                byte0 = whole(divided(load(arena, s, 1), scale), low, high, zero)
-                byte1 = whole(divided(load(arena, s + b, 1), scale), low, high, zero)
-                byte2 = whole(divided(load(arena, s + c, 1), scale), low, high, zero)
-                byte3 = whole(divided(load(arena, s + d, 1), scale), low, high, zero)
-                put(quads(byte0, byte1, byte2, byte3), arena, y + j, W - j, scratch)
+                byte0, byte1 = divided(load(arena, s, 1), scale), divided(load(arena, s + b, 1), scale)
+                byte2, byte3 = divided(load(arena, s + c, 1), scale), divided(load(arena, s + d, 1), scale)
+                put(packed(byte0, byte1, byte2, byte3, zero, low, high), arena, y + j, W - j, scratch)
 
 
 @kernel("dequantize")

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from fineprune.ops.simd import LANES, pointer, tile_store
 from fineprune.ops.simd.quads import (
     chosen,
-    joined_positions,
+    packed_positions,
     real_positions,
     same_four,
     split,
     tile_add_taps,
     tile_same_word,
     tile_same_words_of_four,
+    whole,
     words,
 )
 from fineprune.ops.simd.vectors import load, store
@@ -33,7 +34,7 @@ from ..ir.record import INT, PLACE, Record, laid_out
 from ..jit import jit
 from .margins import word_of
 from .quad_positions import lanes_of
-from .quad_results import FACTORS, FIELDS, biases, constants, facts, rounded, total
+from .quad_results import FACTORS, FIELDS, biases, constants, facts, ratios, scaled, total
 
 if TYPE_CHECKING:
     from .quads import QuadConv
@@ -122,12 +123,16 @@ def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray,
 def _finish(m: Any, k: int, v: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray) -> None:
     """Sums of four channels at LANES positions become words."""
     factors = same_four(constants, m.constants + FACTORS + k * _FOUR)
-    s = scratch
-    q0, q1 = rounded(m, load(arena, s, 1), factors), rounded(m, load(arena, s + LANES, 1), factors)
-    q2, q3 = rounded(m, load(arena, s + 2 * LANES, 1), factors), rounded(m, load(arena, s + 3 * LANES, 1), factors)
+    s, zero, low, high = scratch, m.first.zero, m.first.low, m.first.high
+    x0, x1 = scaled(load(arena, s, 1), factors), scaled(load(arena, s + LANES, 1), factors)
+    x2, x3 = scaled(load(arena, s + 2 * LANES, 1), factors), scaled(load(arena, s + 3 * LANES, 1), factors)
     if m.residual.start >= 0:
-        r = load(arena, m.residual.start + k * m.residual.channel + v * LANES, 1)
-        q0, q1 = total(m, constants, q0, real_positions(r, 0)), total(m, constants, q1, real_positions(r, 1))
-        q2, q3 = total(m, constants, q2, real_positions(r, 2)), total(m, constants, q3, real_positions(r, 3))
+        r, ratio, after = load(arena, m.residual.start + k * m.residual.channel + v * LANES, 1), ratios(m, constants), m.after
+        least, most = np.float32(low - zero), np.float32(high - zero)
+        x0 = total(whole(x0, least, most, zero), real_positions(r, 0), ratio, after)
+        x1 = total(whole(x1, least, most, zero), real_positions(r, 1), ratio, after)
+        x2 = total(whole(x2, least, most, zero), real_positions(r, 2), ratio, after)
+        x3 = total(whole(x3, least, most, zero), real_positions(r, 3), ratio, after)
+        zero, low, high = 0, m.last.low, m.last.high
     between, bits = tile_same_word(index, m.index + m.word, 1), int(index[m.index + m.bits + v])
-    store(chosen(joined_positions(q0, q1, q2, q3), bits, between), arena, m.y.start + k * m.y.channel + v * LANES)
+    store(chosen(packed_positions(x0, x1, x2, x3, zero, low, high), bits, between), arena, m.y.start + k * m.y.channel + v * LANES)

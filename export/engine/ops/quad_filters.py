@@ -14,16 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fineprune.ops.simd import LANES, pointer, tile_store
-from fineprune.ops.simd.quads import real, real_byte_run, split, store_bytes, tile_add_filters, tile_same_words, words
+from fineprune.ops.simd.quads import real_byte_run, split, store_bytes, tile_add_filters, tile_same_words, whole, words
 from fineprune.ops.simd.registers import HOST, Registers
-from fineprune.ops.simd.vectors import load, multiplied, store, words_of
+from fineprune.ops.simd.vectors import load, store, words_of
 
 from ..ir.conv import Op, View
 from ..ir.costs import Counts
 from ..ir.network import kernel
 from ..ir.record import INT, Record, laid_out
 from ..jit import jit
-from .quad_results import FACTORS, FIELDS, biases, constants, facts, rounded, total
+from .quad_results import FACTORS, FIELDS, biases, constants, facts, ratios, scaled, total
 
 if TYPE_CHECKING:
     from .quads import QuadConv
@@ -146,7 +146,7 @@ def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray,
                 _finish(m, place, k, scratch + p * LANES, scratch + n * LANES, arena, constants)
             else:
                 factors = load(constants, m.constants + FACTORS + k * LANES, 1)
-                store(multiplied(real(load(arena, scratch + p * LANES, 1)), factors), arena, scratch + n * LANES)
+                store(scaled(load(arena, scratch + p * LANES, 1), factors), arena, scratch + n * LANES)
                 for f in range(min(LANES, m.filters - k * LANES)):
                     arena[m.y.start + (k * LANES + f) * m.y.channel] = arena[scratch + n * LANES + f]
 
@@ -155,13 +155,19 @@ def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray,
 def _finish(m: Any, place: int, k: int, sums: int, spare: int, arena: NDArray, constants: NDArray) -> None:
     """Sums of LANES filters at a position become words."""
     word, count = words_of(arena), min(LANES, m.filters - k * LANES + _QUAD - 1) // _QUAD
-    y = m.y.start + k * (LANES // _QUAD) * m.y.channel + place
-    q = rounded(m, load(arena, sums, 1), load(constants, m.constants + FACTORS + k * LANES, 1))
+    zero = m.first.zero
+    factors, least, most = (
+        load(constants, m.constants + FACTORS + k * LANES, 1),
+        np.float32(m.first.low - zero),
+        np.float32(m.first.high - zero),
+    )
+    q = whole(scaled(load(arena, sums, 1), factors), least, most, zero)
     if m.residual.start >= 0:
         r = m.residual.start + k * (LANES // _QUAD) * m.residual.channel + place
         for c in range(count):
             word[spare + c] = word[r + c * m.residual.channel]
-        q = total(m, constants, q, real_byte_run(arena, spare))
+        y = total(q, real_byte_run(arena, spare), ratios(m, constants), m.after)
+        q = whole(y, np.float32(m.last.low), np.float32(m.last.high), 0)
     store_bytes(q, arena, spare)
     for c in range(count):
-        word[y + c * m.y.channel] = word[spare + c]
+        word[m.y.start + (k * (LANES // _QUAD) + c) * m.y.channel + place] = word[spare + c]

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fineprune.ops.simd import LANES, tile_zeros
-from fineprune.ops.simd.quads import chosen, larger_bytes, quads, real_bytes, shifted_byte, whole
+from fineprune.ops.simd.quads import chosen, larger_bytes, packed, quads, real_bytes, shifted_byte
 from fineprune.ops.simd.vectors import added, load, multiply_added, same, store, words_of
 
 from ..ir.conv import Margins, Op, View
@@ -89,18 +89,18 @@ def run_add(first: int, last: int, scratch: int, arena: NDArray, constants: NDAr
     """Kernel "quad_add"."""
     m = _add(meta, op)
     a, b, shift = same(constants[m.constants], 1), same(constants[m.constants + 1], 1), same(constants[m.constants + 2], 1)
-    low, high = np.float32(m.range.low), np.float32(m.range.high)
+    low, high = m.range.low, m.range.high
     for c in range(first, last):
         for i in range(m.height):
             x, z = m.x.start + c * m.x.channel + i * m.x.row, m.z.start + c * m.z.channel + i * m.z.row
             y = m.y.start + c * m.y.channel + i * m.y.row
             for j in range(0, m.width, LANES):
                 s, t = load(arena, x + j, 1), load(arena, z + j, 1)
-                q0 = whole(multiply_added(real_bytes(s, 0), a, multiply_added(real_bytes(t, 0), b, shift)), low, high, 0)
-                q1 = whole(multiply_added(real_bytes(s, 1), a, multiply_added(real_bytes(t, 1), b, shift)), low, high, 0)
-                q2 = whole(multiply_added(real_bytes(s, 2), a, multiply_added(real_bytes(t, 2), b, shift)), low, high, 0)
-                q3 = whole(multiply_added(real_bytes(s, 3), a, multiply_added(real_bytes(t, 3), b, shift)), low, high, 0)
-                put(quads(q0, q1, q2, q3), arena, y + j, m.width - j, scratch)
+                q0 = multiply_added(real_bytes(s, 0), a, multiply_added(real_bytes(t, 0), b, shift))
+                q1 = multiply_added(real_bytes(s, 1), a, multiply_added(real_bytes(t, 1), b, shift))
+                q2 = multiply_added(real_bytes(s, 2), a, multiply_added(real_bytes(t, 2), b, shift))
+                q3 = multiply_added(real_bytes(s, 3), a, multiply_added(real_bytes(t, 3), b, shift))
+                put(packed(q0, q1, q2, q3, 0, low, high), arena, y + j, m.width - j, scratch)
 
 
 _POOL = Record(

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fineprune.ops.simd import LANES, at, pointer
-from fineprune.ops.simd.quads import UNIT, chosen, quads, real_bytes, tile_add_quads, tile_same_word
+from fineprune.ops.simd.quads import UNIT, chosen, packed, real_bytes, tile_add_quads, tile_same_word, whole
 from fineprune.ops.simd.registers import HOST, Registers
 from fineprune.ops.simd.vectors import load, same, store, words_of
 
@@ -24,7 +24,7 @@ from ..ir.network import kernel
 from ..ir.record import INT, Record, laid_out
 from ..jit import jit
 from .margins import word_of
-from .quad_results import FACTORS, FIELDS, biases, constants, facts, rounded, total
+from .quad_results import FACTORS, FIELDS, biases, constants, facts, ratios, scaled, total
 
 if TYPE_CHECKING:
     from .quads import QuadConv
@@ -155,20 +155,46 @@ def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray,
                 arena[m.y.start + (f + r) * m.y.channel] = np.float32(sums[scratch + r * step]) * factor
 
 
+def _finishing(adds: bool, after: int) -> Callable[..., None]:
+    """Makes quads of sums, and of a residual where one is added, in one of two orders."""
+
+    @jit
+    def line(m: Any, step: int, start: int, k: int, scratch: int, memory: Any, constants: NDArray, numbers: Any) -> None:
+        f = m.constants + FACTORS + k * FILTERS
+        f0, f1, f2, f3 = same(constants[f], 1), same(constants[f + 1], 1), same(constants[f + 2], 1), same(constants[f + 3], 1)
+        between, bits = tile_same_word(numbers, m.index + m.word, 1), m.index + m.bits + start // LANES
+        y, residual = m.y.start + k * m.y.channel + start, m.residual.start + k * m.residual.channel + start
+        zero, low, high = m.first.zero, m.first.low, m.first.high  # read once: what is stored might be the record, for all that LLVM knows
+        least, most, last_low, last_high = np.float32(low - zero), np.float32(high - zero), m.last.low, m.last.high
+        ratio = ratios(m, constants)
+        for p in range(0, step, LANES):
+            s = scratch + p
+            x0, x1 = scaled(load(memory, s, 1), f0), scaled(load(memory, s + step, 1), f1)
+            x2, x3 = scaled(load(memory, s + 2 * step, 1), f2), scaled(load(memory, s + 3 * step, 1), f3)
+            if adds:
+                r = load(memory, residual + p, 1)
+                x0 = total(whole(x0, least, most, zero), real_bytes(r, 0), ratio, after)
+                x1 = total(whole(x1, least, most, zero), real_bytes(r, 1), ratio, after)
+                x2 = total(whole(x2, least, most, zero), real_bytes(r, 2), ratio, after)
+                x3 = total(whole(x3, least, most, zero), real_bytes(r, 3), ratio, after)
+                word = packed(x0, x1, x2, x3, 0, last_low, last_high)
+            else:
+                word = packed(x0, x1, x2, x3, zero, low, high)
+            store(chosen(word, int(at(numbers, bits + p // LANES)), between), memory, y + p)
+
+    return line
+
+
+_made, _added, _added_after = _finishing(False, 0), _finishing(True, 0), _finishing(True, 1)
+
+
 @jit
 def finish(m: Any, step: int, start: int, k: int, scratch: int, arena: NDArray, constants: NDArray, index: NDArray) -> None:
     """Sums of four filters, `step` positions from `start` on, become quads."""
-    f = m.constants + FACTORS + k * FILTERS
-    f0, f1, f2, f3 = same(constants[f], 1), same(constants[f + 1], 1), same(constants[f + 2], 1), same(constants[f + 3], 1)
-    between, bits = tile_same_word(index, m.index + m.word, 1), m.index + m.bits + start // LANES
-    y = m.y.start + k * m.y.channel + start
-    residual = m.residual.start + k * m.residual.channel + start
-    for p in range(0, step, LANES):
-        s = scratch + p
-        q0, q1 = rounded(m, load(arena, s, 1), f0), rounded(m, load(arena, s + step, 1), f1)
-        q2, q3 = rounded(m, load(arena, s + 2 * step, 1), f2), rounded(m, load(arena, s + 3 * step, 1), f3)
-        if m.residual.start >= 0:
-            r = load(arena, residual + p, 1)
-            q0, q1 = total(m, constants, q0, real_bytes(r, 0)), total(m, constants, q1, real_bytes(r, 1))
-            q2, q3 = total(m, constants, q2, real_bytes(r, 2)), total(m, constants, q3, real_bytes(r, 3))
-        store(chosen(quads(q0, q1, q2, q3), int(index[bits + p // LANES]), between), arena, y + p)
+    memory, numbers = pointer(arena), pointer(index)
+    if m.residual.start < 0:
+        _made(m, step, start, k, scratch, memory, constants, numbers)
+    elif m.after == 0:
+        _added(m, step, start, k, scratch, memory, constants, numbers)
+    else:
+        _added_after(m, step, start, k, scratch, memory, constants, numbers)

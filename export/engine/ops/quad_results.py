@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fineprune.ops.simd.quads import LOWERED, real, whole
+from fineprune.ops.simd.quads import LOWERED, real
 from fineprune.ops.simd.vectors import multiplied, multiply_added, same
 
 from ..ir.conv import View
@@ -90,17 +90,21 @@ def biases(conv: "QuadConv", filters: int) -> NDArray[np.int64]:
 
 
 @jit_merged
-def rounded(m: Any, sums: NDArray, factors: NDArray) -> NDArray:
-    """q of int32 sums."""
-    zero = m.first.zero
-    return whole(multiplied(real(sums), factors), np.float32(m.first.low - zero), np.float32(m.first.high - zero), zero)
+def ratios(m: Any, numbers: NDArray) -> tuple[NDArray, NDArray, NDArray]:
+    """a, b and shift in all lanes; numbers: the constants."""
+    c = m.constants
+    return same(numbers[c + RATIO_Q], 1), same(numbers[c + RATIO_R], 1), same(numbers[c + SHIFT], 1)
 
 
 @jit_merged
-def total(m: Any, numbers: NDArray, q: NDArray, r: NDArray) -> NDArray:
-    """y of q (int32) and r (float32); numbers: the constants."""
-    c = m.constants
-    a, b, shift = same(numbers[c + RATIO_Q], 1), same(numbers[c + RATIO_R], 1), same(numbers[c + SHIFT], 1)
+def scaled(sums: NDArray, factors: NDArray) -> NDArray:
+    """s * factor of int32 sums."""
+    return multiplied(real(sums), factors)
+
+
+@jit_merged
+def total(q: NDArray, r: NDArray, ratio: tuple[NDArray, NDArray, NDArray], after: int) -> NDArray:
+    """y, before it is rounded and clipped, of q (int32) and r (float32)."""
+    a, b, shift = ratio
     x = real(q)
-    y = multiply_added(x, a, multiply_added(r, b, shift)) if m.after == 0 else multiply_added(r, b, multiply_added(x, a, shift))
-    return whole(y, np.float32(m.last.low), np.float32(m.last.high), 0)
+    return multiply_added(x, a, multiply_added(r, b, shift)) if after == 0 else multiply_added(r, b, multiply_added(x, a, shift))
