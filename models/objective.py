@@ -21,19 +21,47 @@ Function = Callable[[Any, Any], Any]
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure of merit: function(outputs, targets) is its mean over the samples, or one number for each. unit: written after it."""
+    """A figure of merit: function(outputs, targets) is its mean over the samples, or one number for each.
+
+    unit: written after it; None: a share of 1, which is written in per cent.
+    """
 
     name: str
     function: Function
     higher_is_better: bool = True
-    unit: str = ""
+    unit: str | None = ""
 
     def __post_init__(self) -> None:
-        for name in ("name", "unit"):
-            if not isinstance(getattr(self, name), str):
-                raise UsageError(f"Metric: {name} is text, got {getattr(self, name)!r:.80}")
+        for name, value in (("name", self.name), ("unit", self.unit or "")):
+            if not isinstance(value, str):
+                raise UsageError(f"Metric: {name} is text, got {value!r:.80}")
         if not self.name or not callable(self.function) or not isinstance(self.higher_is_better, bool):
             raise UsageError("a Metric has a name, a function(outputs, targets) and whether higher_is_better (true or false)")
+
+    def figures(self, outputs: Any, targets: Any, count: int) -> Tensor:
+        """[count], whose mean is the metric of these samples."""
+        return _each(self.function, f"metric {self.name}", outputs, targets, count).detach().float()
+
+
+def _same_class(scores: Tensor, others: Tensor) -> Tensor:
+    return (scores.argmax(1) == others.argmax(1)).float()
+
+
+def _relative_error(outputs: Tensor, others: Tensor) -> Tensor:
+    """||y - y'|| / ||y'|| of each sample."""
+    difference, norm = ((part.float().flatten(1)).norm(dim=1) for part in (outputs - others, others))
+    return difference / norm.clamp(min=torch.finfo(torch.float32).tiny)
+
+
+ACCURACY = Metric("accuracy", lambda scores, labels: (scores.argmax(1) == labels).float(), unit=None)
+AGREEMENT = Metric("agreement with the dense network", _same_class, unit=None)
+RELATIVE_ERROR = Metric("relative error to the dense network's outputs", _relative_error, higher_is_better=False, unit=None)
+"""The last two compare with another network's outputs, of which the first takes class scores."""
+
+
+def is_class_scores(outputs: Any) -> bool:
+    """Whether outputs look like one row of class scores for each sample."""
+    return len(getattr(outputs, "shape", ())) == 2 and outputs.shape[1] > 1
 
 
 @dataclass(frozen=True)
@@ -48,8 +76,8 @@ class Objective:
         return _each(self.loss, "loss", outputs, targets, count)
 
     def figures(self, outputs: Any, targets: Any, count: int) -> Tensor:
-        """[count], whose mean is the metric of these samples."""
-        return _each(self.metric.function, f"metric {self.metric.name}", outputs, targets, count).detach().float()
+        """As `Metric.figures`."""
+        return self.metric.figures(outputs, targets, count)
 
     def to_json(self) -> dict[str, Any]:
         """What tells this task from others: a run that was interrupted under another loss does not go on under this one."""

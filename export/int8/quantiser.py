@@ -1,9 +1,10 @@
 """From calibration images to an integer network that loses no more than it may.
 
 Layers go back to float32 one by one, those first whose integers alone change the outputs most, E ||y - y_layer||^2 over the calibration
-images, until accuracy(float32) - accuracy(int8) <= max_drop on the images that judge.
+images, until score(float32) - score(int8) <= max_drop on the images that judge; the score is an accuracy in per cent, or another figure.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -24,7 +25,8 @@ IMAGES = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Int8Config:
-    """ranges: a name of `RANGES`; images: how many calibrate; max_drop: percentage points of accuracy that int8 may cost (None: any)."""
+    """ranges: a name of `RANGES`; images: how many calibrate; max_drop: percentage points of accuracy that int8 may cost (None: any), or so
+    much of another figure that a judge has."""
 
     ranges: str = RANGES_DEFAULT
     images: int = IMAGES
@@ -39,12 +41,17 @@ class Int8Config:
             raise UsageError(f"max_drop is a number of percentage points between 0 and 100, got {self.max_drop!r}")
 
 
+def agreement(outputs: NDArray, exact: NDArray) -> float:
+    """Per cent of the samples that get the same class in both."""
+    return 100 * float((outputs.argmax(1) == exact.argmax(1)).mean())
+
+
 @dataclass(frozen=True, kw_only=True)
 class Judge:
-    """images[N,C,H,W] and labels[N] on which a drop of accuracy is measured; without labels, agreement with the float32 network."""
+    """score(outputs, those of the float32 network), the higher the better, of images[N,C,H,W], of which `max_drop` may be lost."""
 
     images: NDArray[np.float32]
-    labels: NDArray[np.int64] | None = None
+    score: Callable[[NDArray, NDArray], float] = agreement
 
 
 @dataclass(kw_only=True)
@@ -90,19 +97,18 @@ class Quantiser:
             quantise(candidate, ranges, kept)
             return Runner(candidate, opset).logits(images, self.progress, what)
 
-        def right(outputs: NDArray[np.float32]) -> float:
-            return 100 * float((outputs.argmax(1) == labels).mean())
+        def enough(kept: tuple[str, ...], what: str) -> bool:
+            return judge.score(logits(kept, judge.images, what), before) >= least
 
         exact = Runner(model, opset)
         before = exact.logits(judge.images, self.progress, "float32")
-        labels = before.argmax(1) if judge.labels is None else judge.labels
-        enough = right(before) - allowed - 1e-9
-        if right(logits((), judge.images, "int8")) >= enough:
+        least = judge.score(before, before) - allowed - 1e-9
+        if enough((), "int8"):
             return ()
         expected, errors = exact.logits(self.samples, self.progress, "float32"), {}
         for name in self.layers:
             others = tuple(layer for layer in self.layers if layer != name)
             errors[name] = float(((logits(others, self.samples, name) - expected).astype(np.float64) ** 2).mean())
         worst = sorted(self.layers, key=lambda name: -errors[name])
-        counts = range(1, len(worst))
-        return tuple(next((worst[:n] for n in counts if right(logits(tuple(worst[:n]), judge.images, f"{n} kept")) >= enough), worst))
+        some = (tuple(worst[:count]) for count in range(1, len(worst)))
+        return next((kept for kept in some if enough(kept, f"{len(kept)} kept")), tuple(worst))

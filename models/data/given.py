@@ -210,6 +210,42 @@ def loader_of(samples: Any, name: str) -> DataLoader[Any]:
     return loader
 
 
+def first_inputs(samples: Any, count: int, name: str) -> Tensor:
+    """The inputs of the first `count` samples."""
+    loader = loader_of(samples, name)
+    _checked(without_labels(loader, name), name, None)
+    count = min(count, _length(loader))
+    return next(iter(GivenSplit(loader, torch.arange(count)).batches(count))).images
+
+
+def has_classes(samples: Any, name: str) -> bool:
+    """Whether samples have labels of a classifier, or none."""
+    [batch] = GivenSplit(loader_of(samples, name), torch.zeros(1, dtype=torch.int64)).batches(1)
+    return batch.labels is None or _is_class(batch.labels)
+
+
+class _InputsAlone:
+    """A collate_fn that leaves labels out."""
+
+    def __init__(self, collate: Callable[[Any], Any]) -> None:
+        self.collate = collate
+
+    def __call__(self, samples: Any) -> Any:
+        return pair_of(self.collate(samples))[0]
+
+
+def without_labels(samples: Any, name: str) -> DataLoader[Any]:
+    """The inputs of samples that may have labels."""
+    given = loader_of(samples, name)
+    return DataLoader(
+        given.dataset,
+        batch_size=1,
+        collate_fn=_InputsAlone(given.collate_fn),
+        num_workers=given.num_workers,
+        worker_init_fn=given.worker_init_fn,
+    )
+
+
 def pair_of(batch: Any) -> tuple[Any, Any]:
     """Inputs and labels of a batch; None for labels where it has none."""
     if isinstance(batch, tuple | list):
@@ -237,10 +273,14 @@ def _checked(loader: DataLoader[Any], name: str, objective: Objective | None) ->
             f"{name}: inputs are float32 [N,C,H,W] as the network takes them, got {got}; convert them (images of bytes are read by "
             "fineprune.models.data.data_from_arrays)"
         )
-    if objective is None and labels is not None and (not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.ndim != 1):
+    if objective is None and labels is not None and not _is_class(labels):
         got = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
         raise UsageError(f"{name}: labels of a classifier are int64, one for each input; got {got} for one of them; other tasks give loss=")
     return (inputs.shape[1], inputs.shape[2], inputs.shape[3]), labels is not None
+
+
+def _is_class(labels: Any) -> bool:
+    return isinstance(labels, Tensor) and labels.dtype == torch.int64 and labels.ndim == 1
 
 
 def _content(split: Split) -> str:

@@ -7,12 +7,12 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from fineprune.common.errors import UsageError
 from fineprune.compressor.bundle import Bundle
 from fineprune.models.data import ImageData
+from fineprune.models.data.given import is_given, loader_of
 from fineprune.models.training.config import TrainConfig
 from fineprune.models.zoo import ModelSpec
 
@@ -39,11 +39,10 @@ _ACCEPTED: dict[str, tuple[tuple[type, ...], str]] = {
     "architecture": ((nn.Module,), "the dense network, an nn.Module"),
     "path": (_PATH, "the path of the ONNX file to write"),
     "onnx": (_PATH, "the path of an ONNX file"),
-    "compared": ((torch.Tensor,), "a torch tensor [N,C,H,W] of normalised images"),
     "recipe": (_PATH, "the path of a recipe (TOML)"),
 }
-_OPTIONAL = {"checkpoint", "model_args", "finetune", "samples", "statistics", "output", "architecture", "compared"}
-_NAMES = {"architecture": "model", "compared": "samples"}
+_OPTIONAL = {"checkpoint", "model_args", "finetune", "samples", "statistics", "output", "architecture"}
+_NAMES = {"architecture": "model"}
 """Arguments that are another thing in one function than in another, and how they are called there."""
 
 
@@ -54,6 +53,17 @@ def check_arguments(**given: Any) -> None:
         wrong = not isinstance(value, types) or (isinstance(value, bool) and Integral in types)
         if wrong and not (value is None and name in _OPTIONAL):
             raise UsageError(f"{_NAMES.get(name, name)} is {accepted}; got {_described(value)}{_meant(name, value)}")
+
+
+def check_samples(samples: Any) -> None:
+    """UsageError for what is no samples as the network takes them."""
+    if is_given(samples):
+        loader_of(samples, "samples")
+    elif samples is not None and not isinstance(samples, ImageData):
+        raise UsageError(
+            "samples are inputs as the network takes them: a tensor [N,C,H,W], (inputs, labels), a Dataset, a DataLoader, or what "
+            f"fineprune.models.data.load_data returns; got {_described(samples)}"
+        )
 
 
 def check_progress(progress: Any) -> None:

@@ -36,9 +36,9 @@ from fineprune.compressor.prune import CalibrationRun, Pruned, prunable, sharing
 from fineprune.compressor.prune import prune as prune_network
 from fineprune.compressor.reconstruct.run import reconstruct as reconstruct_network
 from fineprune.export.machine import machine_facts, package_versions
-from fineprune.models.data import ImageData, load_data
-from fineprune.models.data.given import GivenData, given_data, is_given
-from fineprune.models.objective import Metric, Objective, objective_of, task_of
+from fineprune.models.data import ImageData
+from fineprune.models.data.given import GivenData
+from fineprune.models.objective import ACCURACY, AGREEMENT, Metric, objective_of, task_of
 from fineprune.models.training.batchnorm import recalibrate_batchnorm
 from fineprune.models.training.checks import check_engine, check_settings, check_task
 from fineprune.models.training.config import TrainConfig
@@ -55,8 +55,9 @@ from .job import Asked, Job, ratio_settings, training_settings
 from .masking import MaskUpdates
 from .networks import check_channels, completed, network_of, open_model
 from .round_trip import check_before, check_restored
+from .samples import data_of
 from .schedules import CubicSchedule, Rounds, at
-from .unlabelled import ACCURACY, AGREEMENT, answered, check_criteria, check_training
+from .unlabelled import answered, check_criteria, check_training
 from .work_folder import work_folder
 
 
@@ -111,17 +112,6 @@ def compress(
     spec = ModelSpec(name=model, args=dict(model_args or {})) if isinstance(model, str) else model
     module, named, before = _opened(spec, checkpoint, loaded, progress)
     return compress_network(module, loaded, job, spec=named, before=before, statistics=statistics, output=output, progress=progress)
-
-
-def data_of(data: Any, *, validation: Any, test: Any, seed: int, objective: Objective | None, progress: Progress) -> ImageData:
-    """The data set that `data` is, or names, or holds the samples of; UsageError for what is neither."""
-    if is_given(data):
-        return given_data(data, validation=validation, test=test, seed=seed, objective=objective, progress=progress)
-    check_arguments(data=data)
-    for name, value in (("validation", validation), ("test", test), ("loss", objective)):
-        if value is not None:
-            raise UsageError(f"{name} belongs to samples that are given in Python; a data set has its own: leave {name} out")
-    return load_data(data) if isinstance(data, str) else data
 
 
 def _opened(
@@ -199,9 +189,9 @@ def compress_network(
         group = stack.enter_context(joined())
         folder = group.on_first(lambda: stack.enter_context(work_folder(output, key)))
         speaker, objective = group.speaker(progress), objective_of(data.train)
-        measure = ACCURACY if objective is None else objective.metric.name
+        measure = (ACCURACY if objective is None else objective.metric).name
         if not data.labelled:
-            data, measure = answered(data, model, device, speaker, training=job.finetune is not None), AGREEMENT
+            data, measure = answered(data, model, device, speaker, training=job.finetune is not None), AGREEMENT.name
         bundle = _Run(model, data, job, device, speaker, folder, group, measure).bundle(spec, given, before)
         if output is not None:
             group.on_first(lambda: bundle.save(output))
@@ -232,7 +222,7 @@ class _Run:
         self.say(picked(self.job))
         self.say(beforehand(report, found[0]))
         accuracy = {"dense": self.accuracy(self.model, "dense")}
-        if self.measure == ACCURACY:
+        if self.measure == ACCURACY.name:
             meanwhile = self.job.schedule is not None and self.job.schedule.while_training
             self.say(chance_level(accuracy["dense"], getattr(self.data, self.held_out).labels, on_the_fly=meanwhile))
             self.say(few_samples(self.calibration_labels(), len(self.data.classes)))
@@ -256,7 +246,7 @@ class _Run:
                 dense = copied(self.model)
                 history["dense_finetune"] = self.finetune(dense, "dense-finetune")
                 accuracy["dense_finetuned"] = self.accuracy(dense, "dense, fine-tuned alike")
-        measured = {} if self.measure == ACCURACY else {"measure": self.measure, **self.unit}
+        measured = {} if self.measure == ACCURACY.name else {"measure": self.measure, **self.unit}
         facts = {
             **self.identity(spec),
             **pruned_before(before),

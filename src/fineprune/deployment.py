@@ -1,7 +1,7 @@
 """From a bundle to a file that runs anywhere."""
 
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,9 +17,10 @@ from fineprune.compressor.bundle import Bundle
 from fineprune.compressor.macs import count_macs
 from fineprune.models.data import ImageData
 
-from .arguments import check_arguments, check_progress
+from .arguments import check_arguments, check_progress, check_samples
 from .int8 import Int8Export, cost, int8_config, quantiser_of
 from .networks import Network, named_data, network_of, open_bundle
+from .samples import calibration_data, compared, held_out
 
 if TYPE_CHECKING:
     from fineprune.export.exporter import ExportReport
@@ -52,31 +53,39 @@ def to_onnx(
     path: Path | str,
     *,
     plain: bool = False,
-    int8: "Int8Config | bool | None" = None,
-    samples: torch.Tensor | None = None,
+    int8: "Int8Config | Mapping[str, Any] | bool | None" = None,
+    samples: Any = None,
     model: nn.Module | None = None,
     trust: Collection[str] = (),
     progress: Progress | None = None,
 ) -> Exported:
     """Write a bundle as ONNX, compare it with PyTorch in ONNX Runtime, onnx.reference and the engine, and store that as PATH.parity.json.
 
-    samples[N,C,H,W] are compared; by default 256 of the test split that the manifest names. RunError when the file computes something else
-    in ONNX Runtime; where the others cannot run it or differ, a line of the log says so.
-    int8: True, or a fineprune.export.int8.quantiser.Int8Config: eight-bit integers, calibrated on training images that the manifest names;
-    accuracies of float32 and int8 go to PATH.int8.json.
-    trust: names of your own code and data that the bundle in a folder may use.
+    samples: in a form that `compress` takes; the first 256 are compared, by default those of the test split that the manifest names.
+    RunError when the file computes something else in ONNX Runtime; where the others cannot run it or differ, a line of the log says so.
+    int8: True, a mapping, or a fineprune.export.int8.quantiser.Int8Config: eight-bit integers, calibrated on samples where they are given,
+    a tenth of which measures what int8 costs, else on training images that the manifest names; figures of float32 and int8 go to
+    PATH.int8.json. The mapping has any of ranges, images, max_drop, and, for targets that are no classes, the metric of `compress`.
+    model: the dense architecture, where the manifest names none. trust: names of your own code and data that a bundle's folder may use.
     """
-    check_arguments(bundle=bundle, path=path, compared=samples, architecture=model)
+    check_arguments(bundle=bundle, path=path, architecture=model)
+    check_samples(samples)
     check_progress(progress)
     check_onnx_target(path)
-    config = int8_config(int8)
+    progress = progress or Lines()
+    metric = int8.get("metric") if isinstance(int8, Mapping) else None
+    config = int8_config({key: int8[key] for key in int8 if key != "metric"} if isinstance(int8, Mapping) else int8)
     network = opened(bundle, model, trust)
-    job = None if config is None else Int8Export(config=config, data=named_data(network))
-    if samples is None and network.data is not None:
-        samples = real_samples(network, PARITY_SAMPLES, job.data if job else None)
+    job = None
+    if config is not None:
+        data = named_data(network) if samples is None else calibration_data(samples, metric)
+        job = Int8Export(config=config, data=data)
+    inputs = None if samples is None else compared(samples, PARITY_SAMPLES)
+    if inputs is None and network.data is not None:
+        inputs = real_samples(network, PARITY_SAMPLES, job.data if job else None)
     if job is None:
-        return export_network(network, path, plain=plain, samples=samples, progress=progress or Lines())
-    return export_int8(network, path, job, plain=plain, samples=samples, progress=progress or Lines())
+        return export_network(network, path, plain=plain, samples=inputs, progress=progress)
+    return export_int8(network, path, job, plain=plain, samples=inputs, progress=progress)
 
 
 def export_network(
@@ -175,13 +184,7 @@ def check_onnx_target(path: Path | str) -> None:
 
 def real_samples(network: Network, count: int, data: ImageData | None = None) -> torch.Tensor:
     """The first `count` samples of the held-out split of `data`, by default those that the network's manifest names."""
-    if count < 1:
-        raise UsageError(f"the number of samples to compare is at least 1, got {count}")
-    data = data or named_data(network)
-    split = next((s for s in (data.test, data.validation, data.train) if len(s)), None)
-    if split is None:
-        raise UsageError(f"the data set {data.spec} is empty; give --data")
-    return next(iter(split.batches(min(count, len(split))))).images
+    return held_out(data or named_data(network), count)
 
 
 def _metadata(network: Network) -> dict[str, Any]:

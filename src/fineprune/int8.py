@@ -9,10 +9,11 @@ import numpy as np
 import torch
 
 from fineprune.common.errors import UsageError
+from fineprune.common.figures import written
 from fineprune.common.progress import Progress
 from fineprune.models.data import ImageData, Split
-
-from .unlabelled import AGREEMENT
+from fineprune.models.data.images import Batch
+from fineprune.models.objective import ACCURACY, AGREEMENT, RELATIVE_ERROR, Metric, is_class_scores, objective_of
 
 if TYPE_CHECKING:
     from fineprune.compressor.bundle import Bundle
@@ -69,8 +70,29 @@ def _drawn(split: Split) -> torch.Tensor:
 def _judge(data: ImageData, split: Split, indices: torch.Tensor) -> "Judge":
     from fineprune.export.int8.quantiser import Judge
 
-    chosen = split.subset(indices[:JUDGED])
-    return Judge(images=_images(chosen), labels=chosen.labels.numpy() if data.labelled else None)
+    batches = list(split.subset(indices[:JUDGED]).batches(_BATCH))
+
+    def score(outputs: np.ndarray, exact: np.ndarray) -> float:
+        metric, starts = _metric(data, outputs), [_BATCH * number for number in range(len(batches))]
+        parts = [(slice(start, start + len(batch.indices)), batch) for start, batch in zip(starts, batches, strict=True)]
+        figure = sum(_total(metric, data, outputs[part], exact[part], batch) for part, batch in parts) / len(outputs)
+        return (figure if metric.higher_is_better else -figure) * (100 if metric.unit is None else 1)
+
+    return Judge(images=np.concatenate([batch.images.numpy() for batch in batches]), score=score)
+
+
+def _metric(data: ImageData, outputs: np.ndarray) -> Metric:
+    """What `outputs` on `data` are measured by: the user's metric, or classes, or how near they are to those of float32."""
+    objective = objective_of(data.train)
+    if objective is not None:
+        return objective.metric
+    return RELATIVE_ERROR if not is_class_scores(outputs) else ACCURACY if data.labelled else AGREEMENT
+
+
+def _total(metric: Metric, data: ImageData, outputs: np.ndarray, exact: np.ndarray, batch: Batch) -> float:
+    """The sum of the samples' figures. exact: the outputs in float32."""
+    against = torch.from_numpy(exact) if metric in (AGREEMENT, RELATIVE_ERROR) else batch.labels
+    return float(metric.figures(torch.from_numpy(outputs), against, len(outputs)).double().sum())
 
 
 def _images(split: Split) -> np.ndarray:
@@ -78,34 +100,37 @@ def _images(split: Split) -> np.ndarray:
 
 
 def cost(float32: Path, int8: Path | str, data: ImageData, bundle: "Bundle | None", progress: Progress) -> dict[str, Any]:
-    """Accuracies of the two files in ONNX Runtime on the held-out split, how often they agree, and the dense network's there."""
+    """Figures of the two files in ONNX Runtime on the held-out split, how near int8 is to float32, and the dense network's figure there."""
     from fineprune.export.runtimes import OnnxRuntime
 
     name, split = ("test", data.test) if len(data.test) else ("validation", data.validation)
-    facts: dict[str, Any] = {"split": name, "samples": len(split), "measure": "accuracy" if data.labelled else AGREEMENT}
+    facts: dict[str, Any] = {"split": name, "samples": len(split)}
     if not len(split):
         return facts
     runtimes = {"float32": OnnxRuntime("float32", float32), "int8": OnnxRuntime("int8", int8)}
-    right, agreed = dict.fromkeys(runtimes, 0), 0
     for runtime in runtimes.values():
         runtime.load(torch.get_num_threads())
+    totals, near, metric, nearness = dict.fromkeys(runtimes, 0.0), 0.0, ACCURACY, AGREEMENT
     batches = split.batches(_BATCH)
     for batch in progress(batches, total=split.number_of_batches(_BATCH), description=f"float32 and int8 on {name} images"):
-        answers = {key: runtime.run(batch.images.numpy()).argmax(1) for key, runtime in runtimes.items()}
-        agreed += int((answers["int8"] == answers["float32"]).sum())
-        for key, answer in answers.items():
-            right[key] += int((answer == batch.labels.numpy()).sum())
+        outputs = {key: runtime.run(batch.images.numpy()) for key, runtime in runtimes.items()}
+        exact, metric = outputs["float32"], _metric(data, outputs["float32"])
+        nearness = AGREEMENT if metric in (ACCURACY, AGREEMENT) else RELATIVE_ERROR
+        near += _total(nearness, data, outputs["int8"], exact, batch)
+        for key, answers in outputs.items():
+            totals[key] += _total(metric, data, answers, exact, batch)
     for runtime in runtimes.values():
         runtime.close()
-    if data.labelled:
-        facts |= {"dense": _dense(facts, bundle), **{key: count / len(split) for key, count in right.items()}}
-    return {**facts, "agreement": agreed / len(split)}
+    facts |= {"measure": metric.name} | ({} if metric is ACCURACY else {"unit": metric.unit, "higher_is_better": metric.higher_is_better})
+    if metric is not nearness:
+        facts |= {"dense": _dense(facts, bundle), **{key: total / len(split) for key, total in totals.items()}}
+    return {**facts, "agreement" if nearness is AGREEMENT else "relative_error": near / len(split)}
 
 
 def _dense(facts: Mapping[str, Any], bundle: "Bundle | None") -> float | None:
     """What the manifest knows of the dense network, where it was measured alike."""
     known = bundle.facts["accuracy"] if bundle is not None else {}
-    alike = known.get("measure") in (None, facts["measure"]) and all(known.get(key) == facts[key] for key in ("split", "samples"))
+    alike = known.get("measure", ACCURACY.name) == facts["measure"] and all(known.get(key) == facts[key] for key in ("split", "samples"))
     return known.get("dense") if alike else None
 
 
@@ -115,10 +140,14 @@ def cost_line(facts: Mapping[str, Any]) -> str:
     masked = len(facts.get("block_masked", ()))
     stayed = f"; {len(kept)} of {facts['layers']} layers stay in float32: {', '.join(kept)}" if kept else ""
     stayed += f"; {masked} convolutions with block masks are integers in the engine alone" if masked else ""
-    if "agreement" not in found:
+    where = f"{found['samples']} {found['split']} images"
+    if "agreement" in found:
+        near = f"the same class on {found['agreement']:.2%} of {where}"
+    elif "relative_error" in found:
+        near = f"outputs differ by {found['relative_error']:.2%} from float32's on {where}"
+    else:
         return f"int8: no held-out images to measure accuracy on{stayed}"
-    agreement = f"the same class on {found['agreement']:.2%} of {found['samples']} {found['split']} images"
     if "int8" not in found:
-        return f"int8: {agreement}{stayed}"
-    dense = "" if found["dense"] is None else f"dense {found['dense']:.2%}, "
-    return f"{found['split']} accuracy: {dense}float32 {found['float32']:.2%}, int8 {found['int8']:.2%}; {agreement}{stayed}"
+        return f"int8: {near}{stayed}"
+    figures = [f"{key} {written(found[key], found.get('unit'))}" for key in ("dense", "float32", "int8") if found[key] is not None]
+    return f"{found['split']} {found['measure']}: {', '.join(figures)}; {near}{stayed}"

@@ -14,9 +14,10 @@ from fineprune.common.progress import Lines, Progress, Silent, working
 from fineprune.compressor.bake import dense_twin, masked_layers
 from fineprune.compressor.bundle import Bundle
 
-from .arguments import check_arguments, check_progress
-from .deployment import CHECKING, opened, real_samples
+from .arguments import check_arguments, check_progress, check_samples
+from .deployment import CHECKING, PARITY_SAMPLES, opened, real_samples
 from .networks import Network, load_arguments, manifest_of
+from .samples import compared
 from .trust import data_names, missing
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def bench(
     onnx: Files = None,
     int8: bool = True,
     peers: Sequence[str] | None = None,
-    samples: torch.Tensor | None = None,
+    samples: Any = None,
     model: nn.Module | None = None,
     trust: Collection[str] = (),
     progress: Progress | None = None,
@@ -45,24 +46,24 @@ def bench(
     and in ONNX Runtime, in float32 and in int8.
 
     The compressed network is exported afresh, but for what `onnx` names files of: one in float32, one in int8, or both. int8=False exports
-    none in int8. peers: names of `fineprune.export.peers.PEERS`, all by default. samples[N,C,H,W] calibrate int8; by default they come
-    from the data that the manifest names, or are noise where that needs your word: enough for times, not for the accuracy of a file.
-    model: the dense architecture, where the manifest names none. trust: names of your own code and data that the bundle in a
-    folder may use. Lines of the log name what is not installed or cannot run the network, and figures that say nothing because the
-    machine was busy.
+    none in int8. peers: names of `fineprune.export.peers.PEERS`, all by default. samples, in a form that `compress` takes, calibrate int8;
+    by default they are of the data that the manifest names, or noise where that needs your word: enough for times, not for accuracy.
+    model: the dense architecture, where the manifest names none. trust: names of your own code and data that the bundle in a folder may
+    use. Lines of the log name what is not installed or cannot run the network, and figures that say nothing on a busy machine.
     """
     from fineprune.export.benchmark import BenchmarkConfig, benchmark
     from fineprune.export.peers import usable_peers
     from fineprune.export.runtimes import OnnxRuntime, TorchRuntime
 
     given = _files(onnx)
-    check_arguments(network=network, compared=samples, architecture=model)
+    check_arguments(network=network, architecture=model)
+    check_samples(samples)
     check_progress(progress)
     if config is not None and not isinstance(config, BenchmarkConfig):
         raise UsageError(f"config is a fineprune.export.benchmark.BenchmarkConfig, got {config!r:.80}")
     progress = progress or Lines()
     network = opened(network, model, trust)
-    calibration = _calibration_samples(network, progress) if samples is None else samples.numpy()
+    calibration = _calibration_samples(network, progress) if samples is None else compared(samples, PARITY_SAMPLES).numpy()
     with tempfile.TemporaryDirectory(prefix="fineprune-bench-") as folder:
         dense, files = _exported(network, Path(folder), given, calibration if int8 else None, progress)
         with working(progress, "loading the other runtimes"):

@@ -181,7 +181,7 @@ def named_data(network: Network) -> ImageData:
     """Load the data set that a network's manifest names; UsageError where there is none, or where it needs the user's word."""
     where = manifest_of(network.bundle)
     if network.data is None:
-        raise UsageError(f"{where} names no data set; give --data")
+        raise UsageError(f"{where} names no data set; give --data (in Python: samples)")
     arguments = load_arguments(network.data)
     require_data(arguments, network.trust, where)
     try:

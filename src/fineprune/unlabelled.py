@@ -15,9 +15,6 @@ from fineprune.models.training.config import TrainConfig
 from fineprune.models.training.evaluate import eval_mode
 from fineprune.models.training.passes import forward
 
-ACCURACY = "accuracy"
-AGREEMENT = "agreement with the dense network"
-"""What is measured in the place of accuracy: how many images the compressed network answers as the dense one does."""
 _BATCH = 32
 
 

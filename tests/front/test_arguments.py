@@ -84,7 +84,8 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
     "exporting to nowhere": (lambda: fineprune.to_onnx("x", None), "path is the path of the ONNX file to write; got None"),  # type: ignore[arg-type]
     "measuring a number": (lambda: fineprune.bench("x", onnx=5), "onnx is the path of an ONNX file; got 5"),  # type: ignore[arg-type]
     "measuring nothing": (lambda: fineprune.bench("x", onnx=[None]), "onnx is the path of an ONNX file; got None"),  # type: ignore[list-item]
-    "exporting with arrays": (lambda: fineprune.to_onnx("x", "x.onnx", samples=[1]), "samples is a torch tensor"),  # type: ignore[arg-type]
+    "exporting with a number": (lambda: fineprune.to_onnx("x", "x.onnx", samples=9), "samples are inputs as the network takes them.*got 9"),
+    "exporting with arrays": (lambda: fineprune.to_onnx("x", "x.onnx", samples=[1]), "samples is a DataLoader.*got an object of type list"),  # type: ignore[arg-type]
     "measuring a module": (lambda: fineprune.bench(NET), "network is a bundle .*compress makes a bundle of it"),  # type: ignore[arg-type]
     "measuring by a dict": (lambda: fineprune.bench("x", {"rounds": 3}), "config is a fineprune.export.benchmark.BenchmarkConfig"),  # type: ignore[arg-type]
     "a recipe that is a dict": (lambda: fineprune.run({}), "recipe is the path of a recipe .TOML.; got an object of type dict"),  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ import fineprune
 from fineprune.common.errors import RunError, UsageError
 from fineprune.common.progress import Lines, Silent
 from fineprune.models.data.given import given_data
-from fineprune.unlabelled import AGREEMENT
+from fineprune.models.objective import AGREEMENT
 
 
 def network() -> nn.Module:
@@ -107,7 +107,7 @@ def test_a_bundle_is_loaded_and_exported_by_passing_the_network_again(tmp_path: 
 def test_inputs_alone_are_compressed_by_agreement_with_the_dense_network() -> None:
     options: dict[str, Any] = {"preset": "thesis", "prune": 0.3, "progress": Silent()}
     bundle = fineprune.compress(network(), images()[0], epochs=0, **options)
-    assert bundle.facts["accuracy"]["measure"] == AGREEMENT and bundle.facts["accuracy"]["dense"] == 1
+    assert bundle.facts["accuracy"]["measure"] == AGREEMENT.name and bundle.facts["accuracy"]["dense"] == 1
     with pytest.raises(UsageError, match="fine-tuning needs labels, which the samples given in Python lacks"):
         fineprune.compress(network(), images()[0], epochs=1, **options)
 

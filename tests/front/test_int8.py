@@ -3,18 +3,23 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import fineprune
+from fineprune.common.errors import UsageError
 from fineprune.common.progress import Silent
 from fineprune.compressor.bundle import Bundle
 from fineprune.export.int8.quantiser import Int8Config
-from fineprune.int8 import Int8Export, _dense, int8_config, quantiser_of
+from fineprune.int8 import Int8Export, _dense, cost_line, int8_config, quantiser_of
 from fineprune.models.data import load_data
-from fineprune.unlabelled import AGREEMENT
+from fineprune.models.objective import AGREEMENT
 from support.command import fineprune as command
 from support.command import succeed
 
@@ -86,8 +91,9 @@ def test_images_of_all_classes_judge(data: str, monkeypatch: pytest.MonkeyPatch)
     images = replace(images, validation=images.train.subset(images.train.labels.argsort()))
     for held in (images, replace(images, validation=images.train.subset(torch.arange(0)))):
         judge = quantiser_of(Int8Export(config=Int8Config(max_drop=1.0, images=16), data=held), Silent()).judge
-        assert judge is not None and judge.labels is not None
-        assert len(judge.images) == len(judge.labels) == 40 and len(set(judge.labels)) > 5
+        assert judge is not None and len(judge.images) == 40
+        shares = [judge.score(np.eye(10)[[digit] * 40], np.zeros((40, 10))) for digit in range(10)]  # of images of each digit
+        assert sum(shares) == pytest.approx(100) and sum(share > 0 for share in shares) > 5
 
 
 def test_the_dense_accuracy_is_of_the_same_images(bundle: Path, data: str) -> None:
@@ -97,7 +103,7 @@ def test_the_dense_accuracy_is_of_the_same_images(bundle: Path, data: str) -> No
     assert _dense(alike, opened) == known["dense"]
     for other in ({"samples": 1}, {"split": "validation"}):
         assert _dense({**alike, **other}, opened) is None
-    known["measure"] = AGREEMENT
+    known["measure"] = AGREEMENT.name
     assert _dense(alike, opened) is None
 
 
@@ -108,3 +114,72 @@ def test_recipes_and_python_give_the_same_settings() -> None:
     for wrong in ({"range": "mse"}, "yes", 3, {"ranges": []}, {"images": True}):
         with pytest.raises(fineprune.common.errors.UsageError, match="int8"):
             int8_config(wrong)
+
+
+def dense() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(0)
+        body = [nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()]
+        return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+
+
+X = torch.randn(60, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+CLASSES = torch.bucketize(X.mean((1, 2, 3)), torch.tensor([-0.05, 0.05]))
+TARGETS = torch.stack([X.mean((1, 2, 3)), X.std((1, 2, 3)), X.amax((1, 2, 3))], 1)
+ERROR = fineprune.Metric("squared error", lambda outputs, targets: (outputs - targets).square().mean(1), higher_is_better=False, unit="mm2")
+FORMS: dict[str, tuple[Any, set[str]]] = {
+    "inputs": (X, {"agreement"}),
+    "pair": ((X, CLASSES), {"dense", "float32", "int8", "agreement"}),
+    "data set": (TensorDataset(X, CLASSES), {"dense", "float32", "int8", "agreement"}),
+    "loader": (DataLoader(TensorDataset(X, CLASSES), batch_size=7, shuffle=True), {"dense", "float32", "int8", "agreement"}),
+    "other targets": (TensorDataset(X, TARGETS), {"agreement"}),
+}
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of a network and data that were given in Python: its manifest names neither."""
+    folder = tmp_path_factory.mktemp("given") / "b"
+    fineprune.compress(dense(), (X, CLASSES), preset="taylor", prune=0.4, epochs=1, qat_epochs=1, output=folder, progress=Silent())
+    return folder
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_samples_given_in_python_calibrate(form: str, given: Path, tmp_path: Path) -> None:
+    samples, measured = FORMS[form]
+    exported = fineprune.to_onnx(given, tmp_path / "m.onnx", int8=True, samples=samples, model=dense(), progress=Silent())
+    assert exported.int8 is not None and exported.parity is not None and exported.parity.passed
+    found = exported.int8["accuracy"]
+    assert exported.int8["images"] == 54 and found["samples"] == 6 and found.keys() - {"split", "samples", "measure", "unit"} >= measured
+    assert measured == {key for key in ("dense", "float32", "int8", "agreement") if key in found} and found["agreement"] > 0.8
+    assert not {"QuantizeLinear", "Conv"} - {node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node}
+
+
+def test_a_users_metric_says_what_int8_costs(given: Path, tmp_path: Path) -> None:
+    def export(**settings: Any) -> dict[str, Any]:
+        options: dict[str, Any] = {"samples": (X, TARGETS), "model": dense(), "progress": Silent()}
+        exported = fineprune.to_onnx(given, tmp_path / "m.onnx", int8={"metric": ERROR, "ranges": "minmax", **settings}, **options)
+        assert exported.int8 is not None
+        return exported.int8
+
+    facts = export()
+    found = facts["accuracy"]
+    assert (found["measure"], found["unit"], found["higher_is_better"], found["dense"]) == ("squared error", "mm2", False, None)
+    restored = fineprune.load(given, dense())
+    held_out = torch.randperm(60, generator=torch.Generator().manual_seed(0))[:6]
+    with torch.no_grad():
+        error = (restored(X[held_out]) - TARGETS[held_out]).square().mean()
+    assert found["float32"] == pytest.approx(float(error), rel=1e-4) and 0 < abs(found["int8"] - found["float32"]) < 0.05 * error
+    assert 0 < found["relative_error"] < 0.05
+    line = cost_line(facts)
+    assert f"validation squared error: float32 {found['float32']:.4g} mm2, int8 " in line and "outputs differ by" in line
+    drop = found["int8"] - found["float32"]
+    assert export(max_drop=max(drop, 0))["kept_in_float32"] == []
+    assert (export(max_drop=0)["kept_in_float32"] == []) == (drop <= 0)
+
+
+def test_a_bundle_without_data_says_how_to_calibrate(given: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"names no data set; give --data \(in Python: samples\)"):
+        fineprune.to_onnx(given, tmp_path / "m.onnx", int8=True, model=dense(), progress=Silent())
+    with pytest.raises(UsageError, match="int8 is true, false or a table of ranges, images and max_drop, got"):
+        fineprune.to_onnx(given, tmp_path / "m.onnx", int8={"metrics": ERROR}, samples=X, model=dense(), progress=Silent())  # type: ignore[dict-item]

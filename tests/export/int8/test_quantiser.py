@@ -72,11 +72,12 @@ def test_no_more_layers_stay_than_have_to() -> None:
     assert lost(kept(0, Judge(images=X))) == 0
 
 
-def test_labels_judge_where_there_are_some() -> None:
+def test_a_score_of_ones_own_judges() -> None:
     model = chain()
     Quantiser(samples=X, config=Int8Config(ranges="minmax")).apply(model, INT8_OPSET)
     labels = Runner(model, INT8_OPSET).logits(X, Silent(), "").argmax(1)
-    assert kept(0, Judge(images=X, labels=labels)) == () != kept(0, Judge(images=X))
+    judge = Judge(images=X, score=lambda outputs, exact: 100 * float((outputs.argmax(1) == labels).mean()))
+    assert kept(0, judge) == () != kept(0, Judge(images=X))
 
 
 def test_ranges_are_those_of_the_tensors() -> None:
