@@ -19,7 +19,6 @@ from fineprune.common.errors import RunError, UsageError
 from fineprune.common.processes import Group, joined
 from fineprune.common.progress import Progress, Silent
 from fineprune.common.seeds import check_seed
-from fineprune.ops.as_conv2d import NAMES
 
 from .calls import acting
 from .convolutions import LAYER_TYPES, ConvSite, evaluating, find_convolutions
@@ -63,7 +62,7 @@ class CalibrationConfig:
     seed: int = 0
     checkpoint_every_s: float = 30.0
     layer_types: tuple[str, ...] = LAYER_TYPES
-    """By the names of their products in torch, the layers that are measured and can be pruned."""
+    """As `find_convolutions` has them."""
 
     def __post_init__(self) -> None:
         if self.samples is not None and self.samples < 1:
@@ -71,8 +70,6 @@ class CalibrationConfig:
         if self.batch_size < 1:
             raise UsageError(f"batch_size must be at least 1, got {self.batch_size}")
         check_seed(self.seed)
-        if unknown := [name for name in self.layer_types if name not in NAMES]:
-            raise UsageError(f"layer_types are some of {', '.join(NAMES)}, got {unknown[0]!r}")
 
 
 def collect(
@@ -86,7 +83,7 @@ def collect(
     checkpoint: Path | None = None,
     progress: Progress | None = None,
 ) -> Statistics:
-    """Measure every maskable convolution of `model` on the samples of `source`.
+    """Measure every maskable layer of `model`, of the types that `config` names, on the samples of `source`.
 
     The network may carry masks: it is measured as it computes, under them. With `checkpoint` (a folder) a killed pass goes on from
     there. Raises RunError on non-finite activations or an empty source, UsageError where there is nothing to measure.

@@ -5,8 +5,9 @@ from dataclasses import asdict, dataclass, field, fields
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Literal, get_args
 
-from fineprune.calibrate.convolutions import ConvSite, select_sites
+from fineprune.calibrate.convolutions import LAYER_TYPES, ConvSite, select_sites
 from fineprune.common.errors import UsageError
+from fineprune.ops.as_conv2d import NAMES
 
 from .criteria import criteria, criterion
 from .criterion import Criterion
@@ -142,6 +143,7 @@ class FWPConfig(Part):
     two or four input channels (pair, quad) or the taps of a kernel's row go together. `order`: which channels do is chosen for each layer
     so that what is worth much is together (cluster), or they follow each other (file).
     A 1x1 kernel has one tap: it is ranked over the channels of its filter, or left alone with pointwise="exempt".
+    layer_types: the layers that are pruned, by the names of their products in torch.
     """
 
     unit: WeightUnit = "weight"
@@ -149,6 +151,7 @@ class FWPConfig(Part):
     share: Share = "filter"
     lanes: int = 16
     pointwise: Literal["filter", "exempt"] = "filter"
+    layer_types: tuple[str, ...] = LAYER_TYPES
     mask = "fwp"
     scopes = WeightScope
 
@@ -158,6 +161,9 @@ class FWPConfig(Part):
         _check_choice("FWP order", self.order, Order)
         _check_choice("FWP share", self.share, Share)
         _check_choice("FWP pointwise", self.pointwise, Literal["filter", "exempt"])
+        types = self.layer_types
+        if not isinstance(types, list | tuple) or not types or not set(types) <= set(NAMES):
+            raise UsageError(f"FWP layer_types is a list of {', '.join(NAMES)}, got {types!r}")
         if isinstance(self.lanes, bool) or not isinstance(self.lanes, int) or self.lanes < 1:
             raise UsageError(f"FWP lanes must be a whole number of at least 1, got {self.lanes!r}")
         self.ranked.check(self)

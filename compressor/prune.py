@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fineprune.calibrate.calls import weight_of
 from fineprune.calibrate.collect import CalibrationConfig, Source, collect
-from fineprune.calibrate.convolutions import ConvSite, Skipped, find_convolutions
+from fineprune.calibrate.convolutions import LAYER_TYPES, ConvSite, Skipped, find_convolutions
 from fineprune.calibrate.layers import layer_at
 from fineprune.calibrate.measures import Measure
 from fineprune.calibrate.statistics import Statistics, check_fields, fingerprint, masks_by_layer
@@ -49,14 +49,14 @@ class CalibrationRun:
     folder: Path | None = None
     progress: Progress = field(default_factory=Silent)
 
-    def collect(self, model: nn.Module, measure: Measure) -> Statistics:
+    def collect(self, model: nn.Module, measure: Measure, layer_types: tuple[str, ...] = LAYER_TYPES) -> Statistics:
         """One pass over the samples."""
         return collect(
             model,
             self.source,
             measure,
             input_shape=self.input_shape,
-            config=self.config,
+            config=replace(self.config, layer_types=layer_types),
             device=self.device,
             checkpoint=self.folder and self.folder / measure.kind,
             progress=self.progress,
@@ -68,7 +68,7 @@ def prunable(model: nn.Module, config: PruneConfig, run: CalibrationRun) -> tupl
 
     RunError where masks or measuring change the network's outputs, tried on the first two samples (`check_agreement`).
     """
-    sites, skipped = find_convolutions(model, run.input_shape, run.config.layer_types)
+    sites, skipped = find_convolutions(model, run.input_shape, config.fwp.layer_types)
     if not sites:
         reasons = "".join(f"; {s.name}: {s.reason}" for s in skipped)
         raise UsageError(f"the network has no convolution that can carry masks{reasons}; give one with nn.Conv2d layers")
@@ -110,7 +110,7 @@ def prune(
         blocks = {name: kept for name, layer in masked_layers(masked) if (kept := layer.block_mask) is not None}
         lists = []
         for part in parts:
-            at_hand = _at_hand(part, masked, sites, run, statistics or {})
+            at_hand = _at_hand(part, masked, sites, run, statistics or {}, config.fwp.layer_types)
             if at_hand is not None:
                 part.method.check(at_hand, part, sites)
                 unreached |= {site.name for site in part.chosen(sites)} & part.method.unreached(at_hand)
@@ -148,13 +148,18 @@ def sharing(groups: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[s
 
 
 def _at_hand(
-    part: Part, model: nn.Module, sites: list[ConvSite], run: CalibrationRun, statistics: Mapping[str, Statistics]
+    part: Part,
+    model: nn.Module,
+    sites: list[ConvSite],
+    run: CalibrationRun,
+    statistics: Mapping[str, Statistics],
+    layer_types: tuple[str, ...],
 ) -> Statistics | None:
     """What the method needs to know of `model`, from the statistics given or a pass over the samples; None for a method that needs none."""
     measure = part.method.measure(part, sites)
     if measure is None:
         return None
-    return _checked(statistics.get(measure.kind), model, sites, run) or run.collect(model, measure)
+    return _checked(statistics.get(measure.kind), model, sites, run) or run.collect(model, measure, layer_types)
 
 
 def _warn(masks: Mapping[str, Mapping[str, Tensor]], progress: Progress) -> None:

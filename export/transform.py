@@ -76,7 +76,7 @@ def name_after_weights(nodes: Iterable[Any]) -> None:
     taken: dict[str, int] = {}
     for node in nodes:
         if node.inputs[1].is_initializer():
-            name = node.inputs[1].name.removesuffix(".weight")
+            name = node.inputs[1].name.removesuffix(".weight").removesuffix(".fixed_weight")
             taken[name] = taken.get(name, 0) + 1
             node.name = name if taken[name] == 1 else f"{name}.{taken[name]}"
 

@@ -23,7 +23,7 @@ def prepare(model: nn.Module, masks: Bundle | Path | str | Masks) -> nn.Module:
     """A copy of the dense network `model` that carries `masks`, in training mode.
 
     masks: a bundle or its folder, whose weights come too; or {"fwp": {layer: bool [F,C/groups,kh,kw]}, "ffp": {layer: bool [C,oh,ow]}} on
-    the network's own weights. Masked layers are `nn.Conv2d` of the same parameters; a weight that is dropped gets no gradient, and no
+    the network's own weights. Masked layers are of the same class and parameters; a weight that is dropped gets no gradient, and no
     optimizer brings it back. UsageError for masks that fit no layer, RunError for a bundle of another network.
     """
     check_arguments(architecture=model)

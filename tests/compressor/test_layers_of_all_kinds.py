@@ -167,8 +167,8 @@ def test_what_is_seen_of_a_layer_is_a_convolution_that_gives_its_outputs(network
 
 def pruned_network(network: Network, preset: str = "obs", **fwp: object) -> tuple[nn.Module, CalibrationRun]:
     source = samples(24)
-    run = CalibrationRun(source=source, input_shape=(3, 7, 5), config=CalibrationConfig(layer_types=TYPES, batch_size=8))
-    config = prune_config(preset, fwp={"ratio": 0.5, "floor": 0.2, **fwp})  # type: ignore[arg-type]
+    run = CalibrationRun(source=source, input_shape=(3, 7, 5), config=CalibrationConfig(batch_size=8))
+    config = prune_config(preset, fwp={"ratio": 0.5, "floor": 0.2, "layer_types": TYPES, **fwp})  # type: ignore[arg-type]
     return prune(network, config, run).model, run
 
 

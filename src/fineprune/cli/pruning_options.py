@@ -93,6 +93,13 @@ _research = stack(
         "--fwp-share", help="Which filters drop a tap together (scopes layer and global): filter (each alone), group, or channel (all)."
     ),
     click.option("--lanes", type=int, help="How many filters form a group (scope or share `group` only)."),
+    click.option(
+        "--layer-type",
+        "layer_types",
+        multiple=True,
+        metavar="NAME",
+        help="Prune the weights of layers of this type: conv2d (the default), conv1d, conv_transpose2d, linear (repeatable).",
+    ),
     click.option("--pointwise", help="What becomes of 1x1 kernels: they are ranked within a filter (filter) or left dense (exempt)."),
     section=RESEARCH,
 )
@@ -154,6 +161,7 @@ def prune_settings(options: dict[str, Any]) -> dict[str, Any]:
             "share": options["fwp_share"],
             "lanes": options["lanes"],
             "pointwise": options["pointwise"],
+            "layer_types": tuple(options["layer_types"]) or None,
             **layers,
         },
     }
