@@ -41,6 +41,8 @@ def read_user(spec: str, reading: Reading) -> RawData | ImageData:
     if not isinstance(result, tuple) or len(result) not in (2, 3):
         raise UsageError(f"{spec} returned {type(result).__name__}; return an ImageData, (train, test) or (train, validation, test)")
     parts = dict(zip(_PARTS[len(result)], result, strict=True))
+    if all(isinstance(part, np.ndarray | Tensor) for part in result):
+        raise UsageError(f"{spec} returned {len(result)} arrays; return (train, test), each of them a pair (images, labels) or a Dataset")
     if all(isinstance(part, tuple) and len(part) == 2 for part in parts.values()):
         return raw_from_arrays(spec, parts, reading, None, where=spec)
     wrong = [

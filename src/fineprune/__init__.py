@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from .compression import compress
     from .deployment import to_onnx
+    from .evaluation import evaluate
     from .latency import bench
     from .networks import load
     from .own_loop import finish, plain, prepare
@@ -25,13 +26,14 @@ _PUBLIC = {
     "Bundle": "compressor.bundle",
     "to_onnx": "deployment",
     "bench": "latency",
+    "evaluate": "evaluation",
     "load": "networks",
     "run": "pipeline",
     "Metric": "models.objective",
     **dict.fromkeys(("prepare", "finish", "plain"), "own_loop"),
 }
 
-__all__ = ["Bundle", "Metric", "bench", "compress", "finish", "load", "plain", "prepare", "run", "to_onnx"]
+__all__ = ["Bundle", "Metric", "bench", "compress", "evaluate", "finish", "load", "plain", "prepare", "run", "to_onnx"]
 
 
 def __getattr__(name: str) -> Any:

@@ -35,7 +35,6 @@ _ACCEPTED: dict[str, tuple[tuple[type, ...], str]] = {
     "output": (_PATH, "the path of a folder"),
     "bundle": ((Bundle, *_PATH), _BUNDLE),
     "network": ((Bundle, Network, *_PATH), _BUNDLE),
-    "folder": (_PATH, "the path of a bundle's folder"),
     "architecture": ((nn.Module,), "the dense network, an nn.Module"),
     "path": (_PATH, "the path of the ONNX file to write"),
     "onnx": (_PATH, "the path of an ONNX file"),

@@ -110,7 +110,7 @@ def export_network(
         for note in report.notes:
             progress.log(note)
         if parity is None:
-            progress.log("parity was not checked: there are no samples to compare on")
+            progress.log("parity was not checked: there are no samples to compare on; --data gives some (in Python: samples)")
         else:
             parity = replace(parity, path=str(path))
     if parity is not None:

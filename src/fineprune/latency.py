@@ -162,6 +162,6 @@ def _calibration_samples(network: Network, progress: Progress) -> Any:
         if not missing(data_names(load_arguments(network.data)), network.trust):
             return real_samples(network, CALIBRATION_SAMPLES).numpy()
         where = f"the data {network.data['spec']} that {manifest_of(network.bundle)} names"
-        progress.log(f"{where} are not read by themselves: inputs are noise (--data gives real ones)")
+        progress.log(f"{where} are not read by themselves: inputs are noise (--data gives real ones; in Python: samples)")
     generator = torch.Generator().manual_seed(0)
     return torch.randn(CALIBRATION_SAMPLES, *network.input_shape, generator=generator).numpy()

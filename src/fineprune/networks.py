@@ -38,16 +38,18 @@ class Network:
         return replace(self, data=facts, trust=(*self.trust, *data_names(load_arguments(facts))))
 
 
-def load(folder: Path | str, model: nn.Module | None = None, *, trust: Collection[str] = ()) -> nn.Module:
-    """The masked network of the bundle in `folder`, in eval mode.
+def load(bundle: Bundle | Path | str, model: nn.Module | None = None, *, trust: Collection[str] = ()) -> nn.Module:
+    """The masked network of a bundle, or of the one in a folder, in eval mode.
 
     model: its dense architecture, where the manifest names none, or names code of the user's own that `trust` does not allow by name
     (trust=["my_net.py:my_net"]); otherwise UsageError.
     """
     from .arguments import check_arguments  # which knows networks
 
-    check_arguments(folder=folder, architecture=model)
-    return open_bundle(folder, trust=trust).model if model is None else Bundle.load(folder).restore(model)
+    check_arguments(bundle=bundle, architecture=model)
+    if not isinstance(bundle, Bundle):
+        bundle = read_bundle(bundle) if model is None else Bundle.load(bundle)
+    return network_of(bundle, trust=trust).model if model is None else bundle.restore(model)
 
 
 def open_bundle(folder: Path | str, *, model: nn.Module | None = None, trust: Collection[str] = ()) -> Network:
@@ -64,7 +66,10 @@ def network_of(bundle: Bundle, *, model: nn.Module | None = None, trust: Collect
         trust = [*(network_names(spec) if spec else ()), *(data_names(load_arguments(data)) if data else ()), *trust]
     if model is None:
         if spec is None:
-            raise UsageError(f"{where} was made from a network without a name; give its dense architecture: load(folder, model)")
+            raise UsageError(
+                f"{where} was made from a network without a name; give its dense architecture: --model file.py:factory (in Python: "
+                "model=network; to compress it further, fineprune.load(bundle, network) in its place)"
+            )
         require_network(spec, trust, manifest_of(bundle))
         model = _built(spec, bundle, where)
     check_facts(bundle, where)

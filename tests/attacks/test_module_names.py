@@ -86,7 +86,7 @@ def test_a_manifest_imports_no_module(place: str, bundle: Bundle, canary: Path, 
     log = Lines()
     assert _calibration_samples(open_bundle(folder), log).shape == (16, 1, 32, 32)
     read = f"the data {name} that {folder}/manifest.json names are not read by themselves"
-    assert log.lines == [f"{read}: inputs are noise (--data gives real ones)"]
+    assert log.lines == [f"{read}: inputs are noise (--data gives real ones; in Python: samples)"]
     assert not canary.exists()
 
 

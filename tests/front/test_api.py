@@ -40,7 +40,7 @@ def test_own_module_to_bundle_to_onnx(data: str, tmp_path: Path) -> None:
     with torch.no_grad():
         np.testing.assert_allclose(session.run(None, {session.get_inputs()[0].name: x})[0], model(torch.from_numpy(x)), atol=1e-5)
     assert bundle.facts["model"] is None
-    with pytest.raises(UsageError, match=r"made from a network without a name; give its dense architecture: load\(folder, model\)"):
+    with pytest.raises(UsageError, match=r"made from a network without a name; give its dense architecture: --model file.py:factory"):
         fineprune.load(tmp_path / "bundle")
 
 

@@ -78,7 +78,7 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
         "exclude is given for all masks and in fwp",
     ),
     "excluding numbers": (compress(exclude=[1]), r"exclude is a list of globs of layers, got \[1\]"),
-    "loading nothing": (lambda: fineprune.load(None), "folder is the path of a bundle's folder; got None"),  # type: ignore[arg-type]
+    "loading nothing": (lambda: fineprune.load(None), "bundle is a bundle .* or the path of its folder; got None"),  # type: ignore[arg-type]
     "loading into a name": (lambda: fineprune.load("x", "resnet20"), "model is the dense network, an nn.Module; got 'resnet20'"),  # type: ignore[arg-type]
     "exporting a module": (lambda: fineprune.to_onnx(NET, "x.onnx"), "fineprune.compress makes a bundle of it"),  # type: ignore[arg-type]
     "exporting to nowhere": (lambda: fineprune.to_onnx("x", None), "path is the path of the ONNX file to write; got None"),  # type: ignore[arg-type]

@@ -14,6 +14,8 @@ from fineprune.common.errors import RunError, UsageError
 from fineprune.common.progress import Lines, Silent
 from fineprune.models.data.given import given_data
 from fineprune.models.objective import AGREEMENT
+from support.command import fineprune as command
+from support.command import succeed
 
 
 def network() -> nn.Module:
@@ -116,3 +118,64 @@ def test_a_sample_that_fails_is_named() -> None:
     data = given_data(Broken(), validation=0, progress=Silent())
     with pytest.raises(RunError, match=r"could not be read at \[8, 9, 10, 11\]: .*no such file"):
         list(data.train.batches(4))
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("kept") / "b"
+    fineprune.compress(network(), images(), preset="taylor", prune=0.4, epochs=0, output=folder, progress=Silent())
+    return folder
+
+
+def test_a_bundle_is_evaluated_on_all_samples_with_the_network_given_again(kept: Path) -> None:
+    x, y = images()
+    model = fineprune.load(kept, network())
+    with torch.no_grad():
+        share = float((model(x).argmax(1) == y).float().mean())
+    for given in (kept, fineprune.Bundle.load(kept)):
+        found = fineprune.evaluate(given, FORMS["loader"](), model=network(), progress=Silent())
+        assert found.samples == 48 and found.accuracy == pytest.approx(share)
+    halved = fineprune.Metric("half", lambda outputs, targets: (outputs.argmax(1) == targets).float() / 2)
+    found = fineprune.evaluate(model, (x, y), loss=nn.functional.cross_entropy, metric=halved, progress=Silent())
+    assert found.accuracy == pytest.approx(share / 2)
+    with pytest.raises(UsageError, match="model belongs to a bundle"):
+        fineprune.evaluate(model, (x, y), model=network())
+
+
+def test_a_bundle_in_memory_goes_where_its_folder_does(kept: Path, tmp_path: Path) -> None:
+    bundle = fineprune.Bundle.load(kept)
+    model = fineprune.load(bundle, network())
+    assert torch.equal(model(images()[0]), fineprune.load(kept, network())(images()[0]))
+    again = fineprune.compress(model, images(), preset="taylor", prune=0.3, epochs=0, progress=Silent())
+    for name, mask in bundle.masks["fwp"].items():
+        assert not bool((again.masks["fwp"][name] & ~mask).any())
+    for call in (fineprune.load, fineprune.bench, lambda one: fineprune.to_onnx(one, tmp_path / "m.onnx")):
+        with pytest.raises(UsageError, match=r"give its dense architecture: --model file\.py:factory \(in Python: model=network"):
+            call(bundle)
+
+
+def test_on_the_command_line_the_network_is_named_again(kept: Path, tmp_path: Path) -> None:
+    code = """
+import torch
+from torch import nn
+def network(channels: int = 6):
+    return nn.Sequential(nn.Conv2d(1, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU(), nn.Conv2d(channels, 8, 3),
+                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+def data():
+    x = torch.rand(20, 8, 8).mul(255).byte().numpy()
+    return (x, torch.arange(20).numpy() % 3), (x, torch.arange(20).numpy() % 3)
+def arrays():
+    return data()[0]
+"""
+    (tmp_path / "mine.py").write_text(code)
+    named, data = ["--model", f"{tmp_path / 'mine.py'}:network"], f"{tmp_path / 'mine.py'}:data"
+    result = succeed("export", kept, *named, "--output", tmp_path / "m.onnx")
+    assert "parity was not checked: there are no samples to compare on; --data gives some" in " ".join(result.err.split())
+    result = succeed("export", kept, *named, "--data", data, "--int8", "--output", tmp_path / "m.onnx")
+    assert "int8" in result.out
+    assert "test accuracy" in succeed("eval", kept, *named, "--data", data).out
+    succeed("macs", kept, *named)
+    refused = command("macs", kept)
+    assert refused.code == 2 and "give its dense architecture: --model file.py:factory" in " ".join(refused.err.split())
+    refused = command("eval", kept, *named, "--data", f"{tmp_path / 'mine.py'}:arrays")
+    assert refused.code == 2 and "returned 2 arrays; return (train, test), each of them a pair" in " ".join(refused.err.split())

@@ -1,0 +1,47 @@
+"""How good a network is on samples: by accuracy, or by a user's metric."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fineprune.common.errors import UsageError
+from fineprune.common.progress import Lines, Progress, Silent
+from fineprune.compressor.bundle import Bundle
+from fineprune.models.data.given import is_given
+from fineprune.models.objective import Metric, task_of
+from fineprune.models.training.evaluate import Evaluation
+from fineprune.models.training.evaluate import evaluate as measured
+
+from .arguments import check_arguments, check_progress
+from .deployment import opened
+from .samples import data_of
+
+
+def evaluate(
+    network: nn.Module | Bundle | Path | str,
+    data: Any,
+    *,
+    loss: Callable[[Any, Any], Any] | None = None,
+    metric: Metric | Callable[[Any, Any], Any] | None = None,
+    model: nn.Module | None = None,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Accuracy (or the figure of `metric`) and loss of a network, in float32 and eval mode.
+
+    network: a module, as it is, or a bundle, with its dense architecture as `model` where the manifest names none. data: samples in a form
+    that `compress` takes, all of which are measured on, or a data set or its spec, of which the test split is, or that of validation.
+    loss, metric: as in `compress`. UsageError for other arguments, RunError for labels that fit no output.
+    """
+    check_progress(progress)
+    if not isinstance(network, nn.Module):
+        check_arguments(bundle=network, architecture=model)
+        network = opened(network, model).model
+    elif model is not None:
+        raise UsageError("model belongs to a bundle; this network is an nn.Module: leave model out")
+    validation = 0 if is_given(data) else None
+    loaded = data_of(data, validation=validation, test=None, seed=0, objective=task_of(loss, metric), progress=Silent())
+    split = next(split for split in (loaded.test, loaded.validation, loaded.train) if len(split) or split is loaded.train)
+    return measured(network, split, device=device, progress=progress or Lines())
