@@ -335,6 +335,14 @@ class _Run:
         objective = objective_of(self.data.train)
         return {} if objective is None else {"unit": objective.metric.unit, "higher_is_better": objective.metric.higher_is_better}
 
+    def named(self, result: dict[str, Any]) -> dict[str, Any]:
+        """What a training reports, its accuracies under the name of figures where they are none."""
+        if self.measure == ACCURACY.name:
+            return result
+        changed = {key: value for key, value in result.items() if key != "history"} | {"measure": self.measure}
+        history = [{key.replace("_accuracy", "_figure"): value for key, value in record.items()} for record in result["history"]]
+        return {key.replace("_accuracy", "_figure"): value for key, value in changed.items()} | {"history": history}
+
     @property
     def held_out(self) -> str:
         """The split that accuracies refer to: test, or validation where there is no test split."""
@@ -389,7 +397,7 @@ class _Run:
         beside = Beside(teacher=None if distill is None else self.model, masking=masking)
         options: dict[str, Any] = {"device": self.device, "progress": self.progress, "beside": beside}
         with opened(model, self.data, self.job.finetune, output=self.folder / name if self.folder else None, **options) as run:
-            result = run.finish().to_json()
+            result = self.named(run.finish().to_json())
         learned: dict[str, Any] = {} if distill is None else {"distill": distill.to_json()}
         if epochs := self.job.finetune.qat_epochs:
             learned["qat_epochs"] = epochs

@@ -8,6 +8,7 @@ from fineprune.common.errors import RunError
 from fineprune.common.form import Maybe, Within, require
 from fineprune.compressor.bundle import MANIFEST, Bundle
 from fineprune.compressor.masks import KINDS
+from fineprune.models.objective import ACCURACY
 
 STEPS = {
     "dense": "dense",
@@ -26,6 +27,11 @@ def final_accuracy(accuracy: dict[str, Any]) -> float | None:
     return next((accuracy[step] for step in last_first if accuracy.get(step) is not None), None)
 
 
+def measured(accuracy: dict[str, Any]) -> str:
+    """What the figures of a manifest's `accuracy` are: an accuracy, or what stands for it."""
+    return str(accuracy.get("measure") or ACCURACY.name)
+
+
 _SHARE = Within(float, -1, 2)
 """A fraction of something, give or take rounding."""
 _FIGURE = Within(float, -1e18, 1e18)
@@ -35,7 +41,7 @@ _WHOLE = Within(int, 0, 2**31)
 _SIDE = Within(int, 1, 2**15)
 _TRAINING = Maybe(
     {
-        "history": [{"epoch": _WHOLE, "validation_accuracy": Maybe(_FIGURE)}],
+        "history": [{"epoch": _WHOLE, **dict.fromkeys(("validation_accuracy", "validation_figure"), Maybe(_FIGURE))}],
         "prune_schedule": Maybe({"name": str, "share": _SHARE, "updates": _WHOLE}),
         "qat_epochs": Maybe(_WHOLE),
         "distill": Maybe({"share": _SHARE, "temperature": Within(float, 0, 1e9), "features": Maybe(_COUNT)}),

@@ -15,7 +15,7 @@ from fineprune.common.progress import Lines, Progress
 
 from . import __version__
 from .arguments import check_arguments, check_progress
-from .manifest import final_accuracy
+from .manifest import final_accuracy, measured
 from .recipe import bench_config, finetune_of, job_of, read_recipe, train_config
 
 
@@ -203,7 +203,7 @@ class _Pipeline:
 def summarise(folder: Path, compress: dict[str, Any], export: dict[str, Any], bench: dict[str, Any] | None) -> dict[str, Any]:
     """The figures that decide whether the compressed network is worth having, with the ones to compare them to."""
     accuracy, macs = compress["accuracy"], compress["macs"]
-    final = final_accuracy(accuracy)
+    final, what = final_accuracy(accuracy), f"{accuracy['split']} {measured(accuracy)}"
     latency: dict[str, dict[str, float]] = {}
     for row in bench["rows"] if bench else ():
         latency.setdefault(row["runtime"], {})[f"batch {row['batch_size']}, {row['threads']} threads"] = row["median_ms"]
@@ -217,10 +217,10 @@ def summarise(folder: Path, compress: dict[str, Any], export: dict[str, Any], be
             f"{macs['macs_dense'] / 1e6:.2f}",
             f"{macs['macs'] / 1e6:.2f} ({macs['macs'] / max(macs['macs_dense'], 1):.1%})",
         ],
-        [f"{accuracy['split']} accuracy", _percent(accuracy.get("dense")), _percent(final)],
+        [what, _percent(accuracy.get("dense")), _percent(final)],
         ["the same after equal fine-tuning", _percent(accuracy.get("dense_finetuned")), _percent(final)],
         [
-            f"{accuracy['split']} accuracy, compressed in int8",
+            f"{what}, compressed in int8",
             _percent(None if integers is None else accuracy.get("dense")),
             _percent(integers),
         ],

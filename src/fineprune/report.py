@@ -15,7 +15,7 @@ from fineprune.compressor.bundle import Bundle
 from fineprune.compressor.masks import KINDS
 from fineprune.compressor.masks.kind import label
 
-from .manifest import STEPS, check_facts, final_accuracy, masked_meanwhile, on_grids, read_bundle, taught, zeros_pruned
+from .manifest import STEPS, check_facts, final_accuracy, masked_meanwhile, measured, on_grids, read_bundle, taught, zeros_pruned
 from .pictures import picture, plain
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def write_report(
     check_facts(bundle, "the bundle")
     facts = bundle.facts
     macs, accuracy = facts["macs"], facts["accuracy"]
-    measure = accuracy.get("measure", "accuracy")
+    measure = measured(accuracy)
     name = printable(facts["model"]["name"]) if facts.get("model") else "network"
     sections = [
         f"<h1>{html.escape(name)}: {1 - macs['macs'] / max(macs['macs_dense'], 1):.1%} of the multiply-adds removed</h1>",
@@ -48,7 +48,7 @@ def write_report(
     if any(accuracy.get(step) is not None for step in STEPS):
         sections.append(
             _section(
-                "Accuracy",
+                measure[:1].upper() + measure[1:],
                 accuracy_figure(accuracy),
                 f"{measure} on {accuracy['samples']} {accuracy['split']} images",
             )
@@ -76,7 +76,7 @@ def write_report(
 
 
 def accuracy_figure(accuracy: dict[str, Any]) -> "Figure":
-    """Bars of the accuracy after each step."""
+    """Bars of the accuracy, or of what stands for it, after each step."""
     steps = [(label, accuracy[key]) for key, label in STEPS.items() if accuracy.get(key) is not None]
     figure, axes = _figure(8, 2.8)
     values, unit = [value for _, value in steps], accuracy.get("unit")
@@ -86,9 +86,9 @@ def accuracy_figure(accuracy: dict[str, Any]) -> "Figure":
         color=[KEPT if "dense" not in s else DENSE for s, _ in steps],
     )
     axes.bar_label(bars, [written(value, unit) for value in values] if unit is not None else None, fmt="%.2f %%")
-    if unit is None:
+    if unit is None and max(values) <= 1:
         axes.set_ylim(0, 112)
-    axes.set_ylabel("accuracy, %" if unit is None else f"{accuracy['measure']} {unit}".rstrip())
+    axes.set_ylabel(_axis(accuracy))
     return figure
 
 
@@ -127,20 +127,27 @@ def masks_figure(masks: dict[str, torch.Tensor]) -> "Figure":
 
 
 def training_figure(training: dict[str, Any], accuracy: dict[str, Any]) -> "Figure":
-    """Validation accuracy by epoch, of the masked network and (where it was trained) of the dense one."""
+    """Validation accuracy, or what stands for it, by epoch, of the masked network and (where it was trained) of the dense one."""
     figure, axes = _figure(8, 2.8)
     unit = accuracy.get("unit")
     scale = 100 if unit is None else 1
     for key, name, colour in (("finetune", "masked", KEPT), ("dense_finetune", "dense", ACCENT)):
         history = training.get(key, {}).get("history", [])
-        points = [(r["epoch"], r["validation_accuracy"] * scale) for r in history if r["validation_accuracy"] is not None]
+        figures = [(r["epoch"], r.get("validation_figure", r.get("validation_accuracy"))) for r in history]
+        points = [(epoch, figure * scale) for epoch, figure in figures if figure is not None]
         if points:
             axes.plot(*zip(*points, strict=True), "o-", color=colour, label=name)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("epoch")
-    axes.set_ylabel("validation accuracy, %" if unit is None else f"validation {accuracy['measure']} {unit}".rstrip())
+    axes.set_ylabel(f"validation {_axis(accuracy)}")
     axes.legend(frameon=False)
     return figure
+
+
+def _axis(accuracy: dict[str, Any]) -> str:
+    """What is measured, with its unit."""
+    unit = accuracy.get("unit")
+    return plain(f"{measured(accuracy)}, %" if unit is None else f"{measured(accuracy)} {unit}".rstrip())
 
 
 _OURS = {
@@ -190,13 +197,14 @@ def _figure(width: float, height: float) -> tuple["Figure", Any]:
 
 def _section(title: str, figure: "Figure", caption: str) -> str:
     svg = picture(figure, "svg", dpi=100, salt=title).decode()
-    return f"<h2>{title}</h2><figure>{svg[svg.index('<svg') :]}<figcaption>{html.escape(printable(caption))}</figcaption></figure>"
+    title, caption = (html.escape(printable(text)) for text in (title, caption))
+    return f"<h2>{title}</h2><figure>{svg[svg.index('<svg') :]}<figcaption>{caption}</figcaption></figure>"
 
 
 def _summary(facts: dict[str, Any], int8: dict[str, Any] | None) -> str:
     macs, ratios, accuracy = facts["macs"], facts["ratios"], facts["accuracy"]
     final = final_accuracy(accuracy)
-    name, unit = html.escape(printable(accuracy.get("measure", "accuracy"))), accuracy.get("unit")
+    name, unit = html.escape(printable(measured(accuracy))), accuracy.get("unit")
     rows = [
         ("all multiply-adds, million", f"{macs['macs_dense'] / 1e6:.2f}", f"{macs['macs'] / 1e6:.2f}"),
         ("convolution multiply-adds, million", f"{macs['conv_macs_dense'] / 1e6:.2f}", f"{macs['conv_macs'] / 1e6:.2f}"),
@@ -204,7 +212,8 @@ def _summary(facts: dict[str, Any], int8: dict[str, Any] | None) -> str:
         *((f"{f'{kind.what} pruned {kind.rest}'.strip()} ({label(kind)})", "", f"{ratios['achieved'][kind.name]:.1%}") for kind in KINDS),
     ]
     if int8 and "int8" in int8["accuracy"]:
-        rows.insert(0, ("accuracy in int8", "", f"{int8['accuracy']['int8']:.2%}"))
+        cost = int8["accuracy"]
+        rows.insert(0, (f"{html.escape(printable(measured(cost)))} in int8", "", written(cost["int8"], cost.get("unit"))))
     if accuracy.get("dense_finetuned") is not None:
         rows.insert(0, (f"{name}, dense network fine-tuned alike", written(accuracy["dense_finetuned"], unit), ""))
     if final is not None or "note" in accuracy:

@@ -23,7 +23,9 @@ def check_criteria(data: ImageData, config: PruneConfig) -> None:
     for part in config.parts:
         if not data.labelled and part.method.reads_labels:
             able = ", ".join(method.name for method in criteria(part.mask) if not method.reads_labels)
-            raise UsageError(f"{part.kind} criterion {part.criterion!r} needs labels, which {data.spec} has not; these need none: {able}")
+            raise UsageError(
+                f"{part.kind} criterion {part.criterion!r} needs labels, and there are none in {data.spec}; these need none: {able}"
+            )
 
 
 def check_training(data: ImageData, config: TrainConfig | None) -> None:
@@ -31,7 +33,8 @@ def check_training(data: ImageData, config: TrainConfig | None) -> None:
     taught = config is not None and config.distill is not None and config.distill.share == 1
     if config is not None and not data.labelled and not taught:
         raise UsageError(
-            f"fine-tuning needs labels, which {data.spec} lacks; leave it out (--epochs 0) or learn from the dense network (--distill 1)"
+            f"fine-tuning needs labels, and there are none in {data.spec}; leave it out (--epochs 0; in Python: epochs=0) or learn from "
+            "the dense network alone (--distill 1; in Python: distill=1)"
         )
 
 

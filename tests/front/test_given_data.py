@@ -110,7 +110,9 @@ def test_inputs_alone_are_compressed_by_agreement_with_the_dense_network() -> No
     options: dict[str, Any] = {"preset": "thesis", "prune": 0.3, "progress": Silent()}
     bundle = fineprune.compress(network(), images()[0], epochs=0, **options)
     assert bundle.facts["accuracy"]["measure"] == AGREEMENT.name and bundle.facts["accuracy"]["dense"] == 1
-    with pytest.raises(UsageError, match="fine-tuning needs labels, which the samples given in Python lacks"):
+    with pytest.raises(
+        UsageError, match=r"needs labels, and there are none in the samples given in Python; .*\(--epochs 0; in Python: epochs=0\)"
+    ):
         fineprune.compress(network(), images()[0], epochs=1, **options)
 
 

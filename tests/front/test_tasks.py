@@ -1,5 +1,6 @@
 """A user's task: segmentation, regression and several labels under the user's loss and metric, from samples to ONNX Runtime."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -119,7 +120,13 @@ def test_a_task_goes_from_samples_to_onnx(name: str, tmp_path: Path, capsys: pyt
     assert accuracy["higher_is_better"] == (name != "regression") and 0.4 < bundle.facts["conv_macs_kept"] < 0.75
     write_report(tmp_path / "b", tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
-    assert f"<td>{called}</td>" in page and ("accuracy, %" not in page)
+    assert f"<td>{called}</td>" in page and f"<h2>{called[0].upper()}{called[1:]}</h2>" in page
+    assert f">validation {called}" in page and not re.search(
+        r"accuracy, %|>Accuracy<|[> ]accuracy[^<]* on \d", page.replace("pixel accuracy", "")
+    )
+    trained = bundle.facts["training"]["finetune"]
+    assert trained["measure"] == called and trained["best_figure"] in [record["validation_figure"] for record in trained["history"]]
+    assert not any("accuracy" in key for record in (trained, *trained["history"]) for key in record)
     exported = fineprune.to_onnx(tmp_path / "b", tmp_path / "m.onnx", model=made(case), samples=samples.x[:4], progress=Silent())
     assert exported.parity is not None and exported.parity.passed
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx")

@@ -9,7 +9,7 @@ import click
 from fineprune.common.figures import written
 from fineprune.common.text import printable
 
-from ..manifest import masked_meanwhile, on_grids, taught, zeros_pruned
+from ..manifest import masked_meanwhile, measured, on_grids, taught, zeros_pruned
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -93,8 +93,8 @@ def print_compression(facts: dict[str, Any]) -> None:
     rows = [[text, written(accuracy[key], accuracy.get("unit"))] for key, text in steps.items() if accuracy.get(key) is not None]
     if rows:
         print_table(
-            f"{accuracy.get('measure', 'accuracy')} on {accuracy['samples']} {accuracy['split']} images",
-            ["", accuracy.get("measure", "accuracy")],
+            f"{measured(accuracy)} on {accuracy['samples']} {accuracy['split']} images",
+            ["", measured(accuracy)],
             rows,
         )
     asked, achieved, common = ratios["asked"], ratios["achieved"], ratios["asked"].get("common")
