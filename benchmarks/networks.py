@@ -143,13 +143,14 @@ def row(model: nn.Module, size: int, *, linear: bool, measured: bool = True) -> 
         "pruned": 1 - macs.macs / macs.macs_dense,
     }
     with tempfile.TemporaryDirectory(prefix="fineprune-networks-") as folder:
-        exported = fineprune.to_onnx(bundle, Path(folder) / "net.onnx", model=model, samples=images, progress=Silent())
+        file = Path(folder) / "net.onnx"
+        exported = fineprune.to_onnx(bundle, file, model=model, samples=images, progress=Silent())
         assert exported.parity is not None
         facts["parity"] = exported.parity.to_json()
         facts["masked_nodes"] = {op: count for op, count in exported.report.nodes.items() if op.startswith("fineprune")}
         if measured:
             config = BenchmarkConfig(batch_sizes=(1,), threads=(1,), rounds=5)
-            report = fineprune.bench(bundle, config, int8=False, peers=(), samples=images, model=model, progress=Silent())
+            report = fineprune.bench(bundle, config, onnx=file, int8=False, peers=(), samples=images, model=model, progress=Silent())
             facts["latency"] = report.to_json()
     return facts
 

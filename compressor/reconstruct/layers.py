@@ -67,9 +67,11 @@ def refittable(model: nn.Module, outputs: Outputs) -> tuple[list[Shared], list[S
 def _why_not(name: str, sharing: list[str], masked: dict[str, MaskedLayer], outputs: Outputs) -> str | None:
     if name not in outputs:
         return "the forward pass does not call it"
+    if not outputs[name]:
+        return "its forward does not give its product the layer's bias"
     layer = masked[name]
     for other in sharing:
-        if other not in masked or other not in outputs:
+        if other not in masked or not outputs.get(other):
             return f"it shares its weight with {other}, which carries no masks or is not called"
         twin = masked[other]
         if twin.bias is not layer.bias or groups_of(twin) != groups_of(layer) or not torch.equal(kept(twin), kept(layer)):
@@ -84,14 +86,17 @@ def kept(layer: MaskedLayer) -> Tensor:
 
 
 def outputs_of(model: nn.Module, images: Tensor, names: Iterable[str]) -> Outputs:
-    """What the layers `names` of `model` put out, seen in one pass of images[N,C,H,W]."""
+    """What the layers `names` of `model` put out, seen in one pass of images[N,C,H,W]; nothing where a forward adds its bias itself."""
     found: Outputs = {}
+    biased: set[str] = set()
 
     def see(name: str, call: Call) -> Tensor:
         y = call.output()
         found.setdefault(name, []).append((y.shape[1], y.shape[2] * y.shape[3]))
+        if call.bias is not model.get_submodule(name).bias:
+            biased.add(name)
         return y
 
     with acting([Tap(model.get_submodule(name), partial(see, name)) for name in names]):
         forward(model, images)
-    return found
+    return {name: [] if name in biased else calls for name, calls in found.items()}

@@ -191,6 +191,18 @@ def test_the_refit_of_any_layer_brings_the_outputs_nearer(network: Network) -> N
     assert (model(x) - network(x)).square().sum() < 0.5 * before
 
 
+def test_a_bias_that_the_layers_own_code_adds_stays_as_it_is(network: Network) -> None:
+    class Late(nn.Conv2d):
+        def forward(self, input: Tensor) -> Tensor:
+            y = F.conv2d(input, self.weight, None, self.stride, self.padding)
+            return y if self.bias is None else y + self.bias[:, None, None]
+
+    network.grouped = Late(4, 4, 1)  # type: ignore[assignment]
+    model, run = pruned_network(network)
+    left = {skipped.name: skipped.reason for skipped in reconstruct(network, model, run).left}
+    assert left["grouped"] == "its forward does not give its product the layer's bias"
+
+
 def test_a_bundle_gives_it_back(network: Network, tmp_path) -> None:
     model, _ = pruned_network(network)
     bundle = Bundle.of(model, {"input_shape": (3, 7, 5)})
