@@ -5,6 +5,7 @@ manifest.json        schema, model and data specs, settings, ratios asked and ac
 weights.safetensors  the state dict, dropped weights at zero
 masks.safetensors    LAYER/KIND, such as ffp or fwp: uint8, eight mask elements a byte, first element in the highest bit, row-major;
                      LAYER/groups: int16 [F], filters that share taps (scope "group" only)
+network.onnx         where the network came from an ONNX file: its graph, without the weights
 """
 
 import json
@@ -33,11 +34,11 @@ from .masks import KINDS
 from .masks.kind import label
 
 SCHEMA = 1
-MANIFEST, WEIGHTS, MASKS = "manifest.json", "weights.safetensors", "masks.safetensors"
+MANIFEST, WEIGHTS, MASKS, GRAPH = "manifest.json", "weights.safetensors", "masks.safetensors", "network.onnx"
 _SIZE = Within(int, 0, 2**31)
 _FORM = {
     "mask_shapes": {str: {kind.name: Maybe([_SIZE]) for kind in KINDS}},
-    "sha256": {WEIGHTS: str, MASKS: str},
+    "sha256": {WEIGHTS: str, MASKS: str, GRAPH: Maybe(str)},
     "measured_on": Maybe({"weights": str, "accuracy": str}),
     "state": Maybe({"metadata": {str: {}}, "values": {}}),
 }
@@ -46,7 +47,7 @@ _NOT_FACTS = ("schema", "mask_shapes", "sha256", "state")
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
-    """Everything needed to rebuild a masked network from its architecture.
+    """Everything needed to rebuild a masked network from its architecture, which is a graph where it came from an ONNX file.
 
     `facts` is the manifest without schema, shapes, hashes and state. `metadata` and `values` are what the network's state dict holds
     beside tensors: versions of modules, which a module's own loading may ask for (None: not known), and plain extra state.
@@ -62,9 +63,12 @@ class Bundle:
 
     metadata: dict[str, dict[str, Any]] | None = None
     values: dict[str, Any] = field(default_factory=dict)
+    graph: bytes | None = None
 
     @classmethod
-    def of(cls, model: nn.Module, facts: Mapping[str, Any], groups: Mapping[str, Tensor] | None = None) -> Self:
+    def of(
+        cls, model: nn.Module, facts: Mapping[str, Any], groups: Mapping[str, Tensor] | None = None, *, graph: bytes | None = None
+    ) -> Self:
         """Take weights and masks from a baked network. facts: of another bundle, or your own: with an `input_shape` (C,H,W) all commands
         can read the bundle, and what else they need is counted. Accuracies measured on other weights than the network's are left out.
 
@@ -94,6 +98,7 @@ class Bundle:
             groups=dict(groups or {}),
             metadata=metadata,
             values=values,
+            graph=graph,
         )
 
     def restore(self, model: nn.Module) -> nn.Module:
@@ -135,7 +140,9 @@ class Bundle:
             # Not by save_file: its failures are no OSError, and only the owner may read what it writes.
             (temporary / WEIGHTS).write_bytes(save(self.weights))
             (temporary / MASKS).write_bytes(save(packed))
-            hashes = {name: sha256(temporary / name) for name in (WEIGHTS, MASKS)}
+            if self.graph is not None:
+                (temporary / GRAPH).write_bytes(self.graph)
+            hashes = {name: sha256(temporary / name) for name in (WEIGHTS, MASKS, GRAPH) if (temporary / name).is_file()}
             state = {} if self.metadata is None else {"state": {"metadata": self.metadata, "values": self.values}}
             write_json(temporary / MANIFEST, {"schema": SCHEMA, **self.facts, "mask_shapes": shapes, **state, "sha256": hashes})
             if (different := _difference(self, type(self).load(temporary))) is not None:
@@ -146,13 +153,14 @@ class Bundle:
         """Read what `save` wrote. UsageError when `folder` is no bundle, RunError when a file is missing, truncated or altered."""
         folder = Path(folder)
         manifest = _read_manifest(folder)
-        tensors = {}
-        for name in (WEIGHTS, MASKS):
+        hashes = {name: value for name, value in manifest["sha256"].items() if name in (WEIGHTS, MASKS, GRAPH) and value is not None}
+        for name in hashes:
             if not (folder / name).is_file():
                 raise RunError(f"{folder / name} is missing; the bundle is incomplete, compress again")
-            if sha256(own_file(folder, name)) != manifest["sha256"][name]:
+            if sha256(own_file(folder, name)) != hashes[name]:
                 raise RunError(f"{folder / name} does not match the hash in {MANIFEST}; it was truncated or altered, compress again")
-            tensors[name] = read_tensors(folder / name, "compress again")
+        tensors = {name: read_tensors(folder / name, "compress again") for name in (WEIGHTS, MASKS)}
+        graph = (folder / GRAPH).read_bytes() if GRAPH in hashes else None
         masks: dict[str, dict[str, Tensor]] = {kind.name: {} for kind in KINDS}
         for name, kinds in manifest["mask_shapes"].items():
             for kind in masks:
@@ -163,7 +171,7 @@ class Bundle:
         state = manifest.get("state") or {"metadata": None, "values": {}}  # a bundle of an earlier version has none
         if "accuracy" in facts:  # an earlier version does not say whose it is
             facts.setdefault("measured_on", measured_on(_digest(tensors[WEIGHTS], masks), facts["accuracy"]))
-        return cls(facts=facts, weights=tensors[WEIGHTS], masks=masks, groups=groups, folder=folder, **state)
+        return cls(facts=facts, weights=tensors[WEIGHTS], masks=masks, groups=groups, folder=folder, graph=graph, **state)
 
 
 def is_bundle(folder: Path | str) -> bool:
@@ -176,7 +184,7 @@ def check_target(folder: Path | str) -> None:
     folder = Path(folder)
     if not folder.exists():
         return
-    others = sorted({path.name for path in folder.iterdir()} - {MANIFEST, WEIGHTS, MASKS}) if folder.is_dir() else []
+    others = sorted({path.name for path in folder.iterdir()} - {MANIFEST, WEIGHTS, MASKS, GRAPH}) if folder.is_dir() else []
     if not folder.is_dir() or (others and not is_bundle(folder)):
         raise UsageError(f"{folder} exists and is not a bundle; choose another output folder")
     if others:
@@ -198,6 +206,8 @@ def _difference(a: Bundle, b: Bundle) -> str | None:
         for name in {**mine, **theirs}:
             if name not in mine or name not in theirs or not same_bits(mine[name].cpu(), theirs[name]):
                 return f"{what}{name}"
+    if a.graph != b.graph:
+        return "the graph"
     return None if (a.metadata, a.values) == (b.metadata, b.values) else "the state"
 
 

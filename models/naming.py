@@ -8,6 +8,11 @@ WEIGHTS = (".pt", ".pth", ".th", ".ckpt", ".safetensors", ".bin", ".tar", ".pkl"
 MANIFEST = "manifest.json"
 
 
+def is_onnx(name: str) -> bool:
+    """Whether `name` is that of an ONNX file, which is a network as it stands."""
+    return name.lower().endswith(".onnx")
+
+
 def meant_as_model(name: str) -> str:
     """Advice for `name`, which is no network; empty where nothing is known."""
     place, _, attribute = name.rpartition(":")
@@ -20,8 +25,8 @@ def meant_as_model(name: str) -> str:
         return _file(Path(place), "the network")
     if "/" in place and Path(f"{place}.py").is_file():
         return f"write {place}.py:{attribute}"
-    if path.suffix == ".onnx":
-        return "that is an ONNX file; start from the PyTorch network (--model NAME) and its weights (--checkpoint FILE)"
+    if is_onnx(name):
+        return f"that is an ONNX file; give it in the place of a bundle: fineprune compress {name} --data SPEC"
     if path.suffix in WEIGHTS:
         return f"that is a file of weights; name the network, too: --model NAME --checkpoint {name}"
     if (path / MANIFEST).is_file():

@@ -14,6 +14,7 @@ from torch import nn
 from fineprune.common.errors import FinepruneError, UsageError
 from fineprune.common.wrappers import without_wrappers
 
+from .. import onnx_file
 from ..naming import meant_as_model
 from ..user_code import accepted_arguments, call_factory, is_user_spec, load_factory
 from . import torchvision_models
@@ -39,13 +40,15 @@ class ModelSpec:
 
     name: str
     args: dict[str, Value] = field(default_factory=dict)
+    graph: bytes | None = field(default=None, repr=False)
+    """Of a network from an ONNX file, which no code builds: the file's graph, its weights left out."""
 
     def to_json(self) -> dict[str, Any]:
-        """{"name": ..., "args": {...}}."""
+        """{"name": ..., "args": {...}}; a graph is kept beside."""
         return {"name": self.name, "args": dict(self.args)}
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "ModelSpec":
+    def from_json(cls, value: Mapping[str, Any], graph: bytes | None = None) -> "ModelSpec":
         """The inverse of `to_json`; UsageError where `value` has another form."""
         try:
             name, args = value["name"], dict(value["args"])
@@ -53,10 +56,12 @@ class ModelSpec:
             raise UsageError(f'a model is stored as {{"name": ..., "args": {{...}}}}, got {value!r}') from error
         if not isinstance(name, str) or not all(isinstance(v, int | float | str) for v in args.values()):
             raise UsageError(f"a model's name is text and its arguments are numbers, true/false or text, got {value!r}")
-        return cls(name=name, args=args)
+        return cls(name=name, args=args, graph=graph)
 
     def completed(self, **known: Value) -> "ModelSpec":
         """With those of `known` (in_channels, num_classes, image_size: facts of the data) that the network takes and that are not given."""
+        if self.graph is not None:
+            return self
         accepted = accepted_by(self.name)
         return ModelSpec(name=self.name, args={**{k: v for k, v in known.items() if k in accepted}, **self.args})
 
@@ -86,6 +91,8 @@ def build(spec: ModelSpec | str, *, seed: int | None = None, **args: Value) -> n
     (with those it does), RunError where the user's own factory fails.
     """
     spec = ModelSpec(name=spec) if isinstance(spec, str) else spec
+    if spec.graph is not None:
+        return onnx_file.build(onnx_file.parse(spec.graph))
     factory = _factory(spec.name)
     merged = {**spec.args, **args}
     with torch.random.fork_rng(devices=[]) if seed is not None else contextlib.nullcontext():

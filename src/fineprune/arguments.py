@@ -88,7 +88,7 @@ def _meant(name: str, value: Any) -> str:
         if isinstance(value, Mapping):
             return "; these are weights: build the network and load them into it (load_state_dict)"
         if isinstance(value, os.PathLike):
-            return "; a file of weights is the checkpoint, a bundle is opened by fineprune.load"
+            return "; a file of weights is the checkpoint, an ONNX file is named as text, a bundle is opened by fineprune.load"
     if name == "data" and isinstance(value, os.PathLike):
         return f"; for a folder of images give 'imagefolder:{value}', for a file of arrays 'npz:{value}'"
     if module and name in ("bundle", "network"):

@@ -256,7 +256,7 @@ class _Run:
             "training": history,
         }
         earlier = sharing(before.groups, pruned.masks[WEIGHTS.name]) if before else {}
-        bundle = Bundle.of(pruned.model, facts, earlier | pruned.groups)
+        bundle = Bundle.of(pruned.model, facts, earlier | pruned.groups, graph=spec.graph if spec else None)
         check_restored(bundle, pruned.model, self.fresh(spec), self.image())
         return bundle
 

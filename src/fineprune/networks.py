@@ -1,6 +1,6 @@
-"""Naming a network: by architecture and checkpoint, or by a bundle that says both."""
+"""Naming a network: by architecture and checkpoint, by an ONNX file, or by a bundle that says both."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from fineprune.common.errors import UsageError
+from fineprune.common.errors import FinepruneError, RunError, UsageError
 from fineprune.common.progress import Progress, Silent
-from fineprune.compressor.bundle import MANIFEST, Bundle
+from fineprune.compressor.bundle import GRAPH, MANIFEST, Bundle
+from fineprune.models import onnx_file
 from fineprune.models.data import DATA_ARGUMENTS, ImageData, load_data
+from fineprune.models.naming import is_onnx
 from fineprune.models.zoo import ModelSpec, build, load_checkpoint
 
 from .manifest import check_facts, read_bundle
@@ -91,12 +93,18 @@ def _built(spec: ModelSpec, bundle: Bundle, where: str) -> nn.Module:
         if wanted is not None and wanted > 2 * held + 2**20:
             raise UsageError(f"that has {wanted:,} weights, and the bundle holds {held:,}")
         return build(spec)
-    except UsageError as error:
+    except FinepruneError as error:
+        if spec.graph is not None:
+            raise RunError(f"{where}: {GRAPH} cannot be read: {error}; it was edited, or is of a later version") from error
+        if not isinstance(error, UsageError):
+            raise
         raise UsageError(f"{where} needs the network {spec.name}: {error}; file names are relative to the current folder") from error
 
 
 def _parameters(spec: ModelSpec) -> int | None:
     """How many parameters `spec` has, counted without their memory; None where that cannot be told (the user's own code is not run)."""
+    if spec.graph is not None:
+        return onnx_file.elements(spec.graph)
     if network_names(spec):
         return None
     try:
@@ -112,7 +120,7 @@ def _parameters(spec: ModelSpec) -> int | None:
 
 def spec_of(bundle: Bundle) -> ModelSpec | None:
     """The network that a bundle's manifest names, if it names one."""
-    return ModelSpec.from_json(bundle.facts["model"]) if bundle.facts.get("model") else None
+    return ModelSpec.from_json(bundle.facts["model"], bundle.graph) if bundle.facts.get("model") else None
 
 
 def manifest_of(bundle: Bundle | None) -> str:
@@ -128,10 +136,12 @@ def open_model(
     input_shape: tuple[int, int, int] | None = None,
     progress: Progress = Silent(),  # noqa: B008 - stateless
 ) -> Network:
-    """Build `spec` and load its weights; without a checkpoint they are random.
+    """Build `spec` and load its weights; without a checkpoint they are random, or those of an ONNX file.
 
     Channels and the number of classes come from `data` where the spec doesn't say.
     """
+    if is_onnx(spec.name):
+        return _open_onnx(spec, checkpoint, input_shape or (data.input_shape if data else None), progress)
     shape = input_shape or (data.input_shape if data else None)
     if shape is None:
         raise UsageError(f"the input size of {spec.name} is not known; give --input CxHxW, such as --input 3x224x224, or --data")
@@ -142,6 +152,41 @@ def open_model(
             progress.log(note)
     check_channels(model, shape, spec)
     return Network(model=model.eval(), spec=spec, input_shape=shape)
+
+
+def _open_onnx(spec: ModelSpec, checkpoint: Path | str | None, given: tuple[int, int, int] | None, progress: Progress) -> Network:
+    """The network of an ONNX file, which was compared with the file; its spec is the file's graph."""
+    path = Path(spec.name)
+    if spec.args:
+        raise UsageError(f"{path} is a network as it stands: it takes no arguments, got {', '.join(spec.args)}")
+    graph = onnx_file.read(path)
+    own = onnx_file.input_shape(graph)
+    sides = given or tuple(side for side in own if side is not None)
+    if len(sides) != 3:
+        raise UsageError(f"{path} leaves its input size open; give --input CxHxW, such as --input 3x224x224, or --data")
+    channels, height, width = sides
+    wanted = [side or other for side, other in zip(own, sides, strict=True)]
+    if wanted != list(sides):
+        raise UsageError(f"{path} takes inputs of {_by(wanted)}, not {_by(sides)}; give {resized(wanted, sides)} or other data")
+    model = onnx_file.build(onnx_file.sized(graph, sides), str(path))
+    onnx_file.check_same(model, path, graph)
+    if graph.graph.node[-1].op_type == "Softmax":
+        progress.log(f"{path} ends in Softmax: for a fine-tuning, which takes outputs for the logits before it, export it without")
+    spec = ModelSpec(name=path.name, graph=onnx_file.architecture(graph))
+    if checkpoint is not None:
+        for note in load_checkpoint(model, checkpoint, spec):
+            progress.log(note)
+    return Network(model=model, spec=spec, input_shape=(channels, height, width))
+
+
+def resized(wanted: Sequence[int], given: Sequence[int]) -> str:
+    """The options that give images of `wanted` instead of `given`, both (C,H,W)."""
+    sides = zip(("channels", "image_size"), wanted, given, strict=False)
+    return " ".join(f"--data-arg {name}={side}" for name, side, own in sides if side != own)
+
+
+def _by(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
 
 
 def check_channels(model: nn.Module, input_shape: tuple[int, int, int], spec: ModelSpec | None = None) -> None:

@@ -62,9 +62,9 @@ def finish(
         done = Bundle.of(module, {"input_shape": list(input_shape or ())})
     else:
         before = _bundle(bundle)
-        done = Bundle.of(module, before.facts)
+        done = Bundle.of(module, before.facts, graph=before.graph)
         if _same(before.masks, done.masks):  # filters that share a mask still do
-            done = Bundle.of(module, before.facts, before.groups)
+            done = Bundle.of(module, before.facts, before.groups, graph=before.graph)
     if output is not None:
         done.save(output)
     return done

@@ -296,9 +296,11 @@ def _folder_hash(folder: Path) -> str:
 
 
 def _code_hash(name: str) -> str | None:
-    """Content of the user's own file, where NAME is file.py:factory."""
-    place = Path(name.rpartition(":")[0])
-    return sha256(place) if place.suffix == ".py" and place.is_file() else None
+    """Content of the user's own file, where NAME is file.py:factory or an ONNX file."""
+    from fineprune.models.naming import is_onnx
+
+    place = Path(name) if is_onnx(name) else Path(name.rpartition(":")[0])
+    return sha256(place) if (place.suffix == ".py" or is_onnx(name)) and place.is_file() else None
 
 
 def _named_files(data: Mapping[str, Any]) -> dict[str, str]:

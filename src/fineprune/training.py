@@ -11,6 +11,7 @@ from fineprune.common.processes import joined
 from fineprune.common.progress import Progress, Silent
 from fineprune.export.machine import package_versions
 from fineprune.models.data import ImageData
+from fineprune.models.naming import is_onnx
 from fineprune.models.training.config import TrainConfig
 from fineprune.models.training.evaluate import evaluate
 from fineprune.models.training.interfaces import Beside
@@ -19,7 +20,7 @@ from fineprune.models.training.state import STATE_FILE
 from fineprune.models.training.trainer import opened
 from fineprune.models.zoo import ModelSpec, build, load_checkpoint
 
-from .networks import check_channels, completed
+from .networks import check_channels, completed, open_model
 
 CHECKPOINT, FACTS = "model.safetensors", "training.json"
 SUSPECTS = 48
@@ -43,9 +44,10 @@ def train_network(
     """
     check_target(output)
     with joined() as group:
-        progress = group.speaker(progress or Silent())
+        progress, name = group.speaker(progress or Silent()), spec.name
         model, spec = _start(spec, data, config.seed, checkpoint, progress)
-        start = {} if checkpoint is None else {"checkpoint": sha256(checkpoint)}
+        given = {"checkpoint": checkpoint, "onnx": Path(name) if is_onnx(name) else None}
+        start = {kind: sha256(file) for kind, file in given.items() if file is not None}
         with opened(model, data, config, output=output, device=device, progress=progress, beside=Beside(identity=start)) as run:
             result = run.finish()
         held_out = "test" if len(data.test) else "validation"
@@ -64,6 +66,9 @@ def train_network(
 
 def _start(spec: ModelSpec, data: ImageData, seed: int, checkpoint: Path | None, progress: Progress) -> tuple[nn.Module, ModelSpec]:
     """The network that training starts from."""
+    if is_onnx(spec.name):
+        network = open_model(spec, checkpoint=checkpoint, data=data, progress=progress)
+        return network.model, network.spec or spec
     spec = completed(spec, data.input_shape, data)
     model = build(spec, seed=seed)
     check_channels(model, data.input_shape, spec)

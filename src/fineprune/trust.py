@@ -10,6 +10,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from fineprune.common.errors import UsageError
+from fineprune.models.naming import is_onnx
 from fineprune.models.zoo import ModelSpec
 
 _FREE = "torchvision:"
@@ -17,7 +18,7 @@ _FREE = "torchvision:"
 
 def network_names(spec: ModelSpec) -> list[str]:
     """What must be allowed before `spec` is built: the user's own code, and each text argument as KEY=VALUE (it may be a path)."""
-    if not _has_place(spec.name):
+    if spec.graph is not None or not _has_place(spec.name):
         return []
     return [spec.name, *(f"{key}={value}" for key, value in spec.args.items() if isinstance(value, str))]
 
@@ -98,4 +99,4 @@ def options(names: Iterable[str]) -> str:
 
 
 def _has_place(spec: str) -> bool:
-    return ":" in spec and not spec.startswith(_FREE)
+    return is_onnx(spec) or (":" in spec and not spec.startswith(_FREE))

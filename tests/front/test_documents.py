@@ -1,13 +1,17 @@
 """The documents say what is so: sections that the code cites, links, worked examples, version and licence."""
 
 import re
+import shlex
 import tomllib
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import seams
 import torch
+
+from support.command import succeed
 
 ROOT = Path(__file__).resolve().parents[2]
 HIDDEN = re.compile(r"(^|/)(\.|runs/|build/|dist/)")
@@ -63,6 +67,21 @@ def test_the_how_to_of_tasks_runs_as_it_stands(tmp_path: Path, monkeypatch: pyte
         torch.random.default_generator.manual_seed(0)
         exec(compile("\n".join(blocks), "docs/tasks.md", "exec"), {})
     assert len(blocks) >= 3 and (tmp_path / "classifier.onnx").is_file()
+
+
+def test_the_how_to_of_onnx_files_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```(python)?\n(.*?)^```", (ROOT / "docs/onnx.md").read_text(), re.MULTILINE | re.DOTALL)
+    names: dict[str, object] = {}
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of torch's older exporter
+        for language, block in blocks:
+            if language:
+                exec(compile(block, "docs/onnx.md", "exec"), names)
+                continue
+            for line in block.splitlines():
+                succeed(*shlex.split(line.removeprefix("fineprune ")))
+    assert len(blocks) == 3 and all((tmp_path / name).is_file() for name in ("small.onnx", "small.html", "smaller.onnx"))
 
 
 def links(path: Path) -> Iterator[str]:

@@ -75,7 +75,6 @@ CASES = [
     ("macs --model none.py", "there is no file none.py; give one and the callable in it"),
     ("macs --model nets/small:net", "'nets/small:net' is no network: write nets/small.py:net"),
     ("macs --model w.pt", "name the network, too: --model NAME --checkpoint w.pt"),
-    ("macs --model x.onnx", "that is an ONNX file; start from the PyTorch network"),
     ("macs --model bundle", "that is a bundle, which says its network itself"),
     ("macs --model photos", "that is a folder; give the file and the callable in it"),
     ("macs --model ResNet-18", "unknown model 'ResNet-18': did you mean torchvision:resnet18?"),

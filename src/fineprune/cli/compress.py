@@ -66,7 +66,7 @@ def compress(as_json: bool, output: Path, device: str, **options: Any) -> None:
     """Prune --model with --checkpoint on --data: calibrate, mask, fine-tune, and write a bundle. Run it again to resume.
 
     BUNDLE is a folder that this command wrote before: in the place of --model it keeps its masks and gets more on top, on its own data
-    where --data is not given.
+    where --data is not given. An ONNX file in its place is a network with its weights, of which no code is needed.
 
     The training options belong to the fine-tuning; --epochs 0 leaves it out.
     """

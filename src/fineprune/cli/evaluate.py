@@ -41,7 +41,7 @@ def evaluate(as_json: bool, split: str, batch_size: int | None, device: str, **o
     from fineprune.models.training.evaluate import evaluate as measure
 
     from ..claims import chance_level
-    from ..networks import named_data
+    from ..networks import named_data, resized
     from .render import print_json, say
 
     check_named(options)
@@ -52,8 +52,7 @@ def evaluate(as_json: bool, split: str, batch_size: int | None, device: str, **o
     data = data or named_data(network)
     if data.input_shape != network.input_shape:
         want, got = ("x".join(map(str, s)) for s in (network.input_shape, data.input_shape))
-        sides = zip(("channels", "image_size"), network.input_shape, data.input_shape, strict=False)
-        remedy = " ".join(f"--data-arg {name}={side}" for name, side, own in sides if side != own)
+        remedy = resized(network.input_shape, data.input_shape)
         raise UsageError(f"the network takes inputs of {want}, {data.spec} has {got}; give {remedy} or other data")
     images, progress = getattr(data, split), Bars()
     result = measure(network.model, images, batch_size=batch_size, device=device, progress=progress, description=f"evaluating {split}")

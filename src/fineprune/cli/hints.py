@@ -26,7 +26,7 @@ def option(word: str) -> str:
     from fineprune.models.zoo import names
 
     path = Path(word)
-    if word in names() or word.startswith("torchvision:"):
+    if word in names() or word.startswith("torchvision:") or path.suffix == ".onnx":
         return f"--model {word}"
     if word.partition(":")[0] in TABLE:
         return f"--data {word}"
@@ -49,6 +49,8 @@ def check_bundle(path: Path, command: str) -> None:
         return
     word = str(path)
     meant = what = ""
+    if path.suffix == ".onnx" and command not in ("bench", "report"):
+        return  # a network
     if path.suffix == ".onnx":
         what = "an ONNX file"
         meant = f"bench BUNDLE --onnx {word}" if command == "bench" else ""

@@ -20,7 +20,7 @@ model_options = stack(
     click.option(
         "--model",
         metavar="NAME",
-        help="The network: a name that `fineprune models` lists, torchvision:NAME, or file.py:factory for your own.",
+        help="The network: a name that `fineprune models` lists, torchvision:NAME, file.py:factory for your own, or an ONNX file.",
     ),
     click.option(
         "--model-arg", "model_args", metavar="KEY=VALUE", multiple=True, help="Pass an argument to the network, e.g. width=32 (repeatable)."
@@ -153,12 +153,20 @@ def _floats(text: str) -> tuple[float, ...]:
 
 
 def check_named(options: dict[str, Any]) -> None:
-    """Fail for a network or a checkpoint that does not exist, before data are read."""
+    """Fail for a network or a checkpoint that does not exist, before data are read; an ONNX file named as a bundle is the network."""
+    from fineprune.models import onnx_file
+    from fineprune.models.naming import is_onnx
     from fineprune.models.zoo import accepted_by, missing_checkpoint
 
+    if options.get("bundle") is not None and is_onnx(str(options["bundle"])) and options["model"] is None:
+        options.update(model=str(options["bundle"]), bundle=None)
     if options.get("bundle") is not None:
         return
-    accepted_by(model_spec(options["model"], options["model_args"]).name)
+    name = model_spec(options["model"], options["model_args"]).name
+    if is_onnx(name):
+        onnx_file.read(name)
+    else:
+        accepted_by(name)
     checkpoint = options["checkpoint"]
     if checkpoint is not None and not checkpoint.is_file():
         raise missing_checkpoint(checkpoint)
@@ -166,7 +174,9 @@ def check_named(options: dict[str, Any]) -> None:
 
 def warn_random(options: dict[str, Any]) -> None:
     """Say so where a network is used untrained."""
-    if options.get("bundle") is None and options["checkpoint"] is None:
+    from fineprune.models.naming import is_onnx
+
+    if options.get("bundle") is None and options["checkpoint"] is None and not is_onnx(options["model"]):
         click.echo("warning: no --checkpoint, so the weights are random; train the network first (fineprune train)", err=True)
 
 

@@ -31,7 +31,7 @@ from .training_options import training_options, training_settings
     section=RESULT,
 )
 def train(as_json: bool, output: Path, device: str, suspects: int | None, **options: Any) -> None:
-    """Train --model on --data from scratch (or from --checkpoint). Run it again to resume."""
+    """Train --model on --data from scratch (or from --checkpoint, or the weights of an ONNX file). Run it again to resume."""
     from fineprune.common.processes import joined
     from fineprune.common.progress import Bars
     from fineprune.models.training.config import TrainConfig
