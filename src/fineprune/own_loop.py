@@ -1,6 +1,6 @@
 """A training loop of the user's own: a network with masks to train there, a bundle of what comes out, and the same without our layers.
 
-bundle -> prepare -> the user's loop (plain, autocast, averaged weights) -> finish -> bundle
+bundle -> prepare -> the user's loop (plain, autocast, averaged weights, compiled) -> finish -> bundle
                                                                          -> plain  -> nn.Module of torch's layers alone
 """
 
@@ -47,7 +47,7 @@ def finish(
     input_shape: Sequence[int] | None = None,
     output: Path | str | None = None,
 ) -> Bundle:
-    """The bundle of a network with masks as it is now, also inside of wrappers such as averaged weights; written to `output`, if given.
+    """The bundle of a network with masks as it is now, also in wrappers (averaged weights, torch.compile), too; written to `output`.
 
     bundle: that of `prepare`, which knows the input shape and what was pruned; or input_shape (C,H,W). Accuracies of the earlier weights
     are left out. UsageError where the network carries no masks, or neither of the two is given.
@@ -62,6 +62,7 @@ def finish(
         done = Bundle.of(module, {"input_shape": list(input_shape or ())})
     else:
         before = _bundle(bundle)
+        _check_whole(module, before)
         done = Bundle.of(module, before.facts, graph=before.graph)
         if _same(before.masks, done.masks):  # filters that share a mask still do
             done = Bundle.of(module, before.facts, before.groups, graph=before.graph)
@@ -83,6 +84,14 @@ def plain(module: nn.Module) -> nn.Module:
 def _bundle(bundle: Bundle | Path | str) -> Bundle:
     check_arguments(bundle=bundle)
     return bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
+
+
+def _check_whole(module: nn.Module, bundle: Bundle) -> None:
+    """UsageError where the layers of `bundle` are those of a part of `module`, such as the network of a LightningModule."""
+    masked, theirs = {name for name, _ in masked_layers(module)}, {name for of_kind in bundle.masks.values() for name in of_kind}
+    for part in [name for name, _ in module.named_modules() if name]:
+        if theirs and masked == {f"{part}.{name}" for name in theirs}:
+            raise UsageError(f"finish takes the network that prepare gave, and {type(module).__name__} holds it as {part}: give that")
 
 
 def _same(one: Mapping[str, Mapping[str, Tensor]], other: Mapping[str, Mapping[str, Tensor]]) -> bool:

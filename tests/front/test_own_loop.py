@@ -52,15 +52,16 @@ def loop(model: nn.Module, averaged: nn.Module | None = None, *, autocast: bool 
     return losses
 
 
-@pytest.mark.parametrize("way", ["plain", "autocast", "averaged"])
+@pytest.mark.parametrize("way", ["plain", "autocast", "averaged", "compiled"])
 def test_from_a_bundle_through_the_users_loop_to_onnx(way: str, compressed: Path, tmp_path: Path) -> None:
     dense = network()
     model = fineprune.prepare(dense, compressed)
     assert model.training and not any(isinstance(layer, MaskedConv2d) for layer in dense.modules())
     average = torch.optim.swa_utils.AveragedModel(model) if way == "averaged" else None
-    losses = loop(model, average, autocast=way == "autocast")
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True) if way == "compiled" else None
+    losses = loop(compiled or model, average, autocast=way == "autocast")
     assert losses[-1] < 0.5 * losses[0]
-    trained = average or model
+    trained = average or compiled or model
     before = fineprune.Bundle.load(compressed)
     bundle = fineprune.finish(trained, compressed, output=tmp_path / "b")
     for name, mask in before.masks["fwp"].items():
@@ -97,6 +98,21 @@ def test_masks_of_ones_own_go_on_the_networks_weights() -> None:
 
 
 BLOCKS: dict[str, dict[str, Tensor]] = {"ffp": {"3": torch.arange(6 * 36).reshape(6, 6, 6) % 2 > 0}}
+
+
+class Held(nn.Module):
+    """A module of the user's framework that holds the network, as a LightningModule does; its forward may or may not call it."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+
+def test_the_network_inside_of_another_module_is_named(compressed: Path) -> None:
+    held = Held(fineprune.prepare(network(), compressed))
+    with pytest.raises(UsageError, match="finish takes the network that prepare gave, and Held holds it as network: give that"):
+        fineprune.finish(held, compressed)
+    assert fineprune.finish(held.network, compressed).masks.keys() == {"fwp", "ffp"}
 
 
 def test_what_cannot_be_is_named(compressed: Path) -> None:
