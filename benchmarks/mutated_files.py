@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--inputs", type=int, default=20_000, help="How many damaged files to read, shared among the kinds.")
     parser.add_argument("--seed", type=int, default=0, help="The seed that every damage follows from.")
     parser.add_argument(
-        "--kinds", default="all", help="Read only these kinds: some of statistics,bundles,recipes,npz,checkpoints,images,onnx."
+        "--kinds", default="all", help="Read only these kinds: some of statistics,bundles,recipes,npz,checkpoints,images,networks,onnx."
     )
     parser.add_argument("--workers", type=int, default=2, help="How many processes read at a time.")
     parser.add_argument("--json", type=Path, metavar="FILE", help="Keep the counts in this JSON file, and go on from what it has.")

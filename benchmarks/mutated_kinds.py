@@ -5,6 +5,7 @@ import io
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -95,7 +96,13 @@ def _bundles() -> list[Files]:
     def write(folder: Path, **ratios: float) -> None:
         fineprune.compress(NETWORK, _data(), epochs=0, output=folder / "b", **ratios)  # type: ignore[arg-type]
 
-    return [_with_folder(lambda folder: write(folder, ffp=0.3, fwp=0.4)), _with_folder(lambda folder: write(folder, fwp=0.4))]
+    def of_a_file(folder: Path) -> None:
+        [(name, content)] = _networks()[0].items()
+        (folder / name).write_bytes(content)
+        fineprune.compress(str(folder / name), _data(), epochs=0, fwp=0.4, output=folder / "b")
+        (folder / name).unlink()
+
+    return [*(_with_folder(partial(write, ffp=ffp, fwp=0.4)) for ffp in (0.3, 0.0)), _with_folder(of_a_file)]
 
 
 def _read_bundle(folder: Path) -> None:
@@ -275,6 +282,19 @@ def graph(content: bytes, random: Random) -> bytes:
     return model.SerializeToString()
 
 
+def _networks() -> list[Files]:
+    from fineprune.export.exporter import export_onnx
+
+    model = build(NETWORK, seed=0).eval()
+    return [_with_folder(lambda folder: export_onnx(model, (1, 12, 12), folder / "m.onnx", plain=True))]
+
+
+def _open_network(folder: Path) -> None:
+    from fineprune.networks import open_model
+
+    open_model(ModelSpec(name=str(folder / "m.onnx")))
+
+
 def _run_onnx(folder: Path) -> None:
     from fineprune.export.engine import Session
 
@@ -286,7 +306,9 @@ def _run_onnx(folder: Path) -> None:
 _TEXT = (mutations.values,)
 KINDS = {
     "statistics": Kind(sound=_statistics, mutations={".json": _TEXT, ".safetensors": (mutations.safetensors,)}, read=_read_statistics),
-    "bundles": Kind(sound=_bundles, mutations={".json": _TEXT, ".safetensors": (mutations.safetensors,)}, read=_read_bundle),
+    "bundles": Kind(
+        sound=_bundles, mutations={".json": _TEXT, ".safetensors": (mutations.safetensors,), ".onnx": (graph,)}, read=_read_bundle
+    ),
     "recipes": Kind(sound=lambda: [{"r.toml": RECIPE}], mutations={".toml": _TEXT}, read=_read_recipe),
     "npz": Kind(sound=_npz, mutations={".npz": (mutations.archive,)}, read=lambda folder: _use(f"npz:{folder / 'd.npz'}")),
     "checkpoints": Kind(
@@ -295,6 +317,7 @@ KINDS = {
         read=lambda folder: load_checkpoint(build(NETWORK), next(folder.glob("w.*"))),
     ),
     "images": Kind(sound=_images, mutations={".png": (mutations.png_size,)}, read=lambda folder: _use(f"imagefolder:{folder / 'i'}")),
+    "networks": Kind(sound=_networks, mutations={".onnx": (graph,)}, read=_open_network),
     "onnx": Kind(sound=_onnx, mutations={".onnx": (graph,)}, read=_run_onnx),
 }
 

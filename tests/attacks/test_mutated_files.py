@@ -6,7 +6,7 @@ import pytest
 from mutated_files import FAULTS, read_one
 from mutated_kinds import KINDS
 
-INPUTS = {"statistics": 25, "bundles": 25, "recipes": 80, "npz": 60, "checkpoints": 60, "images": 40}
+INPUTS = {"statistics": 25, "bundles": 25, "recipes": 80, "npz": 60, "checkpoints": 60, "images": 40, "networks": 60}
 
 
 @pytest.mark.parametrize("kind", INPUTS)

@@ -190,3 +190,17 @@ def test_a_network_that_is_no_classifier_needs_no_labels(tmp_path: Path) -> None
     targets = torch.zeros(32, 2, 16, 16)
     bundle = fineprune.compress(str(path), (inputs, targets), loss=nn.functional.mse_loss, prune=0.5, epochs=0, progress=Silent())
     assert bundle.graph is not None and bundle.facts["conv_macs_kept"] < 0.65
+
+
+def test_a_recipe_reads_a_file_on_the_users_word_alone(network: Path, photos: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(
+        f'output = "{tmp_path}/run"\n[model]\nname = "{network}"\n[data]\nspec = "imagefolder:{photos}/labelled"\n'
+        '[train]\nepochs = 1\nbatch_size = 8\n[compress]\nfwp = 0.3\npreset = "taylor"\n'
+        "[finetune]\nepochs = 0\n[export]\nparity_samples = 4\n"
+    )
+    refused = run("run", recipe)
+    assert refused.code == 2 and f"--trust {network}" in refused.err
+    words = [word for name in (network, f"imagefolder:{photos}/labelled", tmp_path / "run") for word in ("--trust", name)]
+    succeed("run", recipe, *words)
+    assert (tmp_path / "run" / "bundle" / "network.onnx").is_file() and (tmp_path / "run" / "compressed.onnx").is_file()
