@@ -87,7 +87,8 @@ def _require(apart: Callable[[Iterable[str]], float], names: Sequence[str], what
         return
     at_fault = [name for name in names if apart([name]) > TOLERANCE] or list(names)
     remedy = " ".join(f"--exclude {name}" for name in at_fault)
-    raise RunError(f"{what} (by {far:.2%} of the largest) in {', '.join(at_fault)}: {why}; leave that dense: {remedy}")
+    where = f"(by {far:.2%} of the largest) in {', '.join(at_fault)}"
+    raise RunError(f"{what} {where}: {why}; leave that dense: {remedy} (in Python: exclude={at_fault!r})")
 
 
 def _of(masks: Masks, names: Iterable[str]) -> dict[str, dict[str, Tensor]]:

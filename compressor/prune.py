@@ -166,7 +166,7 @@ def _warn(masks: Mapping[str, Mapping[str, Tensor]], progress: Progress) -> None
     for name in [name for of_kind in masks.values() for name, mask in of_kind.items() if not mask.any()]:
         progress.log(f"warning: nothing of {name} is kept, so that its output is constant; give a floor above 0 or exclude the layer")
     if not any(masks.values()):
-        progress.log("warning: nothing was pruned; give --prune, --ffp or --fwp a fraction above 0")
+        progress.log("warning: nothing was pruned; give --prune, --ffp or --fwp a fraction above 0 (in Python: prune, ffp, fwp)")
 
 
 def _checked(statistics: Statistics | None, model: nn.Module, sites: list[ConvSite], run: CalibrationRun) -> Statistics | None:

@@ -63,13 +63,16 @@ def test_networks_that_bear_masks_pass_and_stay_as_they_are(preset: str) -> None
     [
         (
             "type",
-            r"masks that drop nothing change the network's outputs \(by .*%.*\) in first: .*asks for the layer's type .* --exclude first$",
+            r"masks that drop nothing change the network's outputs \(by .*%.*\) in first: .*the layer's type .* --exclude first .in Python",
         ),
         (
             "name",
-            r"masks that drop nothing change the network's outputs \(by .*%.*\) in first: .*asks for the layer's type .* --exclude first$",
+            r"masks that drop nothing change the network's outputs \(by .*%.*\) in first: .*the layer's type .* --exclude first .in Python",
         ),
-        ("weights", r"weights that masks drop still act on .* in first: its code uses them outside the layer, too; .* --exclude first$"),
+        (
+            "weights",
+            r"weights that masks drop still act on .* in first: its code uses them outside the layer, too; .* --exclude first .in Python",
+        ),
         ("gradient", r"outputs differ by .*% of the largest where they are measured: .* under gradients .*, or use --preset thesis"),
         ("input", r"outputs differ by .*% of the largest where they are measured: .* under gradients .*, or use --preset thesis"),
     ],

@@ -119,7 +119,7 @@ def test_groups_that_an_earlier_mask_tells_apart_are_none() -> None:
 def test_nothing_to_prune_is_said() -> None:
     progress = Recorder()
     pruned = prune(varied(), prune_config(), calibration(progress=progress))
-    assert progress.lines == ["warning: nothing was pruned; give --prune, --ffp or --fwp a fraction above 0"]
+    assert progress.lines == ["warning: nothing was pruned; give --prune, --ffp or --fwp a fraction above 0 (in Python: prune, ffp, fwp)"]
     assert (pruned.masks["ffp"], pruned.masks["fwp"], progress.loops) == ({}, {}, [])
 
 
