@@ -35,8 +35,6 @@ def build(model: Any, where: str = "its graph") -> OnnxNetwork:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UsageError(f"{where}: the node {label} cannot be read: {first[:200]}") from error
         results = (results,) if isinstance(results, Value) else results
-        if len(results) < len([name for name in proto.output if name]):
-            raise UsageError(f"{where}: the node {label} has {len(proto.output)} outputs, of which only {len(results)} can be read")
         values.update({name: value for name, value in zip(proto.output, results, strict=False) if name})
     output = values.get(model.graph.output[0].name)
     if output is None:
@@ -64,7 +62,7 @@ def _node(proto: Any, values: dict[str, Value], opset: int) -> Node:
 
     missing = next((name for name in proto.input if name and name not in values), None)
     if missing is not None:
-        raise UsageError(f"it reads {missing!r}, which no node before it computes")
+        raise UsageError(f"it reads {missing!r}, which no node before it computes, or one whose further outputs cannot be read")
     attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in proto.attribute}
     return Node(
         kind=proto.op_type,

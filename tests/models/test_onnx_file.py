@@ -76,6 +76,7 @@ CASES: dict[str, tuple[list[Any], dict[str, Any], int]] = {
     "clip by attributes": ([node("Clip", min=-0.2, max=0.7)], {}, 7),
     "clip by inputs": ([node("Clip", "", "high")], {"high": np.float32(0.3)}, 18),
     "relu6": ([node("Clip", "low", "high")], {"low": np.float32(0), "high": np.float32(6)}, 18),
+    "dropout": ([node("Dropout", "r", out=["y", "mask"])], {"r": np.float32(0.3)}, 18),
     "hard sigmoid": ([node("HardSigmoid", alpha=0.3, beta=0.4)], {}, 18),
     "several": ([helper.make_node("Sum", ["x", "w", "x"], ["y"])], {"w": f(3, 1, 1)}, 18),
     "softmax": ([node("Softmax", axis=1)], {}, 18),
@@ -207,6 +208,10 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "vectors": (graph([node("Relu")], shape=("n", 9)), "takes inputs of 2 dimensions, not images"),
     "an old opset": (graph([node("Relu")], opset=6), "is of opset 6, older than 7"),
     "a moving weight": (graph([helper.make_node("Conv", ["x", "x"], ["y"])]), "the node Conv 'y': its input 1 depends on the images"),
+    "a second output": (
+        graph([node("MaxPool", out=["p", "i"], kernel_shape=[2, 2]), helper.make_node("Cast", ["i"], ["y"], to=1)]),
+        "the node Cast 'y': it reads 'i', which no node before it computes, or one whose further outputs cannot be read",
+    ),
     "training": (
         graph([node("BatchNormalization", *"sbmv", training_mode=1)], SCALES, opset=15),
         "it is in training mode; export the network in eval mode",

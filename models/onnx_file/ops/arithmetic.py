@@ -47,7 +47,6 @@ _ACTIVATIONS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
     "LeakyRelu": lambda given: nn.LeakyReLU(given.get("alpha", 0.01)),
     "Elu": lambda given: nn.ELU(given.get("alpha", 1.0)),
     "Gelu": lambda given: nn.GELU(approximate=given.get("approximate", "none")),
-    "Dropout": lambda given: nn.Dropout(given.get("ratio", 0.5)),
 }
 _SOFTMAX: dict[str, Callable[..., Tensor]] = {"Softmax": torch.softmax, "LogSoftmax": torch.log_softmax}
 _REDUCTIONS: dict[str, Callable[..., Tensor]] = {
@@ -73,6 +72,13 @@ def activation(b: Builder, node: Node) -> Value:
     if node[0].constant:
         return b.call(_ACTIVATIONS[node.kind](node.attributes).eval(), node[0])
     return b.layer(node, lambda: _ACTIVATIONS[node.kind](node.attributes), node[0])
+
+
+@onnx("Dropout")
+def dropout(b: Builder, node: Node) -> Value:
+    """Of a training; what it dropped, its second output, nobody reads."""
+    ratio = node.setting("ratio", 1)
+    return b.layer(node, lambda: nn.Dropout(0.5 if ratio is None else ratio), node[0])
 
 
 @onnx("HardSigmoid")
