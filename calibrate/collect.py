@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fineprune.common.errors import RunError, UsageError
+from fineprune.common.inputs import Inputs, Shape, answer, floats, told, tracked
 from fineprune.common.processes import Group, joined
 from fineprune.common.progress import Progress, Silent
 from fineprune.common.seeds import check_seed
@@ -29,9 +30,9 @@ from .strides import answering_as_nchw, wants_nchw
 
 
 class Samples(NamedTuple):
-    """One batch: images[N,C,H,W] float, labels[N] int64, indices[N] int64 (each sample's place in the data set)."""
+    """One batch: images[N,C,H,W] float or a `Structured`, labels[N] int64, indices[N] int64 (each sample's place in the data set)."""
 
-    images: Tensor
+    images: Inputs
     labels: Tensor
     indices: Tensor
 
@@ -39,7 +40,7 @@ class Samples(NamedTuple):
 class Source(Protocol):
     """Where samples come from; every split of `fineprune.models.data` is one.
 
-    `summed_loss(outputs, labels)`, where there is one, is the sum of the samples' losses; else they are cross-entropies.
+    `summed_loss(outputs, labels, samples)`, where there is one, is the sum of the samples' losses; else they are cross-entropies.
     """
 
     def __len__(self) -> int: ...
@@ -77,7 +78,7 @@ def collect(
     source: Source,
     measure: Measure,
     *,
-    input_shape: tuple[int, ...],
+    input_shape: Shape,
     config: CalibrationConfig | None = None,
     device: torch.device | str = "cpu",
     checkpoint: Path | None = None,
@@ -105,7 +106,7 @@ def collect(
 class _Pass(NamedTuple):
     """How one pass is made."""
 
-    input_shape: tuple[int, ...]
+    input_shape: Shape
     config: CalibrationConfig
     device: torch.device | str
     checkpoint: Path | None
@@ -117,7 +118,7 @@ def _collect(model: nn.Module, source: Source, measure: Measure, sites: Sequence
     config, checkpoint, group = how.config, how.checkpoint, how.group
     stream_settings = {k: v for k, v in asdict(config).items() if k in ("samples", "seed", "data")}
     network = fingerprint(model, masks_by_layer(model, (site.name for site in sites)))
-    settings = {**measure.settings(sites), **stream_settings, "input_shape": list(how.input_shape), "network": network}
+    settings = {**measure.settings(sites), **stream_settings, "input_shape": told(how.input_shape), "network": network}
     order = sample_order(len(source), config)
     collectors = measure.collectors(model, sites, config.seed, len(order))
     saved = group.on_first(lambda: _saved(checkpoint, measure.kind, settings, collectors))
@@ -164,9 +165,7 @@ def _collect(model: nn.Module, source: Source, measure: Measure, sites: Sequence
 
 
 @contextmanager
-def _measured(
-    model: nn.Module, collectors: Mapping[str, Collector], input_shape: tuple[int, ...], device: torch.device | str
-) -> Iterator[None]:
+def _measured(model: nn.Module, collectors: Mapping[str, Collector], input_shape: Shape, device: torch.device | str) -> Iterator[None]:
     """The network on `device` in eval mode with frozen weights, every collector in its convolution's place."""
     flags = [(p, p.requires_grad) for p in model.parameters()]
     try:
@@ -187,38 +186,38 @@ def _run_batch(
     batch: Samples,
     collectors: Mapping[str, Collector],
     device: torch.device | str,
-    summed_loss: Callable[[Tensor, Any], Tensor],
+    summed_loss: Callable[[Any, Any, int], Tensor],
 ) -> None:
     """One forward pass (and one backward pass, where a collector needs gradients); sums change only when the whole batch went through."""
     images = batch.images.to(device)
     for collector in collectors.values():
         collector.begin(batch.indices)
-    logits = outputs(model, images, collectors)
+    given = outputs(model, images, collectors)
     for collector in collectors.values():
         collector.turn()
     if needs_gradient(collectors):
         # The sum keeps each sample's gradient its own: in eval mode samples do not meet.
-        loss = summed_loss(logits, batch.labels)
-        _require_finite(loss)
+        loss = summed_loss(given, batch.labels, len(images))
+        _require_finite([loss])
         if loss.requires_grad:
             loss.backward()
         if not any(collector.had_gradient for collector in collectors.values()):
             raise UsageError("no gradient reaches any convolution, which scores by gradients need; use --preset thesis")
     else:
-        _require_finite(logits)
+        _require_finite(floats(given))
     for collector in collectors.values():
         collector.commit()
 
 
-def outputs(model: nn.Module, images: Tensor, collectors: Mapping[str, Collector]) -> Tensor:
-    """The network's class scores [N,classes] for images[N,C,H,W] as a calibration pass computes them; `images` stay as they are.
+def outputs(model: nn.Module, images: Inputs, collectors: Mapping[str, Collector]) -> Any:
+    """What the network gives for a batch as a calibration pass computes it; `images` stay as they are.
 
     The network gets a copy that is no leaf of the graph: it may write to its input.
     """
     if not needs_gradient(collectors):
         with torch.no_grad():
-            return _tensor(model(images.clone()))
-    return _tensor(model(images.detach().requires_grad_().clone()))
+            return answer(model, images.clone())
+    return answer(model, tracked(images))
 
 
 def needs_gradient(collectors: Mapping[str, Collector]) -> bool:
@@ -226,7 +225,9 @@ def needs_gradient(collectors: Mapping[str, Collector]) -> bool:
     return any(collector.needs_gradient for collector in collectors.values())
 
 
-def _summed_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def _summed_loss(logits: Any, labels: Tensor, samples: int) -> Tensor:
+    if not isinstance(logits, Tensor):
+        raise RunError(f"the network returns {type(logits).__name__}, not one tensor of class scores; give a loss of such outputs, loss=")
     labels = labels.to(logits.device)
     try:
         return F.cross_entropy(logits, labels, reduction="sum")
@@ -237,14 +238,8 @@ def _summed_loss(logits: Tensor, labels: Tensor) -> Tensor:
         ) from error
 
 
-def _tensor(output: Any) -> Tensor:
-    if not isinstance(output, Tensor):
-        raise RunError(f"the network returns {type(output).__name__}, not one tensor of class scores; wrap it so that it does")
-    return output
-
-
-def _require_finite(value: Tensor) -> None:
-    if not torch.isfinite(value).all():
+def _require_finite(values: list[Tensor]) -> None:
+    if not all(bool(torch.isfinite(value).all()) for value in values):
         raise RunError(
             "the network's output is NaN or infinite on calibration data; check the checkpoint and the normalisation of the data"
         )

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from fineprune.common.errors import UsageError
+from fineprune.common.inputs import Shape, Structured, answer, told, zeros
 from fineprune.ops.as_conv2d import product_of
 from fineprune.ops.multiply_adds import multiply_adds, per_block
 
@@ -82,9 +84,9 @@ class Skipped:
 
 
 def find_convolutions(
-    model: nn.Module, input_shape: Sequence[int], layer_types: Collection[str] = LAYER_TYPES
+    model: nn.Module, input_shape: Shape, layer_types: Collection[str] = LAYER_TYPES
 ) -> tuple[list[ConvSite], list[Skipped]]:
-    """Run one zero sample of `input_shape` (C,H,W) and sort the convolutions into maskable and left dense, in order of execution.
+    """Run one sample of `input_shape`, zeros for (C,H,W), and sort the convolutions into maskable and left dense, in order of execution.
 
     layer_types: by the names of their products in torch, those that may be masked; "linear" brings linear layers, too.
     """
@@ -137,18 +139,16 @@ class _Watched:
         )
 
 
-def probe(model: nn.Module, input_shape: Sequence[int]) -> torch.Tensor:
-    """The model's output for one zero sample, in eval mode without gradients; UsageError when it does not accept the shape."""
-    first = next(model.parameters(), None)
+def probe(model: nn.Module, input_shape: Shape) -> Any:
+    """The model's outputs for one sample, in eval mode without gradients; UsageError when it does not accept the shape."""
     try:
         with evaluating(model), torch.no_grad():
-            zeros = torch.zeros(
-                1, *input_shape, device=None if first is None else first.device, dtype=None if first is None else first.dtype
-            )
-            return model(zeros)
+            return answer(model, zeros(input_shape, model))
     except Exception as error:  # the network's own code may raise anything
-        shape = "x".join(map(str, input_shape))
         cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if isinstance(input_shape, Structured):
+            raise UsageError(f"forward failed on one sample, {told(input_shape)}: {cause}") from error
+        shape = "x".join(map(str, input_shape))
         raise UsageError(f"the network does not accept an input of shape {shape}: {cause}; give its input as --input CxHxW") from error
 
 

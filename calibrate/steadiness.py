@@ -1,12 +1,16 @@
-"""Whether a network in eval mode answers each sample by itself: the same at every call, whatever else is in the batch."""
+"""Whether a network in eval mode answers each sample by itself: the same at every call, whatever else is in the batch.
 
-from collections.abc import Callable
+Outputs are compared by all floating-point tensors in them, whatever their structure.
+"""
+
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fineprune.common.errors import FinepruneError, RunError
+from fineprune.common.inputs import Inputs, answer, floats
 
 from .convolutions import evaluating
 
@@ -21,14 +25,14 @@ class Unsteady(NamedTuple):
     with_batch: bool
 
 
-def unsteadiness(model: nn.Module, images: Tensor, tolerance: float) -> Unsteady | None:
+def unsteadiness(model: nn.Module, images: Inputs, tolerance: float, alone: Inputs | None = None) -> Unsteady | None:
     """Run `model` in eval mode on images[N,C,H,W] twice, then beside as many others; None where its answers stay the same.
 
-    Differences up to `tolerance` of the largest output count as none between equal calls. The random state is as before afterwards;
-    `images` stay as they are. Anything that compares outputs of two runs (a file with its network) can ask here why they differ.
-    RunError where the network fails on the batch.
+    Of a `Structured`, which nobody can make others of, `alone` is the first sample by itself. Differences up to `tolerance` of the largest
+    output count as none between equal calls. The random state is as before afterwards; `images` stay as they are. Anything that compares
+    outputs of two runs (a file with its network) can ask here why they differ. RunError where the network fails on the batch.
     """
-    with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
+    with torch.random.fork_rng(devices=[images.device] if images.device.type == "cuda" else []):
         first, second = answers(model, images), answers(model, images)
         if difference(first, second) > tolerance:
             torch.manual_seed(0)
@@ -42,44 +46,60 @@ def unsteadiness(model: nn.Module, images: Tensor, tolerance: float) -> Unsteady
             )
             where = _where(model, images, images, tolerance)
             return Unsteady(f"two equal calls give different outputs in eval mode, since {where} {cause}", with_batch=False)
-        beside = torch.cat([images, 1 - 3 * images])  # of another mean, spread, largest value and sign
-        if difference(first, answers(model, beside)[: len(images)]) > BATCH_TOLERANCE:
-            where = _where(model, images, beside, BATCH_TOLERANCE)
+        fewer, more = (images, _beside(images)) if isinstance(images, Tensor) else (alone, images)
+        few = first if fewer is images or fewer is None else answers(model, fewer)
+        if fewer is not None and _mixed(few, answers(model, more), len(fewer), len(more)):
+            where = _where(model, fewer, more, BATCH_TOLERANCE)
             return Unsteady(f"a sample's output depends on the others in its batch, since {where} mixes them", with_batch=True)
     return None
 
 
-def answers(model: nn.Module, images: Tensor) -> Tensor:
-    """The model's class scores for a copy of images[N,C,H,W] in eval mode without gradients; RunError where it fails or gives others."""
+def _beside(images: Tensor) -> Tensor:
+    return torch.cat([images, 1 - 3 * images])  # of another mean, spread, largest value and sign
+
+
+def _mixed(one: list[Tensor], other: list[Tensor], few: int, many: int) -> bool:
+    """Whether outputs of `few` samples differ among `many`, which begin with them; those that have no axis of samples say nothing."""
+    by_sample = [(a, b[:few]) for a, b in zip(one, other, strict=False) if (a.shape[:1], b.shape[:1]) == ((few,), (many,))]
+    return any(a.shape == b.shape and difference([a], [b]) > BATCH_TOLERANCE for a, b in by_sample)
+
+
+def answers(model: nn.Module, images: Inputs) -> list[Tensor]:
+    """What the model gives for a copy of a batch in eval mode without gradients; RunError where it fails or gives no numbers."""
     try:
         with evaluating(model), torch.no_grad():
-            scores = model(images.clone())
+            outputs = answer(model, images.clone())
     except FinepruneError:
         raise
     except Exception as error:  # the network's own code may raise anything
         cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RunError(f"the network takes one sample but not a batch of {len(images)}: {cause}; let its forward take any batch") from error
-    if not isinstance(scores, Tensor):
-        raise RunError(f"the network returns {type(scores).__name__}, not one tensor of class scores; wrap it so that it does")
-    return scores
+    found = floats(outputs)
+    if not found:
+        raise RunError(f"the network returns {type(outputs).__name__}, in which no tensor of numbers is; let it return what it computes")
+    return found
 
 
-def difference(one: Tensor, other: Tensor) -> float:
-    """The largest difference of two tensors as a fraction of the largest value; infinite where shapes differ."""
-    if one.shape != other.shape:
+def difference(ones: Sequence[Tensor], others: Sequence[Tensor]) -> float:
+    """The largest difference of two sequences of tensors, of each as a fraction of its largest value; infinite where shapes differ."""
+    if [tensor.shape for tensor in ones] != [tensor.shape for tensor in others]:
         return float("inf")
+    return max(map(_apart, ones, others), default=0.0)
+
+
+def _apart(one: Tensor, other: Tensor) -> float:
     if torch.equal(one, other):
         return 0.0
     first, second = (tensor.detach().double().nan_to_num(0, 0, 0) for tensor in (one, other))  # NaN in both is for others to name
     return float((first - second).abs().max() / first.abs().max().clamp_min(1e-30))
 
 
-def _where(model: nn.Module, images: Tensor, others: Tensor, tolerance: float) -> str:
+def _where(model: nn.Module, images: Inputs, others: Inputs, tolerance: float) -> str:
     """The first module whose values for `images` differ between a call on them and one on `others`, which begin with them."""
     for (entering, name, one), (_, name_again, other) in zip(_events(model, images), _events(model, others), strict=False):
         if name != name_again:
             break
-        if len(one) == len(images) and len(other) == len(others) and difference(one, other[: len(images)]) > tolerance:
+        if len(one) == len(images) and len(other) == len(others) and difference([one], [other[: len(images)]]) > tolerance:
             parent = name.rpartition(".")[0]
             return f"{_named(model, parent)}, before {name}," if entering else _named(model, name)
     return "its forward"
@@ -91,7 +111,7 @@ def _named(model: nn.Module, name: str) -> str:
     return f"the forward of {kind}" if next(module.children(), None) is not None else kind
 
 
-def _events(model: nn.Module, images: Tensor) -> list[tuple[bool, str, Tensor]]:
+def _events(model: nn.Module, images: Inputs) -> list[tuple[bool, str, Tensor]]:
     """(whether it enters, name of the module, tensor that goes in or comes out), in the order of one forward pass."""
     events: list[tuple[bool, str, Tensor]] = []
 

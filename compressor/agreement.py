@@ -14,6 +14,7 @@ from fineprune.calibrate.collect import outputs
 from fineprune.calibrate.convolutions import ConvSite, evaluating
 from fineprune.calibrate.steadiness import answers, difference, unsteadiness
 from fineprune.common.errors import RunError
+from fineprune.common.inputs import Inputs, floats
 from fineprune.common.progress import Progress
 
 from .bake import Masks, bake, masked_layers
@@ -24,12 +25,16 @@ TOLERANCE = 1e-4
 """Of the largest output, as for exported files: sums of masked layers are taken in another order."""
 
 
-def check_agreement(model: nn.Module, sites: Sequence[ConvSite], config: PruneConfig, images: Tensor, progress: Progress) -> None:
+def check_agreement(
+    model: nn.Module, sites: Sequence[ConvSite], config: PruneConfig, images: Inputs, progress: Progress, alone: Inputs | None = None
+) -> None:
     """RunError where masks or collectors change what `model` gives for images[N,C,H,W]: it names the layers where it can.
+
+    alone: the first sample by itself, of a `Structured`.
 
     A network whose answers vary by themselves is refused with the cause; one whose answers vary with the batch gets a warning.
     """
-    vary = unsteadiness(model, images, TOLERANCE)
+    vary = unsteadiness(model, images, TOLERANCE, alone)
     if vary is not None and not vary.with_batch:
         raise RunError(f"{vary.cause}; nothing can be measured or compared on it: let its forward do that in training alone")
     if vary is not None:
@@ -44,7 +49,7 @@ def check_agreement(model: nn.Module, sites: Sequence[ConvSite], config: PruneCo
         for collector in collectors.values():
             collector.begin(torch.arange(len(images)))
         with evaluating(model), acting(collectors.values()):
-            apart = difference(expected, outputs(model, images, collectors))
+            apart = difference(expected, floats(outputs(model, images, collectors)))
         if apart > TOLERANCE:
             raise RunError(
                 f"the network's outputs differ by {apart:.2%} of the largest where they are measured: its forward goes another way "
@@ -52,7 +57,7 @@ def check_agreement(model: nn.Module, sites: Sequence[ConvSite], config: PruneCo
             )
 
 
-def _check_masks(model: nn.Module, sites: Sequence[ConvSite], config: PruneConfig, images: Tensor, expected: Tensor) -> None:
+def _check_masks(model: nn.Module, sites: Sequence[ConvSite], config: PruneConfig, images: Inputs, expected: list[Tensor]) -> None:
     ones: dict[str, dict[str, Tensor]] = {}
     half: dict[str, dict[str, Tensor]] = {}
     for kind in KINDS:

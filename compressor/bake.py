@@ -1,12 +1,13 @@
 """Masks become part of a network, and leave it again."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
 
 from fineprune.calibrate.strides import answer_as_nchw, wants_nchw
 from fineprune.common.copies import copied
 from fineprune.common.errors import UsageError
+from fineprune.common.inputs import Shape
 from fineprune.ops.as_conv2d import product_of
 
 from .layers import MaskedLayer, mask, unmask
@@ -17,11 +18,11 @@ Masks = Mapping[str, Mapping[str, Tensor]]
 """Masks by kind ("ffp", "fwp") and layer."""
 
 
-def bake(model: nn.Module, masks: Masks, *, input_shape: Sequence[int] | None = None) -> nn.Module:
+def bake(model: nn.Module, masks: Masks, *, input_shape: Shape | None = None) -> nn.Module:
     """A copy of `model` whose layers named in `masks` carry them, beside those that they carry already: what either drops is dropped.
 
     masks: {"ffp": {layer: bool [C,oh,ow]}, "fwp": {layer: bool [F,C/groups,kh,kw]}}.
-    input_shape: (C,H,W) of a sample, by which it is found out whether block-masked layers must answer as NCHW (`wants_nchw`).
+    input_shape: of a sample, by which it is found out whether block-masked layers must answer as NCHW (`wants_nchw`).
     UsageError for a name that is no layer with masks, a mask of the wrong shape or a layer whose forward was exchanged.
     """
     masked = copied(model)

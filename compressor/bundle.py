@@ -19,6 +19,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from fineprune.calibrate.strides import answer_as_nchw
 from fineprune.common.errors import RunError, UsageError
 from fineprune.common.files import atomic_path, own_file, read_json, sha256, write_json
 from fineprune.common.form import Maybe, Within, require
@@ -27,7 +28,7 @@ from fineprune.common.wrappers import unwrapped, without_wrappers
 from fineprune.ops import mask_bits
 from fineprune.ops.mask_facts import is_mask
 
-from .bake import Masks, bake, masks_of
+from .bake import Masks, bake, masked_layers, masks_of
 from .facts import digest_of, facts_of, measured_on
 from .layers import MaskedLayer
 from .masks import KINDS
@@ -106,6 +107,8 @@ class Bundle:
         model = without_wrappers(model)
         try:
             masked = bake(model, self.masks, input_shape=self.facts.get("input_shape"))
+            if "inputs" in self.facts:  # no shape to try it on: the order that every forward can read
+                answer_as_nchw(layer for _, layer in masked_layers(masked) if layer.block_mask is not None)
             for name, parameter in masked.named_parameters():
                 if name in self.weights and parameter.dtype != self.weights[name].dtype:
                     masked.to(self.weights[name].dtype)  # a half network comes back in float32, in which it was compressed

@@ -20,7 +20,8 @@ def facts_of(model: nn.Module, facts: Mapping[str, Any], digest: str) -> dict[st
     """`facts` for a bundle of `model`, whose weights and masks have `digest`.
 
     Facts that were taken over from another bundle (`measured_on` has another digest) lose the accuracies of its weights, unless new ones
-    are in their place. With an `input_shape`, what is missing is counted or filled in, so that every command can read the bundle.
+    are in their place. With an `input_shape`, what is missing is counted or filled in, so that every command can read the bundle;
+    structured `inputs` leave nothing to count on: what was counted under the same masks stays.
     """
     facts = dict(facts)
     accuracy: dict[str, Any] = dict(facts.get("accuracy") or {})
@@ -33,6 +34,7 @@ def facts_of(model: nn.Module, facts: Mapping[str, Any], digest: str) -> dict[st
         facts["input_shape"] = list(facts["input_shape"])
         if others or "macs" not in facts:
             facts |= _counted(model, facts)
+    if {"input_shape", "inputs"} & facts.keys():
         facts = {"model": None, "data": None, "training": {}, "left_dense": [], "machine": {}, **facts}
         accuracy |= {key: value for key, value in {"split": "test", "samples": 0}.items() if key not in accuracy}
     return {**facts, "accuracy": accuracy, "measured_on": measured_on(digest, accuracy)} if accuracy else facts

@@ -10,7 +10,7 @@ for a bias, two per element for BatchNorm, one per element for activation module
 Residual additions and whatever is called as a function are not counted. A mask reduces the convolution's term alone.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -26,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fineprune.calibrate.calls import filters_of, groups_of
 from fineprune.calibrate.convolutions import evaluating
 from fineprune.common.errors import FinepruneError, UsageError
+from fineprune.common.inputs import Shape, Structured, answer, told, zeros
 from fineprune.ops.multiply_adds import multiply_adds
 
 from .layers import MaskedLayer
@@ -79,7 +80,7 @@ class LayerMacs:
 
 @dataclass(frozen=True, kw_only=True)
 class MacReport:
-    """Counts of a network for one sample of `input_shape` (no batch axis)."""
+    """Counts of a network for one sample of `input_shape` (no batch axis); () where inputs are structured."""
 
     input_shape: tuple[int, ...]
     layers: tuple[LayerMacs, ...]
@@ -158,23 +159,23 @@ class MacReport:
         }
 
 
-def count_macs(model: nn.Module, input_shape: Sequence[int]) -> MacReport:
-    """Count `model` on one zero sample of `input_shape` (C,H,W), on the model's own device, in eval mode; the model is left as it was.
+def count_macs(model: nn.Module, input_shape: Shape) -> MacReport:
+    """Count `model` on one sample of `input_shape`, zeros for (C,H,W), on the model's own device, in eval mode; it is left as it was.
 
     Modules called several times count each time. UsageError where the model does not accept the shape: it names the layer.
     """
-    if not input_shape or any(not isinstance(size, int) or isinstance(size, bool) or size < 1 for size in input_shape):
-        raise UsageError(f"an input shape is positive whole numbers such as 3x32x32, got {tuple(input_shape)}")
-    shape = tuple(input_shape)
+    shape = () if isinstance(input_shape, Structured) else tuple(input_shape)
+    whole = all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in shape)
+    if not whole or not (shape or isinstance(input_shape, Structured)):
+        raise UsageError(f"an input shape is positive whole numbers such as 3x32x32, got {shape}")
     tally = _Tally(model)
-    first = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     with ExitStack() as stack:
         for context in (evaluating(model), torch.no_grad(), _unfused_attention(), tally.hooks(), tally.uncounted, tally.flops):
             stack.enter_context(context)
         try:
-            model(torch.zeros(1, *shape, dtype=first.dtype, device=first.device))
+            answer(model, zeros(input_shape, model))
         except Exception as error:  # the network's own code may raise anything
-            raise UsageError(_misfit(shape, tally.running, error)) from error
+            raise UsageError(_misfit(input_shape, tally.running, error)) from error
     return MacReport(
         input_shape=shape,
         layers=(*tally.rows.values(), *tally.functional()),
@@ -327,9 +328,11 @@ def _shapes(args: tuple, kwargs: dict[str, Any]) -> str:
     return "x".join(map(str, x.shape[1:])) or "no tensor"
 
 
-def _misfit(shape: tuple[int, ...], running: list[tuple[str, str]], error: Exception) -> str:
+def _misfit(shape: Shape, running: list[tuple[str, str]], error: Exception) -> str:
     text = str(error) if isinstance(error, FinepruneError) else (str(error).splitlines() or [type(error).__name__])[0]
     where = f"layer {running[-1][0]!r} ({running[-1][1]})" if running and running[-1][0] else "its forward function"
+    if isinstance(shape, Structured):
+        return f"forward failed on one sample, {told(shape)}: {where} failed: {text}"
     given = "x".join(map(str, shape))
     return f"the model does not accept an input of {given}: {where} failed: {text}; it gets one tensor: give the shape it was made for"
 

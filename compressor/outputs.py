@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 from fineprune.calibrate.convolutions import evaluating
+from fineprune.common.inputs import Shape, answer, tensors, tracked, zeros
 
 _WEIGHTED = re.compile(r"^(?!Upsample).*(conv|mm|mv|dot|linear|dist|attention|rnn|lstm|gru)", re.IGNORECASE)
 """Names of products in a graph of derivatives."""
 
 
-def output_layers(model: nn.Module, input_shape: Sequence[int], names: Sequence[str]) -> frozenset[str]:
+def output_layers(model: nn.Module, input_shape: Shape, names: Sequence[str]) -> frozenset[str]:
     """Those of the convolutions `names` that make the outputs; empty where the network computes without derivatives."""
     made: dict[Any, str] = {}
 
@@ -29,21 +30,19 @@ def output_layers(model: nn.Module, input_shape: Sequence[int], names: Sequence[
         return hook
 
     handles = [model.get_submodule(name).register_forward_hook(note(name)) for name in names]
-    first = next(model.parameters(), torch.empty(0))
     try:
         with evaluating(model), torch.enable_grad():
-            x = torch.zeros(1, *input_shape, device=first.device, dtype=first.dtype, requires_grad=True)
-            output = model(x.clone())  # which the network may change in place
+            outputs = answer(model, tracked(zeros(input_shape, model)))
     except RuntimeError:  # no derivative of what it computes
         return frozenset()
     finally:
         for handle in handles:
             handle.remove()
-    return frozenset(_reached(getattr(output, "grad_fn", None), made))
+    return frozenset(_reached([output.grad_fn for output in tensors(outputs)], made))
 
 
-def _reached(end: Any, made: dict[Any, str]) -> set[str]:
-    found, waiting, seen = set(), [end], set()
+def _reached(ends: list[Any], made: dict[Any, str]) -> set[str]:
+    found, waiting, seen = set(), ends, set()
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:

@@ -15,6 +15,7 @@ from fineprune.calibrate.layers import layer_at
 from fineprune.calibrate.measures import Measure
 from fineprune.calibrate.statistics import Statistics, check_fields, fingerprint, masks_by_layer
 from fineprune.common.errors import UsageError
+from fineprune.common.inputs import Shape, Structured, told
 from fineprune.common.progress import Progress, Silent, working
 
 from .agreement import check_agreement
@@ -43,7 +44,7 @@ class CalibrationRun:
     """Where and how the calibration passes run. `folder` keeps statistics: finished ones are used again, interrupted ones go on."""
 
     source: Source
-    input_shape: tuple[int, ...]
+    input_shape: Shape
     config: CalibrationConfig = field(default_factory=CalibrationConfig)
     device: torch.device | str = "cpu"
     folder: Path | None = None
@@ -76,9 +77,12 @@ def prunable(model: nn.Module, config: PruneConfig, run: CalibrationRun) -> tupl
         part.chosen(sites)
     if len(run.source):
         few = next(iter(run.source.batches(2, indices=torch.arange(min(2, len(run.source)))))).images
-        if tuple(few.shape[1:]) != tuple(run.input_shape):
-            raise UsageError(f"the calibration samples are of shape {list(few.shape[1:])}, not {list(run.input_shape)}; give their shape")
-        check_agreement(model.to(run.device), sites, config, few.to(run.device), run.progress)
+        alone = None
+        if isinstance(few, Structured):
+            alone = next(iter(run.source.batches(1, indices=torch.arange(1)))).images.to(run.device)
+        elif list(few.shape[1:]) != told(run.input_shape):
+            raise UsageError(f"the calibration samples are of shape {list(few.shape[1:])}, not {told(run.input_shape)}; give their shape")
+        check_agreement(model.to(run.device), sites, config, few.to(run.device), run.progress, alone)
     return sites, skipped
 
 
@@ -176,9 +180,9 @@ def _checked(statistics: Statistics | None, model: nn.Module, sites: list[ConvSi
         what = "network" if statistics.kind == "blocks" else "network or with other block masks"
         raise UsageError(f"the {statistics.kind} statistics were collected on another {what}; calibrate again with the same options")
     size = statistics.settings.get("input_shape")
-    if size != list(run.input_shape):
+    if size != told(run.input_shape):
         raise UsageError(
-            f"the {statistics.kind} statistics were collected on inputs of {size}, not {list(run.input_shape)}; calibrate again"
+            f"the {statistics.kind} statistics were collected on inputs of {size}, not {told(run.input_shape)}; calibrate again"
         )
     check_fields(statistics, sites)
     return statistics

@@ -19,11 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fineprune.common.errors import RunError, UsageError, said_by
+from fineprune.common.inputs import Shape, Structured
 from fineprune.common.progress import Progress, Silent
 from fineprune.common.seeds import check_seed
 
+from .flat import arrays_of
 from .machine import machine_facts
-from .runtimes import Runtime
+from .runtimes import Runtime, answer
 
 T = TypeVar("T")
 
@@ -105,7 +107,8 @@ class BenchmarkReport:
     rows: tuple[Latency, ...]
     baseline: str
     rival: str | None
-    input_shape: tuple[int, int, int]
+    input_shape: tuple[int, ...]
+    """() where inputs are structured."""
     config: BenchmarkConfig
     machine: dict[str, Any]
 
@@ -150,15 +153,15 @@ class BenchmarkReport:
 
 def benchmark(
     runtimes: Sequence[Runtime],
-    input_shape: tuple[int, int, int],
+    input_shape: Shape,
     config: BenchmarkConfig | None = None,
     *,
     baseline: str | None = None,
     rival: str | None = None,
     progress: Progress | None = None,
 ) -> BenchmarkReport:
-    """Measure `runtimes` on normally distributed input x[batch, *input_shape]; speed-ups refer to `baseline` (default: the first), and to
-    `rival`, where one is named.
+    """Measure `runtimes` on normally distributed input x[batch, *input_shape], or on the samples of a `Structured`; speed-ups refer to
+    `baseline` (default: the first), and to `rival`, where one is named.
 
     A runtime that fails, or whose outputs have another shape than the baseline's, is left out with a line of the log.
     Raises UsageError for no runtimes, equal names or an unknown baseline or rival, RunError where the baseline fails.
@@ -184,7 +187,12 @@ def benchmark(
         finally:
             field.close()
     report = BenchmarkReport(
-        rows=tuple(rows), baseline=baseline, rival=rival, input_shape=input_shape, config=config, machine=machine_facts()
+        rows=tuple(rows),
+        baseline=baseline,
+        rival=rival,
+        input_shape=() if isinstance(input_shape, Structured) else tuple(input_shape),
+        config=config,
+        machine=machine_facts(),
     )
     if report.warning:
         progress.log(report.warning)
@@ -229,7 +237,7 @@ class _Field:
             runtime.close()
 
 
-def _rounds(field: _Field, x: NDArray[np.float32], config: BenchmarkConfig, progress: Progress, description: str) -> dict[str, list[_Turn]]:
+def _rounds(field: _Field, x: Sequence[NDArray], config: BenchmarkConfig, progress: Progress, description: str) -> dict[str, list[_Turn]]:
     """Every turn, by runtime, in the order of the rounds."""
     _drop_other_networks(field, x)
     for runtime in list(field.runtimes):
@@ -245,24 +253,24 @@ def _rounds(field: _Field, x: NDArray[np.float32], config: BenchmarkConfig, prog
     return {name: values for name, values in turns.items() if len(values) == config.rounds}
 
 
-def _drop_other_networks(field: _Field, x: NDArray[np.float32]) -> None:
+def _drop_other_networks(field: _Field, x: Sequence[NDArray]) -> None:
     """Run each runtime once; those whose outputs are not shaped as the baseline's do not run the same network."""
-    shapes = {runtime.name: field.attempt(runtime, lambda one: one.run(x).shape) for runtime in list(field.runtimes)}
+    shapes = {runtime.name: field.attempt(runtime, lambda one: answer(one, x).shape) for runtime in list(field.runtimes)}
     right = shapes[field.baseline]
     for runtime in list(field.runtimes):
         if (shape := shapes[runtime.name]) != right:
             field.leave(runtime, f"its outputs have shape {shape}, those of {field.baseline} {right}, so it does not run the same network")
 
 
-def _turn(runtime: Runtime, x: NDArray[np.float32], seconds: float) -> _Turn:
+def _turn(runtime: Runtime, x: Sequence[NDArray], seconds: float) -> _Turn:
     """Calls over about `seconds`, after one that brings weights and threads back."""
-    runtime.run(x)
+    answer(runtime, x)
     calls: list[float] = []
     cpu: list[float] = []
     spent = 0.0
     while not calls or spent < seconds:
         cpu_start, start = time.process_time(), time.perf_counter()
-        runtime.run(x)
+        answer(runtime, x)
         calls.append(time.perf_counter() - start)
         cpu.append(time.process_time() - cpu_start)
         spent += calls[-1]
@@ -296,5 +304,8 @@ def _summary(name: str, turns: dict[str, list[_Turn]], others: tuple[str, str | 
     )
 
 
-def _input(batch_size: int, input_shape: tuple[int, int, int], seed: int) -> NDArray[np.float32]:
-    return np.random.default_rng(seed).standard_normal((batch_size, *input_shape), dtype=np.float32)
+def _input(batch_size: int, input_shape: Shape, seed: int) -> tuple[NDArray, ...]:
+    if isinstance(input_shape, Structured):
+        order = np.arange(batch_size) % len(input_shape)
+        return tuple(one[order] for one in arrays_of(input_shape))
+    return (np.random.default_rng(seed).standard_normal((batch_size, *input_shape), dtype=np.float32),)

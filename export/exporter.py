@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fineprune.common.errors import RunError, UsageError
 from fineprune.common.files import atomic_path
+from fineprune.common.inputs import Shape
 
 from .functions import MASKED_CONVS, OPSETS
 from .graph import Refusal
@@ -55,7 +56,7 @@ class ExportReport:
 
 def export_onnx(
     model: "nn.Module",
-    input_shape: tuple[int, int, int],
+    input_shape: Shape,
     path: Path | str,
     *,
     plain: bool = False,
@@ -64,6 +65,9 @@ def export_onnx(
     int8: "Quantiser | None" = None,
 ) -> ExportReport:
     """Write `model` (eval mode; x[N,C,H,W] -> logits; input_shape = (C,H,W)) to `path` as ONNX with a dynamic batch dimension.
+
+    A `Structured` sample in the place of input_shape gives the file an input for each of its tensors; each tensor of the outputs is an
+    output (flat.py).
 
     BatchNormalization is folded; convolutions that drop blocks become `fineprune::MaskedConv`, pruned weights and masks are
     stored compactly (README.md). `plain`: standard operators only, nothing packed. `metadata`: JSON-able values, stored as
@@ -98,11 +102,7 @@ def export_onnx(
     with atomic_path(path) as unchecked:
         unchecked.write_bytes(content)
         del content
-        try:
-            _check_valid(unchecked)
-            _check_runs(unchecked, input_shape, traced)
-        except RunError as error:  # of a file that is gone after it: name the one that was asked for
-            raise RunError(str(error).replace(str(unchecked), str(path))) from error
+        _check(unchecked, path, traced)
     return ExportReport(
         path=str(path),
         bytes=size,
@@ -156,6 +156,15 @@ def _serialize(graph: Any, properties: dict[str, str]) -> bytes:
         raise RunError(f"the network does not fit one ONNX file of 2 GiB: {error}; export a smaller network") from error
 
 
+def _check(written: Path, path: Path | str, traced: "Traced") -> None:
+    """RunError where the file `written` is not valid or does not run; it names `path`, which was asked for and is still there after it."""
+    try:
+        _check_valid(written)
+        _check_runs(written, traced)
+    except RunError as error:
+        raise RunError(str(error).replace(str(written), str(path))) from error
+
+
 def _check_valid(path: Path) -> None:
     """onnx.checker with full shape inference; by file, since it copies a model in memory twice more."""
     import onnx
@@ -167,28 +176,27 @@ def _check_valid(path: Path) -> None:
         raise RunError(f"the exported graph is not valid ONNX: {first}; export with plain=True and report the network") from error
 
 
-def _check_runs(path: Path, input_shape: tuple[int, int, int], traced: "Traced") -> None:
+def _check_runs(path: Path, traced: "Traced") -> None:
     """A graph whose input takes any batch may still hold the batch size of the trace as a number (in a Reshape, in a tensor added)."""
-    import numpy as np
-
     from .runtimes import OnnxRuntime
     from .trace import TRACED_BATCH, fixed_batch
 
-    def shape_for(batch: int) -> tuple[int, ...]:
-        return runtime.run(np.zeros((batch, *input_shape), np.float32)).shape
+    def shapes_for(batch: int) -> list[tuple[int, ...]]:
+        return [output.shape for output in runtime.outputs(*(tensor[:batch].numpy() for tensor in traced.inputs))]
 
     runtime = OnnxRuntime("onnxruntime", path)
     runtime.load(1)
     try:
         for batch, expected in traced.output_shapes.items():
             try:
-                shape = shape_for(batch)
+                shapes = shapes_for(batch)
             except RunError as error:
-                shape_for(TRACED_BATCH)  # if not even that runs, this is its error
+                shapes_for(TRACED_BATCH)  # if not even that runs, this is its error
                 raise fixed_batch(traced.network, str(error)) from error
             # squeeze() takes the batch axis away from a single sample in PyTorch; the file keeps it.
-            if [n for n in shape if n != 1] != [n for n in expected if n != 1]:
-                raise fixed_batch(traced.network, f"a batch of {batch} gives outputs of shape {shape}, in PyTorch {expected}")
+            for shape, right in zip(shapes, expected, strict=True):
+                if [n for n in shape if n != 1] != [n for n in right if n != 1]:
+                    raise fixed_batch(traced.network, f"a batch of {batch} gives outputs of shape {shape}, in PyTorch {right}")
     finally:
         runtime.close()
 

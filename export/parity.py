@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fineprune.common.errors import FinepruneError, RunError, UsageError
+from fineprune.common.inputs import Inputs, Structured
 from fineprune.common.progress import Progress, Silent
 
-from .runtimes import OnnxReference, OnnxRuntime, Runtime, TorchRuntime
+from .flat import Flat, arrays_of, first
+from .runtimes import OnnxReference, OnnxRuntime, TorchRuntime, Whole
 
 if TYPE_CHECKING:
     from torch import nn
@@ -116,7 +118,7 @@ class ParityReport:
 def check_parity(
     model: "nn.Module",
     path: Path | str,
-    samples: ArrayLike,
+    samples: "ArrayLike | Inputs",
     *,
     providers: Sequence[str] = ("CPUExecutionProvider",),
     reference_samples: int = 2,
@@ -124,22 +126,25 @@ def check_parity(
     threads: int = 1,
     progress: Progress | None = None,
 ) -> ParityReport:
-    """Compare `model` (eval mode, on the CPU) with the ONNX file at `path` on samples[N,C,H,W], normalised as in training.
+    """Compare `model` (eval mode, on the CPU) with the ONNX file at `path` on samples[N,C,H,W], normalised as in training, or `Structured`
+    ones: by all outputs, each against its own largest value.
 
     onnx.reference gets the first `reference_samples` only (0: it is left out), since it takes seconds a sample on large networks.
     engine: compare fineprune's own engine, too. Where the engine or onnx.reference cannot run the file, a line of the log says so.
     Raises UsageError for a missing file, provider or samples, RunError where ONNX Runtime cannot run the file or logits are not finite.
     """
-    x = np.ascontiguousarray(np.asarray(samples, np.float32))
-    if x.ndim != 4 or not len(x):
-        raise UsageError(f"parity needs samples of shape [N,C,H,W] with N > 0, got {x.shape}")
+    x = arrays_of(samples)
+    if isinstance(samples, Structured):
+        model = Flat(model, samples)
+    elif x[0].ndim != 4 or not len(x[0]):
+        raise UsageError(f"parity needs samples of shape [N,C,H,W] with N > 0, got {x[0].shape}")
     progress = progress or Silent()
     model = _comparable(model)
     expected = _logits(TorchRuntime("torch", model), x, threads, progress)
     results = [_compare(ONNXRUNTIME, _logits(OnnxRuntime(ONNXRUNTIME, path, providers=providers), x, threads, progress), expected)]
     cause = "" if results[0].passed else _cause(model, x)
     if reference_samples > 0:
-        few = x[:reference_samples]
+        few = tuple(one[:reference_samples] for one in x)
         try:
             # A batch of its own for PyTorch, too: networks may use statistics of the batch.
             expected_few = _logits(TorchRuntime("torch", model), few, threads, progress)
@@ -153,7 +158,7 @@ def check_parity(
             results.append(_compare(ENGINE, _logits(EngineRuntime(ENGINE, path), x, threads, progress), expected))
         except FinepruneError as error:
             progress.log(f"the engine is not compared: {error}")
-    return ParityReport(path=str(path), tolerance=tolerance(expected.dtype), runtimes=tuple(results), cause=cause)
+    return ParityReport(path=str(path), tolerance=max(tolerance(y.dtype) for y in expected), runtimes=tuple(results), cause=cause)
 
 
 INT8_TOLERANCE = 0.05
@@ -179,12 +184,12 @@ def check_int8_parity(
     """
     from .engine.run.runtime import EngineRuntime
 
-    x, progress = np.ascontiguousarray(np.asarray(samples, np.float32)), progress or Silent()
+    x, progress = arrays_of(samples), progress or Silent()
     expected, results = _logits(OnnxRuntime(ONNXRUNTIME, path), x, 1, progress), []
-    others: list[tuple[Runtime, int]] = [(OnnxReference(REFERENCE, path), reference_samples), (EngineRuntime(ENGINE, path), len(x))]
+    others: list[tuple[Whole, int]] = [(OnnxReference(REFERENCE, path), reference_samples), (EngineRuntime(ENGINE, path), len(x[0]))]
     for runtime, count in others[reference_samples == 0 :]:
         try:
-            one = _compare(runtime.name, _logits(runtime, x[:count], 1, progress), expected[:count])
+            one = _compare(runtime.name, _logits(runtime, (x[0][:count],), 1, progress), [y[:count] for y in expected])
             results.append(replace(one, passed=one.relative_error <= INT8_TOLERANCE))
         except FinepruneError as error:
             progress.log(f"{runtime.name} is not compared: {error}")
@@ -201,31 +206,43 @@ def _comparable(model: "nn.Module") -> "nn.Module":
     return in_float32(model) if others else model
 
 
-def _cause(model: "nn.Module", x: NDArray[np.float32]) -> str:
+def _cause(model: "nn.Module", x: Sequence[NDArray]) -> str:
     """What in the model makes it differ even from itself, if anything does."""
     import torch
 
     from fineprune.calibrate.steadiness import unsteadiness
 
-    varies = unsteadiness(model, torch.from_numpy(x[:_FEW]), TOLERANCES["float32"])
+    few = tuple(torch.from_numpy(one[:_FEW]) for one in x)
+    inputs = few[0] if len(few) == 1 else Structured(few, len(few[0]), lambda model, given: model(*given))
+    varies = unsteadiness(model, inputs, TOLERANCES["float32"], first(inputs, 1))
     return "" if varies is None else varies.cause
 
 
-def _logits(runtime: Runtime, x: NDArray[np.float32], threads: int, progress: Progress) -> NDArray:
-    size = min(BATCH, max(1, BATCH_VALUES // x[0].size))
-    starts = range(0, len(x), size)
+def _logits(runtime: Whole, x: Sequence[NDArray], threads: int, progress: Progress) -> list[NDArray]:
+    """Every output for all samples."""
+    size = min(BATCH, max(1, BATCH_VALUES // max(1, sum(one[0].size for one in x))))
+    starts = range(0, len(x[0]), size)
     runtime.load(threads)
     try:
-        batches = [runtime.run(x[start : start + size]) for start in progress(starts, total=len(starts), description=runtime.name)]
+        shown = progress(starts, total=len(starts), description=runtime.name)
+        batches = [runtime.outputs(*(one[start : start + size] for one in x)) for start in shown]
     finally:
         runtime.close()
-    logits = np.concatenate(batches)
-    if not np.isfinite(logits).all():
+    logits = [np.concatenate(parts) for parts in zip(*batches, strict=True)]
+    if not all(np.isfinite(one).all() for one in logits):
         raise RunError(f"{runtime.name} gave logits that are not finite (NaN or Inf); check the weights and the samples")
     return logits
 
 
-def _compare(name: str, actual: NDArray, expected: NDArray) -> RuntimeParity:
+def _compare(name: str, actual: Sequence[NDArray], expected: Sequence[NDArray]) -> RuntimeParity:
+    """That of the output which differs most."""
+    if len(actual) != len(expected):
+        raise RunError(f"{name} gave {len(actual)} outputs, PyTorch {len(expected)}; the file belongs to another model")
+    every = [_compare_one(name, *pair) for pair in zip(actual, expected, strict=True)]
+    return replace(max(every, key=lambda one: one.relative_error), passed=all(one.passed for one in every))
+
+
+def _compare_one(name: str, actual: NDArray, expected: NDArray) -> RuntimeParity:
     if actual.shape != expected.shape:
         raise RunError(f"{name} gave logits of shape {actual.shape}, PyTorch {expected.shape}; the file belongs to another model")
     error = float(np.abs(actual.astype(np.float64) - expected).max())

@@ -15,12 +15,14 @@ from torch import nn
 from fineprune.calibrate.steadiness import unsteadiness
 from fineprune.common.copies import copied
 from fineprune.common.errors import FinepruneError, RunError, UsageError
+from fineprune.common.inputs import Inputs, Shape, Structured, answer, tensors
 from fineprune.compressor.layers import MaskedLayer
 
+from .flat import INPUT, OUTPUT, Flat, first
 from .functions import DEPTHWISE, DOMAIN, MASKED, VERSION
 from .untraceable import cause, first_line, written_weight
 
-INPUT, OUTPUT, BATCH = "input", "logits", "batch"
+BATCH = "batch"
 TRACED_BATCH = 2
 """Samples of the trace: the tracer takes a batch of one for a constant."""
 _ROUNDING = 1e-4
@@ -29,15 +31,18 @@ _ROUNDING = 1e-4
 
 @dataclass(frozen=True, kw_only=True)
 class Traced:
-    """What tracing found out about a network: its class, shapes of its outputs by batch size, and what users should know."""
+    """What tracing found out about a network: its class, a batch of inputs, shapes of outputs by batch size, what users should know."""
 
     network: str
-    output_shapes: dict[int, tuple[int, ...]]
+    inputs: tuple[torch.Tensor, ...]
+    output_shapes: dict[int, list[tuple[int, ...]]]
     notes: tuple[str, ...]
 
 
-def trace(model: nn.Module, input_shape: tuple[int, int, int], *, opset: int) -> tuple[Any, Traced]:
+def trace(model: nn.Module, input_shape: Shape, *, opset: int) -> tuple[Any, Traced]:
     """The ONNX graph (`onnxscript.ir.Model`) of `model` in eval mode, batch dimension symbolic, no function bodies yet.
+
+    Structured inputs and outputs are flat there (flat.py).
 
     Weights come out with their masks applied. Raises UsageError for a model in training mode or one that does not accept
     `input_shape`, RunError for weights that are not finite, outputs that are random, or a model that torch cannot export for any batch.
@@ -46,36 +51,46 @@ def trace(model: nn.Module, input_shape: tuple[int, int, int], *, opset: int) ->
     network, notes = type(model).__name__, _converted_types(model)
     model = in_float32(model)
     _prepare_masked_layers(model)
-    x = torch.randn(TRACED_BATCH + 1, *input_shape, generator=torch.Generator().manual_seed(0))
-    shapes = _check_accepts(model, x)
+    model, x = _callable(model, input_shape)
+    shapes = _output_shapes(model, x, network)
     if written := written_weight(model, x):
         raise RunError(f"the forward of {network} writes to {written}.data, which torch cannot export; change the weights once, before")
-    if (varies := unsteadiness(model, x, _ROUNDING)) is not None:
+    if (varies := unsteadiness(model, x, _ROUNDING, first(x, 1))) is not None:
         if not varies.with_batch:
             raise RunError(f"{varies.cause}, so no file can compute the same; make that depend on self.training")
         notes.append(f"{varies.cause}: the file does the same, and its outputs depend on how samples are put into batches")
-    sample = torch.zeros(TRACED_BATCH, *input_shape)
+    given = tuple(tensors(x.value)) if isinstance(x, Structured) else (torch.zeros_like(x),)
     try:
         with quiet():
             program = torch.onnx.export(
                 model,
-                (sample,),
+                tuple(tensor[:TRACED_BATCH] for tensor in given),
                 dynamo=True,
                 verbose=False,
                 opset_version=opset,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                dynamic_shapes=_dynamic_batch(model),
+                input_names=model.inputs if isinstance(model, Flat) else [INPUT],
+                output_names=model.outputs() if isinstance(model, Flat) else [OUTPUT],
+                dynamic_shapes=_dynamic_batch(model, len(given)),
                 custom_translation_table={torch.ops.fineprune.masked_conv2d.default: _translate},
             )
     except Exception as error:  # the exporter wraps whatever went wrong anywhere in torch
         raise RunError(f"torch cannot export {network}: {cause(error, model, x)}") from error
     if program is None:
         raise RunError(f"torch.onnx.export gave no graph for {network}")
+    if isinstance(model, Flat):
+        _named_as_in_the_network(program.model)
     batch = program.model.graph.inputs[0].shape[0]
     if isinstance(batch, int):
         raise fixed_batch(network, "its forward takes the batch size for a constant")
-    return program.model, Traced(network=network, output_shapes=shapes, notes=tuple(notes))
+    return program.model, Traced(network=network, inputs=given, output_shapes=shapes, notes=tuple(notes))
+
+
+def _named_as_in_the_network(graph: Any) -> None:
+    """Weights of a network inside of `Flat` have the names that they have without it."""
+    for name in [*graph.graph.initializers]:
+        value = graph.graph.initializers.pop(name)
+        value.name = name.removeprefix("network.")
+        graph.graph.register_initializer(value)
 
 
 def fixed_batch(network: str, why: str) -> RunError:
@@ -86,9 +101,10 @@ def fixed_batch(network: str, why: str) -> RunError:
     )
 
 
-def _dynamic_batch(model: nn.Module) -> dict[str, Any]:
-    """The batch dimension of the only argument that is given, whatever it is called (also where forward takes *args)."""
-    return dict(inspect.signature(model.forward).bind({0: torch.export.Dim(BATCH, min=1)}).arguments)
+def _dynamic_batch(model: nn.Module, inputs: int) -> dict[str, Any]:
+    """The batch dimension of the arguments that are given, whatever they are called (also where forward takes *args)."""
+    batch = {0: torch.export.Dim(BATCH, min=1)}
+    return dict(inspect.signature(model.forward).bind(*[batch] * inputs).arguments)
 
 
 def _translate(x: Any, weight: Any, mask: Any, stride: Any, padding: Any, dilation: Any, groups: int, weight_mask: Any = None) -> Any:
@@ -169,8 +185,23 @@ def _contiguous(layer: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Te
     return output.contiguous()
 
 
-def _check_accepts(model: nn.Module, x: torch.Tensor) -> dict[int, tuple[int, ...]]:
-    """The shapes of the outputs for one sample and for all of `x`."""
+def _callable(model: nn.Module, input_shape: Shape) -> tuple[nn.Module, Inputs]:
+    """The network as the exporter can call it, and a batch for it: flat, where its inputs or outputs are more than one tensor."""
+    if isinstance(input_shape, Structured):
+        flat = Flat(model, input_shape)
+        return flat, flat.rows(TRACED_BATCH + 1)
+    x = torch.randn(TRACED_BATCH + 1, *input_shape, generator=torch.Generator().manual_seed(0))
+    outputs = _accepted(model, x)
+    if isinstance(outputs, torch.Tensor):
+        return model, x
+    if not tensors(outputs):
+        raise UsageError(f"the model returns {type(outputs).__name__}, in which no tensor is; let it return the tensors to export")
+    flat = Flat(model, Structured(x, len(x), lambda network, images: network(images)))
+    return flat, flat.rows(len(x))
+
+
+def _accepted(model: nn.Module, x: torch.Tensor) -> Any:
+    """Outputs for x[N,C,H,W]; UsageError where the model takes no such input as its one argument."""
     shape = "x".join(map(str, x.shape[1:]))
     try:
         inspect.signature(model.forward).bind(x)
@@ -179,7 +210,7 @@ def _check_accepts(model: nn.Module, x: torch.Tensor) -> dict[int, tuple[int, ..
             f"the model does not accept input {shape} as its one argument: {error}; wrap it so that it takes the images alone"
         ) from error
     try:
-        outputs = _outputs(model, x[:TRACED_BATCH])
+        return _outputs(model, x[:TRACED_BATCH])
     except FinepruneError as error:
         raise UsageError(f"the model does not accept input {shape}: {error}") from error
     except Exception as error:  # the network's own code may raise anything
@@ -187,23 +218,23 @@ def _check_accepts(model: nn.Module, x: torch.Tensor) -> dict[int, tuple[int, ..
             f"the model does not accept input {shape}: {first_line(error)}; "
             "give the input shape it was made for, and let it take any batch size"
         ) from error
-    if not isinstance(outputs, torch.Tensor):
-        raise UsageError(
-            f"the model returns {type(outputs).__name__}, not one tensor of logits; wrap it so that it returns the tensor to export"
-        )
+
+
+def _output_shapes(model: nn.Module, x: Inputs, network: str) -> dict[int, list[tuple[int, ...]]]:
+    """Of the outputs, for one sample and for all of `x`."""
     shapes = {}
     for batch in (1, len(x)):
         try:
-            shapes[batch] = tuple(_outputs(model, x[:batch]).shape)
+            shapes[batch] = [tuple(output.shape) for output in tensors(_outputs(model, first(x, batch)))]
         except Exception as error:
-            raise fixed_batch(type(model).__name__, f"a batch of {batch} ends in: {first_line(error)}") from error
+            raise fixed_batch(network, f"a batch of {batch} ends in: {first_line(error)}") from error
     return shapes
 
 
-def _outputs(model: nn.Module, x: torch.Tensor) -> Any:
+def _outputs(model: nn.Module, x: Inputs) -> Any:
     """Whatever `model` answers to a copy of `x`, which it may change in place."""
     with torch.no_grad():
-        return model(x.clone())
+        return answer(model, x.clone())
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fineprune.common.errors import said_by
+from fineprune.common.inputs import Inputs, answer
 
 _NOT_THE_NETWORK = tuple(
     str(folder) for folder in (Path(torch.__file__).parent, Path(__file__).parent, Path(__file__).parents[1] / "compressor")
@@ -21,8 +22,8 @@ _NOT_THE_NETWORK = tuple(
 _NO_TRANSLATION = re.compile(r"No ONNX function found for <OpOverload\(op='([\w.:]+)', overload='(\w+)'\)>")
 
 
-def cause(error: BaseException, model: nn.Module, x: torch.Tensor) -> str:
-    """What stopped the export of `model` (input x[N,C,H,W]) with `error`, where, and the remedy."""
+def cause(error: BaseException, model: nn.Module, x: Inputs) -> str:
+    """What stopped the export of `model` (a batch: x) with `error`, where, and the remedy."""
     root = _root(error)
     if untranslated := _NO_TRANSLATION.search(str(root)):
         name, overload = untranslated.groups()
@@ -54,7 +55,7 @@ def _line_of(frames: Iterable[Any]) -> str:
     return f" ({Path(summary.filename).name}:{summary.lineno}: `{summary.line}`)" if summary.line else ""
 
 
-def _line_that_calls(operator: str, model: nn.Module, x: torch.Tensor) -> str:
+def _line_that_calls(operator: str, model: nn.Module, x: Inputs) -> str:
     """Where the network calls the operator torch knows as `operator` ("aten.median.dim"): it runs once more and is watched."""
     found: list[str] = []
     outside = len(list(traceback.walk_stack(None)))
@@ -67,11 +68,11 @@ def _line_that_calls(operator: str, model: nn.Module, x: torch.Tensor) -> str:
             return func(*args, **(kwargs or {}))
 
     with torch.no_grad(), Watch():
-        model(x.clone())
+        answer(model, x.clone())
     return found[0] if found else ""
 
 
-def written_weight(model: nn.Module, x: torch.Tensor) -> str:
+def written_weight(model: nn.Module, x: Inputs) -> str:
     """The name of a parameter that the forward writes to behind torch's back (`weight.data.clamp_()`), at which the exporter crashes."""
     names = {parameter.untyped_storage().data_ptr(): name for name, parameter in model.named_parameters() if parameter.numel()}
     written = ""
@@ -86,5 +87,5 @@ def written_weight(model: nn.Module, x: torch.Tensor) -> str:
             return func(*args, **(kwargs or {}))
 
     with Watch(), torch.no_grad():
-        model(x.clone())
+        answer(model, x.clone())
     return written

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fineprune.common.errors import FinepruneError, RunError, UsageError, said_by
+from fineprune.common.inputs import floats, mapped, structure, tensors
 
 Function = Callable[[Any, Any], Any]
 
@@ -47,10 +48,24 @@ def _same_class(scores: Tensor, others: Tensor) -> Tensor:
     return (scores.argmax(1) == others.argmax(1)).float()
 
 
-def _relative_error(outputs: Tensor, others: Tensor) -> Tensor:
-    """||y - y'|| / ||y'|| of each sample."""
-    difference, norm = ((part.float().flatten(1)).norm(dim=1) for part in (outputs - others, others))
-    return difference / norm.clamp(min=torch.finfo(torch.float32).tiny)
+def _relative_error(outputs: Any, others: Any) -> Tensor:
+    """||y - y'|| / ||y'|| of each sample, over all floating-point numbers of the outputs; of the whole batch where they have no samples."""
+    given, wanted = (torch.cat(side, 1) for side in by_sample(outputs, others))
+    return (given - wanted).norm(dim=1) / wanted.norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def by_sample(outputs: Any, others: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """The floating-point tensors of outputs of one structure, each float32 [N,numbers]; [1,numbers] where any has no axis of samples.
+
+    RunError where they differ in structure or shapes.
+    """
+    pair = floats(outputs), floats(others)
+    if [tensor.shape for tensor in pair[0]] != [tensor.shape for tensor in pair[1]]:
+        raise RunError(f"outputs {structure(outputs)} are compared with others, {structure(others)}; both networks must give the same")
+    rows = {tensor.shape[:1] for tensor in pair[0]}
+    count = len(pair[0][0]) if len(rows) == 1 and pair[0][0].dim() else 1
+    first, second = ([tensor.float().reshape(count, -1) for tensor in side] for side in pair)
+    return first, second
 
 
 ACCURACY = Metric("accuracy", lambda scores, labels: (scores.argmax(1) == labels).float(), unit=None)
@@ -82,10 +97,15 @@ class Objective:
     def to_json(self) -> dict[str, Any]:
         """What tells this task from others: a run that was interrupted under another loss does not go on under this one."""
         metric = self.metric
-        return {"loss": _told(self.loss), "metric": [metric.name, _told(metric.function), metric.higher_is_better, metric.unit]}
+        return {"loss": identity_of(self.loss), "metric": [metric.name, identity_of(metric.function), metric.higher_is_better, metric.unit]}
 
     def summed(self, outputs: Any, targets: Any, count: int) -> Tensor:
-        """The sum of each sample's own loss, whatever a mean over a batch would weigh by."""
+        """The sum of each sample's own loss, whatever a mean over a batch would weigh by.
+
+        Of outputs that have no axis of samples (a network that gives its losses) it is that of their mean.
+        """
+        if not all(tensor.shape[:1] == (count,) for tensor in tensors(outputs)):
+            return self.losses(outputs, targets, count).sum()
         alone = [self.losses(_sample(outputs, place), _sample(targets, place), 1) for place in range(count)]
         return torch.cat(alone).sum()
 
@@ -119,10 +139,10 @@ def task_of(loss: Any, metric: Any) -> Objective | None:
 
 def moved(targets: Any, device: torch.device | str) -> Any:
     """Targets of any structure of tensors, on `device`."""
-    return _mapped(targets, lambda tensor: tensor.to(device, non_blocking=True))
+    return mapped(targets, lambda tensor: tensor.to(device, non_blocking=True))
 
 
-def _told(function: Function) -> str:
+def identity_of(function: Callable[..., Any]) -> str:
     """The name of a function, and a hash of its code and constants where Python has them."""
     code, name = getattr(function, "__code__", None), getattr(function, "__qualname__", type(function).__qualname__)
     if code is None:
@@ -133,18 +153,7 @@ def _told(function: Function) -> str:
 
 
 def _sample(values: Any, place: int) -> Any:
-    return _mapped(values, lambda tensor: tensor[place : place + 1])
-
-
-def _mapped(values: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(values, Tensor):
-        return change(values)
-    if isinstance(values, dict):
-        return {key: _mapped(value, change) for key, value in values.items()}
-    if isinstance(values, tuple | list):
-        parts = [_mapped(value, change) for value in values]
-        return type(values)(*parts) if hasattr(values, "_fields") else type(values)(parts)
-    return values
+    return mapped(values, lambda tensor: tensor[place : place + 1])
 
 
 def _each(function: Function, name: str, outputs: Any, targets: Any, count: int) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fineprune.calibrate.calls import Call, acting
 from fineprune.calibrate.moments import patches
+from fineprune.common.inputs import Inputs as Batch
 
 from .gram import Gram
 from .layers import Shared
@@ -24,7 +25,7 @@ class Inputs:
     def __init__(self, masked: nn.Module, order: Sequence[Shared], stream: Stream, memory: float) -> None:
         self._masked, self._order, self._stream = masked, order, stream
         self._largest = memory / (4 * stream.images)
-        self._starts = Starts(masked, stream.few(), [name for shared in order for name in shared.names])
+        self._starts = Starts(masked, stream.few(), stream.lead(), [name for shared in order for name in shared.names])
         self._start: str | None = None
         self._kept: dict[int, Tensor] = {}
         """By number of the batch, the inputs of the module called `_start`."""
@@ -47,14 +48,14 @@ class Inputs:
             self._start, self._kept = after, kept
         return self._gram
 
-    def _passes(self, *, release: bool) -> Iterator[tuple[int, Tensor, Start | None]]:
+    def _passes(self, *, release: bool) -> Iterator[tuple[int, Batch, Start | None]]:
         """Number, images and start of each batch's pass; with `release`, what was kept is given away."""
         if self._start is None:
             yield from ((number, images, None) for number, images in self._stream)
             return
         module = self._masked.get_submodule(self._start)
         for number in self._stream.numbers:
-            yield number, self._starts.noise, Start(module, self._kept.pop(number) if release else self._kept[number])
+            yield number, self._starts.lead, Start(module, self._kept.pop(number) if release else self._kept[number])
 
     def _see(self, call: Call) -> Tensor:
         at, wanted = self._waiting.pop(0)

@@ -10,6 +10,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from fineprune.calibrate.calls import Call, acting, filters_of, groups_of
 from fineprune.calibrate.convolutions import Skipped
+from fineprune.common.inputs import Inputs
 
 from ..bake import masked_layers
 from ..layers import MaskedLayer
@@ -85,8 +86,8 @@ def kept(layer: MaskedLayer) -> Tensor:
     return torch.ones_like(filters_of(layer, layer.weight), dtype=torch.bool) if mask is None else mask
 
 
-def outputs_of(model: nn.Module, images: Tensor, names: Iterable[str]) -> Outputs:
-    """What the layers `names` of `model` put out, seen in one pass of images[N,C,H,W]; nothing where a forward adds its bias itself."""
+def outputs_of(model: nn.Module, images: Inputs, names: Iterable[str]) -> Outputs:
+    """What the layers `names` of `model` put out, seen in one pass of a batch; nothing where a forward adds its bias itself."""
     found: Outputs = {}
     biased: set[str] = set()
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fineprune.calibrate.calls import Call, seen
 from fineprune.calibrate.convolutions import evaluating
 from fineprune.calibrate.steadiness import difference
+from fineprune.common.inputs import Inputs, answer, floats
 
 _SAME = 1e-6
 """Share of the largest value by which two equal computations may differ."""
@@ -44,8 +45,8 @@ class Start(NamedTuple):
     value: Tensor
 
 
-def forward(model: nn.Module, images: Tensor, start: Start | None = None) -> Any:
-    """What `model` gives for images[N,C,H,W]; None where something stopped it. In eval mode, without gradients.
+def forward(model: nn.Module, images: Inputs, start: Start | None = None) -> Any:
+    """What `model` gives for a batch; None where something stopped it. In eval mode, without gradients.
 
     With `start`, what follows it has that value's samples, and `images` only lead there.
     """
@@ -56,7 +57,7 @@ def forward(model: nn.Module, images: Tensor, start: Start | None = None) -> Any
             replace = start.module.register_forward_pre_hook(lambda module, args: (start.value.clone(), *args[1:]), prepend=True)
             stack.callback(replace.remove)
         try:
-            return model(images.clone())
+            return answer(model, images.clone())
         except _Stopped:
             return None
 
@@ -75,12 +76,13 @@ def noting(modules: Mapping[str, nn.Module], note: Callable[[str, tuple[Any, ...
 
 
 class Starts:
-    """Where passes of `model` may start, tried on images[N,C,H,W]; `layers` are the names of those whose inputs matter."""
+    """Where passes of `model` may start, tried on a batch; `layers` are the names of those whose inputs matter.
 
-    def __init__(self, model: nn.Module, images: Tensor, layers: Sequence[str]) -> None:
-        self._model, self._images = model, images
-        self.noise = torch.randn(1, *images.shape[1:], generator=torch.Generator().manual_seed(0)).to(images)
-        """What leads to a start, [1,C,H,W]."""
+    lead: one sample, whose pass leads to a start and is not used.
+    """
+
+    def __init__(self, model: nn.Module, images: Inputs, lead: Inputs, layers: Sequence[str]) -> None:
+        self._model, self._images, self.lead = model, images, lead
         self._layers = {name: model.get_submodule(name) for name in layers}
         self._modules = {name: module for name, module in model.named_modules() if name}
         self._order: list[str] = []
@@ -117,7 +119,7 @@ class Starts:
         inputs: dict[str, list[tuple[Any, ...]]] = {layer: [] for layer in layers}
         try:
             with noting({layer: self._layers[layer] for layer in layers if layer != name}, lambda layer, args: inputs[layer].append(args)):
-                output = forward(self._model, self.noise, Start(self._modules[name], self._arguments[name][0][0]))
+                output = forward(self._model, self.lead, Start(self._modules[name], self._arguments[name][0][0]))
         except Exception:  # the network's own code does not bear two sizes of batch
             return False
         calls = [(inputs[layer], self._arguments[layer]) for layer in layers if layer != name]
@@ -126,4 +128,5 @@ class Starts:
 
 
 def _same(one: Any, other: Any) -> bool:
-    return isinstance(one, Tensor) and isinstance(other, Tensor) and difference(one, other) <= _SAME
+    ones, others = floats(one), floats(other)
+    return bool(ones) and difference(ones, others) <= _SAME

@@ -13,6 +13,7 @@ from fineprune.calibrate.calls import filters_of, groups_of, multiplies
 from fineprune.calibrate.convolutions import Skipped
 from fineprune.calibrate.moments import COLUMNS
 from fineprune.common.errors import RunError, UsageError
+from fineprune.common.inputs import told
 from fineprune.common.processes import joined
 
 from ..bake import masked_layers
@@ -84,7 +85,7 @@ def reconstruct(dense: nn.Module, masked: nn.Module, run: CalibrationRun, config
         convs = dict(masked_layers(masked))
         order, left = refittable(masked, outputs_of(dense, stream.few(), convs))
         layers = [convs[shared.name] for shared in order]
-        settings = {**asdict(config), "seed": run.config.seed, "data": run.config.data, "input_shape": list(run.input_shape)}
+        settings = {**asdict(config), "seed": run.config.seed, "data": run.config.data, "input_shape": told(run.input_shape)}
         store = Store(run.folder and run.folder / "reconstruction", dense, masked, settings)
         done = group.on_first(lambda: store.load([{key: tuple(value.shape) for key, value in _state(layer).items()} for layer in layers]))
         for layer, state in zip(layers, done, strict=False):

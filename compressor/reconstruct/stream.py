@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 
 from fineprune.calibrate.collect import CalibrationConfig, sample_order
 from fineprune.common.errors import RunError
+from fineprune.common.inputs import Inputs, Structured, numbers_of
 from fineprune.common.processes import Group
 
 from ..prune import CalibrationRun
@@ -24,16 +24,27 @@ class Stream:
         order = sample_order(len(run.source), CalibrationConfig(samples=images, seed=run.config.seed))
         self.images, self.seed = len(order), run.config.seed
         self._source, self._device, self._few = run.source, run.device, order[:2]
-        self._size = max(1, min(_BATCH, _NUMBERS // torch.Size(run.input_shape).numel()))
+        self._size = max(1, min(_BATCH, _NUMBERS // max(1, numbers_of(run.input_shape))))
         chunks = list(enumerate(order.split(self._size)))[group.rank :: group.size]
         self.numbers = [number for number, _ in chunks]
         self._indices = torch.cat([order[:0], *(chunk for _, chunk in chunks)])
 
-    def few(self) -> Tensor:
-        """The first two images, [2,C,H,W]."""
-        return next(iter(self._source.batches(2, indices=self._few))).images.to(self._device)
+    def few(self) -> Inputs:
+        """The first two samples."""
+        return self._first(2)
 
-    def __iter__(self) -> Iterator[tuple[int, Tensor]]:
+    def lead(self) -> Inputs:
+        """One sample of noise [1,C,H,W], or the first, where inputs are structured."""
+        first = self._first(1)
+        if isinstance(first, Structured):
+            return first
+        return torch.randn(first.shape, generator=torch.Generator().manual_seed(0)).to(first)
+
+    def _first(self, count: int) -> Inputs:
+        images: Inputs = next(iter(self._source.batches(count, indices=self._few[:count]))).images.to(self._device)
+        return images
+
+    def __iter__(self) -> Iterator[tuple[int, Inputs]]:
         """Number of the batch and images [N,C,H,W]."""
         if self.numbers:
             batches = self._source.batches(self._size, indices=self._indices)

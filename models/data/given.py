@@ -1,12 +1,13 @@
 """Samples that are given in Python, as their owner's network takes them: a DataLoader, a Dataset, arrays, with labels or without.
 
-Nothing is scaled, normalised or augmented here: what a Dataset or a DataLoader's collate_fn makes of a sample goes to the network.
+Nothing is scaled, normalised or augmented here: what a Dataset or a DataLoader's collate_fn makes of a sample goes to the network. A
+network that takes one tensor [N,C,H,W] is called on it; any other is called by the user's `forward`, on inputs of any structure.
 """
 
 import copy
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +17,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from fineprune.common.errors import FinepruneError, RunError, UsageError
+from fineprune.common.inputs import Forward, Inputs, Shape, Structured, tensors
 from fineprune.common.progress import Progress
 
-from ..objective import Objective, moved, objective_of
+from ..objective import Objective, identity_of, moved, objective_of
 from ..user_code import describe
 from .augment import Augmentation
 from .images import Batch, ImageData, Split
@@ -49,18 +51,24 @@ class GivenSplit(Split):
     """The samples `positions[i]` of a loader's data set, put together by its collate_fn; its sampler and batches have no part in it."""
 
     def __init__(
-        self, loader: DataLoader[Any], positions: Tensor, labels: Tensor | None = None, objective: Objective | None = None
+        self,
+        loader: DataLoader[Any],
+        positions: Tensor,
+        labels: Tensor | None = None,
+        objective: Objective | None = None,
+        forward: Forward | None = None,
     ) -> None:
-        """labels: int64 [len] in the place of the loader's; None: they come with the samples. objective: of other targets."""
-        self._loader, self._positions, self._labels, self.objective = loader, positions, labels, objective
+        """labels: int64 [len] in the place of the loader's; None: they come with the samples. objective: of other targets. forward: the
+        user's call of the network; None: it is called on the inputs, which are one tensor."""
+        self._loader, self._positions, self._labels, self.objective, self._forward = loader, positions, labels, objective, forward
 
     @property
-    def summed_loss(self) -> Callable[[Any, Any], Tensor] | None:
-        """The sum of the samples' losses for outputs on some device and targets; None: cross-entropies."""
+    def summed_loss(self) -> Callable[[Any, Any, int], Tensor] | None:
+        """The sum of the samples' losses for outputs on some device, targets and their number; None: cross-entropies."""
         objective = self.objective
         if objective is None:
             return None
-        return lambda outputs, targets: objective.summed(outputs, moved(targets, outputs.device), len(outputs))
+        return lambda outputs, targets, samples: objective.summed(outputs, moved(targets, _device(outputs)), samples)
 
     @property
     def labels(self) -> Tensor:
@@ -73,7 +81,7 @@ class GivenSplit(Split):
     def subset(self, indices: Tensor) -> "GivenSplit":
         """As in `Split`."""
         labels = None if self._labels is None else self._labels[indices]
-        return GivenSplit(self._loader, self._positions[indices], labels, self.objective)
+        return GivenSplit(self._loader, self._positions[indices], labels, self.objective, self._forward)
 
     def relabelled(self, labels: Tensor) -> "GivenSplit":
         """As in `Split`."""
@@ -99,7 +107,8 @@ class GivenSplit(Split):
                 raise
             except Exception as error:  # the user's own code may raise anything
                 raise RunError(f"{GIVEN} could not be read at {self._positions[chosen][:8].tolist()}: {describe(error)}") from error
-            yield Batch(inputs, self._labels[chosen] if self._labels is not None else labels, chosen)
+            given_to = inputs if self._forward is None else Structured(inputs, len(chosen), self._forward)
+            yield Batch(given_to, self._labels[chosen] if self._labels is not None else labels, chosen)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +117,13 @@ class GivenData(ImageData):
 
     has_labels: bool
     content: str
+    sample: Structured | None = None
+    """One of them, where the network is called by the user's `forward`; None: float32 [C,H,W]."""
+
+    @property
+    def shape(self) -> Shape:
+        """As in `ImageData`; input_shape is () where there is a `forward`."""
+        return self.input_shape if self.sample is None else self.sample
 
     @property
     def labelled(self) -> bool:
@@ -117,18 +133,26 @@ class GivenData(ImageData):
     def to_json(self) -> dict[str, Any]:
         """Facts that tell these samples from others."""
         objective = objective_of(self.train)
-        return {**super().to_json(), "content": self.content, "task": objective and objective.to_json()}
+        called = {} if self.sample is None else {"forward": identity_of(self.sample.forward)}
+        return {**super().to_json(), "content": self.content, "task": objective and objective.to_json(), **called}
 
 
 def given_data(
-    train: Any, *, validation: Any = None, test: Any = None, seed: int = 0, objective: Objective | None = None, progress: Progress
+    train: Any,
+    *,
+    validation: Any = None,
+    test: Any = None,
+    seed: int = 0,
+    objective: Objective | None = None,
+    forward: Forward | None = None,
+    progress: Progress,
 ) -> GivenData:
     """Samples as splits; a line of the log says which are held out.
 
     train, test, and validation where it is no fraction: a DataLoader (its data set and collate_fn serve), a map-style Dataset of inputs or
     of (input, label), a pair (inputs [N,C,H,W], labels [N]) of arrays or tensors, or inputs alone. validation: else a fraction in [0,1) of
-    the training samples (0.1), chosen by `seed`. objective: a user's task, whose targets are of any structure. UsageError for other things,
-    RunError for samples that cannot be read.
+    the training samples (0.1), chosen by `seed`. objective: a user's task, whose targets are of any structure. forward(model, inputs):
+    the user's call of the network, for inputs of any structure. UsageError for other things, RunError for samples that cannot be read.
     """
     fraction = 0.1 if validation is None else validation
     loaders = {"train": loader_of(train, "data")}
@@ -138,32 +162,27 @@ def given_data(
         loaders["validation"] = loader_of(fraction, "validation")
     elif isinstance(fraction, bool) or not 0 <= fraction < 1:
         raise UsageError(f"validation is samples, or a fraction in [0,1) of the training samples, got {fraction!r}")
-    shapes = {name: _checked(loader, name, objective) for name, loader in loaders.items()}
+    shapes = {name: _checked(loader, name, objective, forward) for name, loader in loaders.items()}
     if len(set(shapes.values())) > 1:
         raise UsageError(f"{GIVEN} differ in shape or in having labels: {', '.join(f'{name} {shape}' for name, shape in shapes.items())}")
     shape, has_labels = shapes["train"]
     if objective is not None and not has_labels:
         raise UsageError("a loss needs targets, and data holds inputs alone; give (inputs, targets), or leave loss out")
-    parts = {name: torch.arange(_length(loader)) for name, loader in loaders.items()}
-    held_out = "given"
-    if "validation" not in loaders:
-        order = torch.randperm(len(parts["train"]), generator=torch.Generator().manual_seed(seed))
-        count = min(max(round(fraction * len(order)), int(fraction > 0)), len(order) - 1)
-        parts["validation"], parts["train"] = order[:count].sort().values, order[count:].sort().values
-        held_out = f"taken from them by seed {seed}" if count else "none"
+    parts, held_out = _positions(loaders, fraction, seed)
 
     def split(name: str) -> GivenSplit:
         positions = parts.get(name, torch.zeros(0, dtype=torch.int64))
         labels = None if has_labels else torch.full((len(positions),), -1)
-        return GivenSplit(loaders.get(name, loaders["train"]), positions, labels, objective)
+        return GivenSplit(loaders.get(name, loaders["train"]), positions, labels, objective, forward)
 
+    first = None if forward is None else next(iter(split("train").batches(1))).images
     data = GivenData(
         spec=GIVEN,
         name="given",
         classes=(),
         input_shape=shape,
-        mean=(0.0,) * shape[0],
-        std=(1.0,) * shape[0],
+        mean=(0.0,) * sum(shape[:1]),
+        std=(1.0,) * sum(shape[:1]),
         train=split("train"),
         validation=split("validation"),
         test=split("test"),
@@ -171,11 +190,23 @@ def given_data(
         seed=seed,
         has_labels=has_labels,
         content=_content(split("train")),
+        sample=first if isinstance(first, Structured) else None,
     )
     sampler = "; the loader's sampler is not used" if isinstance(train, DataLoader) else ""
     sizes = f"{len(data.train)} samples to train on, {len(data.validation)} to validate on ({held_out}), {len(data.test)} to test on"
     progress.log(f"data: {sizes}{sampler}")
     return data
+
+
+def _positions(loaders: Mapping[str, DataLoader[Any]], fraction: Any, seed: int) -> tuple[dict[str, Tensor], str]:
+    """By split, int64: where its samples are in their data set; and how people are told where those that validate come from."""
+    parts = {name: torch.arange(_length(loader)) for name, loader in loaders.items()}
+    if "validation" in loaders:
+        return parts, "given"
+    order = torch.randperm(len(parts["train"]), generator=torch.Generator().manual_seed(seed))
+    count = min(max(round(fraction * len(order)), int(fraction > 0)), len(order) - 1)
+    parts["validation"], parts["train"] = order[:count].sort().values, order[count:].sort().values
+    return parts, f"taken from them by seed {seed}" if count else "none"
 
 
 def is_given(data: Any) -> bool:
@@ -210,12 +241,12 @@ def loader_of(samples: Any, name: str) -> DataLoader[Any]:
     return loader
 
 
-def first_inputs(samples: Any, count: int, name: str) -> Tensor:
+def first_inputs(samples: Any, count: int, name: str, forward: Forward | None = None) -> Inputs:
     """The inputs of the first `count` samples."""
     loader = loader_of(samples, name)
-    _checked(without_labels(loader, name), name, None)
+    _checked(without_labels(loader, name), name, None, forward)
     count = min(count, _length(loader))
-    return next(iter(GivenSplit(loader, torch.arange(count)).batches(count))).images
+    return next(iter(GivenSplit(loader, torch.arange(count), forward=forward).batches(count))).images
 
 
 def has_classes(samples: Any, name: str) -> bool:
@@ -263,11 +294,20 @@ def _length(loader: DataLoader[Any]) -> int:
     return len(loader.dataset)  # type: ignore[arg-type]
 
 
-def _checked(loader: DataLoader[Any], name: str, objective: Objective | None) -> tuple[tuple[int, int, int], bool]:
-    """Shape [C,H,W] of the first sample, and whether it has a label; UsageError for other samples."""
+def _checked(loader: DataLoader[Any], name: str, objective: Objective | None, forward: Forward | None) -> tuple[tuple[int, ...], bool]:
+    """Shape [C,H,W] of the first sample, () with a `forward`, and whether it has a label; UsageError for other samples."""
     [batch] = GivenSplit(loader, torch.zeros(1, dtype=torch.int64)).batches(1)
     inputs, labels = batch.images, batch.labels
-    if not isinstance(inputs, Tensor) or inputs.ndim != 4 or inputs.dtype != torch.float32:
+    if forward is not None:
+        if not tensors(inputs):
+            raise UsageError(f"{name}: inputs hold no tensor, got {type(inputs).__name__}; a collate_fn can make tensors of them")
+    elif isinstance(inputs, Mapping | tuple | list):
+        call = "model(**inputs)" if isinstance(inputs, Mapping) else "model(*inputs)"
+        raise UsageError(
+            f"{name}: inputs are {type(inputs).__name__}s of tensors; say how the network is called on them: "
+            f"forward=lambda model, inputs: {call}"
+        )
+    elif not isinstance(inputs, Tensor) or inputs.ndim != 4 or inputs.dtype != torch.float32:
         got = f"{inputs.dtype} {list(inputs.shape)}" if isinstance(inputs, Tensor) else type(inputs).__name__
         raise UsageError(
             f"{name}: inputs are float32 [N,C,H,W] as the network takes them, got {got}; convert them (images of bytes are read by "
@@ -276,7 +316,7 @@ def _checked(loader: DataLoader[Any], name: str, objective: Objective | None) ->
     if objective is None and labels is not None and not _is_class(labels):
         got = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
         raise UsageError(f"{name}: labels of a classifier are int64, one for each input; got {got} for one of them; other tasks give loss=")
-    return (inputs.shape[1], inputs.shape[2], inputs.shape[3]), labels is not None
+    return tuple(inputs.shape[1:]) if isinstance(inputs, Tensor) and forward is None else (), labels is not None
 
 
 def _is_class(labels: Any) -> bool:
@@ -284,5 +324,12 @@ def _is_class(labels: Any) -> bool:
 
 
 def _content(split: Split) -> str:
-    few = next(iter(split.batches(min(8, len(split)))))
-    return hashlib.sha256(few.images.contiguous().numpy().tobytes()).hexdigest()[:16]
+    images = next(iter(split.batches(min(8, len(split))))).images
+    digest = hashlib.sha256()
+    for tensor in tensors(images.value if isinstance(images, Structured) else images):
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _device(outputs: Any) -> torch.device:
+    return next((tensor.device for tensor in tensors(outputs)), torch.device("cpu"))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fineprune.common.errors import UsageError
+from fineprune.common.inputs import Inputs, Shape
 
 from .augment import Augmentation
 from .sources import Job, Source
@@ -19,9 +20,9 @@ DATA_ARGUMENTS = ("validation", "seed", "image_size", "crop", "channels", "white
 
 
 class Batch(NamedTuple):
-    """images: float32 [N,C,H,W], normalised; labels: int64 [N]; indices: int64 [N], positions in the split."""
+    """images: float32 [N,C,H,W], normalised, or a `Structured`; labels: int64 [N]; indices: int64 [N], positions in the split."""
 
-    images: Tensor
+    images: Inputs
     labels: Tensor
     indices: Tensor
 
@@ -128,7 +129,7 @@ class ImageData:
     spec: str
     name: str
     classes: tuple[str, ...]
-    input_shape: tuple[int, int, int]
+    input_shape: tuple[int, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     train: Split
@@ -143,6 +144,11 @@ class ImageData:
     channels: int | None = None
     labels: str | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def shape(self) -> Shape:
+        """What one sample is like."""
+        return self.input_shape
 
     @property
     def labelled(self) -> bool:

@@ -46,8 +46,8 @@ def recalibrate_batchnorm(
             for average in averages:
                 average.begin()
             for batch in batches:
-                if batch.images.shape[0] > 1:
-                    seen += batch.images.shape[0]
+                if len(batch.images) > 1:
+                    seen += len(batch.images)
                     forward(model, batch.images.to(where, copy=True))
             if not seen:
                 raise RunError("BatchNorm recalibration got no batch of two images or more; give it some training images")

@@ -10,6 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from fineprune.common.copies import copied
 from fineprune.common.errors import RunError, UsageError
+from fineprune.common.inputs import floats, structure
 from fineprune.common.progress import Progress, Silent
 from fineprune.common.wrappers import check_network, unwrapped
 
@@ -78,7 +79,11 @@ def teacher_for(teacher: nn.Module | None, config: TrainConfig, data: DataLike) 
         raise RunError(f"{broken} of the teacher is not finite; load its weights again")
     with torch.inference_mode():
         batch = next(iter(data.train.batches(1)))
-        check_logits(forward(teacher.cpu(), batch.images.clone()), batch.labels.clamp(min=0))
+        outputs = forward(teacher.cpu(), batch.images.clone())
+        if objective_of(data.train) is None:
+            check_logits(outputs, batch.labels.clamp(min=0))
+        elif not floats(outputs):
+            raise RunError(f"the teacher gives {structure(outputs)}, in which no floating-point number is; leave distill out")
     if config.distill.features and not config.distill.layers:
         config = replace(config, distill=replace(config.distill, layers=stage_ends(teacher, batch.images)))
     return teacher, config
@@ -161,7 +166,6 @@ def check_task(objective: Objective | None, config: TrainConfig) -> None:
     if objective is None:
         return
     asked = {
-        "distill": config.distill is not None,
         "label_smoothing": bool(config.label_smoothing),
         "asynchronous": config.asynchronous is not None,
         "policy": config.policy.name != "none",

@@ -5,6 +5,10 @@
 for each sample; z_s, z_t: class scores of the network and of its teacher, h: `share`, T: `temperature` (Hinton, Vinyals, Dean,
 "Distilling the Knowledge in a Neural Network", 2015). With h = 1 the labels have no part in it. Feature matching (features.py) is added
 with the weight `features`.
+
+Outputs of a user's task are no class scores. There the second term is, over all floating-point numbers y of the outputs,
+
+    h || y_s - y_t ||^2 / || y_t ||^2
 """
 
 import math
@@ -12,10 +16,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from fineprune.common.errors import UsageError
+
+from ..objective import by_sample
+
+_LEAST = 1e-12
+"""Added to the squared norm of outputs that are all zero."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,3 +82,9 @@ def distillation_loss(scores: Tensor, taught: Tensor, temperature: float) -> Ten
     """
     log_p, log_q = (F.log_softmax(each / temperature, dim=1) for each in (taught, scores))
     return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(1)
+
+
+def output_loss(outputs: Any, taught: Any) -> Tensor:
+    """|| y_s - y_t ||^2 / || y_t ||^2 of each sample, [N] (or [1], without an axis of samples); RunError where forms differ."""
+    given, wanted = (torch.cat(side, 1) for side in by_sample(outputs, taught))
+    return (given - wanted).square().sum(1) / (wanted.square().sum(1) + _LEAST)

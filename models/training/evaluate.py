@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fineprune.common.errors import RunError
+from fineprune.common.inputs import numbers
 from fineprune.common.processes import Group
 from fineprune.common.progress import Progress, Silent
 
@@ -95,7 +96,7 @@ _MOST_IMAGES, _MOST_NUMBERS = 256, 256 * 3 * 64 * 64
 
 def _images_at_a_time(split: SplitLike) -> int:
     image = next(iter(split.batches(1))).images
-    return max(1, min(_MOST_IMAGES, _MOST_NUMBERS // image.numel()))
+    return max(1, min(_MOST_IMAGES, _MOST_NUMBERS // max(1, numbers(image))))
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fineprune.common.errors import RunError, UsageError
+from fineprune.common.inputs import Inputs, answer
 
 _LEAST = 1e-12
 """Added to the squared norm of a layer that gives nothing."""
@@ -61,8 +62,8 @@ class Outputs:
         self._kept[name] = output
 
 
-def stage_ends(model: nn.Module, image: Tensor) -> tuple[str, ...]:
-    """Of each size of maps that `model` has (but 1x1), the module that is the last to give it, from an image [1,C,H,W]."""
+def stage_ends(model: nn.Module, image: Inputs) -> tuple[str, ...]:
+    """Of each size of maps that `model` has (but 1x1), the module that is the last to give it, from one sample."""
     last: dict[tuple[int, ...], str] = {}
 
     def note(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
@@ -72,7 +73,7 @@ def stage_ends(model: nn.Module, image: Tensor) -> tuple[str, ...]:
     hooks = [module.register_forward_hook(partial(note, name)) for name, module in model.named_modules() if name]
     try:
         with torch.inference_mode():
-            model(image.clone())
+            answer(model, image.clone())
     finally:
         for hook in hooks:
             hook.remove()

@@ -7,12 +7,15 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from fineprune.common.inputs import Inputs
+
 
 class BatchLike(Protocol):
-    """images float32 [N,C,H,W] (normalised), labels int64 [N], indices int64 [N] into the split; all on the CPU."""
+    """images float32 [N,C,H,W] (normalised) or what else a network is called on, labels int64 [N], indices int64 [N] into the split; all
+    on the CPU."""
 
     @property
-    def images(self) -> Tensor: ...
+    def images(self) -> Inputs: ...
     @property
     def labels(self) -> Tensor: ...
     @property

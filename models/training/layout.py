@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fineprune.common.inputs import Inputs, Structured, answer, floats, laid_out
 from fineprune.common.progress import Progress
 
 from .device import seed_generators
@@ -20,54 +21,61 @@ _SAME = 1e-2
 def choose_nhwc(models: Sequence[nn.Module], data: DataLike, device: torch.device, asked: bool, progress: Progress) -> bool:
     """Whether training may hold images and weights as NHWC: `asked`, on a device that gains by it, and no network minds.
 
-    Each network, put on `device`, is tried on two images of noise. It is as before afterwards; the caller's random state is not kept.
+    Each network, put on `device`, is tried on two images of noise, or samples of another structure. It is as before afterwards; the
+    caller's random state is not kept.
     """
     if not asked or device.type not in ("cpu", "cuda"):
         return False
-    shape = getattr(data, "input_shape", None)
-    shape = tuple(next(iter(data.train.batches(1))).images.shape[1:] if shape is None else shape)
-    images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+    shape = tuple(getattr(data, "input_shape", ()))
+    few = torch.zeros(1, *shape) if shape else next(iter(data.train.batches(2))).images
+    images = few if isinstance(few, Structured) else torch.randn(2, *few.shape[1:], generator=torch.Generator().manual_seed(0))
+    images = images.to(device)
     if all(suits_nhwc(model.to(device), images) for model in models):
         return True
     progress.log("the network's forward relies on the order of numbers in memory (view, as_strided): trained as NCHW, which is slower")
     return False
 
 
-def suits_nhwc(model: nn.Module, images: Tensor) -> bool:
+def suits_nhwc(model: nn.Module, images: Inputs) -> bool:
     """Whether `model` computes the same from NHWC memory, forward and backward. So it is said, too, where it fails in either format:
     the first step tells why.
     """
-    if images.dim() != 4:
+    if isinstance(images, Tensor) and images.dim() != 4:
         return True
     frozen = frozen_modules(model)
     with left_as_it_is(model):
         plain, fast = (_outputs(model, images, nhwc) for nhwc in (False, True))
         if plain is None:
             return True
-        if fast is None or fast.shape != plain.shape or (fast - plain).abs().max() > _SAME * plain.abs().max():
+        if fast is None or not all(map(_alike, plain, fast)):
             return False
         return trains(model, images, frozen, True) or not trains(model, images, frozen, False)
 
 
-def _outputs(model: nn.Module, images: Tensor, nhwc: bool) -> Tensor | None:
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and not bool((other - one).abs().max() > _SAME * one.abs().max())
+
+
+def _outputs(model: nn.Module, images: Inputs, nhwc: bool) -> list[Tensor] | None:
     """In eval mode; None where the network fails or gives no tensor."""
     with memory_format(model, images.device, nhwc) as wanted, torch.no_grad():
         seed_generators(images.device, 0)
         model.eval()
         try:
-            outputs = model(images.contiguous(memory_format=wanted).clone())
+            outputs = floats(answer(model, laid_out(images, wanted).clone()))
         except Exception:  # the network's own code may raise anything
             return None
-    return outputs.float() if isinstance(outputs, Tensor) else None
+    return [output.float() for output in outputs] or None
 
 
-def trains(model: nn.Module, images: Tensor, frozen: list[nn.Module], nhwc: bool) -> bool:
+def trains(model: nn.Module, images: Inputs, frozen: list[nn.Module], nhwc: bool) -> bool:
     """Whether the forward and the backward pass of a training step go through."""
     with memory_format(model, images.device, nhwc) as wanted:
         seed_generators(images.device, 0)
         start_training(model, frozen)
         try:
-            model(images.contiguous(memory_format=wanted).clone()).float().square().mean().backward()
+            outputs = floats(answer(model, laid_out(images, wanted).clone()))
+            torch.stack([output.float().square().mean() for output in outputs]).sum().backward()
         except Exception:  # as above
             return False
     return True

@@ -6,20 +6,22 @@ import torch
 from torch import Tensor, nn
 
 from fineprune.common.errors import FinepruneError, RunError, said_by
+from fineprune.common.inputs import Inputs, Structured, answer, mapped, written
 
 
-def forward(model: nn.Module, x: Tensor) -> Any:
-    """model(x), where a failure becomes a RunError that names its cause where that is known, else the images' shape."""
+def forward(model: nn.Module, x: Inputs) -> Any:
+    """answer(model, x), where a failure becomes a RunError that names its cause where that is known, else the images' shape."""
     try:
-        return model(x)
+        return answer(model, x)
     except FinepruneError:
         raise
     except torch.OutOfMemoryError as error:
-        raise RunError(f"{x.device} has too little memory for {x.shape[0]} images at a time; use a smaller batch size") from error
+        raise RunError(f"{x.device} has too little memory for {len(x)} images at a time; use a smaller batch size") from error
     except Exception as error:  # the network's own code may raise anything
-        shape = "x".join(map(str, x.shape[1:]))
+        if isinstance(x, Structured):
+            raise RunError(f"forward failed on {written(x)}: {said_by(error)}") from error
         remedy = _why_unfit(model, x) or "build it for such images"
-        raise RunError(f"the model failed on {x.shape[0]} images of {shape}: {said_by(error)}; {remedy}") from error
+        raise RunError(f"the model failed on {written(x)}: {said_by(error)}; {remedy}") from error
 
 
 def backward(loss: Tensor, images: int) -> None:
@@ -43,7 +45,7 @@ def _why_unfit(model: nn.Module, x: Tensor) -> str | None:
 
 def widened(outputs: Any) -> Any:
     """Outputs of autocast in float32, in which losses are computed."""
-    return outputs.float() if isinstance(outputs, Tensor) and outputs.is_floating_point() else outputs
+    return mapped(outputs, lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
 
 
 def check_logits(logits: Any, labels: Tensor) -> None:

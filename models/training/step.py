@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fineprune.common.errors import RunError
+from fineprune.common.inputs import Inputs, laid_out
 
 from ..objective import Objective, moved
 from .config import TrainConfig
@@ -67,8 +68,7 @@ class Stepper:
         of the whole batch over the number of processes.
         """
         images, labels, indices = batch.images, batch.labels, batch.indices
-        x = images.to(self.device, non_blocking=True)
-        x = x.contiguous(memory_format=self.memory_format) if x.dim() == 4 else x
+        x = laid_out(images.to(self.device, non_blocking=True), self.memory_format)
         self.optimizer.zero_grad(set_to_none=True)
         with autocast(self.device, self.dtype):
             logits = forward(self.network, x.clone())  # a network may write to its input
@@ -78,9 +78,11 @@ class Stepper:
         else:
             outputs, targets = widened(logits), moved(labels, self.device)
             losses = minimised = self.objective.losses(outputs, targets, len(x))
+            if self.teacher is not None:
+                minimised = self.teacher.task(losses, outputs, self.teacher.scores(x))
             figures = self.objective.figures(outputs, targets, len(x))
         weighted = minimised if weights is None else minimised * weights.to(self.device, non_blocking=True)
-        backward(self.scaler.scale(weighted.mean() if share is None else weighted.sum() / share), len(images))
+        backward(self.scaler.scale(weighted.mean() if share is None else weighted.sum() / share), len(x))
         if self.config.max_grad_norm is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
@@ -89,7 +91,7 @@ class Stepper:
         return StepResult(losses.detach(), figures, indices)
 
 
-def losses_of(logits: Any, labels: Tensor, x: Tensor, config: TrainConfig, teacher: Teacher | None) -> tuple[Tensor, Tensor, Tensor]:
+def losses_of(logits: Any, labels: Tensor, x: Inputs, config: TrainConfig, teacher: Teacher | None) -> tuple[Tensor, Tensor, Tensor]:
     """Of each sample, [N]: its cross-entropy, what is minimised (what the teacher makes of it), and its label, on the device of images x.
 
     labels: int64 [N], on the CPU; those below 0 are none, and the teacher's best class stands for them.

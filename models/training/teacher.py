@@ -6,18 +6,20 @@ which costs about a third of a step. It is given anew whenever a run starts or i
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fineprune.common.errors import RunError, UsageError
+from fineprune.common.inputs import Inputs, mapped
 
 from .config import TrainConfig
 from .device import autocast
-from .distillation import DistillConfig, distillation_loss
+from .distillation import DistillConfig, distillation_loss, output_loss
 from .features import Outputs, feature_loss
 from .layout import lay_out
-from .passes import forward
+from .passes import forward, widened
 
 
 class Teacher:
@@ -43,11 +45,11 @@ class Teacher:
             for outputs in self.outputs or ():
                 outputs.close()
 
-    def scores(self, x: Tensor) -> Tensor:
-        """Class scores float32 [N,K] of images [N,C,H,W]."""
+    def scores(self, x: Inputs) -> Any:
+        """Class scores float32 [N,K] of a batch, or what else the network gives."""
         with torch.inference_mode(), autocast(self.device, self.dtype):
-            scores: Tensor = forward(self.model, x.clone())  # a network may write to its input
-        return scores.float().clone()  # a tensor of inference mode itself can have no part in a gradient
+            scores = forward(self.model, x.clone())  # a network may write to its input
+        return mapped(widened(scores), Tensor.clone)  # a tensor of inference mode itself can have no part in a gradient
 
     def named(self, labels: Tensor, taught: Tensor) -> Tensor:
         """The labels int64 [N] (on the CPU), where one is below 0, which is none, the class that the teacher's scores [N,K] name.
@@ -65,15 +67,21 @@ class Teacher:
 
     def objective(self, losses: Tensor, scores: Tensor, taught: Tensor) -> Tensor:
         """What is minimised, of each sample [N], from its cross-entropy [N], the trained network's scores [N,K] and the teacher's."""
-        share = self.config.share
         if taught.shape != scores.shape:
             counts = f"{tuple(taught.shape)} class scores, the network {tuple(scores.shape)}"
             raise RunError(f"the teacher gave {counts}; give a teacher that tells the same classes")
-        learned = distillation_loss(scores, taught, self.config.temperature)
+        return self._mixed(losses, distillation_loss(scores, taught, self.config.temperature), len(scores))
+
+    def task(self, losses: Tensor, outputs: Any, taught: Any) -> Tensor:
+        """The same of a user's task, from its loss of each sample [N] and both networks' outputs of any structure."""
+        return self._mixed(losses, output_loss(outputs, taught).expand(len(losses)), len(losses))
+
+    def _mixed(self, losses: Tensor, learned: Tensor, samples: int) -> Tensor:
+        share = self.config.share
         learned = learned if share == 1 else (1 - share) * losses + share * learned
         if self.outputs is None:
             return learned
-        return learned + self.config.features * feature_loss(*(each.take(len(scores)) for each in self.outputs))
+        return learned + self.config.features * feature_loss(*(each.take(samples) for each in self.outputs))
 
 
 @contextmanager

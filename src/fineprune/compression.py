@@ -25,6 +25,7 @@ from fineprune.common.copies import copied, working_copy
 from fineprune.common.errors import RunError, UsageError
 from fineprune.common.figures import written
 from fineprune.common.files import check_writable
+from fineprune.common.inputs import Inputs, Structured, told
 from fineprune.common.processes import Group, joined
 from fineprune.common.progress import Lines, Progress
 from fineprune.common.wrappers import check_network, unwrapped, without_wrappers
@@ -38,7 +39,7 @@ from fineprune.compressor.reconstruct.run import reconstruct as reconstruct_netw
 from fineprune.export.machine import machine_facts, package_versions
 from fineprune.models.data import ImageData
 from fineprune.models.data.given import GivenData
-from fineprune.models.objective import ACCURACY, AGREEMENT, Metric, objective_of, task_of
+from fineprune.models.objective import ACCURACY, Metric, objective_of, task_of
 from fineprune.models.training.batchnorm import recalibrate_batchnorm
 from fineprune.models.training.checks import check_engine, check_settings, check_task
 from fineprune.models.training.config import TrainConfig
@@ -64,6 +65,7 @@ from .work_folder import work_folder
 def compress(
     model: nn.Module | ModelSpec | Bundle | str, data: Any, *, validation: Any = None, test: Any = None,
     loss: Callable[[Any, Any], Any] | None = None, metric: Metric | Callable[[Any, Any], Any] | None = None,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
     checkpoint: Path | str | None = None, model_args: Mapping[str, Any] | None = None,
     preset: str | None = None, prune: float | None = None, prune_split: str = "preset",
     ffp: float | Mapping[str, Any] = 0.0, fwp: float | Mapping[str, Any] = 0.0,
@@ -80,7 +82,8 @@ def compress(
     model: a module, or a name with `model_args` and `checkpoint`, or a bundle, which keeps its masks and gets more on top (the accuracy
     that others stand beside is then the bundle's; `pruned_before` says by what it was pruned). data: a data set or its spec string, or your
     own samples as the network takes them: a DataLoader, a Dataset, (inputs, labels), or inputs alone; validation (samples, or a fraction of
-    them) and test belong to these, and loss(outputs, targets) and metric, a function like it or a Metric, where they are no classes.
+    them) and test belong to these, and loss(outputs, targets) and metric, a function like it or a Metric, where they are no classes;
+    forward(model, inputs) calls the network, where that is not model(tensor): inputs and outputs are then of any structure.
     prune: the fraction of the convolutions' multiply-adds to drop; prune_split: what divides it between blocks and weights, the "preset"
     or one "common" list of scores. Or ffp, fwp: the fraction of blocks and of weights; each also takes a mapping with any field of
     FFPConfig and FWPConfig (per_layer={"layer3.*": 0.8}). include, exclude: globs of the layers that are pruned, or left dense.
@@ -108,7 +111,8 @@ def compress(
     asked = Asked(**settings, **parts, reconstruct=reconstruct, finetune=training, calibration=calibration, measured=statistics is not None)
     job = asked.job(compare_dense=compare_dense, device=device)
     progress = progress or Lines()
-    loaded = data_of(data, validation=validation, test=test, seed=seed, objective=task, progress=progress)
+    given: dict[str, Any] = {"validation": validation, "test": test, "seed": seed, "objective": task, "forward": forward}
+    loaded = data_of(data, **given, progress=progress)
     spec = ModelSpec(name=model, args=dict(model_args or {})) if isinstance(model, str) else model
     module, named, before = _opened(spec, checkpoint, loaded, progress)
     return compress_network(module, loaded, job, spec=named, before=before, statistics=statistics, output=output, progress=progress)
@@ -124,7 +128,8 @@ def _opened(
     if isinstance(spec, ModelSpec):
         opened = open_model(spec, checkpoint=checkpoint, data=data, progress=progress)
         return opened.model, opened.spec, None
-    check_channels(spec, data.input_shape)
+    if data.input_shape:
+        check_channels(spec, data.input_shape)
     return spec, None, None
 
 
@@ -135,7 +140,7 @@ def calibration_run(
     identity = hashlib.sha256(json.dumps(data.to_json(), sort_keys=True).encode()).hexdigest()
     return CalibrationRun(
         source=data.train,
-        input_shape=data.input_shape,
+        input_shape=data.shape,
         config=replace(config, data=f"{data.name} {identity[:16]}"),
         device=device,
         folder=folder,
@@ -191,7 +196,8 @@ def compress_network(
         speaker, objective = group.speaker(progress), objective_of(data.train)
         measure = (ACCURACY if objective is None else objective.metric).name
         if not data.labelled:
-            data, measure = answered(data, model, device, speaker, training=job.finetune is not None), AGREEMENT.name
+            data, metric = answered(data, model, device, speaker, training=job.finetune is not None)
+            measure = metric.name
         bundle = _Run(model, data, job, device, speaker, folder, group, measure).bundle(spec, given, before)
         if output is not None:
             group.on_first(lambda: bundle.save(output))
@@ -214,7 +220,7 @@ class _Run:
 
     def bundle(self, spec: ModelSpec | None, statistics: Mapping[str, Statistics], before: Bundle | None = None) -> Bundle:
         """All steps in order."""
-        report = count_macs(self.model, self.data.input_shape)
+        report = count_macs(self.model, self.data.shape)
         where = self.folder and self.folder / "statistics"
         calibration = calibration_run(self.data, self.job.calibration, self.device, where, self.progress)
         found = prunable(self.model, self.job.config, calibration)
@@ -284,7 +290,7 @@ class _Run:
         """What the masks leave to compute; says what there is to say of it."""
         for skipped in pruned.skipped:
             self.progress.log(f"left dense: {skipped.name}: {skipped.reason}")
-        shape = self.data.input_shape
+        shape = self.data.shape
         report = count_macs(bake(self.model, pruned.masks, input_shape=shape), shape)  # zeros are those of the network given
         self.say(shortfall(self.job.config, pruned, report))
         self.say(zero_weights(dense, report))
@@ -304,8 +310,8 @@ class _Run:
         """The dense architecture as commands that read the bundle have it: built again by name, or the caller's module."""
         return build(completed(spec, self.data.input_shape, self.data), seed=1) if spec else self.model
 
-    def image(self) -> torch.Tensor:
-        """One training sample, [1,C,H,W]."""
+    def image(self) -> Inputs:
+        """One training sample."""
         return next(iter(self.data.train.batches(1, indices=torch.zeros(1, dtype=torch.int64)))).images
 
     def calibration_labels(self) -> torch.Tensor:
@@ -323,11 +329,19 @@ class _Run:
             "fineprune": package_versions()["fineprune"],
             "model": completed(spec, self.data.input_shape, self.data).to_json() if spec else None,
             "data": None if isinstance(self.data, GivenData) else self.data.to_json(),  # nobody else can load what is given
-            "input_shape": list(self.data.input_shape),
+            **self.inputs,
             "settings": self.job.to_json(),
             "machine": machine_facts(),
             "packages": package_versions(),
         }
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What the network is called on, for the manifest: the shape of its one tensor, or the structure, and by whose code."""
+        shape = self.data.shape
+        if isinstance(shape, Structured):
+            return {"inputs": told(shape), "forward": getattr(shape.forward, "__qualname__", type(shape.forward).__name__)}
+        return {"input_shape": list(shape)}
 
     @property
     def unit(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch import nn
 
 from fineprune.common.errors import RunError, UsageError
 from fineprune.common.files import atomic_path, check_writable, write_json
+from fineprune.common.inputs import Forward, Inputs, one, told
 from fineprune.common.progress import Lines, Progress, working
 from fineprune.compressor.bundle import Bundle
 from fineprune.compressor.macs import count_macs
@@ -20,7 +21,7 @@ from fineprune.models.data import ImageData
 from .arguments import check_arguments, check_progress, check_samples
 from .int8 import Int8Export, cost, int8_config, quantiser_of
 from .networks import Network, named_data, network_of, open_bundle
-from .samples import calibration_data, compared, held_out
+from .samples import calibration_data, called_on, compared, held_out
 
 if TYPE_CHECKING:
     from fineprune.export.exporter import ExportReport
@@ -56,6 +57,7 @@ def to_onnx(
     int8: "Int8Config | Mapping[str, Any] | bool | None" = None,
     samples: Any = None,
     model: nn.Module | None = None,
+    forward: Forward | None = None,
     trust: Collection[str] = (),
     progress: Progress | None = None,
 ) -> Exported:
@@ -66,30 +68,37 @@ def to_onnx(
     int8: True, a mapping, or a fineprune.export.int8.quantiser.Int8Config: eight-bit integers, calibrated on samples where they are given,
     a tenth of which measures what int8 costs, else on training images that the manifest names; figures of float32 and int8 go to
     PATH.int8.json. The mapping has any of ranges, images, max_drop, and, for targets that are no classes, the metric of `compress`.
-    model: the dense architecture, where the manifest names none. trust: names of your own code and data that a bundle's folder may use.
+    forward(model, samples): how the network is called where that is not model(tensor), on inputs of any structure of tensors [N,...], or a
+    DataLoader or Dataset of them: each is an input of the file, each tensor of what it returns an output. It may call a part of the
+    network. model: the dense architecture, where the manifest names none. trust: names of your own code and data that a bundle's folder may
+    use.
     """
     check_arguments(bundle=bundle, path=path, architecture=model)
-    check_samples(samples)
+    sample = None if forward is None else called_on(samples, PARITY_SAMPLES, forward)
+    if sample is None:
+        check_samples(samples)
     check_progress(progress)
     check_onnx_target(path)
     progress = progress or Lines()
     metric = int8.get("metric") if isinstance(int8, Mapping) else None
     config = int8_config({key: int8[key] for key in int8 if key != "metric"} if isinstance(int8, Mapping) else int8)
-    network = opened(bundle, model, trust)
+    network = replace(opened(bundle, model, trust), sample=sample)
     job = None
     if config is not None:
+        if sample is not None:
+            raise UsageError("a file in int8 is made of a network that takes one tensor; export this one without int8")
         data = named_data(network) if samples is None else calibration_data(samples, metric)
         job = Int8Export(config=config, data=data)
-    inputs = None if samples is None else compared(samples, PARITY_SAMPLES)
+    inputs = sample if samples is None or sample is not None else compared(samples, PARITY_SAMPLES)
     if inputs is None and network.data is not None:
         inputs = real_samples(network, PARITY_SAMPLES, job.data if job else None)
     if job is None:
         return export_network(network, path, plain=plain, samples=inputs, progress=progress)
-    return export_int8(network, path, job, plain=plain, samples=inputs, progress=progress)
+    return export_int8(network, path, job, plain=plain, samples=None if inputs is None else one(inputs), progress=progress)
 
 
 def export_network(
-    network: Network, path: Path | str, *, plain: bool = False, samples: torch.Tensor | None = None, progress: Progress
+    network: Network, path: Path | str, *, plain: bool = False, samples: Inputs | None = None, progress: Progress
 ) -> Exported:
     """`to_onnx` for a network that is open; without samples nothing is compared."""
     from fineprune.export.exporter import export_onnx
@@ -101,11 +110,11 @@ def export_network(
     with atomic_path(path) as unchecked:  # a file that computes something else never takes the place of a good one
         with _called(path, unchecked):
             with working(progress, "exporting"):
-                report = export_onnx(model, network.input_shape, unchecked, plain=plain, metadata=_metadata(network))
+                report = export_onnx(model, network.shape, unchecked, plain=plain, metadata=_metadata(network))
             if samples is not None:
                 with working(progress, CHECKING):
                     threads = torch.get_num_threads()
-                    parity = check_parity(model, unchecked, samples.numpy(), engine=True, threads=threads, progress=progress)
+                    parity = check_parity(model, unchecked, samples, engine=True, threads=threads, progress=progress)
                 parity.require()
         for note in report.notes:
             progress.log(note)
@@ -133,10 +142,10 @@ def export_int8(
     with tempfile.TemporaryDirectory(prefix="fineprune-int8-") as folder, atomic_path(path) as unchecked:
         float32 = Path(folder) / "float32.onnx"
         with _called(path, float32, unchecked), working(progress, "exporting"):
-            export_onnx(model, network.input_shape, float32, plain=plain)
+            export_onnx(model, network.shape, float32, plain=plain)
             if samples is not None:
                 check_parity(model, float32, samples.numpy(), reference_samples=0).require()
-            report = export_onnx(model, network.input_shape, unchecked, plain=plain, metadata=_metadata(network), int8=quantiser)
+            report = export_onnx(model, network.shape, unchecked, plain=plain, metadata=_metadata(network), int8=quantiser)
         facts = {**quantiser.to_json(), "accuracy": cost(float32, unchecked, job.data, network.bundle, progress)}
         parity = None
         if samples is not None:
@@ -188,10 +197,10 @@ def real_samples(network: Network, count: int, data: ImageData | None = None) ->
 
 
 def _metadata(network: Network) -> dict[str, Any]:
-    report = count_macs(network.model, network.input_shape)
+    report = count_macs(network.model, network.shape)
     facts: dict[str, Any] = {
         "macs": {k: v for k, v in report.to_json().items() if k not in ("layers", "uncounted", "macs_zero")},
-        "input_shape": list(network.input_shape),
+        **({"inputs": told(network.shape)} if network.sample else {"input_shape": list(network.input_shape)}),
         "model": network.spec.to_json() if network.spec else None,
     }
     if network.data is not None:

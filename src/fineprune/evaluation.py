@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from fineprune.common.errors import UsageError
+from fineprune.common.inputs import Forward
 from fineprune.common.progress import Lines, Progress, Silent
 from fineprune.compressor.bundle import Bundle
 from fineprune.models.data.given import is_given
@@ -25,6 +26,7 @@ def evaluate(
     *,
     loss: Callable[[Any, Any], Any] | None = None,
     metric: Metric | Callable[[Any, Any], Any] | None = None,
+    forward: Forward | None = None,
     model: nn.Module | None = None,
     device: str = "auto",
     progress: Progress | None = None,
@@ -33,7 +35,7 @@ def evaluate(
 
     network: a module, as it is, or a bundle, with its dense architecture as `model` where the manifest names none. data: samples in a form
     that `compress` takes, all of which are measured on, or a data set or its spec, of which the test split is, or that of validation.
-    loss, metric: as in `compress`. UsageError for other arguments, RunError for labels that fit no output.
+    loss, metric, forward: as in `compress`. UsageError for other arguments, RunError for labels that fit no output.
     """
     check_progress(progress)
     if not isinstance(network, nn.Module):
@@ -42,6 +44,7 @@ def evaluate(
     elif model is not None:
         raise UsageError("model belongs to a bundle; this network is an nn.Module: leave model out")
     validation = 0 if is_given(data) else None
-    loaded = data_of(data, validation=validation, test=None, seed=0, objective=task_of(loss, metric), progress=Silent())
+    given: dict[str, Any] = {"validation": validation, "test": None, "seed": 0, "objective": task_of(loss, metric), "forward": forward}
+    loaded = data_of(data, **given, progress=Silent())
     split = next(split for split in (loaded.test, loaded.validation, loaded.train) if len(split) or split is loaded.train)
     return measured(network, split, device=device, progress=progress or Lines())

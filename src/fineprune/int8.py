@@ -10,6 +10,7 @@ import torch
 
 from fineprune.common.errors import UsageError
 from fineprune.common.figures import written
+from fineprune.common.inputs import one
 from fineprune.common.progress import Progress
 from fineprune.models.data import ImageData, Split
 from fineprune.models.data.images import Batch
@@ -78,7 +79,7 @@ def _judge(data: ImageData, split: Split, indices: torch.Tensor) -> "Judge":
         figure = sum(_total(metric, data, outputs[part], exact[part], batch) for part, batch in parts) / len(outputs)
         return (figure if metric.higher_is_better else -figure) * (100 if metric.unit is None else 1)
 
-    return Judge(images=np.concatenate([batch.images.numpy() for batch in batches]), score=score)
+    return Judge(images=np.concatenate([one(batch.images).numpy() for batch in batches]), score=score)
 
 
 def _metric(data: ImageData, outputs: np.ndarray) -> Metric:
@@ -96,7 +97,7 @@ def _total(metric: Metric, data: ImageData, outputs: np.ndarray, exact: np.ndarr
 
 
 def _images(split: Split) -> np.ndarray:
-    return np.concatenate([batch.images.numpy() for batch in split.batches(_BATCH)])
+    return np.concatenate([one(batch.images).numpy() for batch in split.batches(_BATCH)])
 
 
 def cost(float32: Path, int8: Path | str, data: ImageData, bundle: "Bundle | None", progress: Progress) -> dict[str, Any]:
@@ -113,7 +114,7 @@ def cost(float32: Path, int8: Path | str, data: ImageData, bundle: "Bundle | Non
     totals, near, metric, nearness = dict.fromkeys(runtimes, 0.0), 0.0, ACCURACY, AGREEMENT
     batches = split.batches(_BATCH)
     for batch in progress(batches, total=split.number_of_batches(_BATCH), description=f"float32 and int8 on {name} images"):
-        outputs = {key: runtime.run(batch.images.numpy()) for key, runtime in runtimes.items()}
+        outputs = {key: runtime.run(one(batch.images).numpy()) for key, runtime in runtimes.items()}
         exact, metric = outputs["float32"], _metric(data, outputs["float32"])
         nearness = AGREEMENT if metric in (ACCURACY, AGREEMENT) else RELATIVE_ERROR
         near += _total(nearness, data, outputs["int8"], exact, batch)

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from fineprune.common.errors import FinepruneError, UsageError
+from fineprune.common.inputs import Forward, Structured
 from fineprune.common.progress import Lines, Progress, Silent, working
 from fineprune.compressor.bake import dense_twin, masked_layers
 from fineprune.compressor.bundle import Bundle
@@ -17,7 +19,7 @@ from fineprune.compressor.bundle import Bundle
 from .arguments import check_arguments, check_progress, check_samples
 from .deployment import CHECKING, PARITY_SAMPLES, opened, real_samples
 from .networks import Network, load_arguments, manifest_of
-from .samples import compared
+from .samples import called_on, compared
 from .trust import data_names, missing
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from fineprune.export.runtimes import Runtime
 
 CALIBRATION_SAMPLES = 16
+_ALONE = "other runtimes and int8 are left out: they are given one input"
 Files = Path | str | Sequence[Path | str] | None
 """ONNX files of one network."""
 
@@ -39,6 +42,7 @@ def bench(
     peers: Sequence[str] | None = None,
     samples: Any = None,
     model: nn.Module | None = None,
+    forward: Forward | None = None,
     trust: Collection[str] = (),
     progress: Progress | None = None,
 ) -> "BenchmarkReport":
@@ -47,36 +51,43 @@ def bench(
 
     The compressed network is exported afresh, but for what `onnx` names files of: one in float32, one in int8, or both. int8=False exports
     none in int8. peers: names of `fineprune.export.peers.PEERS`, all by default. samples, in a form that `compress` takes, calibrate int8;
-    by default they are of the data that the manifest names, or noise where that needs your word: enough for times, not for accuracy.
-    model: the dense architecture, where the manifest names none. trust: names of your own code and data that the bundle in a folder may
-    use. Lines of the log name what is not installed or cannot run the network, and figures that say nothing on a busy machine.
+    by default they are of the data that the manifest names, or noise where that needs your word: enough for times, not for accuracy. model:
+    the dense architecture, where the manifest names none. trust: names of your own code and data that the bundle in a folder may use.
+    forward: as in `to_onnx`; peers and int8 run networks of one input and are left out. Lines of the log name what is not installed or
+    cannot run the network, and figures that say nothing on a busy machine.
     """
     from fineprune.export.benchmark import BenchmarkConfig, benchmark
+    from fineprune.export.flat import Flat
     from fineprune.export.peers import usable_peers
     from fineprune.export.runtimes import OnnxRuntime, TorchRuntime
 
     given = _files(onnx)
     check_arguments(network=network, architecture=model)
-    check_samples(samples)
+    sample = None if forward is None else called_on(samples, PARITY_SAMPLES, forward)
+    if sample is None:
+        check_samples(samples)
     check_progress(progress)
     if config is not None and not isinstance(config, BenchmarkConfig):
         raise UsageError(f"config is a fineprune.export.benchmark.BenchmarkConfig, got {config!r:.80}")
     progress = progress or Lines()
-    network = opened(network, model, trust)
-    calibration = _calibration_samples(network, progress) if samples is None else compared(samples, PARITY_SAMPLES).numpy()
+    network = replace(opened(network, model, trust), sample=sample)
+    calibration = sample or (_calibration_samples(network, progress) if samples is None else compared(samples, PARITY_SAMPLES).numpy())
     with tempfile.TemporaryDirectory(prefix="fineprune-bench-") as folder:
-        dense, files = _exported(network, Path(folder), given, calibration if int8 else None, progress)
+        alone = None if isinstance(calibration, Structured) else calibration
+        dense, files = _exported(network, Path(folder), given, alone if int8 else None, progress)
         with working(progress, "loading the other runtimes"):
-            others, left_out = usable_peers(dense, calibration, peers)
+            others, left_out = ([], [_ALONE]) if alone is None else usable_peers(dense, alone, peers)
         for line in left_out:
             progress.log(line)
         masked = network.model.cpu().eval()
-        runtimes: list[Runtime] = [OnnxRuntime("onnxruntime dense", dense), TorchRuntime("torch dense", dense_twin(masked)), *others]
+        twin = dense_twin(masked)
+        torch_dense = TorchRuntime("torch dense", Flat(twin, network.sample) if network.sample else twin)
+        runtimes: list[Runtime] = [OnnxRuntime("onnxruntime dense", dense), torch_dense, *others]
         for name, file in files.items():
             runtimes += _checked(name, file, masked, calibration, progress)
         names = [runtime.name for runtime in runtimes]
         rival = next((name for name in names if name.startswith("onnxruntime") and name.endswith("int8")), None)
-        return benchmark(runtimes, network.input_shape, config, rival=rival, progress=progress)
+        return benchmark(runtimes, network.shape, config, rival=rival, progress=progress)
 
 
 def bench_layers(
@@ -119,24 +130,24 @@ def _exported(
     model = network.model.cpu().eval()
     dense, compressed, int8 = (folder / f"{name}.onnx" for name in ("dense", "compressed", "int8"))
     with working(progress, "exporting"):
-        export_onnx(dense_twin(model), network.input_shape, dense, plain=True)  # other runtimes and layer_times read no packed weights
+        export_onnx(dense_twin(model), network.shape, dense, plain=True)  # other runtimes and layer_times read no packed weights
         masked = any(True for _ in masked_layers(model))
         name = "compressed" if masked or False in given else "dense"
         files = {name: given.get(False, compressed if masked else dense)}
         if files[name] == compressed:
-            export_onnx(model, network.input_shape, compressed)
+            export_onnx(model, network.shape, compressed)
         if True in given:
             files[f"{name} int8"] = given[True]
         elif calibration is not None:
             try:
-                export_onnx(model, network.input_shape, int8, int8=Quantiser(samples=calibration))
+                export_onnx(model, network.shape, int8, int8=Quantiser(samples=calibration))
                 files[f"{name} int8"] = int8
             except FinepruneError as error:
                 progress.log(f"int8 is left out: {error}")
     return dense, files
 
 
-def _checked(name: str, file: Path, masked: nn.Module, samples: np.ndarray, progress: Progress) -> Iterator["Runtime"]:
+def _checked(name: str, file: Path, masked: nn.Module, samples: Any, progress: Progress) -> Iterator["Runtime"]:
     """The engine on a file, where that computes what it should, and ONNX Runtime, but for the dense network's, which is the baseline."""
     from fineprune.export.engine.run.runtime import EngineRuntime
     from fineprune.export.parity import ENGINE, check_int8_parity, check_parity

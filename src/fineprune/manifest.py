@@ -74,6 +74,8 @@ _FACTS = {
     "machine": {},
 }
 """The form of those facts of a manifest that are read again."""
+_STRUCTURED = {"input_shape": Maybe([_SIDE]), "inputs": str, "forward": str}
+"""Of a network that is called by a `forward` of its user: what stands in the place of a shape."""
 
 _BARE = "give Bundle.of the facts {'input_shape': (C, H, W)} and save again, from which the rest is counted"
 """What to do about a bundle of one's own whose facts lack what all but loading needs."""
@@ -96,10 +98,11 @@ def read_bundle(folder: Path | str) -> Bundle:
 
 def check_facts(bundle: Bundle, where: str) -> None:
     """RunError where the facts of `bundle` lack what is read of them later."""
-    bare = not {"input_shape", "macs"} & bundle.facts.keys()
+    bare = not {"input_shape", "inputs", "macs"} & bundle.facts.keys()
     remedy = _BARE if bare else "it was edited, compress again"
-    require(bundle.facts, _FACTS, where, remedy)
-    if prod(bundle.facts["input_shape"]) > _LARGEST_INPUT:
+    structured = "inputs" in bundle.facts
+    require(bundle.facts, {**_FACTS, **_STRUCTURED} if structured else _FACTS, where, remedy)
+    if not structured and prod(bundle.facts["input_shape"]) > _LARGEST_INPUT:
         raise RunError(f"{where}: input_shape is {bundle.facts['input_shape']}, too large for any network; {remedy}")
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fineprune.common.errors import FinepruneError, RunError, UsageError
+from fineprune.common.inputs import Shape, Structured
 from fineprune.common.progress import Progress, Silent
 from fineprune.compressor.bundle import GRAPH, MANIFEST, Bundle
 from fineprune.models import onnx_file
@@ -24,15 +25,30 @@ from .trust import data_names, network_names, require_data, require_network
 class Network:
     """A network in eval mode with what is known about it; `data` are `load_data`'s facts from a bundle's manifest.
 
+    input_shape: () where the network is called by a `forward` of its user, which no bundle holds; sample: samples to call it on then.
     trust: what the user allows of that which a manifest names (see `trust.py`).
     """
 
     model: nn.Module
     spec: ModelSpec | None
-    input_shape: tuple[int, int, int]
+    input_shape: tuple[int, ...]
     bundle: Bundle | None = None
     data: dict[str, Any] | None = None
     trust: tuple[str, ...] = ()
+    sample: Structured | None = None
+
+    @property
+    def shape(self) -> Shape:
+        """What the network is called on. UsageError where nobody has said it."""
+        if self.sample is not None:
+            return self.sample
+        if not self.input_shape:
+            facts = {} if self.bundle is None else self.bundle.facts
+            raise UsageError(
+                f"the network was compressed on inputs {facts.get('inputs')} with forward={facts.get('forward')}, which no bundle holds: "
+                "give samples= of that structure and forward=, too"
+            )
+        return self.input_shape
 
     def with_data(self, data: ImageData) -> "Network":
         """The same network with data that the user gave."""
@@ -75,11 +91,10 @@ def network_of(bundle: Bundle, *, model: nn.Module | None = None, trust: Collect
         require_network(spec, trust, manifest_of(bundle))
         model = _built(spec, bundle, where)
     check_facts(bundle, where)
-    channels, height, width = bundle.facts["input_shape"]
     return Network(
         model=bundle.restore(model),
         spec=spec,
-        input_shape=(channels, height, width),
+        input_shape=tuple(bundle.facts.get("input_shape", ())),
         bundle=bundle,
         data=bundle.facts.get("data"),
         trust=tuple(trust),
@@ -133,7 +148,7 @@ def open_model(
     *,
     checkpoint: Path | str | None = None,
     data: ImageData | None = None,
-    input_shape: tuple[int, int, int] | None = None,
+    input_shape: tuple[int, ...] | None = None,
     progress: Progress = Silent(),  # noqa: B008 - stateless
 ) -> Network:
     """Build `spec` and load its weights; without a checkpoint they are random, or those of an ONNX file.
@@ -143,7 +158,7 @@ def open_model(
     if is_onnx(spec.name):
         return _open_onnx(spec, checkpoint, input_shape or (data.input_shape if data else None), progress)
     shape = input_shape or (data.input_shape if data else None)
-    if shape is None:
+    if not shape:
         raise UsageError(f"the input size of {spec.name} is not known; give --input CxHxW, such as --input 3x224x224, or --data")
     spec = completed(spec, shape, data)
     model = build(spec, seed=0)
@@ -154,7 +169,7 @@ def open_model(
     return Network(model=model.eval(), spec=spec, input_shape=shape)
 
 
-def _open_onnx(spec: ModelSpec, checkpoint: Path | str | None, given: tuple[int, int, int] | None, progress: Progress) -> Network:
+def _open_onnx(spec: ModelSpec, checkpoint: Path | str | None, given: tuple[int, ...] | None, progress: Progress) -> Network:
     """The network of an ONNX file, which was compared with the file; its spec is the file's graph."""
     path = Path(spec.name)
     if spec.args:
@@ -189,7 +204,7 @@ def _by(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
 
 
-def check_channels(model: nn.Module, input_shape: tuple[int, int, int], spec: ModelSpec | None = None) -> None:
+def check_channels(model: nn.Module, input_shape: tuple[int, ...], spec: ModelSpec | None = None) -> None:
     """UsageError where the first convolution takes other channels than the images have and the network does not convert them itself."""
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     channels = input_shape[0]
@@ -213,7 +228,7 @@ def check_channels(model: nn.Module, input_shape: tuple[int, int, int], spec: Mo
             module.training = True
 
 
-def completed(spec: ModelSpec, input_shape: tuple[int, int, int], data: ImageData | None) -> ModelSpec:
+def completed(spec: ModelSpec, input_shape: tuple[int, ...], data: ImageData | None) -> ModelSpec:
     """`spec` with what data say: channels, image size and (given data) the number of classes, where the network takes them."""
     known: dict[str, Any] = {"in_channels": input_shape[0], "image_size": input_shape[1]}
     if data is not None and data.classes:

@@ -66,6 +66,8 @@ def finish(
         done = Bundle.of(module, before.facts, graph=before.graph)
         if _same(before.masks, done.masks):  # filters that share a mask still do
             done = Bundle.of(module, before.facts, before.groups, graph=before.graph)
+        elif "inputs" in before.facts:
+            raise UsageError("the masks are no longer those of the bundle, and a forward leaves nothing to count them on: compress again")
     if output is not None:
         done.save(output)
     return done

@@ -4,14 +4,16 @@ import torch
 from torch import Tensor, nn
 
 from fineprune.calibrate.convolutions import evaluating
+from fineprune.calibrate.steadiness import difference
 from fineprune.common.errors import RunError
+from fineprune.common.inputs import Inputs, answer, floats
 from fineprune.compressor.bundle import Bundle, check_storable, same_bits
 
 _TOLERANCE = 1e-4
 """Of the largest output: what the same weights may differ by when a library adds up in another order."""
 
 
-def check_before(model: nn.Module, fresh: nn.Module, images: Tensor) -> None:
+def check_before(model: nn.Module, fresh: nn.Module, images: Inputs) -> None:
     """Errors where an untouched copy of `model` would not come back from a bundle; `fresh` is the network as later commands build it."""
     _outputs(model, images)  # some networks make buffers at their first forward
     bundle = Bundle.of(model, {})
@@ -19,8 +21,8 @@ def check_before(model: nn.Module, fresh: nn.Module, images: Tensor) -> None:
     check_restored(bundle, model, fresh, images)
 
 
-def check_restored(bundle: Bundle, model: nn.Module, fresh: nn.Module, images: Tensor) -> nn.Module:
-    """The network that `bundle` makes of `fresh`. RunError unless it has the state of `model` and its outputs for images[N,C,H,W]."""
+def check_restored(bundle: Bundle, model: nn.Module, fresh: nn.Module, images: Inputs) -> nn.Module:
+    """The network that `bundle` makes of `fresh`. RunError unless it has the state of `model` and its outputs for a batch."""
     try:
         restored = bundle.restore(fresh)
     except RunError as error:
@@ -33,9 +35,9 @@ def check_restored(bundle: Bundle, model: nn.Module, fresh: nn.Module, images: T
             "see the network's own state_dict and load_state_dict, or their hooks"
         )
     expected = _outputs(model, images)
-    if _apart(expected, _outputs(model, images)) > _TOLERANCE:
+    if difference(expected, _outputs(model, images)) > _TOLERANCE:
         return restored  # its outputs vary by themselves
-    if _apart(expected, _outputs(restored.to(_device(model)), images)) > _TOLERANCE:
+    if difference(expected, _outputs(restored.to(_device(model)), images)) > _TOLERANCE:
         raise RunError(
             "a bundle of this network would compute other outputs: some of what it computes with is not in its state dict; "
             "register that as a parameter or a persistent buffer, or make it alike each time that the network is built"
@@ -47,15 +49,9 @@ def _device(model: nn.Module) -> torch.device:
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
-def _outputs(model: nn.Module, images: Tensor) -> Tensor:
-    dtype = next((p.dtype for p in model.parameters()), images.dtype)
+def _outputs(model: nn.Module, images: Inputs) -> list[Tensor]:
+    inputs = images.to(_device(model), copy=True)
+    if isinstance(inputs, Tensor):
+        inputs = inputs.to(next((p.dtype for p in model.parameters()), inputs.dtype))
     with evaluating(model), torch.no_grad():
-        output = model(images.to(_device(model), dtype, copy=True))
-    return output.cpu().double() if isinstance(output, Tensor) else torch.zeros(0)
-
-
-def _apart(a: Tensor, b: Tensor) -> float:
-    """The largest difference, relative to the largest entry of `a`."""
-    if a.shape != b.shape:
-        return float("inf")
-    return float((a - b).abs().max() / a.abs().max().clamp_min(1e-30)) if a.numel() else 0.0
+        return [output.cpu() for output in floats(answer(model, inputs))]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fineprune.common.files import write_bytes
+from fineprune.common.inputs import one
 from fineprune.common.text import printable
 from fineprune.models.data import ImageData
 from fineprune.models.training.auto_lr import AutoRateConfig, replay
@@ -150,5 +151,5 @@ def _pictures(indices: Tensor, data: ImageData) -> Tensor:
     """[n,H,W,C] in [0,1], in the order of `indices`, without augmentation."""
     batches = list(data.train.batches(256, indices=indices))
     scale, shift = (torch.tensor(values).view(1, -1, 1, 1) for values in (data.std, data.mean))
-    pictures = torch.cat([batch.images for batch in batches]) * scale + shift
+    pictures = torch.cat([one(batch.images) for batch in batches]) * scale + shift
     return pictures.permute(0, 2, 3, 1).clamp(0, 1)

@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 from fineprune.calibrate.steadiness import Unsteady, answers, difference, unsteadiness
 from fineprune.common.errors import RunError
-from support.networks import SHAPE, samples, varied
+from fineprune.common.inputs import Structured
+from support.networks import samples, varied
 
 IMAGES = samples(2).images
 NUMBERS = np.random.default_rng(0)
@@ -77,18 +78,40 @@ def test_steady_networks_are_left_as_they_were(model: nn.Module) -> None:
     assert all(module.training and not module._forward_hooks for module in model.modules())
 
 
+class Told(nn.Module):
+    """A network that answers in words."""
+
+    def forward(self, x: Tensor) -> str:
+        return "scores"
+
+
+def called(images: Tensor) -> Structured:
+    """The images in a dict, of which the network is called on one, and its scores come back in a dict, too."""
+    return Structured({"images": (images, "a caption")}, len(images), lambda model, given: {"scores": model(given["images"][0])})
+
+
+def test_structured_inputs_and_outputs_are_told_apart_alike() -> None:
+    assert unsteadiness(Changing(lambda model, x: model.drop(x)), called(IMAGES), 1e-4, called(IMAGES[:1])) is None
+    mixing = unsteadiness(Changing(lambda model, x: x / x.abs().max()), called(IMAGES), 1e-4, called(IMAGES[:1]))
+    assert mixing is not None and mixing.with_batch and "before second, mixes them" in mixing.cause
+    random = unsteadiness(Changing(lambda model, x: F.dropout(x)), called(IMAGES), 1e-4, called(IMAGES[:1]))
+    assert random is not None and not random.with_batch
+
+
 def test_a_batch_that_fails_is_named() -> None:
     with pytest.raises(
         RunError, match=r"takes one sample but not a batch of 2: shape '\[1, 4, 5, 3\]' is invalid .*; let its forward take any"
     ):
         unsteadiness(Changing(lambda model, x: x.view(1, 4, 5, 3)), IMAGES, 1e-4)
-    with pytest.raises(RunError, match="the network returns tuple, not one tensor of class scores"):
-        answers(nn.LSTM(3, 3), torch.zeros(1, *SHAPE[:1]))
+    with pytest.raises(RunError, match="the network returns str, in which no tensor of numbers is"):
+        answers(Told(), IMAGES)
+    assert [tuple(one.shape) for one in answers(nn.LSTM(3, 3), torch.zeros(2, 3))] == [(2, 3), (1, 3), (1, 3)]  # any structure
 
 
 def test_differences_are_fractions_of_the_largest_value() -> None:
     one = torch.tensor([4.0, -8.0])
-    assert difference(one, torch.tensor([4.0, -7.0])) == 1 / 8
-    assert difference(one, torch.tensor([4.0, torch.nan])) == 1
-    assert difference(one, torch.zeros(3)) == float("inf")
-    assert difference(one / 0, one / 0) == 0
+    assert difference([one], [torch.tensor([4.0, -7.0])]) == 1 / 8
+    assert difference([one], [torch.tensor([4.0, torch.nan])]) == 1
+    assert difference([one], [torch.zeros(3)]) == difference([one], []) == float("inf")
+    assert difference([one / 0], [one / 0]) == 0
+    assert difference([one, one / 1000], [one, torch.tensor([4.0, -7.0]) / 1000]) == pytest.approx(1 / 8)  # of each by itself

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
@@ -238,13 +239,40 @@ def test_bad_opset_and_metadata_are_refused_before_tracing(tiny: Callable, tmp_p
         export_onnx(tiny(), INPUT_SHAPE, tmp_path / "network.onnx", metadata={"layers": []})
 
 
-def test_a_model_with_several_outputs_is_refused(tmp_path: Path) -> None:
+def test_every_tensor_that_a_model_returns_is_an_output(tmp_path: Path) -> None:
     class Two(nn.Module):
-        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            return x, x
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Conv2d(INPUT_SHAPE[0], 2, 3)
 
-    with pytest.raises(UsageError, match="the model returns tuple, not one tensor"):
-        export_onnx(Two().eval(), INPUT_SHAPE, tmp_path / "network.onnx")
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+            y = self.body(x)
+            return y, {"mean": y.mean((2, 3))}
+
+    model, path = Two().eval(), tmp_path / "network.onnx"
+    report = export_onnx(model, INPUT_SHAPE, path)
+    assert [layer.name for layer in report.layers] == ["body"]  # as in the network, though another module calls it
+    file = onnx.load(path)
+    assert [port.name for port in file.graph.output] == ["logits_0", "logits_1_mean"]
+    assert {tensor.name for tensor in file.graph.initializer} >= {"body.weight", "body.bias"}
+    x = np.random.default_rng(0).standard_normal((3, *INPUT_SHAPE), dtype=np.float32)
+    with torch.no_grad():
+        y, others = model(torch.from_numpy(x))
+    for one, other in zip(onnxruntime.InferenceSession(path).run(None, {"input": x}), (y, others["mean"]), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    check_parity(model, path, x).require()
+    with torch.no_grad():
+        model.body.bias += 0.1
+    assert [runtime.passed for runtime in check_parity(model, path, x).runtimes] == [False, False]
+
+
+def test_models_that_return_no_tensor_or_take_two_are_refused(tmp_path: Path) -> None:
+    class Words(nn.Module):
+        def forward(self, x: torch.Tensor) -> str:
+            return "logits"
+
+    with pytest.raises(UsageError, match="the model returns str, in which no tensor is"):
+        export_onnx(Words().eval(), INPUT_SHAPE, tmp_path / "network.onnx")
 
     class TwoInputs(nn.Module):
         def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fineprune.common.errors import RunError, UsageError
-from fineprune.export.parity import TOLERANCES, _compare, check_parity
+from fineprune.export.parity import TOLERANCES, _compare, _compare_one, check_parity
 from fineprune.export.runtimes import OnnxRuntime
 from support.fakes import Recorder
 
@@ -66,7 +66,7 @@ def test_a_reference_that_fails_is_said_and_stops_nothing(packed: Any, monkeypat
 
 def test_a_reference_that_differs_alone_is_only_warned_of(packed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch and ONNX Runtime agree: two against one, and ONNX Runtime is what runs files."""
-    monkeypatch.setattr("fineprune.export.runtimes.OnnxReference.run", lambda runtime, x: np.ones((len(x), 5)))
+    monkeypatch.setattr("fineprune.export.runtimes.OnnxReference.outputs", lambda runtime, x: [np.ones((len(x), 5))])
     report = check_parity(packed.model, packed.path, SAMPLES)
     report.require()
     assert not report.passed and "differs from the model in onnx.reference by" in report.reference_warning()
@@ -75,8 +75,8 @@ def test_a_reference_that_differs_alone_is_only_warned_of(packed: Any, monkeypat
 
 def test_the_batches_of_large_images_are_small(monkeypatch: pytest.MonkeyPatch, packed: Any) -> None:
     sizes: list[int] = []
-    run = OnnxRuntime.run
-    monkeypatch.setattr(OnnxRuntime, "run", lambda runtime, x: [sizes.append(len(x)), run(runtime, x)][1])
+    outputs = OnnxRuntime.outputs
+    monkeypatch.setattr(OnnxRuntime, "outputs", lambda runtime, x: [sizes.append(len(x)), outputs(runtime, x)][1])
     monkeypatch.setattr("fineprune.export.parity.BATCH_VALUES", 7 * SAMPLES[0].size + 1)
     assert check_parity(packed.model, packed.path, SAMPLES, reference_samples=0).passed
     assert sizes == [7, 7, 7, 7, 7, 5]
@@ -85,8 +85,18 @@ def test_the_batches_of_large_images_are_small(monkeypatch: pytest.MonkeyPatch, 
 @pytest.mark.parametrize("shape", [(4,), (4, 1), (4, 3, 2, 2)])
 def test_any_shape_of_outputs_is_compared(shape: tuple[int, ...]) -> None:
     values = np.random.default_rng(0).standard_normal(shape)
-    assert _compare("a", values, values).argmax_agreement == 1
-    assert _compare("a", -values, values).argmax_agreement < 1
+    assert _compare_one("a", values, values).argmax_agreement == 1
+    assert _compare_one("a", -values, values).argmax_agreement < 1
+
+
+def test_of_several_outputs_the_one_that_differs_most_counts() -> None:
+    """However small its numbers are beside those of the others."""
+    large, small = np.full((2, 3), 1e4, np.float32), np.full((2, 2), 1e-3, np.float32)
+    assert _compare("a", [large, small], [large, small]).passed
+    wrong = _compare("a", [large, 1.01 * small], [large, small])
+    assert not wrong.passed and wrong.relative_error == pytest.approx(0.01, rel=1e-3)
+    with pytest.raises(RunError, match="a gave 1 outputs, PyTorch 2; the file belongs to another model"):
+        _compare("a", [large], [large, small])
 
 
 @pytest.mark.parametrize(("dtype", "near_enough"), [("float32", True), ("float64", True), ("int32", False), ("int8", False)])
@@ -94,8 +104,8 @@ def test_whole_numbers_are_equal_or_wrong(dtype: str, near_enough: bool) -> None
     expected = np.full((2, 3), min(100_000, 127 if dtype == "int8" else 100_000), dtype)
     actual = expected.copy()
     actual[1, 2] -= 1
-    assert _compare("a", actual, expected).passed == near_enough
-    assert _compare("a", expected, expected).passed
+    assert _compare_one("a", actual, expected).passed == near_enough
+    assert _compare_one("a", expected, expected).passed
 
 
 def _largest_logit(model: nn.Module) -> float:

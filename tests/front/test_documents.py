@@ -11,6 +11,7 @@ import pytest
 import seams
 import torch
 
+from fineprune.models.vision import prepare_torchvision
 from support.command import succeed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,13 +61,15 @@ def test_the_worked_examples_of_the_methods_are_true() -> None:
     exec(compile(source, "docs/methods.md", "exec"), {})
 
 
-def test_the_how_to_of_tasks_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("page", "written"), [("docs/tasks.md", "classifier.onnx"), ("docs/inputs.md", "backbone.onnx")])
+def test_a_how_to_in_python_runs_as_it_stands(page: str, written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/tasks.md").read_text(), re.MULTILINE | re.DOTALL)
+    prepare_torchvision()
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(0)
-        exec(compile("\n".join(blocks), "docs/tasks.md", "exec"), {})
-    assert len(blocks) >= 3 and (tmp_path / "classifier.onnx").is_file()
+        exec(compile("\n".join(blocks), page, "exec"), {})
+    assert len(blocks) >= 3 and (tmp_path / written).is_file()
 
 
 def test_the_how_to_of_onnx_files_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

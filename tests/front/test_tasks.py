@@ -197,7 +197,11 @@ SAMPLES = Pairs(CASES["regression"])
 WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "no function": ({"loss": 3}, UsageError, r"loss is a function of \(outputs, targets\), got 3"),
     "a metric alone": ({"metric": squared}, UsageError, "a metric belongs to a task with a loss"),
-    "a taught task": ({"loss": squared, "distill": 0.5}, UsageError, "distill belong to classifiers under cross-entropy"),
+    "a smoothed task": (
+        {"loss": squared, "finetune": TrainConfig(epochs=1, lr=0.1, label_smoothing=0.1), "epochs": None},
+        UsageError,
+        "label_smoothing belong to classifiers under cross-entropy",
+    ),
     "no loss": ({}, UsageError, "labels of a classifier are int64.*; other tasks give loss="),
     "no targets": ({"loss": squared, "data": SAMPLES.x}, UsageError, "a loss needs targets, and data holds inputs alone"),
     "named data": ({"loss": squared, "data": "digits"}, UsageError, "loss belongs to samples that are given in Python"),

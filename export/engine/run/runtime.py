@@ -17,7 +17,7 @@ class EngineRuntime:
         self._path = Path(path)
         self._options = options
         self._session: Any = None
-        self._input = ""
+        self._inputs: list[str] = []
 
     def load(self, threads: int) -> None:
         from .session import Session
@@ -25,10 +25,14 @@ class EngineRuntime:
         if not self._path.is_file():
             raise UsageError(f"no ONNX file at {self._path}; export one first")
         self._session = Session(self._path, threads, **self._options)
-        self._input = self._session.get_inputs()[0].name
+        self._inputs = [port.name for port in self._session.get_inputs()]
 
-    def run(self, x: NDArray[np.float32]) -> NDArray:
-        return np.asarray(self._session.run(None, {self._input: x})[0])
+    def run(self, x: NDArray[Any]) -> NDArray:
+        return self.outputs(x)[0]
+
+    def outputs(self, *x: NDArray[Any]) -> list[NDArray]:
+        """All outputs for all inputs, each [N,...], in their order."""
+        return [np.asarray(y) for y in self._session.run(None, dict(zip(self._inputs, x, strict=True)))]
 
     def close(self) -> None:
         if self._session is not None:

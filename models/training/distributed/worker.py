@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fineprune.common.inputs import laid_out
+
 from ..config import TrainConfig
 from ..device import autocast, derive_seed, seed_generators
 from ..frozen import frozen_modules, start_training
@@ -61,8 +63,7 @@ class Worker:
         config, shard = self.config, () if ticket.shard == 0 else (ticket.shard,)
         start_training(self.model, self.frozen)
         seed_generators(self.device, derive_seed(config.seed, "layers", ticket.epoch, ticket.batch, *shard))
-        x = batch.images.to(self.device, non_blocking=True)
-        x = x.contiguous(memory_format=self.layout) if x.dim() == 4 else x
+        x = laid_out(batch.images.to(self.device, non_blocking=True), self.layout)
         momenta = [norm.momentum for norm in self.norms]
         try:
             for norm in self.norms:

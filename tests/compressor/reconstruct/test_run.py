@@ -233,7 +233,7 @@ def test_passes_start_at_blocks_and_at_the_layers_of_a_chain() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 1), Residual(), Residual(), nn.Conv2d(4, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     names = ["0", "1.conv1", "1.conv2", "2.conv1", "2.conv2", "3"]
-    starts = Starts(model, torch.randn(2, 3, 6, 6), names)
+    starts = Starts(model, torch.randn(2, 3, 6, 6), torch.randn(1, 3, 6, 6), names)
     assert [starts.before(name, 1e9) for name in names] == ["0", "1", "1", "2", "2", "3"]
     assert [starts.before(name, 120) for name in names] == ["0"] * 6  # 4x6x6 numbers are too many to keep
 
@@ -252,7 +252,7 @@ class Remembering(nn.Module):
 
 def test_no_pass_starts_where_the_network_reads_something_else_too() -> None:
     torch.manual_seed(0)
-    starts = Starts(Remembering().eval(), torch.randn(2, *SHAPE), ["first", "second", "third"])
+    starts = Starts(Remembering().eval(), torch.randn(2, *SHAPE), torch.randn(1, *SHAPE), ["first", "second", "third"])
     assert [starts.before(name, 1e9) for name in ("first", "second", "third")] == [None] * 3
 
 
