@@ -169,6 +169,41 @@ def tile_add_quads(tile: Tile, array: NDArray, start: int, weights: NDArray, pos
     return (tile.view(np.int32) + (x * w).sum(-1, dtype=np.int32)).view(np.float32)
 
 
+def _add_shared(e: Emitter) -> Any:
+    rows, size, start = (e.size(5), e.size(6)), e.args[4].type, e.not_unrolled(e.args[2])
+    x = [_as_words(e, e.load(e.element(e.data(1), start, (vector, e.lanes(2))))) for vector in range(e.types[0].vectors)]
+    w = {row: _word(e, 3, e.builder.add(e.args[4], ir.Constant(size, k))) for k, row in enumerate(dict.fromkeys(rows))}
+    return e.update(lambda row, vector, old: _as_numbers(e, _dot(e, _as_words(e, old), x[vector], w[row])) if row in w else old)
+
+
+@operation(_add_shared)
+def tile_add_shared(tile: Tile, array: NDArray, start: int, weights: NDArray, position: int, first: Size, second: Size) -> Tile:
+    """tile[r,v] += products of the quads array[start + v*LANES : + LANES] with a word of weights: weights[position] for row `first`,
+    weights[position + 1] for row `second`, where that is another one.
+
+    Arrays are of any type of four bytes.
+    """
+    x = np.ascontiguousarray(array[start : start + tile[0].size]).view(np.uint8).reshape(*tile.shape[1:], 4).astype(np.int32) - LOWERED
+    sums = tile.view(np.int32).copy()
+    for k, row in enumerate(dict.fromkeys((first, second))):
+        w = np.ascontiguousarray(weights[position + k : position + k + 1]).view(np.int8).astype(np.int32)
+        sums[row] += (x * w).sum(-1, dtype=np.int32)
+    return sums.view(np.float32)
+
+
+def _row_words(e: Emitter) -> Any:
+    size = e.args[1].type
+    values = [_as_numbers(e, _word(e, 0, e.builder.add(e.args[1], ir.Constant(size, row)))) for row in range(e.result.rows)]
+    return e.tile(lambda row, vector: values[row])
+
+
+@operation(_row_words)
+def tile_row_words(array: NDArray, position: int, rows: Size, vectors: Size) -> Tile:
+    """array[position + r] in all lanes of row r, bit for bit."""
+    words = array[position : position + rows].view(np.float32)
+    return np.broadcast_to(words[:, None, None], (rows, vectors, LANES)).copy()
+
+
 def _same_word(e: Emitter) -> Any:
     value = _as_numbers(e, _word(e, 0, e.args[1]))
     return e.tile(lambda row, vector: value)
@@ -234,6 +269,45 @@ def tile_add_filters(tile: Tile, array: NDArray, index: NDArray, places: int, of
     x = np.ascontiguousarray(array[at]).view(np.uint8).reshape(len(tile), 1, 1, 4).astype(np.int32) - LOWERED
     w = np.ascontiguousarray(index[weights : weights + LANES]).view(np.int8).reshape(LANES, 4).astype(np.int32)
     return (tile.view(np.int32) + (x * w).sum(-1, dtype=np.int32)).view(np.float32)
+
+
+def _add_expanded(e: Emitter) -> Any:
+    builder, size, run, index = e.builder, e.args[3].type, e.size(6), e.data(2)
+    offset, bits = (builder.load(e.element(index, builder.add(e.args[4], ir.Constant(size, k)))) for k in (0, 1))
+    lanes = builder.bitcast(builder.trunc(bits, _BITS), ir.VectorType(ir.IntType(1), LANES))
+    kept = builder.bitcast(e.element(index, e.args[5]), ir.IntType(32).as_pointer())
+    weights = e.call(f"llvm.masked.expandload.v{LANES}i32", _WORDS, [kept, lanes, ir.Constant(_WORDS, [0] * LANES)])
+    first, starts = builder.gep(e.data(1), [builder.sext(offset, size)], inbounds=True), dict[int, Any]()
+
+    def change(row: int, vector: int, old: Any) -> Any:
+        if row % run == 0:
+            place = builder.load(e.element(index, builder.add(e.args[3], ir.Constant(size, row // run))))
+            starts[row // run] = builder.gep(first, [builder.sext(place, size)], inbounds=True)
+        x = _as_words(e, e.broadcast(builder.gep(starts[row // run], [ir.Constant(size, row % run)], inbounds=True)))
+        return _as_numbers(e, _dot(e, _as_words(e, old), x, weights))
+
+    return e.update(change)
+
+
+@operation(_add_expanded)
+def tile_add_expanded(tile: Tile, array: NDArray, index: NDArray, places: int, entry: int, weights: int, run: Size) -> Tile:
+    """tile[r,0] += products of the quad array[index[places + r // run] + r % run + index[entry]] with weights, one for each lane: those of
+    lanes of which the bit is set in index[entry + 1] follow each other from index[weights] on, others are 0.
+
+    index: int32.
+    """
+    rows = np.arange(len(tile))
+    at = index[places + rows // run].astype(np.int64) + rows % run + int(index[entry])
+    x = np.ascontiguousarray(array[at]).view(np.uint8).reshape(len(tile), 1, 1, 4).astype(np.int32) - LOWERED
+    w, lanes = np.zeros(LANES, np.int32), int(index[entry + 1]) >> np.arange(LANES) & 1 == 1
+    w[lanes] = index[weights : weights + lanes.sum()]
+    return (tile.view(np.int32) + (x * w.view(np.int8).reshape(LANES, 4).astype(np.int32)).sum(-1, dtype=np.int32)).view(np.float32)
+
+
+@operation(lambda e: e.builder.zext(e.builder.ctpop(e.builder.load(e.element(e.data(0), e.args[1]))), e.args[1].type))
+def bits_set(index: NDArray, position: int) -> int:
+    """How many bits of index[position], int32."""
+    return int(index[position] & 0xFFFFFFFF).bit_count()
 
 
 def _add_words(e: Emitter) -> Any:
@@ -333,11 +407,14 @@ def _interleaved(e: Emitter, a: Any, b: Any, high: bool) -> Any:
 
 
 def _add_taps(e: Emitter) -> Any:
-    builder, size, index = e.builder, e.args[2].type, e.data(3)
+    builder, size, index, step = e.builder, e.args[2].type, e.data(3), e.size(6)
     x = []
     for t in range(4):
         offset = builder.sext(builder.load(e.element(index, builder.add(e.args[4], ir.Constant(size, t)))), size)
-        x.append(builder.bitcast(e.load(e.element(e.data(1), builder.add(e.args[2], offset))), _ALL_BYTES))
+        start = builder.add(e.args[2], offset)
+        parts = [e.load(e.element(e.data(1), start, (k, e.lanes(2)))) for k in range(step)]
+        words = e.shuffle(parts[0], parts[-1], range(0, step * LANES, step)) if step > 1 else parts[0]
+        x.append(builder.bitcast(words, _ALL_BYTES))
     weights = _four(e, 3, e.args[5], ir.IntType(32))
     halves = ir.VectorType(ir.IntType(16), 2 * LANES)
     pairs = [[builder.bitcast(_interleaved(e, a, b, high), halves) for high in (False, True)] for a, b in (x[:2], x[2:])]
@@ -346,12 +423,13 @@ def _add_taps(e: Emitter) -> Any:
 
 
 @operation(_add_taps)
-def tile_add_taps(tile: Tile, array: NDArray, start: int, index: NDArray, offsets: int, weights: int) -> Tile:
-    """tile[k,0,4L+c] += sum over t of byte c of array[start + index[offsets + t] + 4L + k] times byte t of index[weights + c].
+def tile_add_taps(tile: Tile, array: NDArray, start: int, index: NDArray, offsets: int, weights: int, step: Size) -> Tile:
+    """tile[k,0,4L+c] += sum over t of byte c of array[start + index[offsets + t] + (4L + k)*step] times byte t of index[weights + c].
 
-    A tile of four rows; index: int32.
+    A tile of four rows; index: int32; step: 1 or 2.
     """
-    x = np.stack([array[start + offset : start + offset + LANES] for offset in index[offsets : offsets + 4].astype(np.int64)])
+    starts = start + index[offsets : offsets + 4].astype(np.int64)
+    x = np.stack([array[first : first + LANES * step : step] for first in starts])
     taps = np.ascontiguousarray(x).view(np.uint8).reshape(4, _BLOCKS, 4, 4).astype(np.int32) - LOWERED  # [tap, block, k, channel]
     w = np.ascontiguousarray(index[weights : weights + 4]).view(np.int8).reshape(4, 4).astype(np.int32)
     return (tile.view(np.int32) + np.einsum("tbkc,ct->kbc", taps, w).reshape(tile.shape)).view(np.float32)

@@ -89,8 +89,6 @@ class Layer:
     """Whether it only moves numbers or maps them one by one: between nodes of ONNX Runtime it is not worth a part of its own."""
     in_place: ClassVar[bool] = False
     """Whether its output may be written over its first input."""
-    tied: ClassVar[bool] = False
-    """Whether it needs the rows of its inputs and of its output at the same distance."""
     movable: ClassVar[bool] = False
     """Whether its output may be made as a part of another tensor."""
 
@@ -107,6 +105,11 @@ class Layer:
     @property
     def alone(self) -> bool:
         """Whether what lies around its output is not zero: then no other tensor may lie there."""
+        return False
+
+    @property
+    def tied(self) -> bool:
+        """Whether it needs the rows of its inputs and of its output at the same distance."""
         return False
 
     @property

@@ -110,7 +110,7 @@ def plan(conv: "QuadConv", x: View, residual: View | None, y: View) -> Op:
         tables=tables.reshape(-1),
         bias=biases(conv, len(tables) * LANES),
         starts=unit * (down * rows * x.row_stride + right * columns),
-        bits=lanes_of(line, y),
+        bits=lanes_of(line, y.row_stride, y.width),
         word=np.array([word_of(conv.zero)]),
         offsets=unit * (places @ np.array(steps)),
         weights=words(found).reshape(-1),

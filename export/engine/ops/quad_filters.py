@@ -57,12 +57,17 @@ def lists(conv: "QuadConv", lanes: int) -> tuple[NDArray[np.int64], NDArray[np.i
     return np.searchsorted(k, np.arange(sets + 1)), np.stack(place, 1), found
 
 
-def counts(conv: "QuadConv", height: int, width: int) -> Counts:
-    """What it comes to."""
-    F, positions = len(conv.weights), height * width
+def sets_of(conv: "QuadConv") -> tuple[int, int]:
+    """(sets of LANES filters, their entries)."""
+    F = len(conv.weights)
     sets = -(-F // LANES)
     kept = np.pad(conv.weights.any(-1), ((0, sets * LANES - F), (0, 0), (0, 0), (0, 0)))
-    entries = int(kept.reshape(sets, LANES, -1).any(1).sum())
+    return sets, int(kept.reshape(sets, LANES, -1).any(1).sum())
+
+
+def counts(conv: "QuadConv", height: int, width: int) -> Counts:
+    """What it comes to."""
+    positions, (sets, entries) = height * width, sets_of(conv)
     tiles = -(-positions // _MOST)
     return {
         "quad_filters.operation": 1,
@@ -70,6 +75,7 @@ def counts(conv: "QuadConv", height: int, width: int) -> Counts:
         "quad_filters.entry": entries * tiles,
         "quad_filters.result": sets * positions,
         "quad_filters.item": sets * tiles,
+        "quad_weights.line": entries * (LANES + 1) / LANES,
     }
 
 
@@ -142,13 +148,18 @@ def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray,
         _sums(n, memory, numbers, m.index + m.x + begin, offsets + entry, offsets + end, weights, bias, scratch)
         for p in range(n):
             place = np.int64(index[m.index + m.places + begin + p])
-            if m.reals == 0:
-                _finish(m, place, k, scratch + p * LANES, scratch + n * LANES, arena, constants)
-            else:
-                factors = load(constants, m.constants + FACTORS + k * LANES, 1)
-                store(scaled(load(arena, scratch + p * LANES, 1), factors), arena, scratch + n * LANES)
-                for f in range(min(LANES, m.filters - k * LANES)):
-                    arena[m.y.start + (k * LANES + f) * m.y.channel] = arena[scratch + n * LANES + f]
+            finish(m, place, k, scratch + p * LANES, scratch + n * LANES, arena, constants)
+
+
+@jit
+def finish(m: Any, place: int, k: int, sums: int, spare: int, arena: NDArray, constants: NDArray) -> None:
+    """Sums of LANES filters at a position become words, or float32 numbers of the one position."""
+    if m.reals == 0:
+        _finish(m, place, k, sums, spare, arena, constants)
+    else:
+        store(scaled(load(arena, sums, 1), load(constants, m.constants + FACTORS + k * LANES, 1)), arena, spare)
+        for f in range(min(LANES, m.filters - k * LANES)):
+            arena[m.y.start + (k * LANES + f) * m.y.channel] = arena[spare + f]
 
 
 @jit

@@ -230,7 +230,10 @@ class QuadPermute(_Quads):
     order: Order
 
     kernel_name: ClassVar[str] = "quad_permute"
-    tied: ClassVar[bool] = True
+
+    @property
+    def tied(self) -> bool:
+        return True
 
     def plan(self, kernel: str, *views: View) -> list[Op]:
         """index: for each byte of y the offset of its word in x, and the bits that it is shifted by there."""

@@ -58,6 +58,7 @@ def counts(conv: "QuadConv", height: int, width: int) -> Counts:
         "quad_positions.entry": entries * tiles,
         "quad_positions.result": sets * vectors,
         "quad_positions.item": sets * tiles,
+        "quad_weights.line": 2 * entries / LANES,
     }
 
 
@@ -74,7 +75,7 @@ def plan(conv: "QuadConv", x: View, residual: View | None, y: View) -> Op:
         tiles=tiles,
         entries=2 * first,
         bias=biases(conv, sets * FILTERS),
-        bits=lanes_of(line, y),
+        bits=lanes_of(line, y.row_stride, y.width),
         word=np.array([word_of(conv.zero)]),
         lists=np.stack([offsets, entries], 1).reshape(-1),
     )
@@ -105,10 +106,10 @@ def _tiles(line: int) -> NDArray[np.int64]:
     return bounds
 
 
-def lanes_of(line: int, y: View) -> NDArray[np.int64]:
-    """[vectors]: lanes that are positions of y, not of a gap between rows or behind the last one."""
+def lanes_of(line: int, row: int, width: int) -> NDArray[np.int64]:
+    """[vectors]: lanes that are positions of rows of `width`, `row` apart, not of a gap between them or behind the last one."""
     places = np.arange(-(-line // LANES) * LANES)
-    there = (places % y.row_stride < y.width) & (places < line)
+    there = (places % row < width) & (places < line)
     return there.reshape(-1, LANES) @ (1 << np.arange(LANES))
 
 
@@ -149,10 +150,15 @@ def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray,
         if m.reals == 0:
             finish(m, step, start, k, scratch, arena, constants, index)
         else:
-            sums = words_of(arena)
-            for r in range(min(FILTERS, m.filters - f)):
-                factor = constants[m.constants + FACTORS + f + r]
-                arena[m.y.start + (f + r) * m.y.channel] = np.float32(sums[scratch + r * step]) * factor
+            single(m, step, k, scratch, arena, constants)
+
+
+@jit
+def single(m: Any, step: int, k: int, scratch: int, arena: NDArray, constants: NDArray) -> None:
+    """Sums of four filters at the one position become float32 numbers."""
+    sums, f = words_of(arena), k * FILTERS
+    for r in range(min(FILTERS, m.filters - f)):
+        arena[m.y.start + (f + r) * m.y.channel] = np.float32(sums[scratch + r * step]) * constants[m.constants + FACTORS + f + r]
 
 
 def _finishing(adds: bool, after: int) -> Callable[..., None]:

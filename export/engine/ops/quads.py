@@ -8,8 +8,9 @@ mask saves time as far as it drops four channels of a tap together. With a block
 bytes that are dropped are 0: the zero point of x is 0 then. (Depthwise ones drop results instead, whatever the zero point.)
 
 The rows of x and y are at the same distance and lie one after another as one line, so that an offset is a constant for all positions;
-strides have been made away with (`Phases`, ops/quad_maps.py). What stands in the margins of x is its zero point: bias holds
--zero_x * (sum of the kept weights). There are kernels with positions and with filters in the lanes; which one runs is estimated.
+strides have been made away with (`Phases`, ops/quad_maps.py), but for those that depthwise layers read by themselves. What stands in the
+margins of x is its zero point: bias holds -zero_x * (sum of the kept weights). There are kernels with positions and with filters in the
+lanes; which one runs is estimated.
 """
 
 from collections.abc import Sequence
@@ -29,16 +30,20 @@ from ..ir.costs import Counts
 from ..ir.dtypes import FLOAT32, QUAD, UINT8, DType
 from ..ir.grids import Grid
 from ..ir.network import NCHW, Candidate, Layer
-from . import quad_blend, quad_blocks, quad_depthwise, quad_filters, quad_positions
+from . import quad_blend, quad_blocks, quad_depthwise, quad_expanded, quad_filters, quad_positions, quad_shared
 from .margins import margins
 from .quad_results import Residual
 
 KERNELS: dict[str, Any] = {
     "quad_positions": quad_positions,
+    "quad_shared": quad_shared,
     "quad_filters": quad_filters,
+    "quad_expanded": quad_expanded,
     "quad_depthwise": quad_depthwise,
     "quad_blocks": quad_blocks,
 }
+USABLE = tuple(name for name, module in KERNELS.items() if getattr(module, "USABLE", True))
+"""Those that are worth a thought on this CPU."""
 TOGETHER = 4
 """Channels of a quad."""
 _FEW_ZEROS = 0.3
@@ -74,7 +79,14 @@ class QuadConv(Layer):
     dense: int = 0
 
     layouts: ClassVar[tuple[str, ...]] = (NCHW,)
-    tied: ClassVar[bool] = True
+
+    @property
+    def tied(self) -> bool:
+        return not self._strided
+
+    @property
+    def _strided(self) -> bool:
+        return self.depthwise and self.strides != (1, 1)
 
     @property
     def macs(self) -> int:
@@ -102,7 +114,7 @@ class QuadConv(Layer):
 
     @property
     def fingerprint(self) -> bytes:
-        sizes = self.weights.shape, self.size, self.pads, self.dilations, self.grid is None, len(self.inputs)
+        sizes = self.weights.shape, self.size, self.pads, self.strides, self.dilations, self.grid is None, len(self.inputs)
         mask = b"" if self.mask is None else np.packbits(self.mask).tobytes()
         return repr(sizes).encode() + np.packbits(self.weights.any(-1)).tobytes() + mask
 
@@ -124,7 +136,7 @@ class QuadConv(Layer):
     @property
     def takes_residual(self) -> bool:
         """Whether a tensor can be added to what it makes."""
-        return self.residual is None and (self.mask is None or not self.depthwise)
+        return self.residual is None and (self.mask is None or not self.depthwise) and not self._strided
 
     @property
     def alike(self) -> bool:
@@ -160,7 +172,9 @@ class QuadConv(Layer):
         """Those that can run it and are worth a thought."""
         if self.depthwise:
             return ("quad_depthwise",)
-        return ("quad_positions", "quad_filters") if self.mask is None else ("quad_blocks",)
+        if self.mask is not None:
+            return ("quad_blocks",)
+        return [name for name in USABLE if name not in ("quad_depthwise", "quad_blocks")]
 
     def plan(self, kernel: str, *views: View) -> list[Op]:
         x, *residual, y = views

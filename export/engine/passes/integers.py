@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from ..ir.dtypes import INT8, DType
 from ..ir.grids import Grid
 from ..ir.network import Box, Layer, Piece, typed
+from ..ops import quad_depthwise
 from ..ops.assemble import Assemble
 from ..ops.conv import Conv
 from ..ops.grids import Dequantize, Quantize
@@ -365,7 +366,7 @@ class _Quads:
 
     def _unstrided(self, conv: QuadConv, output: Box) -> QuadConv:
         """A convolution with strides as one over the phases of its input, which are made where nobody has made them yet."""
-        if conv.strides == (1, 1) or (conv.mask is not None and not conv.depthwise):
+        if quad_depthwise.reads(conv) if conv.depthwise else conv.strides == (1, 1) or conv.mask is not None:
             return conv
         F, C, kh, kw, _ = conv.weights.shape
         rows, columns = (_Axis(taps, conv.strides[k], conv.dilations[k], conv.pads[k], output[k + 1]) for k, taps in enumerate((kh, kw)))

@@ -76,10 +76,10 @@ class _Fixed(Conv):
 
 def quad_convolution(conv: QuadConv, channels: int, kernel: str) -> Trial:
     """Of integers, of so many quads of channels, with padding of one column at most."""
-    height, width = conv.size
+    (height, width), (down, right) = conv.size, conv.strides
     facts = {field.name: getattr(conv, field.name) for field in fields(conv)}
     layer = _FixedQuads(**facts | {"name": "layer", "kernel": kernel})
-    boxes = {"x": (channels, height, width), "r": (-(-len(conv.weights) // 4), height, width)}
+    boxes = {"x": (channels, down * height, right * width), "r": (-(-len(conv.weights) // 4), height, width)}
     return Trial(layers=[layer], boxes=boxes | {"y": boxes["r"]}, name="layer", counts=conv.counts[kernel], dtype=QUAD)
 
 

@@ -17,7 +17,7 @@ from support.onnx_comparison import in_onnxruntime
 
 SHAPE = (3, 16, 16)
 IN_INTEGERS = {"load", "save", "quantize", "dequantize", "phases", "quad_pool", "quad_mean", "quad_add", "margins"}
-IN_INTEGERS |= {"quad_positions", "quad_filters", "quad_depthwise"}
+IN_INTEGERS |= {"quad_positions", "quad_shared", "quad_filters", "quad_expanded", "quad_depthwise"}
 
 
 class Network:

@@ -7,7 +7,7 @@ import pytest
 from onnx import helper
 
 from fineprune.export.engine import Session
-from fineprune.export.engine.ops.quads import QuadConv
+from fineprune.export.engine.ops.quads import USABLE, QuadConv
 from support.grids import File, Grid, conv_sums, requantized
 from support.onnx_comparison import in_onnxruntime
 
@@ -15,7 +15,10 @@ EXTREMES = [-128, -64, 64, 127, 255, -255]
 
 
 @pytest.mark.parametrize("weight", EXTREMES)
-@pytest.mark.parametrize(("kernel", "groups"), [("quad_positions", 1), ("quad_filters", 1), ("quad_depthwise", 12)])
+@pytest.mark.parametrize(
+    ("kernel", "groups"),
+    [*((name, 1) for name in USABLE if name not in ("quad_depthwise", "quad_blocks")), ("quad_depthwise", 12)],
+)
 def test_all_weights_and_all_inputs_are_extreme(kernel: str, groups: int, weight: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FINEPRUNE_PLANS", "anew")
     monkeypatch.setattr(QuadConv, "kernels", property(lambda layer: (kernel,)))

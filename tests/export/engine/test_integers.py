@@ -12,7 +12,7 @@ import pytest
 
 from fineprune.export.engine import Session
 from fineprune.export.engine.ir.network import Candidate
-from fineprune.export.engine.ops.quads import KERNELS, QuadConv
+from fineprune.export.engine.ops.quads import USABLE, QuadConv
 from fineprune.export.engine.passes import tune
 from fineprune.ops.simd import quads
 from support.grids import File, Grid, conv_sums, requantized
@@ -39,8 +39,17 @@ SHAPES: list[tuple[Any, ...]] = [
 ]
 
 
-UNMASKED = [name for name in KERNELS if name != "quad_blocks"]
+STRIDED: list[tuple[Any, ...]] = [
+    # every second column, which only the kernel of depthwise layers reads by itself
+    (6, 6, 9, 11, (3, 3), (2, 2), (1, 1, 1, 1), (1, 1), 6),
+    (5, 5, 20, 41, (5, 5), (2, 2), (2, 2, 2, 2), (1, 1), 5),
+    (9, 9, 8, 70, (3, 2), (1, 2), (0, 1, 2, 0), (1, 3), 9),
+    (4, 4, 16, 5, (3, 3), (3, 2), (1, 1, 1, 1), (2, 1), 4),
+    (8, 8, 33, 3, (3, 3), (2, 2), (1, 1, 1, 1), (1, 1), 8),
+]
+UNMASKED = [name for name in USABLE if name != "quad_blocks"]
 RUNS = [(name, shape) for name in UNMASKED for shape in SHAPES if name != "quad_depthwise" or shape[0] == shape[1] == shape[-1]]
+RUNS += [("quad_depthwise", shape) for shape in STRIDED]
 
 
 @pytest.mark.parametrize(("name", "shape"), RUNS, ids=str)

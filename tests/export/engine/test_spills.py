@@ -69,7 +69,14 @@ def test_patches(kind: Registers, vectors: int, rows: int, sharing: int) -> None
 
 @pytest.mark.parametrize(
     ("kernel", "target", "products"),
-    [("quad_positions", "avx512vnni", 12), ("quad_positions", "dotprod", 24), ("quad_filters", "avx2", 10), ("quad_blocks", "avx2", 12)],
+    [
+        ("quad_positions", "avx512vnni", 12),
+        ("quad_positions", "dotprod", 24),
+        ("quad_filters", "avx2", 10),
+        ("quad_shared", "avx512vnni", 12),
+        ("quad_expanded", "avx512vnni", 16),
+        ("quad_blocks", "avx2", 12),
+    ],
 )
 def test_integers(kernel: str, target: str, products: int) -> None:
     """In a process of its own, which is told of another CPU: an instruction of VNNI is none for this one. Only sums count, not what
