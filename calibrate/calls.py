@@ -104,14 +104,16 @@ def acting(actors: Iterable[Acting]) -> Iterator[None]:
 
     Only `forward` is exchanged: the network meets its own modules, with their class, attributes, parameters and hooks.
     """
-    actors = list(actors)
+    before = [(vars(actor.layer), vars(actor.layer).get("forward"), actor.forward) for actor in actors]
     try:
-        for actor in actors:
-            vars(actor.layer)["forward"] = actor.forward
+        for attributes, _, forward in before:
+            attributes["forward"] = forward
         yield
     finally:
-        for actor in actors:
-            vars(actor.layer).pop("forward", None)
+        for attributes, own, _ in before:
+            attributes.pop("forward", None)
+            if own is not None:
+                attributes["forward"] = own
 
 
 _TENSORS = ("input", "weight", "bias")

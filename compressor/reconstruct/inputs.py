@@ -53,9 +53,8 @@ class Inputs:
         if self._start is None:
             yield from ((number, images, None) for number, images in self._stream)
             return
-        module = self._masked.get_submodule(self._start)
         for number in self._stream.numbers:
-            yield number, self._starts.lead, Start(module, self._kept.pop(number) if release else self._kept[number])
+            yield number, *self._starts.to(self._start, self._kept.pop(number) if release else self._kept[number])
 
     def _see(self, call: Call) -> Tensor:
         at, wanted = self._waiting.pop(0)

@@ -14,7 +14,7 @@ from fineprune.calibrate.collect import CalibrationConfig
 from fineprune.common.errors import RunError, UsageError
 from fineprune.compressor.bake import bake, masked_layers
 from fineprune.compressor.prune import CalibrationRun
-from fineprune.compressor.reconstruct.passes import Starts
+from fineprune.compressor.reconstruct.passes import Starts, forward
 from fineprune.compressor.reconstruct.refit import RIDGE
 from fineprune.compressor.reconstruct.run import ReconstructConfig, Reconstructed, reconstruct
 from support.networks import CONVOLUTIONS, SHAPE, samples, varied
@@ -236,6 +236,34 @@ def test_passes_start_at_blocks_and_at_the_layers_of_a_chain() -> None:
     starts = Starts(model, torch.randn(2, 3, 6, 6), torch.randn(1, 3, 6, 6), names)
     assert [starts.before(name, 1e9) for name in names] == ["0", "1", "1", "2", "2", "3"]
     assert [starts.before(name, 120) for name in names] == ["0"] * 6  # 4x6x6 numbers are too many to keep
+
+
+class Counting(nn.Module):
+    """Asks for the size of the batch before its layers and needs it after them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body, self.head = nn.Conv2d(3, 4, 1), nn.Sequential(Residual(), Residual()), nn.Linear(4 * 36, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        samples = x.shape[0]
+        return self.head(self.body(self.stem(x) + 1).view(samples, -1))
+
+
+def test_where_the_network_counts_its_samples_what_comes_before_a_start_computes_nothing() -> None:
+    torch.manual_seed(0)
+    model = Counting().eval()
+    names = ["stem", "body.0.conv1", "body.0.conv2", "body.1.conv1"]
+    starts = Starts(model, torch.randn(2, 3, 6, 6), torch.randn(1, 3, 6, 6), names)
+    assert [starts.before(name, 1e9) for name in names] == ["stem", "body.0", "body.0", "body.1"]
+    lead, start = starts.to("body.1", torch.randn(5, 4, 6, 6))
+    assert len(lead) == 5 and [idle.layer for idle in start.idle] == [model.stem, model.body[0]]
+    calls: list[nn.Module] = []
+    for layer in (model.stem, model.body[0].conv1, model.body[1].conv1):
+        layer.register_forward_hook(lambda layer, args, y: calls.append(layer) if y.any() else None)
+    torch.testing.assert_close(forward(model, lead, start), model.head(model.body[1](start.value).flatten(1)))
+    assert calls == [model.body[1].conv1] * 2
+    assert "forward" not in vars(model.stem)
 
 
 class Remembering(nn.Module):
