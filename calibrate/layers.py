@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from fineprune.common.errors import UsageError
 from fineprune.ops.masked_conv import masked_conv2d
 
 from .calls import Call, seen, weight_mask_of
@@ -25,10 +26,12 @@ class Collector:
     """The sum that a gradient brings."""
     masks_samples = False
     """Whether the layer computes under masks of each sample's own."""
+    of_blocks = False
+    """Whether sums are by position, for which all maps are of the site's size."""
 
     def __init__(self, layer: nn.Module, site: ConvSite) -> None:
         self.layer, self.site = layer, site
-        self.forward = seen(layer, layer.forward, self.see)
+        self.forward = seen(layer, layer.forward, self._fitting)
         """What acts in the place of the layer's forward."""
         self.indices = torch.empty(0, dtype=torch.int64)
         self._sums: dict[str, Tensor] = {}
@@ -56,6 +59,16 @@ class Collector:
     def had_gradient(self) -> bool:
         """Whether a gradient of the current batch reached this layer's output."""
         return self.of_gradient in self._pending
+
+    def _fitting(self, call: Call) -> Tensor:
+        """As `see`. UsageError where positions of a call are not those of the site."""
+        if self.of_blocks and (size := call.conv.output(call.x.shape[2:], call.kernel)) != self.site.output_size:
+            sizes = " and ".join(f"{height}x{width}" for height, width in (self.site.output_size, size))
+            raise UsageError(
+                f"{self.site.name} gives maps of several sizes ({sizes}), and masks of blocks belong to one: give inputs of one size, or "
+                "drop weights alone (ffp 0), which fit any size"
+            )
+        return self.see(call)
 
     def see(self, call: Call) -> Tensor:
         """y[N,F,oh,ow] of a call, noting what is collected."""
@@ -91,6 +104,8 @@ _PATCH_BYTES = 64 << 20
 class BlockFrequency(Collector):
     """Algorithm 8 stage 1: count which blocks are among the top K of their channel, and convolve under that mask."""
 
+    of_blocks = True
+
     def __init__(self, layer: nn.Module, site: ConvSite, keep: int, norm: Norm, ties: TieBreaker, *, masked: bool) -> None:
         super().__init__(layer, site)
         self.keep, self.norm, self.ties, self.masks_samples = keep, norm, ties, masked
@@ -108,7 +123,7 @@ class BlockFrequency(Collector):
 class BlockTaylor(Collector):
     """First-order scores of blocks: the dense convolution forward, one more product backward."""
 
-    needs_gradient = True
+    needs_gradient = of_blocks = True
 
     def see(self, call: Call) -> Tensor:
         """The dense y."""
@@ -213,6 +228,8 @@ class InputMoments(OutputSquares):
 
 class BlockOutputs(OutputSquares):
     """What every block adds to the outputs, squared."""
+
+    of_blocks = True
 
     def depend(self, call: Call, positions: int) -> None:
         """Of every block."""

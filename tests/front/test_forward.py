@@ -251,6 +251,40 @@ def test_structured_outputs_of_one_tensor_need_no_forward(built: Callable[[], nn
         assert exported.parity is not None and exported.parity.passed
 
 
+class Sizes(Dataset[Any]):
+    """Images of 6 to 15 pixels a side, the later ones larger."""
+
+    def __len__(self) -> int:
+        return 300
+
+    def __getitem__(self, place: int) -> tuple[Tensor, Tensor]:
+        image = torch.randn(3, 6 + place // 30, 15, generator=torch.Generator().manual_seed(place))
+        return image, (image.mean(0) > 0).long()
+
+
+def padded(samples: list[Any]) -> tuple[Tensor, Tensor]:
+    """To the most rows of a batch; pixels below an image are of no class."""
+    rows = max(image.shape[1] for image, _ in samples)
+    images, masks = (
+        torch.stack([F.pad(one[part], (0, 0, 0, rows - one[part].shape[-2]), value=fill) for one in samples])
+        for part, fill in ((0, 0), (1, -100))
+    )
+    return images, masks
+
+
+def test_where_sizes_vary_weights_are_dropped_and_blocks_are_refused() -> None:
+    loader = DataLoader(Sizes(), collate_fn=padded)
+    options: dict[str, Any] = {"forward": lambda model, images: model(images)["out"], "loss": F.cross_entropy, "progress": Silent()}
+    for how in ({"epochs": 0}, {"preset": "taylor", "epochs": 1, "batch_size": 32}):  # the first is calibrated and refitted
+        bundle = fineprune.compress(Segmenter(), loader, fwp={"ratio": 0.4}, **how, **options)
+        assert not bundle.masks["ffp"] and not bundle.masks["fwp"]["body"].all()
+    for criterion in ("taylor", "obs"):
+        with pytest.raises(
+            UsageError, match=r"gives maps of several sizes \(.*x8 and .*x8\).* or drop weights alone \(ffp 0\), which fit any size"
+        ):
+            fineprune.compress(Segmenter(), loader, ffp={"ratio": 0.3, "criterion": criterion}, epochs=0, **options)
+
+
 WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "no forward": ({}, UsageError, r"inputs are dicts of tensors; say how .*: forward=lambda model, inputs: model\(\*\*inputs\)"),
     "no function": ({"forward": 3}, UsageError, r"forward is a function of \(model, inputs\), got 3"),
