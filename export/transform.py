@@ -17,6 +17,7 @@ from .fold_batchnorm import fold_batchnorm, fold_bias
 from .functions import DOMAIN, MASKED, POINTWISE, VERSION, functions
 from .graph import Refusal, add_initializer, constant, is_conv, is_masked_conv, masked_convs, remove_unused
 from .pack import drop_full_masks, pack_masks, pack_weights
+from .pads import keep_pads
 
 Rule = Callable[[Any], list[Refusal]]
 
@@ -37,7 +38,7 @@ def choose_bodies(model: Any) -> list[Refusal]:
     return []
 
 
-SIMPLIFY: tuple[Rule, ...] = (fold_bias, fold_batchnorm, drop_full_masks, choose_bodies)
+SIMPLIFY: tuple[Rule, ...] = (fold_bias, fold_batchnorm, drop_full_masks, choose_bodies, keep_pads)
 PACK: tuple[Rule, ...] = (pack_masks, pack_weights)
 
 

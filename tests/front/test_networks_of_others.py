@@ -27,4 +27,4 @@ def test_the_table_names_what_is_left_dense() -> None:
     facts = {"name": "a", "masked": 3, "weights_only": 1, "left": {"why": 2}, "macs": 5e6, "pruned": 0.5}
     runtimes = {"runtimes": [{"runtime": "engine", "relative_error": 1e-7}]}
     rows = networks.table([{**facts, "parity": runtimes}, {"name": "b", "error": "no"}]).splitlines()
-    assert rows[2:] == ["| a | 3 (1) | 2: why | 5 | 50% | 1e-07 |", "| b | no | | | | |"]
+    assert rows[2:] == ["| a | 3 (1) | 2: why | 5 | 50% |  | 1e-07 |", "| b | no | | | | | |"]
