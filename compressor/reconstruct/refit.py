@@ -14,13 +14,15 @@ from torch import Tensor
 
 RIDGE = 1e-3
 """Of the mean square of the inputs."""
+_NOTHING = 1e-30
+"""A ridge of inputs whose squares float32 no longer tells apart."""
 
 
 def ridge_of(gram: Tensor, *, bias: bool) -> Tensor:
     """a of every row of gram[d,d]; with `bias`, the last row is that of an input of ones, whose weight is free."""
     squares = gram.diagonal()
     ridge = (RIDGE * (squares[:-1] if bias else squares).mean()).expand(len(gram)).clone()
-    ridge[ridge == 0] = 1.0  # inputs that are all zero say nothing: the weights stay
+    ridge[ridge < _NOTHING] = 1.0  # inputs that are all but zero say nothing: the weights stay
     if bias:
         ridge[-1] = 0.0
     return ridge

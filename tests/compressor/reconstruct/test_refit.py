@@ -49,9 +49,11 @@ def test_the_ridge_is_a_share_of_the_mean_square_and_spares_the_bias() -> None:
     assert ridge_of(gram, bias=True).tolist() == pytest.approx([RIDGE * 3, RIDGE * 3, 0])
 
 
-def test_inputs_that_are_all_zero_leave_the_weights_as_they_are() -> None:
+@pytest.mark.parametrize("size", [0.0, 1e-43])  # the second: of a deep network without training, in which activations fade away
+def test_inputs_that_are_all_but_zero_leave_the_weights_as_they_are(size: float) -> None:
     _, _, before, kept = problem(0.5)
-    nothing = torch.zeros(11, 11, dtype=torch.float64)
+    nothing = size * torch.randn(11, 11, generator=torch.Generator().manual_seed(0)).double()
+    nothing.diagonal().abs_()
     found = refit(nothing, torch.zeros(11, 7, dtype=torch.float64), before, kept, ridge_of(nothing, bias=False))
     assert torch.allclose(found, before * kept)
 
