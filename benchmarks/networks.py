@@ -95,15 +95,47 @@ def network_of(name: str, repositories: Path | None = None) -> nn.Module:
     """With random weights of seed 0."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        if name in REPOSITORIES and repositories is not None:
-            return _of_repository(name, repositories).eval()
-        library, _, short = name.partition(":")
-        torchvision = import_torchvision()
-        if library == "torchvision":
-            model: nn.Module = torchvision.models.get_model(short, weights=None, **TORCHVISION[short])
-        else:
-            model = import_module("timm").create_model(short, pretrained=False, **TIMM[short])
-        return model.eval()
+        model = _made(name, repositories).eval()
+        images = torch.randn(SAMPLES, 3, size_of(name), size_of(name))
+        if tells(model, images) < 1e-2:
+            _enliven(model, images)
+    return model
+
+
+def _made(name: str, repositories: Path | None) -> nn.Module:
+    if name in REPOSITORIES and repositories is not None:
+        return _of_repository(name, repositories)
+    library, _, short = name.partition(":")
+    torchvision = import_torchvision()
+    if library == "torchvision":
+        model: nn.Module = torchvision.models.get_model(short, weights=None, **TORCHVISION[short])
+    else:
+        model = import_module("timm").create_model(short, pretrained=False, **TIMM[short])
+    return model
+
+
+def tells(model: nn.Module, images: torch.Tensor) -> float:
+    """How far the outputs for different images are apart, of the largest: where that is nothing, there is nothing to compare."""
+    with torch.no_grad():
+        outputs = model(images.clone())
+    return float((outputs - outputs.mean(0)).abs().max() / outputs.abs().max().clamp_min(1e-30))
+
+
+def _enliven(model: nn.Module, images: torch.Tensor) -> None:
+    """Random numbers where all weights of a layer are zero, and BatchNorm statistics of images: signals neither vanish nor are cut off."""
+    for parameter in model.parameters():
+        if parameter.dim() > 1 and not parameter.any():
+            nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = None  # the mean of all batches, of which there is one
+        norm.reset_running_stats()
+    with torch.no_grad():
+        model.train()(images.clone())
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.eval()
 
 
 def _clone(name: str, repositories: Path) -> Path:

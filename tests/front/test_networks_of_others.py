@@ -5,6 +5,7 @@ from pathlib import Path
 
 import networks
 import pytest
+import torch
 
 REPOSITORIES = Path(os.environ["FINEPRUNE_REPOSITORIES"]) if "FINEPRUNE_REPOSITORIES" in os.environ else None
 NAMES = [*(f"torchvision:{name}" for name in networks.TORCHVISION), *(f"timm:{name}" for name in networks.TIMM), *networks.REPOSITORIES]
@@ -16,8 +17,10 @@ NAMES = [*(f"torchvision:{name}" for name in networks.TORCHVISION), *(f"timm:{na
 def test_a_network_of_others_runs_from_calibration_to_the_bench(name: str) -> None:
     if name not in networks.names(REPOSITORIES):
         pytest.skip("timm is not installed, or no clone is in the folder that FINEPRUNE_REPOSITORIES names")
-    linear = name.partition(":")[2] in networks.TOKENS
-    facts = networks.row(networks.network_of(name, REPOSITORIES), networks.size_of(name), linear=linear)
+    linear, size = name.partition(":")[2] in networks.TOKENS, networks.size_of(name)
+    model = networks.network_of(name, REPOSITORIES)
+    assert networks.tells(model, torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(1))) > 1e-2
+    facts = networks.row(model, size, linear=linear)
     assert facts["parity"]["passed"]
     assert {"onnxruntime", "engine"} <= networks.differences(facts["parity"]).keys()
     assert facts["masked"] and facts["pruned"] > 0.1
