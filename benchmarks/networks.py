@@ -36,7 +36,8 @@ TORCHVISION: dict[str, dict[str, Any]] = {
     **{name: {} for name in ("alexnet", "vgg11_bn", "resnet18", "resnet50", "resnext50_32x4d", "densenet121", "squeezenet1_1")},
     **{name: {} for name in ("mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "shufflenet_v2_x1_0", "mnasnet1_0")},
     **{name: {} for name in ("efficientnet_b0", "efficientnet_v2_s", "regnet_y_400mf", "regnet_x_400mf", "convnext_tiny", "swin_t")},
-    **{name: {"aux_logits": False, "init_weights": False} for name in ("googlenet", "inception_v3")},
+    "googlenet": {"aux_logits": False, "init_weights": False},
+    "inception_v3": {"aux_logits": False, "init_weights": True},
 }
 TIMM: dict[str, dict[str, Any]] = {
     **{name: {} for name in ("tf_efficientnet_b0", "tf_mobilenetv3_small_100", "resnetv2_50x1_bit", "nfnet_l0", "repvgg_a0")},
