@@ -235,12 +235,17 @@ def _used(network: Net) -> Net:
     [
         (KeywordOnly(), "as its one argument: too many positional arguments; wrap it"),
         (Two(), "as its one argument: missing a required argument: 'y'; wrap it"),
-        (Net(lambda net, x: {"logits": net.body(x)}), "returns dict, not one tensor of logits"),
+        (Net(lambda net, x: "classes"), "returns str"),
     ],
 )
 def test_other_kinds_of_networks_are_refused(model: nn.Module, text: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=text):
         file_of(model, tmp_path)
+
+
+def test_outputs_in_a_dict_keep_its_names(tmp_path: Path) -> None:
+    path = file_of(Net(lambda net, x: {"scores": net.body(x)}), tmp_path)
+    assert [output.name for output in onnx.load(path).graph.output] == ["scores"]
 
 
 def test_torchscript_is_named(tmp_path: Path) -> None:
