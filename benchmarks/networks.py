@@ -159,7 +159,7 @@ def _of_repository(name: str, repositories: Path) -> nn.Module:
     return model
 
 
-def row(model: nn.Module, size: int, *, linear: bool, measured: bool = True) -> dict[str, Any]:
+def row(model: nn.Module, size: int, *, linear: bool) -> dict[str, Any]:
     """What becomes of a network: compressed by the masks of the preset thesis (blocks and weights), exported, compared, measured."""
     shape = (3, size, size)
     images = torch.randn(SAMPLES, *shape, generator=torch.Generator().manual_seed(0))
@@ -182,10 +182,9 @@ def row(model: nn.Module, size: int, *, linear: bool, measured: bool = True) -> 
         assert exported.parity is not None
         facts["parity"] = exported.parity.to_json()
         facts["masked_nodes"] = {op: count for op, count in exported.report.nodes.items() if op.startswith("fineprune")}
-        if measured:
-            config = BenchmarkConfig(batch_sizes=(1,), threads=(1,), rounds=5)
-            report = fineprune.bench(bundle, config, onnx=file, int8=False, peers=(), samples=images, model=model, progress=Silent())
-            facts["latency"] = report.to_json()
+        config = BenchmarkConfig(batch_sizes=(1,), threads=(1,), rounds=5)
+        report = fineprune.bench(bundle, config, onnx=file, int8=False, peers=(), samples=images, model=model, progress=Silent())
+        facts["latency"] = report.to_json()
     return facts
 
 

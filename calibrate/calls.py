@@ -122,9 +122,9 @@ _TENSORS = ("input", "weight", "bias")
 class Products(TorchFunctionMode):
     """Inside the block, `act(function, arguments by name)` computes every product with a weight of the layer's shape in torch's place."""
 
-    def __init__(self, layer: nn.Module, act: Callable[[Callable[..., Tensor], dict[str, Any]], Tensor]) -> None:
+    def __init__(self, layer: Any, act: Callable[[Callable[..., Tensor], dict[str, Any]], Tensor]) -> None:
         super().__init__()
-        self._function, self._shape, self._act = multiplies(layer).function, _shape(layer), act
+        self._function, self._shape, self._act = multiplies(layer).function, layer.weight.shape, act
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Of a call that torch would make."""
@@ -143,11 +143,6 @@ def multiplies(layer: nn.Module) -> Product:
     if product is None:
         raise TypeError(f"{type(layer).__name__} computes no product that could be seen")
     return product
-
-
-def _shape(layer: Any) -> torch.Size:
-    shape: torch.Size = layer.weight.shape
-    return shape
 
 
 class _Reached(BaseException):

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
-from fineprune.common.errors import UsageError
+from fineprune.common.errors import UsageError, said_by
 from fineprune.common.inputs import Shape, Structured, answer, told, zeros
 from fineprune.ops.as_conv2d import product_of
 from fineprune.ops.multiply_adds import multiply_adds, per_block
@@ -145,11 +145,11 @@ def probe(model: nn.Module, input_shape: Shape) -> Any:
         with evaluating(model), torch.no_grad():
             return answer(model, zeros(input_shape, model))
     except Exception as error:  # the network's own code may raise anything
-        cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if isinstance(input_shape, Structured):
-            raise UsageError(f"forward failed on one sample, {told(input_shape)}: {cause}") from error
+            raise UsageError(f"forward failed on one sample, {told(input_shape)}: {said_by(error)}") from error
         shape = "x".join(map(str, input_shape))
-        raise UsageError(f"the network does not accept an input of shape {shape}: {cause}; give its input as --input CxHxW") from error
+        why = f"the network does not accept an input of shape {shape}: {said_by(error)}"
+        raise UsageError(f"{why}; give its input as --input CxHxW") from error
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fineprune.common.errors import FinepruneError, RunError
+from fineprune.common.errors import FinepruneError, RunError, said_by
 from fineprune.common.inputs import Inputs, answer, floats
 
 from .convolutions import evaluating
@@ -72,8 +72,8 @@ def answers(model: nn.Module, images: Inputs) -> list[Tensor]:
     except FinepruneError:
         raise
     except Exception as error:  # the network's own code may raise anything
-        cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RunError(f"the network takes one sample but not a batch of {len(images)}: {cause}; let its forward take any batch") from error
+        why = f"the network takes one sample but not a batch of {len(images)}: {said_by(error)}"
+        raise RunError(f"{why}; let its forward take any batch") from error
     found = floats(outputs)
     if not found:
         raise RunError(f"the network returns {type(outputs).__name__}, in which no tensor of numbers is; let it return what it computes")

@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fineprune.calibrate.calls import filters_of, groups_of
 from fineprune.calibrate.convolutions import evaluating
-from fineprune.common.errors import FinepruneError, UsageError
+from fineprune.common.errors import FinepruneError, UsageError, said_by
 from fineprune.common.inputs import Shape, Structured, answer, told, zeros
 from fineprune.ops.multiply_adds import multiply_adds
 
@@ -329,7 +329,7 @@ def _shapes(args: tuple, kwargs: dict[str, Any]) -> str:
 
 
 def _misfit(shape: Shape, running: list[tuple[str, str]], error: Exception) -> str:
-    text = str(error) if isinstance(error, FinepruneError) else (str(error).splitlines() or [type(error).__name__])[0]
+    text = str(error) if isinstance(error, FinepruneError) else said_by(error)
     where = f"layer {running[-1][0]!r} ({running[-1][1]})" if running and running[-1][0] else "its forward function"
     if isinstance(shape, Structured):
         return f"forward failed on one sample, {told(shape)}: {where} failed: {text}"

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fineprune.common.errors import RunError, UsageError
+from fineprune.common.errors import RunError, UsageError, said_by
 
 from .file import batch_of, input_shape
 
@@ -54,8 +54,7 @@ def _run(path: Path | str, x: np.ndarray, batch: int) -> np.ndarray:
         name = session.get_inputs()[0].name
         return np.concatenate([session.run(None, {name: x[start : start + batch]})[0] for start in range(0, len(x), batch)])
     except Exception as error:  # the library's errors have no common kind
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RunError(f"ONNX Runtime does not run {path}: {first[:200]}") from error
+        raise RunError(f"ONNX Runtime does not run {path}: {said_by(error)[:200]}") from error
 
 
 def _apart(a: np.ndarray | None, b: np.ndarray) -> float | None:

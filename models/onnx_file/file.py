@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fineprune.common.errors import RunError, UsageError
+from fineprune.common.errors import RunError, UsageError, said_by
 
 Shape = tuple[int | None, int | None, int | None]
 OLDEST = 7
@@ -31,7 +31,7 @@ def read(path: Path | str) -> Any:
     try:
         model = onnx.load(path)
     except Exception as error:  # protobuf's errors, those of tensors in other files, of memory
-        raise RunError(f"{path} cannot be read as ONNX ({_first_line(error)}); export it again") from error
+        raise RunError(f"{path} cannot be read as ONNX ({said_by(error)[:200]}); export it again") from error
     if not model.graph.output:
         raise RunError(f"{path} cannot be read as ONNX (it holds no graph); export it again")
     if any(function.domain.startswith("fineprune") for function in model.functions):
@@ -48,7 +48,7 @@ def parse(graph: bytes) -> Any:
     try:
         model = onnx.load_model_from_string(graph)
     except Exception as error:
-        raise RunError(f"its graph cannot be read as ONNX ({_first_line(error)}); compress again") from error
+        raise RunError(f"its graph cannot be read as ONNX ({said_by(error)[:200]}); compress again") from error
     if any(tensor.data_location == tensor.EXTERNAL for tensor in tensors(model)):
         raise RunError("its graph names another file; compress again")
     return _checked(model, "its graph")
@@ -143,7 +143,3 @@ def array(tensor: Any) -> np.ndarray:
     if tensor.data_type == tensor.FLOAT and prod(tensor.dims) and not tensor.raw_data and not tensor.float_data:
         return np.zeros(tuple(tensor.dims), np.float32)
     return numpy_helper.to_array(tensor).copy()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

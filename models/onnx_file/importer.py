@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from fineprune.common.errors import UsageError
+from fineprune.common.errors import UsageError, said_by
 
 from .builder import Builder, Node, Value, bounded
 from .file import array, batch_of, input_shape, opset_of
@@ -32,8 +32,7 @@ def build(model: Any, where: str = "its graph") -> OnnxNetwork:
         except UsageError as error:
             raise UsageError(f"{where}: the node {label}: {error}") from error
         except Exception as error:  # whatever torch says of shapes and types
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UsageError(f"{where}: the node {label} cannot be read: {first[:200]}") from error
+            raise UsageError(f"{where}: the node {label} cannot be read: {said_by(error)[:200]}") from error
         results = (results,) if isinstance(results, Value) else results
         values.update({name: value for name, value in zip(proto.output, results, strict=False) if name})
     output = values.get(model.graph.output[0].name)

@@ -23,7 +23,7 @@ from ..ir.network import kernel
 from ..ir.record import INT, Record, laid_out
 from ..jit import jit
 from .quad_filters import finish, lists, sets_of
-from .quad_results import FIELDS, biases, constants, facts
+from .quad_results import FIELDS, biases, constants, facts, part
 
 if TYPE_CHECKING:
     from .quads import QuadConv
@@ -113,9 +113,8 @@ def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray,
     m = _fields(meta, op)
     memory, numbers, size = pointer(arena), pointer(index), m.run
     for item in range(first, last):
-        tile, k = m.index + m.tiles + item // m.sets, item % m.sets
-        begin, bound = np.int64(index[tile]), m.index + m.entries + k
-        n, x, bias = index[tile + 1] - begin, m.index + m.x + begin, m.index + m.bias + k * LANES
+        k, begin, n = part(m, index, item)
+        bound, x, bias = m.index + m.entries + k, m.index + m.x + begin, m.index + m.bias + k * LANES
         entry, end = m.index + m.offsets + np.int64(index[bound]), m.index + m.offsets + np.int64(index[bound + 1])
         weights = m.index + m.weights + np.int64(index[m.index + m.firsts + k])
         if size == _RUNS[0]:

@@ -23,7 +23,7 @@ from ..ir.costs import Counts
 from ..ir.network import kernel
 from ..ir.record import INT, Record, laid_out
 from ..jit import jit
-from .quad_results import FACTORS, FIELDS, biases, constants, facts, ratios, scaled, total
+from .quad_results import FACTORS, FIELDS, biases, constants, facts, part, ratios, scaled, total
 
 if TYPE_CHECKING:
     from .quads import QuadConv
@@ -139,9 +139,7 @@ def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray,
     memory, numbers = pointer(arena), pointer(index)
     offsets = m.index + m.offsets
     for item in range(first, last):
-        tile, k = m.index + m.tiles + item // m.sets, item % m.sets
-        begin = np.int64(index[tile])
-        n = index[tile + 1] - begin
+        k, begin, n = part(m, index, item)
         bound = m.index + m.entries + k
         entry, end = np.int64(index[bound]), np.int64(index[bound + 1])
         weights, bias = m.index + m.weights + entry * LANES, m.index + m.bias + k * LANES

@@ -24,7 +24,7 @@ from ..ir.network import kernel
 from ..ir.record import INT, Record, laid_out
 from ..jit import jit
 from .margins import word_of
-from .quad_results import FACTORS, FIELDS, biases, constants, facts, ratios, scaled, total
+from .quad_results import FACTORS, FIELDS, biases, constants, facts, part, ratios, scaled, total
 
 if TYPE_CHECKING:
     from .quads import QuadConv
@@ -139,9 +139,8 @@ def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray,
     m = _fields(meta, op)
     memory, numbers = pointer(arena), pointer(index)
     for item in range(first, last):
-        tile, k = m.index + m.tiles + item // m.sets, item % m.sets
-        begin = np.int64(index[tile])
-        n, f, start = index[tile + 1] - begin, k * FILTERS, begin * UNIT
+        k, begin, n = part(m, index, item)
+        f, start = k * FILTERS, begin * UNIT
         step = (n + _TOGETHER - 1) // _TOGETHER * LANES
         for r in range(FILTERS):
             bound = m.index + m.entries + f + r

@@ -18,7 +18,7 @@ from fineprune.ops.simd.vectors import multiplied, multiply_added, same
 from ..ir.conv import View
 from ..ir.grids import Grid
 from ..ir.record import INT, NOWHERE, PLACE, group
-from ..jit import jit_merged
+from ..jit import jit, jit_merged
 
 if TYPE_CHECKING:
     from .quads import QuadConv
@@ -34,6 +34,14 @@ FIELDS = {
 """Of the records of all kernels; reals: y is of float32."""
 RATIO_Q, RATIO_R, SHIFT, FACTORS = range(4)
 """Positions in the constants."""
+
+
+@jit
+def part(m: Any, index: NDArray, item: int) -> tuple[Any, Any, Any]:
+    """Of an item of a kernel whose record has tiles and sets: its set of filters, where its tile begins, and how long that is."""
+    tile = m.index + m.tiles + item // m.sets
+    begin = np.int64(index[tile])
+    return item % m.sets, begin, index[tile + 1] - begin
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from ..ir.record import INT, Record, laid_out
 from ..jit import jit, jit_merged
 from .margins import word_of
 from .quad_positions import FILTERS, finish, lanes_of, single
-from .quad_results import FIELDS, biases, constants, facts
+from .quad_results import FIELDS, biases, constants, facts, part
 
 if TYPE_CHECKING:
     from .quads import QuadConv
@@ -159,9 +159,8 @@ def run(first: int, last: int, scratch: int, arena: NDArray, constants: NDArray,
     m = _fields(meta, op)
     memory, numbers = pointer(arena), pointer(index)
     for item in range(first, last):
-        tile, k = m.index + m.tiles + item // m.sets, item % m.sets
-        begin = np.int64(index[tile])
-        n, start = index[tile + 1] - begin, begin * LANES
+        k, begin, n = part(m, index, item)
+        start = begin * LANES
         bounds, bias = m.index + m.entries + k * len(_SHARING), m.index + m.bias + k * FILTERS
         _sums(n, memory, m.x + start, numbers, bounds, m.index + m.lists, bias, scratch)
         if m.reals == 0:
