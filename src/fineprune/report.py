@@ -3,6 +3,7 @@
 import html
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,7 +49,7 @@ def write_report(
     if any(accuracy.get(step) is not None for step in STEPS):
         sections.append(
             _section(
-                measure[:1].upper() + measure[1:],
+                measure.capitalize() if measure.islower() else measure,
                 accuracy_figure(accuracy),
                 f"{measure} on {accuracy['samples']} {accuracy['split']} images",
             )
@@ -86,7 +87,7 @@ def accuracy_figure(accuracy: dict[str, Any]) -> "Figure":
         color=[KEPT if "dense" not in s else DENSE for s, _ in steps],
     )
     axes.bar_label(bars, [written(value, unit) for value in values] if unit is not None else None, fmt="%.2f %%")
-    if unit is None and max(values) <= 1:
+    if unit is None and max(values) <= 1 and accuracy.get("higher_is_better", True):
         axes.set_ylim(0, 112)
     axes.set_ylabel(_axis(accuracy))
     return figure
@@ -144,10 +145,15 @@ def training_figure(training: dict[str, Any], accuracy: dict[str, Any]) -> "Figu
     return figure
 
 
+_AXIS = 28
+"""Letters that fit along the axis of a figure."""
+
+
 def _axis(accuracy: dict[str, Any]) -> str:
     """What is measured, with its unit."""
     unit = accuracy.get("unit")
-    return plain(f"{measured(accuracy)}, %" if unit is None else f"{measured(accuracy)} {unit}".rstrip())
+    label = plain(f"{measured(accuracy)}, %" if unit is None else f"{measured(accuracy)} {unit}".rstrip())
+    return fill(label, _AXIS)
 
 
 _OURS = {

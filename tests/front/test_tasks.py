@@ -76,11 +76,12 @@ CASES = {
         lambda: vector(2),
         lambda x: torch.stack([x.mean((1, 2, 3)), x.std((1, 2, 3))], 1),
         squared,
-        fineprune.Metric("squared error", squared, higher_is_better=False, unit="mm2"),
+        fineprune.Metric("mSE", squared, higher_is_better=False, unit="mm2"),
         " mm2",
     ),
     "several labels": Case(lambda: vector(3), lambda x: {"labels": (x[:, 0, :3, 0] > 0).float()}, several, exact, "0."),
 }
+HEADINGS = {"segmentation": "Pixel accuracy", "regression": "mSE", "several labels": "Exact"}
 
 
 def made(case: Case) -> nn.Module:
@@ -120,7 +121,7 @@ def test_a_task_goes_from_samples_to_onnx(name: str, tmp_path: Path, capsys: pyt
     assert accuracy["higher_is_better"] == (name != "regression") and 0.4 < bundle.facts["conv_macs_kept"] < 0.75
     write_report(tmp_path / "b", tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
-    assert f"<td>{called}</td>" in page and f"<h2>{called[0].upper()}{called[1:]}</h2>" in page
+    assert f"<td>{called}</td>" in page and f"<h2>{HEADINGS[name]}</h2>" in page
     assert f">validation {called}" in page and not re.search(
         r"accuracy, %|>Accuracy<|[> ]accuracy[^<]* on \d", page.replace("pixel accuracy", "")
     )
