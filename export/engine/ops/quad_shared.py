@@ -79,7 +79,7 @@ def counts(conv: "QuadConv", height: int, width: int) -> Counts:
 
 def _lists(conv: "QuadConv", steps: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(bounds of the lists [sets * lists + 1], offsets and weights of their entries)."""
-    shared, _F = _patterns(_kept(conv)), len(conv.weights)
+    shared = _patterns(_kept(conv))
     sizes, found = [0], list[NDArray[np.int64]]()
     for k in range(shared.shape[1]):
         for filters, there in zip(_SHARING, shared[:, k], strict=True):
