@@ -3,18 +3,21 @@
     plain Conv2d        y = conv2d(pad(x), w, b)               the call of the layer is the call of the product
     a forward of its own   y = g(product(f(x), h(w), b))       the product is caught in the middle: padding, scaling and standardising of
                                                                weights (f, g, h) stay the layer's own business
+    another's forward   y = linear(x, layer.weight, layer.bias)   attention that multiplies itself: while somebody looks on, it calls the layer
 
 What looks on gets a `Call`, the same for both and for every kind of product (ops/as_conv2d.py).
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from types import FunctionType
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
@@ -100,20 +103,104 @@ class Acting(Protocol):
 
 @contextmanager
 def acting(actors: Iterable[Acting]) -> Iterator[None]:
-    """Every actor computes in its layer's place for the length of a with-block.
+    """Every actor computes in its layer's place for the length of a with-block, also where another module multiplies with its weight.
 
     Only `forward` is exchanged: the network meets its own modules, with their class, attributes, parameters and hooks.
     """
-    before = [(vars(actor.layer), vars(actor.layer).get("forward"), actor.forward) for actor in actors]
+    actors = list(actors)
+    reads = Reads(actor.layer for actor in actors if is_readable(actor.layer))
+    forwards = [(actor.layer, "forward", reads.noting(actor)) for actor in actors]
+    weights = [(layer, "weight", weight) for layer, weight in reads.weights.items()]  # a masked one is another for each reader
+    with exchanged(*forwards, *weights), reads if weights else nullcontext():
+        yield
+
+
+@contextmanager
+def exchanged(*attributes: tuple[nn.Module, str, Any]) -> Iterator[None]:
+    """Attributes (module, name, value) of modules have other values inside the block, which hide parameters of their names."""
+    before = [(vars(module), name, vars(module).get(name, _NOTHING)) for module, name, _ in attributes]
     try:
-        for attributes, _, forward in before:
-            attributes["forward"] = forward
+        for module, name, value in attributes:
+            vars(module)[name] = value
         yield
     finally:
-        for attributes, own, _ in before:
-            attributes.pop("forward", None)
-            if own is not None:
-                attributes["forward"] = own
+        for there, name, value in before:
+            if value is _NOTHING:
+                there.pop(name, None)
+            else:
+                there[name] = value
+
+
+_NOTHING = object()
+
+
+class Itself:
+    """An actor that only makes sure that whoever multiplies with its layer's weight calls the layer."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer, self.forward = layer, layer.forward
+
+
+def readers(model: nn.Module) -> list[Itself]:
+    """Actors for all layers of a network whose weights others may multiply with."""
+    return [Itself(layer) for layer in model.modules() if is_readable(layer)]
+
+
+def is_readable(layer: nn.Module) -> bool:
+    """Whether others that multiply with a layer's weight do what the layer does: linear layers that compute as torch's own."""
+    return isinstance(layer, nn.Linear) and is_standard(own_class(layer)) and "weight" in layer._parameters
+
+
+class Reads(TorchFunctionMode):
+    """Inside the block, other modules that multiply with the weight of one of `layers` call that layer, its hooks included.
+
+    A bias that they add instead of the layer's is the layer's for that call.
+    """
+
+    def __init__(self, layers: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.weights = {layer: layer.weight for layer in layers}
+        self._layers = {id(weight): layer for layer, weight in self.weights.items()}
+        self._running: set[int] = set()
+        """Weights of the layers that compute at the moment: their own products are no others'."""
+
+    def noting(self, actor: "Acting") -> Callable[..., Any]:
+        """What `actor` does, known to be the layer's own."""
+        if actor.layer not in self.weights:
+            return actor.forward
+        weight = id(self.weights[actor.layer])
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            self._running.add(weight)
+            try:
+                return actor.forward(*args, **kwargs)
+            finally:
+                self._running.discard(weight)
+
+        return forward
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Of a call that torch would make."""
+        kwargs = kwargs or {}
+        if func is F.multi_head_attention_forward:
+            with self:
+                return _attention(*args, **kwargs)
+        if func is not F.linear:
+            return func(*args, **kwargs)
+        given = arguments(func, args, kwargs)
+        layer = self._layers.get(id(given["weight"]))
+        if layer is None or id(given["weight"]) in self._running:
+            return func(*args, **kwargs)
+        with exchanged((layer, "bias", given["bias"])):
+            return layer(given["input"])
+
+
+_attention = FunctionType(
+    F.multi_head_attention_forward.__code__,
+    {**F.multi_head_attention_forward.__globals__, "has_torch_function": lambda tensors: False},
+    argdefs=F.multi_head_attention_forward.__defaults__,
+)
+"""torch's function, whose products a mode can see: torch's own is given to a mode as a whole, and is computed without it."""
 
 
 _TENSORS = ("input", "weight", "bias")

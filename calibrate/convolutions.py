@@ -188,7 +188,7 @@ def _why_not(layer: nn.Module, entered: bool, watched: _Watched | None, layer_ty
         return f"the forward of {type(layer).__name__} computes no {product.name} with its weight"
     if any(call.x.dim() != 4 for call, _ in watched.calls):
         return "its input has no batch axis"
-    if not parametrize.is_parametrized(layer) and layer._parameters.get("weight") is not layer.weight:
+    if not parametrize.is_parametrized(layer) and ("weight" not in layer._parameters or "weight" in vars(layer)):
         return "its weight is computed by a hook (weight_norm, torch.nn.utils.prune); remove that first"
     return None
 

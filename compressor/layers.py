@@ -75,14 +75,18 @@ class MaskedLayer(nn.Module):
         mask = self.weight_mask
         return None if mask is None else multiplies(self).weight(mask, groups_of(self))
 
+    @property
+    def own_weight(self) -> Tensor:
+        """The weight before masks; the parameter, where the layer does not compute it."""
+        return self.weight  # type: ignore[return-value]
+
     def masked_weight(self) -> Tensor:
         """The weight, of the layer's own shape, that its product is given: the dropped taps are exactly zero."""
         if self.fixed_weight is not None:
             return self.fixed_weight
         if self.computed and not is_standard(self.without_masks):
             return reaching(self)
-        kept, weight = self.own_weight_mask, self.weight
-        assert isinstance(weight, Tensor)
+        kept, weight = self.own_weight_mask, self.own_weight
         return weight if kept is None else weight * kept
 
     def fold_weight_masks(self) -> None:
@@ -151,6 +155,24 @@ class MaskedConv2d(MaskedLayer, nn.Conv2d):
         return masked_conv2d(x, self.masked_weight(), self.bias, blocks, *where, weight_mask=self.weight_mask)
 
 
+class MaskedLinear(MaskedLayer, nn.Linear):
+    """nn.Linear under masks of weights: attention that multiplies with the weights of its layers itself reads the masked ones, too."""
+
+    without_masks = nn.Linear
+    forward = nn.Linear.forward
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """[F,C], dropped weights at zero; `parameters()` has the parameter."""
+        exchanged: Tensor | None = self.__dict__.get("weight")  # for a while, by what measures or quantises
+        return self.masked_weight() if exchanged is None else exchanged
+
+    @property
+    def own_weight(self) -> Tensor:
+        """The parameter."""
+        return self._parameters["weight"]  # type: ignore[return-value]
+
+
 def mask(layer: nn.Module, **masks: Tensor | None) -> MaskedLayer:
     """Make `layer` itself a MaskedLayer: whatever refers to it (hooks, a list, another module) meets its masks.
 
@@ -206,7 +228,10 @@ def unmask(layer: MaskedLayer) -> None:
 def _with_masks(kind: type[nn.Module]) -> type[MaskedLayer]:
     if issubclass(kind, MaskedLayer):
         return kind
-    return MaskedConv2d if kind is nn.Conv2d else _of_your_own(kind)  # type: ignore[arg-type]
+    return next((of for of in _STANDARD if of.without_masks is kind), None) or _of_your_own(kind)  # type: ignore[arg-type]
+
+
+_STANDARD: tuple[type[MaskedLayer], ...] = (MaskedConv2d, MaskedLinear)
 
 
 @cache
@@ -216,7 +241,9 @@ def _of_your_own(kind: type[nn.Module]) -> type[MaskedLayer]:
     def pickled(layer: MaskedLayer) -> tuple[Any, ...]:
         return _blank, (kind,), vars(layer)  # pickle looks classes up by name, and this one has none in its module
 
-    base = MaskedConv2d if issubclass(kind, nn.Conv2d) and is_standard(kind) else MaskedLayer
+    base = next((of for of in _STANDARD if issubclass(kind, of.without_masks) and is_standard(kind)), MaskedLayer)
+    if base is MaskedLinear and hasattr(kind, "weight"):  # parametrized: a property of that name already
+        base = MaskedLayer
     return type(f"Masked{kind.__name__}", (base, kind), {"__module__": kind.__module__, "__reduce__": pickled, "without_masks": kind})
 
 

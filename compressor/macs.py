@@ -23,7 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.flop_counter import FlopCounterMode
 
-from fineprune.calibrate.calls import filters_of, groups_of
+from fineprune.calibrate.calls import acting, filters_of, groups_of, readers
 from fineprune.calibrate.convolutions import evaluating
 from fineprune.common.errors import FinepruneError, UsageError, said_by
 from fineprune.common.inputs import Shape, Structured, answer, told, zeros
@@ -170,7 +170,7 @@ def count_macs(model: nn.Module, input_shape: Shape) -> MacReport:
         raise UsageError(f"an input shape is positive whole numbers such as 3x32x32, got {shape}")
     tally = _Tally(model)
     with ExitStack() as stack:
-        for context in (evaluating(model), torch.no_grad(), _unfused_attention(), tally.hooks(), tally.uncounted, tally.flops):
+        for context in (evaluating(model), torch.no_grad(), _unfused_attention(), acting(readers(model)), tally.hooks(), tally.uncounted, tally.flops):
             stack.enter_context(context)
         try:
             answer(model, zeros(input_shape, model))

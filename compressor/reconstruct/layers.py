@@ -56,7 +56,7 @@ def refittable(model: nn.Module, outputs: Outputs) -> tuple[list[Shared], list[S
         if masked[name].computed:
             left.append(Skipped(name=name, reason="it computes its weight (parametrized, standardised)"))
             continue
-        sharing = owners[id(module.weight)]
+        sharing = owners[id(masked[name].own_weight)]
         if reason := _why_not(name, sharing, masked, outputs):
             left.append(Skipped(name=name, reason=reason))
         elif name == min(sharing, key=list(outputs).index):
@@ -94,7 +94,7 @@ def outputs_of(model: nn.Module, images: Inputs, names: Iterable[str]) -> Output
     def see(name: str, call: Call) -> Tensor:
         y = call.output()
         found.setdefault(name, []).append((y.shape[1], y.shape[2] * y.shape[3]))
-        if call.bias is not model.get_submodule(name).bias:
+        if call.bias is not model.get_submodule(name)._parameters.get("bias"):
             biased.add(name)
         return y
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fineprune.calibrate.calls import Acting, Call, acting, seen
+from fineprune.calibrate.calls import Acting, Call, acting, readers, seen
 from fineprune.calibrate.convolutions import evaluating
 from fineprune.calibrate.steadiness import difference
 from fineprune.common.inputs import Inputs, answer, floats
@@ -64,6 +64,7 @@ def forward(model: nn.Module, images: Inputs, start: Start | None = None) -> Any
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
         stack.enter_context(torch.no_grad())
+        stack.enter_context(acting(readers(model)))
         if start is not None:
             stack.enter_context(acting(start.idle))
             replace = start.module.register_forward_pre_hook(lambda module, args: (start.value.clone(), *args[1:]), prepend=True)

@@ -125,11 +125,11 @@ def _refitted(name: str, layer: MaskedLayer, gram: Gram) -> dict[str, Tensor]:
 def _state(layer: Any) -> dict[str, Tensor]:
     """Filters [F,C/groups,kh,kw] of the parameter, and the bias."""
     bias = {} if layer.bias is None else {"bias": layer.bias}
-    return {"weight": filters_of(layer, layer.weight), **bias}
+    return {"weight": filters_of(layer, layer.own_weight), **bias}
 
 
 def _set(layer: Any, state: dict[str, Tensor]) -> None:
     with torch.no_grad():
-        layer.weight.copy_(multiplies(layer).weight(state["weight"], groups_of(layer)))
+        layer.own_weight.copy_(multiplies(layer).weight(state["weight"], groups_of(layer)))
         if layer.bias is not None:
             layer.bias.copy_(state["bias"])

@@ -138,7 +138,7 @@ def test_dropped_weights_get_no_gradient(network: Network, name: str) -> None:
     layer = masked.get_submodule(name)
     assert isinstance(layer, MaskedLayer)
     gone = ~layer.own_weight_mask  # type: ignore[operator]
-    gradient = layer.weight.grad
+    gradient = layer.own_weight.grad
     assert isinstance(gradient, Tensor) and gone.any()
     assert (gradient[gone] == 0).all() and (gradient[~gone] != 0).any()
 
