@@ -3,9 +3,9 @@
     plain Conv2d        y = conv2d(pad(x), w, b)               the call of the layer is the call of the product
     a forward of its own   y = g(product(f(x), h(w), b))       the product is caught in the middle: padding, scaling and standardising of
                                                                weights (f, g, h) stay the layer's own business
-    another's forward   y = linear(x, layer.weight, layer.bias)   attention that multiplies itself: while somebody looks on, it calls the layer
+    another's forward   y = linear(x, layer.weight, b)            attention that multiplies itself calls the layer, while somebody looks on
 
-What looks on gets a `Call`, the same for both and for every kind of product (ops/as_conv2d.py).
+What looks on gets a `Call`, the same for all and for every kind of product (ops/as_conv2d.py).
 """
 
 from collections.abc import Callable, Iterable, Iterator

@@ -78,7 +78,7 @@ class MaskedLayer(nn.Module):
     @property
     def own_weight(self) -> Tensor:
         """The weight before masks; the parameter, where the layer does not compute it."""
-        return self.weight  # type: ignore[return-value]
+        return self.weight
 
     def masked_weight(self) -> Tensor:
         """The weight, of the layer's own shape, that its product is given: the dropped taps are exactly zero."""

@@ -170,7 +170,8 @@ def count_macs(model: nn.Module, input_shape: Shape) -> MacReport:
         raise UsageError(f"an input shape is positive whole numbers such as 3x32x32, got {shape}")
     tally = _Tally(model)
     with ExitStack() as stack:
-        for context in (evaluating(model), torch.no_grad(), _unfused_attention(), acting(readers(model)), tally.hooks(), tally.uncounted, tally.flops):
+        in_its_modules = evaluating(model), torch.no_grad(), _unfused_attention(), acting(readers(model))
+        for context in (*in_its_modules, tally.hooks(), tally.uncounted, tally.flops):
             stack.enter_context(context)
         try:
             answer(model, zeros(input_shape, model))
