@@ -23,9 +23,11 @@ from torch import nn
 
 import fineprune
 from fineprune.calibrate.convolutions import find_convolutions
+from fineprune.common.copies import copied
 from fineprune.common.errors import FinepruneError
 from fineprune.common.files import read_json, write_json
 from fineprune.common.progress import Silent
+from fineprune.compressor.attention import split
 from fineprune.compressor.macs import count_macs
 from fineprune.export.benchmark import BenchmarkConfig
 from fineprune.export.parity import ENGINE, ONNXRUNTIME
@@ -164,7 +166,7 @@ def row(model: nn.Module, size: int, *, linear: bool) -> dict[str, Any]:
     shape = (3, size, size)
     images = torch.randn(SAMPLES, *shape, generator=torch.Generator().manual_seed(0))
     layer_types = ("conv2d", "linear") if linear else ("conv2d",)
-    sites, skipped = find_convolutions(model, shape, layer_types)
+    sites, skipped = find_convolutions(split(copied(model)), shape, layer_types)
     settings: dict[str, Any] = {"preset": "thesis", "prune": PRUNE, "fwp": {"layer_types": layer_types}}
     bundle = fineprune.compress(model, images, validation=0.25, test=images[:4], epochs=0, reconstruct=False, progress=Silent(), **settings)
     masked = bundle.restore(model)

@@ -107,7 +107,16 @@ def find_convolutions(
             skipped.append(Skipped(name=name, reason=reason))
         else:
             sites.append(watched[name].site(name))
+    if "linear" in layer_types:
+        reason = "its projections of queries, keys and values are no layers"
+        skipped += [Skipped(name=name, reason=reason) for name, module in model.named_modules() if _projects(module)]
     return sites, skipped
+
+
+def _projects(module: nn.Module) -> bool:
+    """Whether torch's attention has weights that are no layer's."""
+    names = ("in_proj_weight", "q_proj_weight")
+    return isinstance(module, nn.MultiheadAttention) and any(module._parameters.get(name) is not None for name in names)
 
 
 class _Watched:

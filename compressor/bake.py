@@ -10,6 +10,7 @@ from fineprune.common.errors import UsageError
 from fineprune.common.inputs import Shape
 from fineprune.ops.as_conv2d import product_of
 
+from .attention import IN_PROJ, join, split
 from .layers import MaskedLayer, mask, unmask
 from .masks import KINDS
 from .masks.kind import buffer
@@ -57,6 +58,9 @@ def _by_layer(masks: Masks) -> dict[str, dict[str, Tensor]]:
 def _put_on(model: nn.Module, masks: Mapping[str, Mapping[str, Tensor]]) -> None:
     for name, of_layer in masks.items():
         try:
+            above, _, own = name.rpartition(".")
+            if own == IN_PROJ and own not in model.get_submodule(above)._modules:
+                split(model.get_submodule(above))
             layer = model.get_submodule(name)
         except AttributeError:
             raise UsageError(f"the masks name a layer {name!r} that the network does not have") from None
@@ -73,6 +77,7 @@ def dense_twin(model: nn.Module) -> nn.Module:
     dense = copied(model)
     for _, layer in list(masked_layers(dense)):
         unmask(layer)
+    join(dense)
     return dense
 
 

@@ -29,8 +29,10 @@ from fineprune.common.inputs import Inputs, Structured, told
 from fineprune.common.processes import Group, joined
 from fineprune.common.progress import Lines, Progress
 from fineprune.common.wrappers import check_network, unwrapped, without_wrappers
+from fineprune.compressor.attention import split
 from fineprune.compressor.bake import bake
 from fineprune.compressor.bundle import Bundle, check_target
+from fineprune.compressor.config import PruneConfig
 from fineprune.compressor.macs import MacReport, count_macs
 from fineprune.compressor.masks import WEIGHTS
 from fineprune.compressor.prune import CalibrationRun, Pruned, prunable, sharing
@@ -148,6 +150,12 @@ def calibration_run(
     )
 
 
+def working_network(model: nn.Module, config: PruneConfig, progress: Progress) -> nn.Module:
+    """A `working_copy` of `model` in which what `config` asks for is layers."""
+    copy = working_copy(model, progress)
+    return split(copy) if "linear" in config.fwp.layer_types else copy
+
+
 def compress_network(
     model: nn.Module,
     data: ImageData,
@@ -168,7 +176,7 @@ def compress_network(
         check_target(output)
         check_writable(output)
     check_network(unwrapped(model))
-    model = working_copy(without_wrappers(model, progress), progress)
+    model = working_network(without_wrappers(model, progress), job.config, progress)
     broken = first_nonfinite(model)
     if broken is not None:
         raise RunError(f"{broken} of the network is NaN or infinite; load a checkpoint of a training that did not diverge")

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from fineprune.calibrate.collect import CalibrationConfig
 from fineprune.calibrate.convolutions import find_convolutions
+from fineprune.compressor.attention import split
 from fineprune.compressor.bake import bake, dense_twin, masks_of
 from fineprune.compressor.bundle import Bundle
 from fineprune.compressor.config import prune_config
@@ -19,7 +20,7 @@ from fineprune.compressor.reconstruct.run import reconstruct
 from support.networks import samples
 
 SHAPE = (3, 7, 5)
-READ = ("own.qkv", "own.out", "torchs.self_attn.out_proj")
+READ = ("own.qkv", "own.out", "torchs.self_attn.in_proj", "torchs.self_attn.out_proj")
 
 
 class Attention(nn.Module):
@@ -60,32 +61,43 @@ def network(request: pytest.FixtureRequest) -> Network:
     return model.eval()
 
 
+def parameter_of(name: str) -> str:
+    """In state dicts, which are those of torch's attention."""
+    return f"{name}.weight".replace("in_proj.", "in_proj_")
+
+
 def pruned(network: nn.Module) -> tuple[nn.Module, CalibrationRun]:
     run = CalibrationRun(source=samples(24), input_shape=SHAPE, config=CalibrationConfig(batch_size=8))
     fwp = {"ratio": 0.5, "floor": 0.2, "layer_types": ("conv2d", "linear")}
-    return prune(network, prune_config("obs", fwp=fwp), run).model, run  # type: ignore[arg-type]
+    return prune(split(deepcopy(network)), prune_config("obs", fwp=fwp), run).model, run  # type: ignore[arg-type]
 
 
 def test_layers_whose_weights_others_multiply_with_are_found(network: Network) -> None:
-    sites, skipped = find_convolutions(network, SHAPE, ("conv2d", "linear"))
+    sites, skipped = find_convolutions(split(deepcopy(network)), SHAPE, ("conv2d", "linear"))
     assert [site.name for site in sites] == ["patches", *READ, "torchs.linear1", "torchs.linear2", "head"]
     assert {site.name: site.placements for site in sites if site.name in READ} == dict.fromkeys(READ, 35)
     assert not skipped
+    sites, skipped = find_convolutions(network, SHAPE, ("conv2d", "linear"))
+    assert READ[2] not in [site.name for site in sites]
+    assert [(s.name, s.reason) for s in skipped] == [("torchs.self_attn", "its projections of queries, keys and values are no layers")]
     assert not any({"forward", "weight", "bias"} & vars(module).keys() for module in network.modules())
 
 
 @pytest.mark.parametrize("grad", [True, False])
 def test_whoever_reads_a_masked_weight_reads_zeros_where_it_is_dropped(network: Network, grad: bool) -> None:
-    sites, _ = find_convolutions(network, SHAPE, ("linear",))
+    sites, _ = find_convolutions(split(deepcopy(network)), SHAPE, ("linear",))
     random = torch.Generator().manual_seed(1)
     masks = {site.name: torch.rand(site.weight_shape, generator=random) < 0.5 for site in sites}
     masked, expected, x = bake(network, {"fwp": masks}), deepcopy(network), samples(3).images
     for name, kept in masks.items():
-        expected.get_submodule(name).weight.data *= kept[:, :, 0, 0]  # type: ignore[union-attr, operator]
+        expected.get_parameter(parameter_of(name)).data *= kept[:, :, 0, 0]
     with torch.set_grad_enabled(grad):  # without gradients torch's encoder layer reads the weights of all its layers
         torch.testing.assert_close(masked(x), expected(x))
         assert (masked(x) - network(x)).abs().max() > 0.01
-        torch.testing.assert_close(dense_twin(masked)(x), expected(x))
+        twin = dense_twin(masked)
+        torch.testing.assert_close(twin(x), expected(x))
+    assert {type(module) for module in twin.modules()} == {type(module) for module in network.modules()}
+    assert twin.state_dict().keys() == expected.state_dict().keys()
     torch.testing.assert_close(torch.compile(masked, backend="aot_eager")(x), expected(x))
 
 
@@ -110,9 +122,47 @@ def test_they_are_counted_refitted_and_kept_as_others(network: Network, tmp_path
     assert all(rows[name].macs == 35 * int(masks_of(model)["fwp"][name].sum()) for name in READ)
     assert report.macs_dense == count_macs(network, SHAPE).macs_dense
     before = (model(x) - network(x)).square().sum()
-    done = reconstruct(network, model, run)
+    done = reconstruct(split(deepcopy(network)), model, run)
     assert {left.name: left.reason for left in done.left} == {"own.qkv": "its forward does not give its product the layer's bias"}
     assert set(done.layers) == {name for name in masks_of(model)["fwp"] if name != "own.qkv"}
     assert (model(x) - network(x)).square().sum() < 0.6 * before
     Bundle.of(model, {"input_shape": SHAPE}).save(tmp_path / "bundle")
-    torch.testing.assert_close(Bundle.load(tmp_path / "bundle").restore(network)(x), model(x))
+    bundle = Bundle.load(tmp_path / "bundle")
+    torch.testing.assert_close(bundle.restore(network)(x), model(x))
+    assert bundle.weights.keys() == network.state_dict().keys()
+    for name in READ:
+        assert not bundle.weights[parameter_of(name)][~bundle.masks["fwp"][name][:, :, 0, 0]].any()
+
+
+def test_attention_of_several_inputs_keeps_its_projection(network: Network) -> None:
+    class Cross(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches = nn.Conv2d(3, 4, 1)
+            self.other = nn.MultiheadAttention(4, 2, kdim=3, vdim=3, batch_first=True)
+            self.same = nn.MultiheadAttention(4, 2, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens, pixels = (t.flatten(2).transpose(1, 2) for t in (self.patches(x), x))
+            tokens = self.other(tokens, pixels, pixels)[0]
+            return self.same(tokens, 2 * tokens, tokens)[0]
+
+    sites, skipped = find_convolutions(split(Cross()), SHAPE, ("linear",))
+    assert [site.name for site in sites] == ["other.out_proj", "same.out_proj"]
+    assert {"other": "its projections of queries, keys and values are no layers"}.items() <= {s.name: s.reason for s in skipped}.items()
+    assert {s.name for s in skipped} == {"patches", "other", "same.in_proj"}
+
+
+def test_a_checkpoint_fits_either_form(network: Network) -> None:
+    theirs, x = split(deepcopy(network)), samples(2).images
+    for parameter in theirs.parameters():
+        nn.init.normal_(parameter)
+    network.load_state_dict(theirs.state_dict())
+    torch.testing.assert_close(network(x), theirs(x))
+    nn.init.ones_(network.torchs.self_attn.in_proj_weight)
+    theirs.load_state_dict(network.state_dict())
+    torch.testing.assert_close(deepcopy(theirs)(x), network(x))
+    state = network.state_dict()
+    del state["torchs.self_attn.in_proj_bias"]
+    with pytest.raises(RuntimeError, match="Missing key"):
+        theirs.load_state_dict(state)

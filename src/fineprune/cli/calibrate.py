@@ -29,14 +29,13 @@ def calibrate(output: Path, device: str, **options: Any) -> None:
     """Collect the statistics that `fineprune compress --statistics` chooses masks by. Run it again to resume."""
     from fineprune.calibrate.collect import CalibrationConfig
     from fineprune.calibrate.statistics import check_target
-    from fineprune.common.copies import working_copy
     from fineprune.common.files import check_writable
     from fineprune.common.processes import joined
     from fineprune.common.progress import Bars
     from fineprune.compressor.prune import prune
     from fineprune.models.training.device import resolve_device
 
-    from ..compression import calibration_run
+    from ..compression import calibration_run, working_network
     from ..job import Asked
     from ..unlabelled import check_criteria
     from .render import say
@@ -55,7 +54,8 @@ def calibrate(output: Path, device: str, **options: Any) -> None:
     network = open_network(options, data)
     with joined() as group:
         progress = group.speaker(Bars())
-        pruned = prune(working_copy(network.model, progress), config, calibration_run(data, calibration, where, output, progress))
+        model = working_network(network.model, config, progress)
+        pruned = prune(model, config, calibration_run(data, calibration, where, output, progress))
     if not group.first:
         return
     for skipped in pruned.skipped:
