@@ -1,6 +1,6 @@
 """From a trained network and samples to a masked network: calibrate blocks, mask them, calibrate weights under the masks, mask those."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from .bake import bake, masked_layers, masks_of
 from .clusters import in_clusters
 from .config import Part, PruneConfig
 from .outputs import output_layers
+from .ranked import Layer
 from .selection import layers_of, select, select_common
 
 
@@ -110,15 +111,11 @@ def prune(
     masked = bake(model, {}, input_shape=run.input_shape)
     outputs = output_layers(model, run.input_shape, [site.name for site in sites]) if config.parts else frozenset()
     for parts in config.passes:
-        weights = {site.name: weight_of(layer_at(masked, site)) for site in sites}
-        blocks = {name: kept for name, layer in masked_layers(masked) if (kept := layer.block_mask) is not None}
         lists = []
         for part in parts:
-            at_hand = _at_hand(part, masked, sites, run, statistics or {}, config.fwp.layer_types)
+            at_hand, layers = ranked_layers(masked, part, sites, run, outputs, statistics=statistics, layer_types=config.fwp.layer_types)
             if at_hand is not None:
-                part.method.check(at_hand, part, sites)
                 unreached |= {site.name for site in part.chosen(sites)} & part.method.unreached(at_hand)
-            layers = layers_of(at_hand, weights, blocks, sites, part, outputs)
             if part.clusters:
                 at_ratio = replace(part, ratio=config.common or part.ratio)
                 with working(run.progress, "putting channels together"):
@@ -151,19 +148,26 @@ def sharing(groups: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[s
     return found
 
 
-def _at_hand(
+def ranked_layers(
+    masked: nn.Module,
     part: Part,
-    model: nn.Module,
     sites: list[ConvSite],
     run: CalibrationRun,
-    statistics: Mapping[str, Statistics],
-    layer_types: tuple[str, ...],
-) -> Statistics | None:
-    """What the method needs to know of `model`, from the statistics given or a pass over the samples; None for a method that needs none."""
-    measure = part.method.measure(part, sites)
-    if measure is None:
-        return None
-    return _checked(statistics.get(measure.kind), model, sites, run) or run.collect(model, measure, layer_types)
+    outputs: Collection[str],
+    *,
+    statistics: Mapping[str, Statistics] | None = None,
+    layer_types: tuple[str, ...] = LAYER_TYPES,
+) -> tuple[Statistics | None, list[Layer]]:
+    """What the method of `part` knows of `masked`, from the statistics given or a pass over the samples (None: it needs none), and the
+    layers that it ranks."""
+    measure, found = part.method.measure(part, sites), None
+    if measure is not None:
+        given = _checked((statistics or {}).get(measure.kind), masked, sites, run)
+        found = given or run.collect(masked, measure, layer_types)
+        part.method.check(found, part, sites)
+    weights = {site.name: weight_of(layer_at(masked, site)) for site in sites}
+    blocks = {name: kept for name, layer in masked_layers(masked) if (kept := layer.block_mask) is not None}
+    return found, layers_of(found, weights, blocks, sites, part, outputs)
 
 
 def _warn(masks: Mapping[str, Mapping[str, Tensor]], progress: Progress) -> None:

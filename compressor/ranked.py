@@ -60,6 +60,12 @@ class Layer:
         return shared.index_add_(0, self.sets, per_filter)
 
     @cached_property
+    def scores(self) -> Tensor:
+        """What the method gives for each unit, which takes minutes in wide layers."""
+        scores: Tensor = self.config.method.scores_of_units(self)
+        return scores
+
+    @cached_property
     def macs(self) -> Tensor:
         """int64 [F,C/groups,kh,kw]: multiply-adds of each weight, the positions |M_c| at which its channel is computed with."""
         site = self.site

@@ -110,7 +110,7 @@ def select_common(
 
     def fits(count: int) -> bool:
         found = masks(reserved + count)
-        return sum(_left(layer, found) for layer in dense.values()) <= budget
+        return sum(left(layer.site, found) for layer in dense.values()) <= budget
 
     chosen = masks(reserved + largest_prefix(len(order) - reserved, fits))
     return {kind: {name: mask for name, mask in of.items() if not mask.all()} for kind, of in chosen.items()}
@@ -119,7 +119,7 @@ def select_common(
 def _scores(layer: Layer, ratio: float, outputs: Collection[str], carried: Tensor | None) -> tuple[Tensor, Tensor]:
     """Scores and costs: infinity where a layer that makes outputs needs a unit, -infinity where a carried mask left nothing of it."""
     unit = layer.config.ranked
-    scores, costs = layer.config.method.scores_of_units(layer), unit.costs(layer)
+    scores, costs = layer.scores, unit.costs(layer)
     if layer.site.name in outputs:
         scores = unit.reserved(scores, costs, ratio, layer)
     if carried is not None:
@@ -127,8 +127,8 @@ def _scores(layer: Layer, ratio: float, outputs: Collection[str], carried: Tenso
     return scores, costs
 
 
-def _left(layer: Layer, masks: Masks) -> int:
-    """Multiply-adds of a layer under the masks."""
-    blocks, weights = (masks[kind.name].get(layer.site.name) for kind in (BLOCKS, WEIGHTS))
+def left(site: ConvSite, masks: Masks) -> int:
+    """Multiply-adds of a layer under masks by kind and layer."""
+    blocks, weights = (masks.get(kind.name, {}).get(site.name) for kind in (BLOCKS, WEIGHTS))
     kept = {"blocks": None if blocks is None else blocks.numpy(), "weights": None if weights is None else weights.numpy()}
-    return multiply_adds(layer.weight.shape, layer.site.placements, layer.site.groups, **kept)
+    return multiply_adds(site.weight_shape, site.placements, site.groups, **kept)

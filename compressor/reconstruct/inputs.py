@@ -25,7 +25,7 @@ class Inputs:
     def __init__(self, masked: nn.Module, order: Sequence[Shared], stream: Stream, memory: float) -> None:
         self._masked, self._order, self._stream = masked, order, stream
         self._largest = memory / (4 * stream.images)
-        self._starts = Starts(masked, stream.few(), stream.lead(), [name for shared in order for name in shared.names])
+        self.starts = Starts(masked, stream.few(), stream.lead(), [name for shared in order for name in shared.names])
         self._start: str | None = None
         self._kept: dict[int, Tensor] = {}
         """By number of the batch, the inputs of the module called `_start`."""
@@ -35,7 +35,7 @@ class Inputs:
         layers = [self._masked.get_submodule(name) for name in self._order[place].names]
         self._gram = Gram(layers[0])
         taps = [Tap(layer, self._see) for layer in layers]
-        after = self._starts.before(self._order[place].name, self._largest)
+        after = self.starts.before(self._order[place].name, self._largest)
         keep = {} if after is None or after == self._start else {after: self._masked.get_submodule(after)}
         kept: dict[int, Tensor] = {}
         for number, images, start in self._passes(release=bool(keep)):
@@ -54,7 +54,7 @@ class Inputs:
             yield from ((number, images, None) for number, images in self._stream)
             return
         for number in self._stream.numbers:
-            yield number, *self._starts.to(self._start, self._kept.pop(number) if release else self._kept[number])
+            yield number, *self.starts.to(self._start, self._kept.pop(number) if release else self._kept[number])
 
     def _see(self, call: Call) -> Tensor:
         at, wanted = self._waiting.pop(0)

@@ -87,25 +87,25 @@ def reconstruct(dense: nn.Module, masked: nn.Module, run: CalibrationRun, config
         layers = [convs[shared.name] for shared in order]
         settings = {**asdict(config), "seed": run.config.seed, "data": run.config.data, "input_shape": told(run.input_shape)}
         store = Store(run.folder and run.folder / "reconstruction", dense, masked, settings)
-        done = group.on_first(lambda: store.load([{key: tuple(value.shape) for key, value in _state(layer).items()} for layer in layers]))
+        done = group.on_first(lambda: store.load([{key: tuple(value.shape) for key, value in state_of(layer).items()} for layer in layers]))
         for layer, state in zip(layers, done, strict=False):
-            _set(layer, state)
+            set_state(layer, state)
         targets = Targets(dense, order, stream, config.columns, config.memory_bytes / 2)
         inputs = Inputs(masked, order, stream, config.memory_bytes / 2)
         rest = range(len(done), len(order))
         for place in progress(rest, total=len(order), description="reconstructing", start=len(done)):
             gram = inputs.gram(place, targets.of(place)).total(group)
-            _set(layers[place], group.on_first(partial(_refitted, order[place].name, layers[place], gram)))
-            group.on_first(partial(store.save, place, _state(layers[place])))
+            set_state(layers[place], group.on_first(partial(refitted, order[place].name, layers[place], gram)))
+            group.on_first(partial(store.save, place, state_of(layers[place])))
     names = [name for shared in order for name in shared.names]
     return Reconstructed(layers=names, left=left, images=stream.images, seconds=time.monotonic() - begun)
 
 
-def _refitted(name: str, layer: MaskedLayer, gram: Gram) -> dict[str, Tensor]:
+def refitted(name: str, layer: MaskedLayer, gram: Gram) -> dict[str, Tensor]:
     """Filters [F,C/groups,kh,kw] and bias, of H [groups,d,d] and G [groups,d,F/groups]."""
     if not (gram.inputs.isfinite().all() and gram.products.isfinite().all()):
         raise RunError(f"{name} has inputs or outputs that are NaN or infinite; check the checkpoint and the normalisation of the data")
-    now, groups = _state(layer), groups_of(layer)
+    now, groups = state_of(layer), groups_of(layer)
     filters, bias = now["weight"], now.get("bias")
     before = filters.detach().cpu().double().reshape(groups, -1, filters[0].numel())
     stay = kept(layer).cpu().reshape(before.shape)
@@ -122,13 +122,13 @@ def _refitted(name: str, layer: MaskedLayer, gram: Gram) -> dict[str, Tensor]:
     return {"weight": weight} if bias is None else {"weight": weight, "bias": found[:, :, -1].flatten().contiguous()}
 
 
-def _state(layer: Any) -> dict[str, Tensor]:
+def state_of(layer: Any) -> dict[str, Tensor]:
     """Filters [F,C/groups,kh,kw] of the parameter, and the bias."""
     bias = {} if layer.bias is None else {"bias": layer.bias}
     return {"weight": filters_of(layer, layer.own_weight), **bias}
 
 
-def _set(layer: Any, state: dict[str, Tensor]) -> None:
+def set_state(layer: Any, state: dict[str, Tensor]) -> None:
     with torch.no_grad():
         layer.own_weight.copy_(multiplies(layer).weight(state["weight"], groups_of(layer)))
         if layer.bias is not None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .networks import load
     from .own_loop import finish, plain, prepare
     from .pipeline import run
+    from .search.explore import profile, sensitivity
 
 _PUBLIC = {
     "compress": "compression",
@@ -29,11 +30,26 @@ _PUBLIC = {
     "evaluate": "evaluation",
     "load": "networks",
     "run": "pipeline",
+    **dict.fromkeys(("sensitivity", "profile"), "search.explore"),
     "Metric": "models.objective",
     **dict.fromkeys(("prepare", "finish", "plain"), "own_loop"),
 }
 
-__all__ = ["Bundle", "Metric", "bench", "compress", "evaluate", "finish", "load", "plain", "prepare", "run", "to_onnx"]
+__all__ = [
+    "Bundle",
+    "Metric",
+    "bench",
+    "compress",
+    "evaluate",
+    "finish",
+    "load",
+    "plain",
+    "prepare",
+    "profile",
+    "run",
+    "sensitivity",
+    "to_onnx",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -38,6 +38,7 @@ from fineprune.compressor.masks import WEIGHTS
 from fineprune.compressor.prune import CalibrationRun, Pruned, prunable, sharing
 from fineprune.compressor.prune import prune as prune_network
 from fineprune.compressor.reconstruct.run import reconstruct as reconstruct_network
+from fineprune.compressor.search.levels import at_levels
 from fineprune.export.machine import machine_facts, package_versions
 from fineprune.models.data import ImageData
 from fineprune.models.data.given import GivenData
@@ -60,6 +61,8 @@ from .networks import check_channels, completed, network_of, open_model
 from .round_trip import check_before, check_restored
 from .samples import data_of
 from .schedules import CubicSchedule, Rounds, at
+from .search.run import Found, Search
+from .search.target import target_of
 from .unlabelled import answered, check_criteria, check_training
 from .work_folder import work_folder
 
@@ -72,7 +75,9 @@ def compress(
     preset: str | None = None, prune: float | None = None, prune_split: str = "preset",
     ffp: float | Mapping[str, Any] = 0.0, fwp: float | Mapping[str, Any] = 0.0,
     include: str | Sequence[str] | None = None, exclude: str | Sequence[str] | None = None,
-    prune_schedule: str | Mapping[str, Any] | None = None,
+    target_latency: str | None = None, target_macs: float | None = None, max_drop: float | None = None,
+    int8: bool | None = None, threads: int | None = None, batch: int | None = None, times: Path | str | None = None,
+    levels: Sequence[Any] | None = None, prune_schedule: str | Mapping[str, Any] | None = None,
     epochs: int | None = None, lr: float | None = None, batch_size: int | None = None,
     distill: float | Mapping[str, Any] | None = None, qat_epochs: int | None = None, finetune: TrainConfig | None = None,
     samples: int | None = None, seed: int = 0, statistics: Path | str | None = None, output: Path | str | None = None,
@@ -89,6 +94,9 @@ def compress(
     prune: the fraction of the convolutions' multiply-adds to drop; prune_split: what divides it between blocks and weights, the "preset"
     or one "common" list of scores. Or ffp, fwp: the fraction of blocks and of weights; each also takes a mapping with any field of
     FFPConfig and FWPConfig (per_layer={"layer3.*": 0.8}). include, exclude: globs of the layers that are pruned, or left dense.
+    target_latency: "2.5ms", or "0.4x" of the dense network's time in ONNX Runtime; or target_macs: the fraction of multiply-adds that may
+    stay; with one or alone, max_drop: points that may be lost: all ratios are searched for (docs/targets.md). int8, threads, batch: of the
+    file that is timed; times: of another machine, from `fineprune profile`; levels: weight ratios, or pairs (blocks, weights), of a layer.
     prune_schedule: when masks come, "one-shot", "rounds", "cubic", or a mapping with a name and settings.
     epochs, lr, batch_size: of fine-tuning (epochs=0: none); distill: the share of the loss that the dense network teaches (0: none), or a
     mapping (share, temperature, features, layers); qat_epochs: so many of the last ones compute on int8 grids; `finetune` gives all
@@ -98,19 +106,19 @@ def compress(
 
     UsageError for other arguments, and (also RunError) for a network that a bundle would not give back: before any work.
     """
-    check_arguments(model=model, checkpoint=checkpoint, model_args=model_args, finetune=finetune, samples=samples)
-    check_arguments(statistics=statistics, output=output)
+    places = {"checkpoint": checkpoint, "statistics": statistics, "output": output}
+    check_arguments(model=model, model_args=model_args, finetune=finetune, samples=samples, **places)
     check_progress(progress)
     check_named(model, checkpoint=checkpoint, model_args=model_args)
     settings: dict[str, Any] = {"preset": preset, "prune": prune, "prune_split": prune_split, "prune_schedule": prune_schedule}
-    layers = {"include": include, "exclude": exclude}
+    layers, task = {"include": include, "exclude": exclude}, task_of(loss, metric)
     parts: dict[str, Any] = {"ffp": ratio_settings("ffp", ffp, **layers), "fwp": ratio_settings("fwp", fwp, **layers)}
-    task = task_of(loss, metric)
     distill = 0.0 if task is not None and distill is None and finetune is None else distill  # class scores are what a teacher tells
     short = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "distill": distill, "qat_epochs": qat_epochs}
     training = training_settings(finetune, seed=seed, **short)
-    calibration = CalibrationConfig(samples=samples, seed=seed)
-    asked = Asked(**settings, **parts, reconstruct=reconstruct, finetune=training, calibration=calibration, measured=statistics is not None)
+    target = target_of(target_latency, target_macs, max_drop, int8=int8, threads=threads, batch=batch, times=times, levels=levels)
+    known: dict[str, Any] = {"calibration": CalibrationConfig(samples=samples, seed=seed), "measured": statistics is not None}
+    asked = Asked(**settings, **parts, **known, target=target, reconstruct=reconstruct, finetune=training)
     job = asked.job(compare_dense=compare_dense, device=device)
     progress = progress or Lines()
     given: dict[str, Any] = {"validation": validation, "test": test, "seed": seed, "objective": task, "forward": forward}
@@ -206,7 +214,10 @@ def compress_network(
         if not data.labelled:
             data, metric = answered(data, model, device, speaker, training=job.finetune is not None)
             measure = metric.name
-        bundle = _Run(model, data, job, device, speaker, folder, group, measure).bundle(spec, given, before)
+        run = _Run(model, data, job, device, speaker, folder, group, measure)
+        if job.target is not None:
+            run = run.searched(group)
+        bundle = run.bundle(spec, given, before)
         if output is not None:
             group.on_first(lambda: bundle.save(output))
     return bundle
@@ -225,6 +236,29 @@ class _Run:
     group: Group
     measure: str
     """What stands for accuracy."""
+    search: Search | None = None
+    found: Found | None = None
+    """Of a target: what searched, and the levels of all layers."""
+
+    def searched(self, group: Group) -> "_Run":
+        """With the ratios of single layers that keep the target. UsageError in one of several processes."""
+        if group.size > 1:
+            raise UsageError("a target is searched for by one process; search first (epochs=0), then train with the ratios that it found")
+        assert self.job.target is not None
+        self.say(f"searching for {self.job.target.text}")
+        search = Search(
+            model=self.model,
+            data=self.data,
+            config=self.job.config,
+            target=self.job.target,
+            run=calibration_run(self.data, self.job.calibration, self.device, None, self.progress),
+            refit=self.job.reconstruct,
+            folder=self.folder and self.folder / "search",
+            progress=self.progress,
+        )
+        found = search.found()
+        config = at_levels(self.job.config, found.levels, search.sites)
+        return replace(self, job=replace(self.job, config=config), search=search, found=found)
 
     def bundle(self, spec: ModelSpec | None, statistics: Mapping[str, Statistics], before: Bundle | None = None) -> Bundle:
         """All steps in order."""
@@ -268,6 +302,7 @@ class _Run:
             "accuracy": {**accuracy, **measured, "split": self.held_out, "samples": len(getattr(self.data, self.held_out))},
             **reconstruction,
             "training": history,
+            **self.reached(pruned.model),
         }
         earlier = sharing(before.groups, pruned.masks[WEIGHTS.name]) if before else {}
         bundle = Bundle.of(pruned.model, facts, earlier | pruned.groups, graph=spec.graph if spec else None)
@@ -293,6 +328,15 @@ class _Run:
                 reconstruct_network(self.model, pruned.model, run, self.job.reconstruct)
             model = pruned.model
         return pruned
+
+    def reached(self, model: nn.Module) -> dict[str, Any]:
+        """What was searched for, and how far the network at the end keeps it, for the manifest."""
+        if self.search is None or self.found is None:
+            return {}
+        facts, end = self.found.facts, self.search.end(model)
+        for line in end.lines:
+            self.say(line)
+        return {"search": {**facts, "end": end.to_json()}}
 
     def masked(self, pruned: Pruned, dense: MacReport) -> MacReport:
         """What the masks leave to compute; says what there is to say of it."""

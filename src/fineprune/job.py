@@ -23,6 +23,7 @@ from fineprune.models.training.config import TrainConfig
 from fineprune.models.training.distillation import DistillConfig
 
 from .schedules import CubicSchedule, Rounds, at, schedule_of
+from .search.target import Target
 
 FINETUNE = {"epochs": 10, "lr": 0.02, "schedule": "cosine", "weight_decay": 5e-4}
 """Fine-tuning defaults: a trained network needs a lower rate than a fresh one, and ends at zero however short it is."""
@@ -40,6 +41,8 @@ class Job:
     batchnorm_samples: int = 4096
     schedule: Rounds | CubicSchedule | None = None
     """When masks come; None: at once, before the fine-tuning."""
+    target: Target | None = None
+    """What the ratios of single layers are searched for; those of `config` are 0 until they are found."""
     compare_dense: bool = False
     """Fine-tune the dense network by the same settings too: what the masks cost, apart from what the training gained."""
     device: str = "auto"
@@ -49,6 +52,8 @@ class Job:
     def __post_init__(self) -> None:
         if self.schedule is not None:
             self.schedule.check(self.finetune, self.reconstruct)
+            if self.target is not None and self.schedule.while_training:
+                raise UsageError("a target is searched for before the fine-tuning; leave prune_schedule 'cubic' out, or give ratios")
             try:
                 at(self.config, partial(self.schedule.ratio, 1))
             except UsageError as error:
@@ -67,6 +72,7 @@ class Job:
             "batchnorm_samples": self.batchnorm_samples,
             "compare_dense": self.compare_dense,
             **({} if self.schedule is None else {"prune_schedule": self.schedule.to_json()}),
+            **({} if self.target is None else {"target": self.target.to_json()}),
         }
 
 
@@ -93,6 +99,8 @@ class Asked:
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     measured: bool = False
     """Statistics are at hand, for masks that come at once."""
+    target: Target | None = None
+    """What the ratios of single layers are searched for, in the place of `prune` and of ratios."""
 
     @property
     def named(self) -> str:
@@ -102,7 +110,13 @@ class Asked:
     @property
     def config(self) -> PruneConfig:
         """What is pruned, and how it is ranked."""
-        return prune_config(self.named, ratio=self.prune, split=self.prune_split, ffp=self.ffp, fwp=self.fwp)
+        if self.target is None:
+            return prune_config(self.named, ratio=self.prune, split=self.prune_split, ffp=self.ffp, fwp=self.fwp)
+        given = self.prune is not None or any(part.get(name) for part in (self.ffp, self.fwp) for name in ("ratio", "per_layer"))
+        if given or self.prune_split != "preset":
+            raise UsageError(f"a target ({self.target.text}) finds the ratios of all layers; leave prune, prune_split and ratios out")
+        unit = self.fwp.get("unit") or ("quad" if self.target.int8 else None)
+        return prune_config(self.named, ffp=self.ffp, fwp={**self.fwp, "unit": unit})
 
     def job(self, **others: Any) -> Job:
         """The job; others: fields of Job that need no choice. UsageError for settings that cannot be."""
@@ -115,6 +129,9 @@ class Asked:
         }
         if self.preset is None:
             settings |= self._picked(training)
+        if self.target is not None and self.measured:
+            raise UsageError("statistics belong to ratios that are given; a target calibrates by itself")
+        settings["target"] = self.target
         return Job(config=self.config, preset=self.named, **settings, **others)
 
     @property

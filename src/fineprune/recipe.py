@@ -4,6 +4,7 @@
 [data]      spec and any argument of load_data
 [train]     fields of TrainConfig; asynchronous = { algorithm = "lc-asgd", workers = 8 } and other fields of AsyncConfig
 [compress]  preset, prune (a ratio) and prune_split ("preset" or "common"), or ffp and fwp (a ratio or a table),
+            or a target: target_latency ("2.5ms", "0.4x"), target_macs, max_drop, int8, threads, batch, times, levels,
             samples, calibration_batch_size, compare_dense, batchnorm_samples, seed,
             prune_schedule ("one-shot", "rounds", "cubic", or a table: name and rounds, or share, updates, samples),
             reconstruct (true, false or a table: images, columns, memory_bytes)
@@ -48,6 +49,8 @@ _TABLES: dict[str, dict[str, tuple[type, ...]]] = {
             "ffp": (*_NUMBER, dict),
             "fwp": (*_NUMBER, dict),
             "prune_schedule": (str, dict),
+            **{"target_latency": (str,), "target_macs": _NUMBER, "max_drop": _NUMBER, "int8": (bool,)},
+            **{"threads": (int,), "batch": (int,), "times": (str,), "levels": (list,)},
             "samples": (int,),
             "calibration_batch_size": (int,),
         },
@@ -57,6 +60,7 @@ _TABLES: dict[str, dict[str, tuple[type, ...]]] = {
     "export": {"plain": (bool,), "parity_samples": (int,), "int8": (bool, dict)},
     "bench": {"batch_sizes": (list,), "threads": (list,), "rounds": (int,), "seed": (int,), "int8": (bool,)},
 }
+_TARGET = ("target_latency", "target_macs", "max_drop", "int8", "threads", "batch", "times", "levels")
 _KINDS = {str: "text", dict: "a table", int: "a whole number", float: "a number", list: "a list", bool: "true or false"}
 
 
@@ -77,8 +81,8 @@ def read_recipe(path: Path | str) -> dict[str, Any]:
             raise UsageError(f"{path}: [{name}] must say its {entry}")
     if ("train" in settings) == ("checkpoint" in settings["model"]):
         raise UsageError(f"{path}: give either [train] or a checkpoint in [model]")
-    if not settings.get("compress", {}).keys() & {"prune", "ffp", "fwp"}:
-        raise UsageError(f"{path}: nothing to prune; give prune, or ffp and fwp, in [compress] (fractions such as 0.3)")
+    if not settings.get("compress", {}).keys() & {"prune", "ffp", "fwp", *_TARGET}:
+        raise UsageError(f"{path}: nothing to prune; give prune, or ffp and fwp, in [compress] (fractions such as 0.3), or a target")
     makers = (*_CHECKS, ("train", train_config), ("finetune", finetune_of), ("compress", job_of), ("bench", bench_config))
     for name, make in makers:
         if name in settings:
@@ -118,16 +122,18 @@ def job_of(settings: Settings, device: str = "auto") -> "Job":
     from fineprune.calibrate.collect import CalibrationConfig
 
     from .job import Asked, ratio_settings
+    from .search.target import target_of
 
     table = dict(settings.get("compress", {}))
     asked: dict[str, Any] = {
         name: table.pop(name) for name in ("preset", "prune", "prune_split", "prune_schedule", "reconstruct") if name in table
     }
+    target = target_of(**{name: table.pop(name, None) for name in _TARGET})
     parts: dict[str, Any] = {name: ratio_settings(name, table.pop(name, 0.0)) for name in ("ffp", "fwp")}
     calibration = CalibrationConfig(
         samples=table.pop("samples", None), batch_size=table.pop("calibration_batch_size", 128), seed=table.pop("seed", 0)
     )
-    return Asked(**asked, **parts, finetune=_finetune(settings), calibration=calibration).job(**table, device=device)
+    return Asked(**asked, **parts, target=target, finetune=_finetune(settings), calibration=calibration).job(**table, device=device)
 
 
 def _check_model(settings: Settings) -> None:

@@ -23,7 +23,14 @@ MAY_IMPORT = {
     "fineprune": set(FOLDERS),
 }
 WIDE = {
-    *("compress", "load_data", "data_from_arrays", "to_onnx"),  # public: their arguments are settings with defaults
+    *(
+        "compress",
+        "sensitivity",
+        "profile",
+        "load_data",
+        "data_from_arrays",
+        "to_onnx",
+    ),  # public: their arguments are settings with defaults
     *("masked_conv2d", "_backward", "_backward_fake"),  # operators of torch.library: their schemas know no records
     "bench",  # a command: what its options make
 }

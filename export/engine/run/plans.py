@@ -34,7 +34,7 @@ _ARRAYS = ("constants", "index", "steps", "meta", "costs")
 _KIND = "plan"
 
 
-def find(content: bytes, where: str, **options: bool) -> tuple[Interface, list[Part]] | None:
+def find(content: bytes, where: str, **options: bool | str) -> tuple[Interface, list[Part]] | None:
     """What was kept of a file of this content, opened with these options; `where`: what it is called now."""
     if not _wanted():
         return None
@@ -46,7 +46,7 @@ def find(content: bytes, where: str, **options: bool) -> tuple[Interface, list[P
     return unpack(packed, where)
 
 
-def keep(content: bytes, interface: Interface, parts: Sequence[Part], **options: bool) -> None:
+def keep(content: bytes, interface: Interface, parts: Sequence[Part], **options: bool | str) -> None:
     """For the next session of a file of this content, with these options."""
     if _wanted():
         packed = list(pack(interface, parts))
@@ -151,7 +151,7 @@ def _wanted() -> bool:
     return told == KEPT
 
 
-def _name(content: bytes, options: Mapping[str, bool]) -> str:
+def _name(content: bytes, options: Mapping[str, bool | str]) -> str:
     digest = hashlib.sha256(content)
     digest.update(f" {sorted(options.items())} {machine.digest()}".encode())
     return f"{_KIND}-{digest.hexdigest()[:32]}"

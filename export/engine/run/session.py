@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 MOST_THREADS = 256
 _SLOW_LOAD_S = 3.0
+Fallbacks = Literal[True, False, "needed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,14 +55,17 @@ class Session:
 
     source: path or bytes of an ONNX file. threads: cores that one run may use. tune: measure the kernels of every layer on this machine
     instead of estimating their times. What was compiled, planned and measured is kept on disk. fallback: run in ONNX Runtime what the
-    engine does not compute, or computes more slowly than a dense network (each such part is logged); else such a file is refused.
+    engine does not compute, or computes more slowly than a dense network (each such part is logged); "needed": only what it does not
+    compute; False: such a file is refused.
 
     Raises UsageError for arguments that make no sense, RunError for a file that is damaged, contradicts itself or is too large.
     """
 
-    def __init__(self, source: Path | str | bytes, threads: int = 1, *, tune: bool = False, fallback: bool = True) -> None:
+    def __init__(self, source: Path | str | bytes, threads: int = 1, *, tune: bool = False, fallback: Fallbacks = True) -> None:
         if type(threads) is not int or not 1 <= threads <= MOST_THREADS:
             raise UsageError(f"threads is a whole number from 1 to {MOST_THREADS}, got {threads!r}")
+        if fallback not in (True, False, "needed"):
+            raise UsageError(f"fallback is True, False or 'needed', got {fallback!r}")
         started = time.perf_counter()
         self._source, self._threads, self._closed = source, threads, False
         content, where = read_content(source)
@@ -134,7 +138,7 @@ class Session:
         self._parts = parts
         self._start()
 
-    def _plan(self, content: bytes, where: str, tune: bool, fallback: bool) -> None:
+    def _plan(self, content: bytes, where: str, tune: bool, fallback: Fallbacks) -> None:
         from ..reader.graph import parsed_graph
 
         try:
@@ -146,14 +150,14 @@ class Session:
         if all(port.name in self._seen.values for port in self._seen.outputs):
             plans.keep(content, self._seen, self._parts, tune=tune, fallback=fallback)
 
-    def _open(self, graph: "Graph", tune: bool = False, fallback: bool = True) -> None:
+    def _open(self, graph: "Graph", tune: bool = False, fallback: Fallbacks = True) -> None:
         """Make everything that runs a graph."""
         refused = next((step for step in graph.steps if step.layers is None), None)
         if refused and not fallback:
             raise RunError(f"{refused.nodes[0].label} is not computed by the engine ({refused.reason}); allow fallback=True")
         self._see(graph)
         self._graph = graph
-        self._parts = _parts(graph, tune, fallback)
+        self._parts = _parts(graph, tune, fallback is True)
         self._start()
 
     def _open_whole(self, error: ContradictionError) -> None:
@@ -270,8 +274,8 @@ class Session:
             )
 
 
-def _parts(graph: "Graph", tune: bool, fallback: bool) -> list[Part]:
-    """What runs a graph; fallback: what ONNX Runtime runs faster is left to it."""
+def _parts(graph: "Graph", tune: bool, faster: bool) -> list[Part]:
+    """What runs a graph; faster: what ONNX Runtime runs faster is left to it."""
     from ..ir import costs
     from ..passes import elsewhere
     from ..passes.foreign import foreign
@@ -280,11 +284,11 @@ def _parts(graph: "Graph", tune: bool, fallback: bool) -> list[Part]:
     from .machine import table
 
     with costs.using(table):
-        steps = elsewhere.placed(graph.steps, graph.boxes) if fallback else graph.steps
+        steps = elsewhere.placed(graph.steps, graph.boxes) if faster else graph.steps
         cut = segments(replace(graph, steps=tuple(steps)))
         plans = [_planned(graph, segment, tune) if segment.native else None for segment in cut]
         layers = [layer for segment in cut if segment.native for layer in segment.layers]
-        if fallback and elsewhere.as_a_whole(layers, [plan for plan in plans if plan], graph.boxes):
+        if faster and elsewhere.as_a_whole(layers, [plan for plan in plans if plan], graph.boxes):
             cut, plans = segments(replace(graph, steps=tuple(elsewhere.left(graph.steps)))), [None]
         return [
             foreign(graph, segment) if plan is None else assembled(plan, segment.inputs, segment.outputs)

@@ -12,8 +12,10 @@ from .macs import macs
 from .methods import methods
 from .models import models
 from .plan_training import plan_training
+from .profile import profile
 from .report import report
 from .run import run
+from .sensitivity import sensitivity
 from .train import train
 
 
@@ -27,5 +29,8 @@ def command(debug: bool) -> None:
     """
 
 
-for _command in (compress, export, train, calibrate, evaluate, macs, bench, report, run, models, methods, plan_training):
+for _command in (
+    *(compress, export, train, calibrate, sensitivity, profile, evaluate, macs, bench, report, run),
+    *(models, methods, plan_training),
+):
     command.add_command(_command)

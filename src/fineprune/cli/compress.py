@@ -5,6 +5,8 @@ from typing import Any
 
 import click
 
+from fineprune.common.errors import RunError
+
 from .options import (
     bundle_argument,
     check_named,
@@ -17,7 +19,7 @@ from .options import (
     open_network_and_data,
     warn_random,
 )
-from .pruning_options import calibration_options, prune_options, prune_settings, schedule_options, schedule_settings
+from .pruning_options import calibration_options, prune_options, prune_settings, schedule_options, schedule_settings, target_options
 from .sections import CALIBRATION, RESULT, TRAINING, Command, stack
 from .training_options import distill_options, training_options, training_settings
 
@@ -27,6 +29,7 @@ from .training_options import distill_options, training_options, training_settin
 @model_options
 @data_options
 @prune_options
+@target_options
 @schedule_options
 @calibration_options
 @stack(
@@ -113,3 +116,5 @@ def compress(as_json: bool, output: Path, device: str, **options: Any) -> None:
         print_compression(bundle.facts)
         again = named_again(network.spec, load_arguments(data.to_json()))
         say(f"wrote {output}; next: fineprune export {output}{again} --output {output}.onnx")
+    if job.target is not None and not bundle.facts["search"]["end"]["kept"]:
+        raise RunError(f"{output} was written, but does not keep the target ({job.target.text}); the lines above say why")

@@ -1,14 +1,18 @@
 """The options of what is pruned and how it is chosen, and the settings that they become."""
 
 from collections.abc import Iterable
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fineprune.common.errors import UsageError
 
-from .sections import CALIBRATION, PRUNING, RESEARCH, stack
+from .sections import CALIBRATION, PRUNING, RESEARCH, TARGET, stack
 from .training_options import typed_pairs
+
+if TYPE_CHECKING:
+    from ..search.target import Target
 
 
 class _Ratio(click.ParamType):
@@ -38,7 +42,7 @@ class _Method(click.Option):
         return record and (record[0], f"{record[1]} There are {', '.join(method.name for method in criteria(kind))}.")
 
 
-_usual = stack(
+_ratios = stack(
     click.option(
         "--prune", "ratio", type=_Ratio(), metavar="RATIO", help="The fraction of the convolutions' multiply-adds to remove, e.g. 0.7."
     ),
@@ -63,6 +67,9 @@ _usual = stack(
         metavar="RATIO",
         help="Instead of --prune: the fraction of the remaining weights to remove, in [0,1).",
     ),
+    section=PRUNING,
+)
+_ranking = stack(
     click.option("--include", multiple=True, metavar="GLOB", help="Prune only layers whose names match, e.g. 'layer3.*' (repeatable)."),
     click.option("--exclude", multiple=True, metavar="GLOB", help="Leave layers dense whose names match, e.g. 'conv1' (repeatable)."),
     click.option(
@@ -73,9 +80,12 @@ _usual = stack(
     ),
     section=PRUNING,
 )
-_research = stack(
+_layer_ratios = stack(
     click.option("--ffp-layer", multiple=True, metavar="GLOB=RATIO", help="Another FFP ratio for these layers (repeatable)."),
     click.option("--fwp-layer", multiple=True, metavar="GLOB=RATIO", help="Another FWP ratio for these layers (repeatable)."),
+    section=RESEARCH,
+)
+_research = stack(
     click.option(
         "--ffp-criterion", cls=_Method, metavar="NAME", help="Method that ranks blocks, of those that `fineprune methods` explains."
     ),
@@ -103,7 +113,48 @@ _research = stack(
     click.option("--pointwise", help="What becomes of 1x1 kernels: they are ranked within a filter (filter) or left dense (exempt)."),
     section=RESEARCH,
 )
-prune_options = stack(_usual, _research)
+ranking_options = stack(_ranking, _research)
+prune_options = stack(_ratios, _ranking, _layer_ratios, _research)
+level_option = click.option(
+    "--level",
+    "levels",
+    multiple=True,
+    metavar="RATIO",
+    help="What a layer's weights may be pruned by, beside not at all: 0.5, or 0.3+0.5 for blocks, too; without one, "
+    "by 0.2 to 0.9 in tenths, and 0.95 (repeatable).",
+)
+machine_options = stack(
+    click.option("--int8", is_flag=True, default=None, help="Time the file in eight-bit integers; weights are then dropped by quads."),
+    click.option("--threads", type=int, help="Time it on so many threads (default: 1)."),
+    click.option("--batch", type=int, help="Time it on so many images at once (default: 1)."),
+    level_option,
+    section=TARGET,
+)
+target_options = stack(
+    click.option(
+        "--target-latency",
+        metavar="TIME",
+        help="Instead of --prune: how fast it is to run, 2.5ms, or 0.4x of the dense network's time in ONNX Runtime; the ratio of "
+        "each layer is searched for.",
+    ),
+    click.option(
+        "--target-macs", type=_Ratio(), metavar="RATIO", help="Instead: the fraction of the multiply-adds that may stay, searched alike."
+    ),
+    click.option(
+        "--max-drop",
+        type=float,
+        metavar="POINTS",
+        help="How much accuracy may be lost on validation samples: with a target, or alone, for the fastest that keeps it.",
+    ),
+    machine_options,
+    click.option(
+        "--times",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Times of the layers on another machine, which `fineprune profile` wrote there.",
+    ),
+    section=TARGET,
+)
 schedule_options = stack(
     click.option(
         "--prune-schedule",
@@ -136,24 +187,30 @@ def schedule_settings(options: dict[str, Any]) -> dict[str, Any] | None:
 
 def prune_settings(options: dict[str, Any]) -> dict[str, Any]:
     """What is pruned and how it is ranked, as fields of `Asked`, from the options given."""
-    if all(options[name] is None for name in ("ratio", "ffp_ratio", "fwp_ratio")) and not options["ffp_layer"] and not options["fwp_layer"]:
-        raise UsageError("nothing to prune; give --prune, or --ffp and --fwp (fractions such as 0.3), or --ffp-layer and --fwp-layer")
+    target = target_of_options(options)
+    ratios = any(options[name] is not None for name in ("ratio", "ffp_ratio", "fwp_ratio"))
+    if target is None and not ratios and not options["ffp_layer"] and not options["fwp_layer"]:
+        raise UsageError(
+            "nothing to prune; give --prune, or --ffp and --fwp (fractions such as 0.3), or --ffp-layer and --fwp-layer, or a target"
+        )
+    settings = ranking_settings(options)
+    settings["ffp"] |= {"ratio": options["ffp_ratio"], "per_layer": layer_ratios("--ffp-layer", options["ffp_layer"]) or None}
+    settings["fwp"] |= {"ratio": options["fwp_ratio"], "per_layer": layer_ratios("--fwp-layer", options["fwp_layer"]) or None}
+    return {**settings, "prune": options["ratio"], "prune_split": options["prune_split"], "target": target}
+
+
+def ranking_settings(options: dict[str, Any]) -> dict[str, Any]:
+    """How what is pruned is ranked, without ratios."""
     layers = {"include": tuple(options["include"]) or None, "exclude": tuple(options["exclude"]) or None}
     return {
         "preset": options["preset"],
-        "prune": options["ratio"],
-        "prune_split": options["prune_split"],
         "ffp": {
-            "ratio": options["ffp_ratio"],
-            "per_layer": layer_ratios("--ffp-layer", options["ffp_layer"]) or None,
             "criterion": options["ffp_criterion"],
             "scope": options["ffp_scope"],
             "propagate": options["ffp_propagate"],
             **layers,
         },
         "fwp": {
-            "ratio": options["fwp_ratio"],
-            "per_layer": layer_ratios("--fwp-layer", options["fwp_layer"]) or None,
             "criterion": options["fwp_criterion"],
             "scope": options["fwp_scope"],
             "unit": options["fwp_unit"],
@@ -165,6 +222,28 @@ def prune_settings(options: dict[str, Any]) -> dict[str, Any]:
             **layers,
         },
     }
+
+
+def target_of_options(options: dict[str, Any]) -> "Target | None":
+    """What is asked of a search; None where nothing is, or for commands without one."""
+    from ..search.target import target_of
+
+    names = ("target_latency", "target_macs", "max_drop", "int8", "threads", "batch", "times")
+    return target_of(**{name: options.get(name) for name in names}, levels=levels_of_options(options))
+
+
+def levels_of_options(options: dict[str, Any]) -> list[Any] | None:
+    """["0.5", "0.3+0.5"] -> [0.5, (0.3, 0.5)]; None where none is given."""
+    found: list[Any] = []
+    for text in options.get("levels") or ():
+        try:
+            ratios = [float(part) for part in text.split("+")]
+        except ValueError:
+            ratios = []
+        if len(ratios) not in (1, 2):
+            raise UsageError(f"--level is a weight ratio such as 0.5, or BLOCKS+WEIGHTS such as 0.3+0.5, got {text!r}")
+        found.append(ratios[0] if len(ratios) == 1 else tuple(ratios))
+    return found or None
 
 
 def layer_ratios(option: str, pairs: Iterable[str]) -> dict[str, float]:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from fineprune.compressor.macs import MacReport
 
+    from ..search.times import LayerTimes
+
 
 def print_json(value: Any) -> None:
     """One JSON object on stdout."""
@@ -102,7 +104,7 @@ def print_compression(facts: dict[str, Any]) -> None:
         *(
             [
                 f"{kind.what} ({label(kind)}){kind.rest and f', {kind.rest}'}",
-                "" if common else f"{asked[kind.name]:.1%}",
+                "by layer" if "search" in facts else "" if common else f"{asked[kind.name]:.1%}",
                 f"{achieved[kind.name]:.1%}",
             ]
             for kind in KINDS
@@ -111,6 +113,43 @@ def print_compression(facts: dict[str, Any]) -> None:
     ]
     rows += [[f"- {text}", "", f"{share:.1%}"] for text, share in zeros_pruned(facts)]
     print_table("pruned", ["", "asked", "achieved"], rows)
+
+
+def print_sensitivity(facts: dict[str, Any]) -> None:
+    """What each layer loses at each level by itself, and its milliseconds where they were measured."""
+    from fineprune.compressor.search.levels import Level
+
+    rows = facts["rows"]
+    levels = sorted({Level(**row["level"]) for row in rows})
+    cells: dict[str, dict[Level, dict[str, Any]]] = {}
+    for row in rows:
+        cells.setdefault(row["layer"], {})[Level(**row["level"])] = row
+    known = facts.get("dense") is not None
+    title = f"{facts['measure'] if known else 'error'} of {facts['samples']} {facts['split']} samples, one layer pruned at a time"
+    title += f"; dense {written(facts['dense'], facts['unit'])}" if known else ""
+    key, unit = ("accuracy", facts["unit"]) if known else ("error", "")
+    table = [[name, *(written(of[level][key], unit) if level in of else "" for level in levels)] for name, of in cells.items()]
+    print_table(title, ["layer", *map(str, levels)], table)
+    if any(row.get("milliseconds") is not None for row in rows):
+        dense = {name: next(iter(of.values()))["milliseconds_dense"] for name, of in cells.items()}
+        table = [
+            [name, _figure(dense[name], ".4f"), *(_figure(of[level]["milliseconds"], ".4f") if level in of else "" for level in levels)]
+            for name, of in cells.items()
+        ]
+        print_table("milliseconds of the layer in the engine, one thread, one sample", ["layer", "dense", *map(str, levels)], table)
+
+
+def print_profile(times: "LayerTimes") -> None:
+    """Microseconds of each layer at each level, and the whole network."""
+    levels = sorted(times.whole)
+    rows = [
+        [name, *(_figure(None if level not in of else of[level] * 1e6, ".1f") for level in levels)] for name, of in times.layers.items()
+    ]
+    rows.append(["whole network", *(f"{times.whole[level] * 1e6:.1f}" for level in levels)])
+    kind = "int8" if times.int8 else "float32"
+    title = f"microseconds in the engine, {kind}; the whole on {times.threads} threads, {times.batch} samples; {times.machine['cpu']}"
+    print_table(title, ["layer", *map(str, levels)], rows)
+    say(f"the dense network in ONNX Runtime, float32: {times.reference * 1e6:.1f}")
 
 
 def print_parity(parity: dict[str, Any], expected: str = "PyTorch") -> None:

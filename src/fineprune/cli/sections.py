@@ -11,9 +11,10 @@ from fineprune.common.seeds import LARGEST_SEED
 
 from . import hints
 
-NETWORK, PRUNING, CALIBRATION, TRAINING, RESULT, RESEARCH = (
+NETWORK, PRUNING, TARGET, CALIBRATION, TRAINING, RESULT, RESEARCH = (
     "Network and data",
     "What is pruned",
+    "A target, which is searched for",
     "Calibration",
     "Training",
     "Result",
@@ -21,7 +22,7 @@ NETWORK, PRUNING, CALIBRATION, TRAINING, RESULT, RESEARCH = (
 )
 SEED = click.IntRange(0, LARGEST_SEED)
 Function = TypeVar("Function", bound=Callable[..., Any])
-_ORDER = (NETWORK, PRUNING, CALIBRATION, TRAINING, RESULT, "Options", RESEARCH)
+_ORDER = (NETWORK, PRUNING, TARGET, CALIBRATION, TRAINING, RESULT, "Options", RESEARCH)
 
 
 class Command(click.Command):

@@ -1,0 +1,76 @@
+"""What a network loses against the dense one on the same samples.
+
+    drop = mean of d_n,    d_n = figure of the dense network on sample n - figure of the other,    drop <= mean + 1.645 s / sqrt(N) at 95 %
+
+s: standard deviation of d. Differences of the same sample say more than two accuracies by themselves: most samples are right in both.
+"""
+
+from dataclasses import asdict, dataclass
+from math import sqrt
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fineprune.common.progress import Progress
+from fineprune.models.data import ImageData
+from fineprune.models.objective import ACCURACY, moved, objective_of
+from fineprune.models.training.evaluate import eval_mode
+from fineprune.models.training.passes import forward, widened
+
+_ONE_SIDED = 1.645
+_BATCH = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drop:
+    """Points of accuracy, or in the unit of a user's metric, that are lost (below 0: gained); `bound`: at most so many, at 95 %."""
+
+    lost: float
+    bound: float
+    measure: str
+    split: str
+    samples: int
+
+    @classmethod
+    def between(cls, model: nn.Module, exact: Tensor, data: ImageData, device: Any, progress: Progress) -> "Drop":
+        """exact: `figures` of the dense network."""
+        name, split = _split(data)
+        objective = objective_of(split)
+        metric = ACCURACY if objective is None else objective.metric
+        lost = (exact - cls.figures(model, data, device, progress)).double()
+        lost = (lost if metric.higher_is_better else -lost) * (100 if metric.unit is None else 1)
+        spread = float(lost.std()) / sqrt(len(lost)) if len(lost) > 1 else float("inf")
+        mean = float(lost.mean())
+        return cls(lost=mean, bound=mean + _ONE_SIDED * spread, measure=metric.name, split=name, samples=len(lost))
+
+    @staticmethod
+    def figures(model: nn.Module, data: ImageData, device: Any, progress: Progress) -> Tensor:
+        """float32 [N]: the figure of each held-out sample, whose mean is the accuracy, or the user's metric."""
+        _, split = _split(data)
+        objective, found = objective_of(split), list[Tensor]()
+        metric = ACCURACY if objective is None else objective.metric
+        model.to(device)
+        with eval_mode(model), torch.inference_mode():
+            batches = progress(split.batches(_BATCH), total=split.number_of_batches(_BATCH), description="comparing with the dense network")
+            for batch in batches:
+                outputs = widened(forward(model, batch.images.to(device, copy=True)))
+                found.append(metric.figures(outputs, moved(batch.labels, device), len(batch.indices)).cpu())
+        return torch.cat(found)
+
+    def kept(self, allowed: float) -> bool:
+        """Whether it is at most `allowed`, at 95 %."""
+        return self.bound <= allowed
+
+    @property
+    def text(self) -> str:
+        """In words."""
+        return f"{self.lost:.2f} points of {self.measure} lost (at most {self.bound:.2f} at 95 %) on {self.samples} {self.split} samples"
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)
+
+
+def _split(data: ImageData) -> tuple[str, Any]:
+    return ("validation", data.validation) if len(data.validation) else ("training", data.train)
