@@ -68,10 +68,10 @@ def sensitivities(
 
     batches: samples that figures are measured on. refit: settings of the refit on samples of `run`; None: kept weights stay.
     """
-    names = [site.name for site in sites if any(site.name in of_kind for of in masks.values() for of_kind in of.values())]
-    trials = _Trials(model, names, run, refit)
+    masked = [site for site in sites if any(site.name in of_kind for of in masks.values() for of_kind in of.values())]
+    trials = _Trials(model, masked, run, refit)
     suffix = _Suffix(trials.carrier, trials.inputs.starts, [batch.to(run.device) for batch in batches], trials.memory)
-    todo = [site for site in sites if site.name in names and any((site.name, level) not in done for level in masks)]
+    todo = [site for site in masked if any((site.name, level) not in done for level in masks)]
     for site in run.progress(todo, total=len(todo), description="measuring what layers cost"):
         trials.restore()
         suffix.move(site.name)
@@ -91,8 +91,8 @@ def sensitivities(
 class _Trials:
     """A copy of `model` one layer of which gets masks, and weights that are refitted under them."""
 
-    def __init__(self, model: nn.Module, names: Sequence[str], run: CalibrationRun, refit: ReconstructConfig | None) -> None:
-        ones = {name: torch.ones_like(state_of(model.get_submodule(name))["weight"], dtype=torch.bool) for name in names}
+    def __init__(self, model: nn.Module, sites: Sequence[ConvSite], run: CalibrationRun, refit: ReconstructConfig | None) -> None:
+        ones = {site.name: torch.ones(site.weight_shape, dtype=torch.bool) for site in sites}
         self.carrier = bake(model.to(run.device), {WEIGHTS.name: ones}, input_shape=run.input_shape)
         self._carried, self._refit = masks_of(model), refit
         config = refit or ReconstructConfig()
@@ -102,7 +102,7 @@ class _Trials:
         order, _ = refittable(self.carrier, outputs_of(model, stream.few(), self._layers))
         alone = [shared for shared in order if len(shared.names) == 1]
         self._place = {shared.name: place for place, shared in enumerate(alone)}
-        every = alone + [_only_seen(name) for name in names if name not in self._place]
+        every = alone + [_only_seen(name) for name in ones if name not in self._place]
         self._targets = Targets(model, alone, stream, config.columns, self.memory)
         self.inputs = Inputs(self.carrier, every, stream, self.memory)
         self._before: tuple[str, dict[str, Tensor]] | None = None

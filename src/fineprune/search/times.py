@@ -17,6 +17,7 @@ import numpy as np
 from torch import nn
 
 from fineprune.calibrate.convolutions import ConvSite
+from fineprune.common.copies import copied
 from fineprune.common.errors import RunError
 from fineprune.common.files import read_json, write_json
 from fineprune.common.form import Maybe, Within, require
@@ -182,7 +183,7 @@ class Machine:
         from fineprune.export.int8.quantiser import Quantiser
 
         with working(self._progress, "exporting"):
-            export_onnx(model.cpu().eval(), self._shape, path, int8=Quantiser(samples=self._samples) if self._target.int8 else None)
+            export_onnx(copied(model).cpu().eval(), self._shape, path, int8=Quantiser(samples=self._samples) if self._target.int8 else None)
         return path
 
     def _latencies(self, files: Mapping[Level, Path], folder: Path) -> tuple[dict[Level, "Latency"], "Latency"]:
