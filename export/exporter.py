@@ -63,6 +63,7 @@ def export_onnx(
     metadata: dict[str, Any] | None = None,
     opset: int | None = None,
     int8: "Quantiser | None" = None,
+    dynamic_size: bool = False,
 ) -> ExportReport:
     """Write `model` (eval mode; x[N,C,H,W] -> logits; input_shape = (C,H,W)) to `path` as ONNX with a dynamic batch dimension.
 
@@ -72,20 +73,18 @@ def export_onnx(
     BatchNormalization is folded; convolutions that drop blocks become `fineprune::MaskedConv`, pruned weights and masks are
     stored compactly (README.md). `plain`: standard operators only, nothing packed. `metadata`: JSON-able values, stored as
     `fineprune.<key>` in the file's metadata_props. A model without masks becomes an ordinary ONNX graph either way. `int8`: what puts the
-    graph on eight-bit grids (README.md); its settings and what it left in float32 become `fineprune.int8`.
+    graph on eight-bit grids (README.md); its settings and what it left in float32 become `fineprune.int8`. `dynamic_size`: height and width
+    of images are free, too; layers are counted at `input_shape`.
 
-    Raises UsageError for a model in training mode, an input shape or opset that does not fit; RunError for weights that are
-    not finite, a model that torch cannot export, whose outputs are random or whose graph is fixed to one batch size, a file that ONNX
-    Runtime cannot run or that cannot be written.
+    Raises UsageError for a model in training mode, an input shape or opset that does not fit, masks of blocks with `dynamic_size`;
+    RunError for weights that are not finite, a model that torch cannot export, whose outputs are random or whose graph is fixed to one
+    batch size, a file that ONNX Runtime cannot run or that cannot be written.
     """
-    from .trace import trace
-    from .transform import inline, layer_facts, pack, simplify
+    from .transform import inline, pack
 
     opset = _supported((OPSET if int8 is None else INT8_OPSET) if opset is None else opset)
     properties = _properties(metadata or {})
-    graph, traced = trace(model, input_shape, opset=opset)
-    refusals = simplify(graph)
-    layers = tuple(layer_facts(graph))
+    graph, traced, refusals, layers = _traced(model, input_shape, opset, dynamic_size)
     if int8 is not None:
         int8.apply(graph, opset)
         properties["fineprune.int8"] = json.dumps(int8.to_json())
@@ -113,6 +112,25 @@ def export_onnx(
         refusals=tuple(refusals),
         notes=traced.notes,
     )
+
+
+def _traced(
+    model: "nn.Module", input_shape: Shape, opset: int, dynamic_size: bool
+) -> tuple[Any, "Traced", list[Refusal], tuple["LayerFacts", ...]]:
+    """The simplified graph and what is known of it; layers are counted in a graph of one size."""
+    from .sizes import check_any_size
+    from .trace import in_float32, trace
+    from .transform import layer_facts, simplify
+
+    if dynamic_size:
+        check_any_size(in_float32(model), input_shape)
+    graph, traced = trace(model, input_shape, opset=opset)
+    refusals = simplify(graph)
+    layers = tuple(layer_facts(graph))
+    if dynamic_size:
+        graph, traced = trace(model, input_shape, opset=opset, dynamic_size=True)
+        refusals = simplify(graph)
+    return graph, traced, refusals, layers
 
 
 def _nodes(graph: Any) -> dict[str, int]:

@@ -4,7 +4,7 @@ import inspect
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,7 @@ from fineprune.compressor.layers import MaskedLayer
 
 from .flat import INPUT, OUTPUT, Flat, first
 from .functions import DEPTHWISE, DOMAIN, MASKED, VERSION
+from .sizes import IMAGE_DIMS, name_sizes, one_size
 from .untraceable import cause, first_line, written_weight
 
 BATCH = "batch"
@@ -39,10 +40,11 @@ class Traced:
     notes: tuple[str, ...]
 
 
-def trace(model: nn.Module, input_shape: Shape, *, opset: int) -> tuple[Any, Traced]:
+def trace(model: nn.Module, input_shape: Shape, *, opset: int, dynamic_size: bool = False) -> tuple[Any, Traced]:
     """The ONNX graph (`onnxscript.ir.Model`) of `model` in eval mode, batch dimension symbolic, no function bodies yet.
 
-    Structured inputs and outputs are flat there (flat.py).
+    Structured inputs and outputs are flat there (flat.py). dynamic_size: heights and widths of images are symbolic, too, in a
+    network that can be traced without.
 
     Weights come out with their masks applied. Raises UsageError for a model in training mode or one that does not accept
     `input_shape`, RunError for weights that are not finite, outputs that are random, or a model that torch cannot export for any batch.
@@ -70,15 +72,19 @@ def trace(model: nn.Module, input_shape: Shape, *, opset: int) -> tuple[Any, Tra
                 opset_version=opset,
                 input_names=model.inputs if isinstance(model, Flat) else [INPUT],
                 output_names=model.outputs() if isinstance(model, Flat) else [OUTPUT],
-                dynamic_shapes=_dynamic_batch(model, len(given)),
+                dynamic_shapes=_dynamic_shapes(model, given, dynamic_size),
                 custom_translation_table={torch.ops.fineprune.masked_conv2d.default: _translate},
             )
     except Exception as error:  # the exporter wraps whatever went wrong anywhere in torch
+        if dynamic_size:  # for one size it was traced before
+            raise one_size(network, first_line(error).rstrip(":")) from error
         raise RunError(f"torch cannot export {network}: {cause(error, model, x)}") from error
     if program is None:
         raise RunError(f"torch.onnx.export gave no graph for {network}")
     if isinstance(model, Flat):
         _named_as_in_the_network(program.model)
+    if dynamic_size:
+        name_sizes(program.model)
     batch = program.model.graph.inputs[0].shape[0]
     if isinstance(batch, int):
         raise fixed_batch(network, "its forward takes the batch size for a constant")
@@ -101,10 +107,11 @@ def fixed_batch(network: str, why: str) -> RunError:
     )
 
 
-def _dynamic_batch(model: nn.Module, inputs: int) -> dict[str, Any]:
-    """The batch dimension of the arguments that are given, whatever they are called (also where forward takes *args)."""
-    batch = {0: torch.export.Dim(BATCH, min=1)}
-    return dict(inspect.signature(model.forward).bind(*[batch] * inputs).arguments)
+def _dynamic_shapes(model: nn.Module, given: Sequence[torch.Tensor], sizes: bool) -> dict[str, Any]:
+    """The dimensions that vary of the arguments that are given, whatever those are called (also where forward takes *args)."""
+    batch, free = {0: torch.export.Dim(BATCH, min=1)}, torch.export.Dim.DYNAMIC
+    shapes = [{**batch, 2: free, 3: free} if sizes and tensor.dim() == IMAGE_DIMS else batch for tensor in given]
+    return dict(inspect.signature(model.forward).bind(*shapes).arguments)
 
 
 def _translate(x: Any, weight: Any, mask: Any, stride: Any, padding: Any, dilation: Any, groups: int, weight_mask: Any = None) -> Any:

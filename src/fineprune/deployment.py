@@ -12,7 +12,7 @@ from torch import nn
 
 from fineprune.common.errors import RunError, UsageError
 from fineprune.common.files import atomic_path, check_writable, write_json
-from fineprune.common.inputs import Forward, Inputs, one, told
+from fineprune.common.inputs import Forward, Inputs, one, told, written
 from fineprune.common.progress import Lines, Progress, working
 from fineprune.compressor.bundle import Bundle
 from fineprune.compressor.macs import count_macs
@@ -36,16 +36,19 @@ CHECKING = "checking the outputs, for which kernels are compiled the first time"
 class Exported:
     """An ONNX file with the checks that it passed; `parity` is None where no samples were at hand.
 
-    int8: of a file in int8, its settings, the layers left in float32 and the accuracies of float32 and int8.
+    int8: of a file in int8, its settings, the layers left in float32 and the accuracies of float32 and int8. another_size: of a file of any
+    size, the comparison at another one.
     """
 
     report: "ExportReport"
     parity: "ParityReport | None"
     int8: dict[str, Any] | None = None
+    another_size: "ParityReport | None" = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         facts = {"export": self.report.to_json(), "parity": self.parity.to_json() if self.parity else None}
+        facts |= {"another_size": self.another_size.to_json()} if self.another_size else {}
         return facts if self.int8 is None else {**facts, "int8": self.int8}
 
 
@@ -54,6 +57,7 @@ def to_onnx(
     path: Path | str,
     *,
     plain: bool = False,
+    dynamic_size: bool = False,
     int8: "Int8Config | Mapping[str, Any] | bool | None" = None,
     samples: Any = None,
     model: nn.Module | None = None,
@@ -65,6 +69,8 @@ def to_onnx(
 
     samples: in a form that `compress` takes; the first 256 are compared, by default those of the test split that the manifest names.
     RunError when the file computes something else in ONNX Runtime; where the others cannot run it or differ, a line of the log says so.
+    dynamic_size: the file takes images of any height and width, and is compared at another size, too (UsageError where blocks are dropped:
+    their masks belong to one size).
     int8: True, a mapping, or a fineprune.export.int8.quantiser.Int8Config: eight-bit integers, calibrated on samples where they are given,
     a tenth of which measures what int8 costs, else on training images that the manifest names; figures of float32 and int8 go to
     PATH.int8.json. The mapping has any of ranges, images, max_drop, and, for targets that are no classes, the metric of `compress`.
@@ -85,6 +91,8 @@ def to_onnx(
     network = replace(opened(bundle, model, trust), sample=sample)
     job = None
     if config is not None:
+        if dynamic_size:
+            raise UsageError("a file in int8 has images of one size; leave out int8 or dynamic_size")
         if sample is not None:
             raise UsageError("a file in int8 is made of a network that takes one tensor; export this one without int8")
         data = named_data(network) if samples is None else calibration_data(samples, metric)
@@ -93,27 +101,40 @@ def to_onnx(
     if inputs is None and network.data is not None:
         inputs = real_samples(network, PARITY_SAMPLES, job.data if job else None)
     if job is None:
-        return export_network(network, path, plain=plain, samples=inputs, progress=progress)
+        return export_network(network, path, plain=plain, dynamic_size=dynamic_size, samples=inputs, progress=progress)
     return export_int8(network, path, job, plain=plain, samples=None if inputs is None else one(inputs), progress=progress)
 
 
 def export_network(
-    network: Network, path: Path | str, *, plain: bool = False, samples: Inputs | None = None, progress: Progress
+    network: Network,
+    path: Path | str,
+    *,
+    plain: bool = False,
+    dynamic_size: bool = False,
+    samples: Inputs | None = None,
+    progress: Progress,
 ) -> Exported:
     """`to_onnx` for a network that is open; without samples nothing is compared."""
     from fineprune.export.exporter import export_onnx
     from fineprune.export.parity import check_parity
+    from fineprune.export.sizes import of_another_size
 
     check_onnx_target(path)
     model = network.model.cpu().eval()
-    parity = None
+    parity = another = None
+    metadata = _metadata(network)
     with atomic_path(path) as unchecked:  # a file that computes something else never takes the place of a good one
         with _called(path, unchecked):
             with working(progress, "exporting"):
-                report = export_onnx(model, network.shape, unchecked, plain=plain, metadata=_metadata(network))
+                report = export_onnx(model, network.shape, unchecked, plain=plain, metadata=metadata, dynamic_size=dynamic_size)
+            threads = torch.get_num_threads()
+            if dynamic_size:
+                larger = of_another_size(network.shape)
+                with working(progress, CHECKING):
+                    another = check_parity(model, unchecked, larger, reference_samples=0, engine=True, threads=threads, progress=progress)
+                another.require()
             if samples is not None:
                 with working(progress, CHECKING):
-                    threads = torch.get_num_threads()
                     parity = check_parity(model, unchecked, samples, engine=True, threads=threads, progress=progress)
                 parity.require()
         for note in report.notes:
@@ -122,10 +143,14 @@ def export_network(
             progress.log("parity was not checked: there are no samples to compare on; --data gives some (in Python: samples)")
         else:
             parity = replace(parity, path=str(path))
-    if parity is not None:
-        for warning in filter(None, (parity.reference_warning(), parity.engine_warning())):
+    if another is not None:
+        another = replace(another, path=str(path))
+        far = ", ".join(f"{one.relative_error:.0e} in {one.runtime}" for one in another.runtimes)
+        progress.log(f"any size: {written(larger)} give the outputs of PyTorch but for {far}")
+    for report_of_size in filter(None, (parity, another)):
+        for warning in filter(None, (report_of_size.reference_warning(), report_of_size.engine_warning())):
             progress.log(warning)
-    exported = Exported(report=replace(report, path=str(path)), parity=parity)
+    exported = Exported(report=replace(report, path=str(path)), parity=parity, another_size=another)
     _write_beside(path, exported)
     return exported
 

@@ -166,11 +166,10 @@ class _Pipeline:
         network = open_bundle(self.folder / "bundle", trust=self.trust)
         count = table.get("parity_samples", PARITY_SAMPLES)
         samples = real_samples(network, count) if count else None
-        compressed = export_network(
-            network, self.folder / "compressed.onnx", plain=table.get("plain", False), samples=samples, progress=self.progress
-        )
+        how: dict[str, Any] = {"dynamic_size": table.get("dynamic_size", False), "samples": samples, "progress": self.progress}
+        compressed = export_network(network, self.folder / "compressed.onnx", plain=table.get("plain", False), **how)
         dense_network = replace(network, model=dense_twin(network.model), bundle=None)
-        dense = export_network(dense_network, self.folder / "dense.onnx", plain=True, samples=samples, progress=self.progress)
+        dense = export_network(dense_network, self.folder / "dense.onnx", plain=True, **how)
         facts, files = {"compressed": compressed.to_json(), "dense": dense.to_json()}, ["compressed.onnx", "dense.onnx"]
         if (config := int8_config(table.get("int8"))) is not None:
             job, place = Int8Export(config=config, data=named_data(network)), self.folder / "int8.onnx"

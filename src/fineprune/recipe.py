@@ -10,7 +10,7 @@
             reconstruct (true, false or a table: images, columns, memory_bytes)
 [finetune]  fields of TrainConfig, distill = 0.9 or { share = 0.9, temperature = 4.0,
             features = 1.0, layers = ["layer1"] } and qat_epochs = 1 among them; epochs = 0 leaves it out
-[export]    plain, parity_samples, int8 (true, false or a table: ranges, images, max_drop)
+[export]    plain, dynamic_size, parity_samples, int8 (true, false or a table: ranges, images, max_drop)
 [bench]     batch_sizes, threads, rounds, seed, int8 (true or false)
 output      the run folder
 """
@@ -57,7 +57,7 @@ _TABLES: dict[str, dict[str, tuple[type, ...]]] = {
         **{"compare_dense": (bool,), "batchnorm_samples": (int,), "seed": (int,), "reconstruct": (bool, dict)},
     },
     "finetune": {},
-    "export": {"plain": (bool,), "parity_samples": (int,), "int8": (bool, dict)},
+    "export": {"plain": (bool,), "dynamic_size": (bool,), "parity_samples": (int,), "int8": (bool, dict)},
     "bench": {"batch_sizes": (list,), "threads": (list,), "rounds": (int,), "seed": (int,), "int8": (bool,)},
 }
 _TARGET = ("target_latency", "target_macs", "max_drop", "int8", "threads", "batch", "times", "levels")

@@ -28,6 +28,17 @@ class Port:
         shape = self.shape or ()
         return self.dtype is not None and len(shape) in (2, 4) and all(isinstance(size, int) and size > 0 for size in shape[1:])
 
+    @property
+    def is_of_any_size(self) -> bool:
+        """Whether it is [batch, channels, height, width] with a height or a width that the file leaves free."""
+        shape = self.shape or ()
+        return (
+            self.dtype is not None
+            and len(shape) == 4
+            and isinstance(shape[1], int)
+            and not all(isinstance(size, int) for size in shape[2:])
+        )
+
     def takes(self, array: Any) -> bool:
         """Whether an array has the type of the port."""
         if not isinstance(array, np.ndarray) or not array.dtype.isnative:

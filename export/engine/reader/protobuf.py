@@ -6,7 +6,7 @@ Nothing here trusts the file: sizes are compared in Python integers before anyth
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,8 +32,17 @@ def read_model(source: Any) -> tuple[Any, str]:
     return parsed_model(content, where), where
 
 
+class Content(NamedTuple):
+    """Bytes of a file, and what to call it in messages."""
+
+    content: bytes
+    where: str
+
+
 def read_content(source: Any) -> tuple[bytes, str]:
     """(content, what to call it in messages) of a path or of bytes. UsageError where there is no such file."""
+    if isinstance(source, Content):
+        return source
     if isinstance(source, bytes | bytearray | memoryview):
         return bytes(source), "the ONNX bytes"
     if not isinstance(source, str | Path):

@@ -11,6 +11,7 @@ import time
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,6 +27,7 @@ from ..reader.ports import Interface, Port
 from ..reader.protobuf import ContradictionError, read_content
 from . import plans
 from .fallback import Fallback
+from .sizes import Sizes
 from .threads import Team
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ class TensorInfo:
 
 class Session:
     """Runs an exported ONNX file. Runs of several Python threads follow one another; outputs depend on no thread count,
-    but for the last bits of what ONNX Runtime computes.
+    but for the last bits of what ONNX Runtime computes. Images of any size have a plan for each size that comes (sizes.py).
 
     source: path or bytes of an ONNX file. threads: cores that one run may use. tune: measure the kernels of every layer on this machine
     instead of estimating their times. What was compiled, planned and measured is kept on disk. fallback: run in ONNX Runtime what the
@@ -68,6 +70,7 @@ class Session:
             raise UsageError(f"fallback is True, False or 'needed', got {fallback!r}")
         started = time.perf_counter()
         self._source, self._threads, self._closed = source, threads, False
+        self._sizes: Sizes | None = None
         content, where = read_content(source)
         found = plans.find(content, where, tune=tune, fallback=fallback)
         if found is not None:
@@ -94,6 +97,8 @@ class Session:
             self._start()
         with self._lock:
             self._refuse_if_closed()
+            if self._sizes is not None:
+                return self._sizes.session(feeds).run(output_names, feeds)
             try:
                 tensors = self._run(batch, feeds)
             except ContradictionError as error:
@@ -110,6 +115,8 @@ class Session:
         batch = self._batch(feeds)
         with self._lock:
             self._refuse_if_closed()
+            if self._sizes is not None:
+                return self._sizes.session(feeds).profile(feeds, repeats=repeats)
             tensors = self._run(batch, feeds)
         records: list[Record] = []
         for part in self._parts:
@@ -122,6 +129,8 @@ class Session:
         with self._lock:
             self._closed = True
             self._stop()
+            if self._sizes is not None:
+                self._sizes.close()
 
     def __enter__(self) -> "Session":
         return self
@@ -142,7 +151,14 @@ class Session:
         from ..reader.graph import parsed_graph
 
         try:
-            self._open(parsed_graph(content, where), tune, fallback)
+            graph = parsed_graph(content, where)
+            if any(port.is_of_any_size for port in graph.inputs):
+                self._see(graph)
+                self._parts = []
+                self._start()
+                self._sizes = Sizes(content, where, partial(Session, threads=self._threads, tune=tune, fallback=fallback))
+                return
+            self._open(graph, tune, fallback)
         except ContradictionError as error:
             if not fallback:
                 raise

@@ -36,6 +36,7 @@ int8_options = stack(
 @data_options
 @input_option
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="Path of the ONNX file to write.")
+@click.option("--dynamic-size", is_flag=True, help="Leave height and width of images free; for masks of weights alone (--ffp 0).")
 @click.option("--plain", is_flag=True, help="Write standard operators only: no model-local functions, nothing packed.")
 @click.option(
     "--parity-samples",
@@ -46,11 +47,12 @@ int8_options = stack(
 )
 @int8_options
 @json_option
-def export(as_json: bool, output: Path, plain: bool, parity_samples: int, **options: Any) -> None:
+def export(as_json: bool, output: Path, plain: bool, dynamic_size: bool, parity_samples: int, **options: Any) -> None:
     """Write BUNDLE (or --model with --checkpoint) as an ONNX file and check the file against PyTorch on real images.
 
     BUNDLE is a folder that `fineprune compress` wrote.
     """
+    from fineprune.common.errors import UsageError
     from fineprune.common.progress import Bars
 
     from ..deployment import check_onnx_target, export_int8, export_network, real_samples
@@ -61,12 +63,14 @@ def export(as_json: bool, output: Path, plain: bool, parity_samples: int, **opti
     check_onnx_target(output)
     check_named(options)
     config = _int8_config(options)
+    if config is not None and dynamic_size:
+        raise UsageError("a file in int8 has images of one size; leave out --int8 or --dynamic-size")
     warn_random(options)
     network, data = open_network_and_data(options)
     job = None if config is None else Int8Export(config=config, data=data or named_data(network))
     samples = real_samples(network, parity_samples, job.data if job else data) if parity_samples and network.data is not None else None
     if job is None:
-        exported = export_network(network, output, plain=plain, samples=samples, progress=Bars())
+        exported = export_network(network, output, plain=plain, dynamic_size=dynamic_size, samples=samples, progress=Bars())
     else:
         exported = export_int8(network, output, job, plain=plain, samples=samples, progress=Bars())
     facts = exported.to_json()
