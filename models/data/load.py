@@ -217,6 +217,11 @@ def _units(white: float | None, mean: Sequence[float] | None, std: Sequence[floa
     return Units(white=white, prepared=prepared, beyond_one=max(given, default=0.0) > 1)
 
 
+def is_user_data(spec: str) -> bool:
+    """Whether `spec` names code of the user's own (and not, say, `imagefolder:photos`)."""
+    return spec.partition(":")[0] not in TABLE and is_user_spec(spec)
+
+
 def _read(spec: str, reading: Reading) -> RawData | ImageData:
     name, colon, place = spec.partition(":")
     if name in TABLE:

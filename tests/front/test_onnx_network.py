@@ -130,6 +130,19 @@ def test_sizes_are_those_of_the_file(network: Path, tmp_path: Path) -> None:
         open_model(ModelSpec(name=str(network), args={"width": 3}))
 
 
+def test_images_of_data_get_the_size_of_the_file(network: Path, photos: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    for picture in (photos / "labelled").glob("*/*.png"):
+        place = tmp_path / "larger" / picture.parent.name / picture.name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(picture).resize((20, 17)).save(place)
+    found = succeed("eval", "--model", network, "--data", f"imagefolder:{tmp_path}/larger", "--json")
+    assert 0 <= json.loads(found.out)["accuracy"] <= 1
+    result = run("eval", "--model", network, "--data", f"imagefolder:{tmp_path}/larger", "--data-arg", "image_size=20")
+    assert result.code == 2 and "takes inputs of 3x12x12, not 3x20x20; give --data-arg image_size=12" in result.err
+
+
 def test_outputs_that_are_probabilities_are_said(tmp_path: Path) -> None:
     nodes = [onnx.helper.make_node("ReduceMean", ["x"], ["p"], axes=[2, 3], keepdims=0), onnx.helper.make_node("Softmax", ["p"], ["y"])]
     lines: list[str] = []

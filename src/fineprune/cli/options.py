@@ -92,7 +92,19 @@ def open_optional_data(options: dict[str, Any]) -> "ImageData | None":
         return None
     from fineprune.models.data import load_data
 
-    return load_data(options["data"], **data_arguments(options["data_args"]))
+    return load_data(options["data"], **{**_size_of_file(options), **data_arguments(options["data_args"])})
+
+
+def _size_of_file(options: dict[str, Any]) -> dict[str, int]:
+    """The image_size of a network that is an ONNX file of square images; nothing where data come from code of the user's own."""
+    from fineprune.models import onnx_file
+    from fineprune.models.data.load import is_user_data
+    from fineprune.models.naming import is_onnx
+
+    if options.get("bundle") is not None or not is_onnx(options["model"] or "") or is_user_data(options["data"]):
+        return {}
+    _, height, width = onnx_file.input_shape(onnx_file.read(options["model"]))
+    return {"image_size": height} if height is not None and height == width else {}
 
 
 def open_network_and_data(options: dict[str, Any]) -> "tuple[Network, ImageData | None]":
@@ -113,7 +125,7 @@ def open_data_like(options: dict[str, Any], network: "Network") -> "ImageData | 
     The data that the manifest itself names are also split and resized as it says.
     """
     from fineprune.models.data import load_data
-    from fineprune.models.user_code import is_user_spec
+    from fineprune.models.data.load import is_user_data
 
     from ..networks import load_arguments, manifest_of
     from ..trust import data_names, require_data
@@ -122,7 +134,7 @@ def open_data_like(options: dict[str, Any], network: "Network") -> "ImageData | 
         return open_optional_data(options)
     own = load_arguments(network.data)
     if options["data"] != own["spec"]:
-        if is_user_spec(options["data"]):
+        if is_user_data(options["data"]):
             return open_optional_data(options)
         own = {key: own[key] for key in ("mean", "std")}
     given = {**data_arguments(options["data_args"]), "spec": options["data"]}
