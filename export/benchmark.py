@@ -12,7 +12,7 @@ lasts, and turns of the same work differ widely. Such rows are not `reliable`, a
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -111,6 +111,8 @@ class BenchmarkReport:
     """() where inputs are structured."""
     config: BenchmarkConfig
     machine: dict[str, Any]
+    file_bytes: dict[str, int] = field(default_factory=dict)
+    """Sizes of the files that were measured, where the caller knows them: "dense", "compressed", "compressed int8"."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""

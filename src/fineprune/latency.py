@@ -87,7 +87,8 @@ def bench(
             runtimes += _checked(name, file, masked, calibration, progress)
         names = [runtime.name for runtime in runtimes]
         rival = next((name for name in names if name.startswith("onnxruntime") and name.endswith("int8")), None)
-        return benchmark(runtimes, network.shape, config, rival=rival, progress=progress)
+        report = benchmark(runtimes, network.shape, config, rival=rival, progress=progress)
+        return replace(report, file_bytes={name: file.stat().st_size for name, file in {"dense": dense, **files}.items()})
 
 
 def bench_layers(

@@ -62,7 +62,13 @@ _FACTS = {
     "ratios": {key: {**{kind.name: _SHARE for kind in KINDS}, "common": Maybe(_SHARE)} for key in ("asked", "achieved")},
     "macs": {
         **dict.fromkeys(("macs", "macs_dense", "conv_macs", "conv_macs_dense", "thesis_ops", "thesis_ops_dense"), _COUNT),
-        "layers": [{"name": str, "macs": _COUNT, "macs_dense": _COUNT}],
+        "layers": [
+            {
+                **{"name": str, "macs": _COUNT, "macs_dense": _COUNT},
+                **dict.fromkeys(("weights", "weights_kept"), Maybe(_COUNT)),
+                **{f"{kind.name}_kept": Maybe(_SHARE) for kind in KINDS},
+            }
+        ],
     },
     "accuracy": {
         **{step: Maybe(_FIGURE) for step in STEPS},
@@ -71,6 +77,10 @@ _FACTS = {
         **dict.fromkeys(("note", "measure", "unit"), Maybe(str)),
     },
     "training": {"finetune": _TRAINING, "dense_finetune": _TRAINING},
+    "left_dense": Maybe([{"name": str, "reason": str}]),
+    "settings": Maybe({}),
+    "search": Maybe({"asked_ms": Maybe(_COUNT), "reference_ms": Maybe(_COUNT), "end": Maybe({"latency_ms": Maybe(_COUNT)})}),
+    "packages": Maybe({str: str}),
     "machine": {},
 }
 """The form of those facts of a manifest that are read again."""
@@ -82,8 +92,18 @@ _BARE = "give Bundle.of the facts {'input_shape': (C, H, W)} and save again, fro
 _LARGEST_INPUT = 2**24
 """Numbers in one input: 3x2364x2364."""
 
+_LAYER_TIMES = Maybe(
+    [{"name": str, "kernel": str, "reason": str, "kept": _SHARE, **dict.fromkeys(("dense_us", "engine_us", "int8_us"), Maybe(_COUNT))}]
+)
 _LATENCIES = {
-    "rows": [{"runtime": str, "batch_size": _SIDE, "threads": _SIDE, **dict.fromkeys(("median_ms", "p25_ms", "p75_ms"), _COUNT)}],
+    "rows": [
+        {
+            **{"runtime": str, "batch_size": _SIDE, "threads": _SIDE, "reliable": Maybe(bool)},
+            **dict.fromkeys(("median_ms", "p25_ms", "p75_ms"), _COUNT),
+        }
+    ],
+    **dict.fromkeys(("layers", "layers_int8"), _LAYER_TIMES),
+    "file_bytes": Maybe({str: _COUNT}),
     "config": {"rounds": _WHOLE},
     "machine": {"cpu": str, "usable_cores": _WHOLE},
 }

@@ -88,7 +88,9 @@ def test_the_page(bundle: Callable[..., Path], tmp_path: Path) -> None:
     write_report(bundle(change), tmp_path / "r.html", bench=bench)
     page = (tmp_path / "r.html").read_text()
     assert_plain(page)
-    assert "<script" not in page and "&lt;script&gt;" in page
+    scripts = re.findall(r"<script[^>]*>", page)
+    assert scripts == ["<script>"] and "&lt;script&gt;" in page
+    assert "<script>alert" not in page and "script-src 'sha256-" in page, "the browser runs the page's own script alone"
     assert not re.search(r"<[^>]*alert\(1\)", page)
     assert page.count(r"$\frac{a}$") >= 4, "as text, not as a formula"
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from fineprune.cli.render import print_layers
 from fineprune.compressor.bundle import Bundle
-from fineprune.report import latency_figure
+from fineprune.latency_figure import latency_figure
 from support.command import TRAINING, fineprune, succeed
 
 

@@ -64,8 +64,8 @@ def bench(
 
     from ..latency import bench as measure
     from ..latency import bench_layers
+    from ..latency_figure import latency_figure
     from ..pictures import write_picture
-    from ..report import latency_figure
     from .render import print_bench, print_json, print_layers
 
     if machine or redo:

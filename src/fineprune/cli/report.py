@@ -1,6 +1,7 @@
 """`fineprune report`."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -11,28 +12,43 @@ from .sections import Command
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--output", type=click.Path(path_type=Path), help="Path of the HTML file to write (default: BUNDLE.html).")
 @click.option(
-    "--bench", type=click.Path(path_type=Path), help="Show the latencies in this file, too, which `fineprune bench --json` printed."
+    "--bench",
+    type=click.Path(path_type=Path),
+    help="Show the latencies in this file, too, which `fineprune bench --json` printed, and with --layers those of layers.",
 )
-def report(bundle: Path, output: Path | None, bench: Path | None) -> None:
-    """Draw BUNDLE as one HTML page: its accuracy, its multiply-adds by layer, where it keeps blocks, and its fine-tuning.
+@click.option(
+    "--onnx",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Show the size of this exported file, of float32 or of int8, and what int8 cost (repeatable).",
+)
+@click.option(
+    "--statistics",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Show the statistics in this folder as maps beside the masks; `fineprune calibrate` wrote it.",
+)
+@click.option("--sensitivity", type=click.Path(path_type=Path), help="Show the curves in this file, which `fineprune sensitivity` wrote.")
+@click.option("--front", type=click.Path(path_type=Path), help="Show the Pareto front in this file, which `fineprune front` wrote.")
+def report(bundle: Path, output: Path | None, **sources: Any) -> None:
+    """Draw BUNDLE as one HTML page: latency, accuracy, multiply-adds and file size, what became of each layer, its masks, how it was made.
 
-    BUNDLE is a folder that `fineprune compress` wrote.
+    BUNDLE is a folder that `fineprune compress` wrote. The page needs nothing beside it: no network access, no other files.
     """
-    from fineprune.common.errors import UsageError
-    from fineprune.common.files import check_writable, read_json
-
-    from ..manifest import check_latencies
     from ..report import write_report
     from .render import say
 
-    output = output or Path(f"{bundle}.html")
+    output = html_target(output or Path(f"{bundle}.html"))
+    write_report(bundle, output, **sources)
+    say(f"wrote {output}")
+
+
+def html_target(output: Path) -> Path:
+    """`output`, where an HTML file may be written; UsageError or RunError where not."""
+    from fineprune.common.errors import UsageError
+    from fineprune.common.files import check_writable
+
     if output.is_dir() or (output.exists() and output.suffix != ".html"):
         raise UsageError(f"{output} exists and is not named as an HTML file; give another name with --output")
-    if bench is not None and not bench.is_file():
-        raise UsageError(f"there is no file {bench}; write it by `fineprune bench {bundle} --json`")
     check_writable(output)
-    latencies = read_json(bench) if bench else None
-    if bench:
-        check_latencies(latencies, bench)
-    write_report(bundle, output, bench=latencies)
-    say(f"wrote {output}")
+    return output
