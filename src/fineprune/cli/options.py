@@ -101,7 +101,7 @@ def _size_of_file(options: dict[str, Any]) -> dict[str, int]:
     from fineprune.models.data.load import is_user_data
     from fineprune.models.naming import is_onnx
 
-    if options.get("bundle") is not None or not is_onnx(options["model"] or "") or is_user_data(options["data"]):
+    if options.get("bundle") is not None or not is_onnx(options.get("model") or "") or is_user_data(options["data"]):
         return {}
     _, height, width = onnx_file.input_shape(onnx_file.read(options["model"]))
     return {"image_size": height} if height is not None and height == width else {}
