@@ -13,7 +13,21 @@ from fineprune.cli import command
 from support.command import fineprune, succeed
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("bench", "calibrate", "compress", "eval", "export", "macs", "methods", "models", "plan-training", "report", "run", "train")
+COMMANDS = (
+    "bench",
+    "calibrate",
+    "compare",
+    "compress",
+    "eval",
+    "export",
+    "macs",
+    "methods",
+    "models",
+    "plan-training",
+    "report",
+    "run",
+    "train",
+)
 
 
 def test_help_imports_nothing_heavy() -> None:

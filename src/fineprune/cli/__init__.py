@@ -5,6 +5,7 @@ import click
 from .. import __version__
 from .bench import bench
 from .calibrate import calibrate
+from .compare import compare
 from .compress import compress
 from .evaluate import evaluate
 from .export import export
@@ -30,7 +31,7 @@ def command(debug: bool) -> None:
 
 
 for _command in (
-    *(compress, export, train, calibrate, sensitivity, profile, evaluate, macs, bench, report, run),
+    *(compress, export, train, calibrate, sensitivity, profile, evaluate, macs, bench, report, compare, run),
     *(models, methods, plan_training),
 ):
     command.add_command(_command)

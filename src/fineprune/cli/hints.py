@@ -49,7 +49,7 @@ def check_bundle(path: Path, command: str) -> None:
         return
     word = str(path)
     meant = what = ""
-    if path.suffix == ".onnx" and command not in ("bench", "report"):
+    if path.suffix == ".onnx" and command not in ("bench", "report", "compare"):
         return  # a network
     if path.suffix == ".onnx":
         what = "an ONNX file"

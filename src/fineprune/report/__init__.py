@@ -4,6 +4,7 @@ Data flow one way: `sources.py` reads and checks what there is, one module a sec
 together. `markup.py` escapes and lays out, `page.css` and `page.js` are what the page carries of style and script.
 """
 
+from .comparison import compare, write_comparison
 from .page import write_report
 
-__all__ = ["write_report"]
+__all__ = ["compare", "write_comparison", "write_report"]

@@ -48,7 +48,7 @@ def training_figure(training: dict[str, Any], accuracy: dict[str, Any]) -> "Figu
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(5.2, 2.6), layout="constrained")
+    figure = Figure(figsize=(4.8, 2.6), layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     unit = accuracy.get("unit")

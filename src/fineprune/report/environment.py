@@ -21,9 +21,7 @@ def environment(sources: Sources) -> str:
     packages = facts.get("packages") or {}
     rows += [("packages", text(", ".join(f"{name} {version}" for name, version in packages.items())))] if packages else []
     settings = details("All settings", code(json.dumps(facts.get("settings") or {}, indent=1)))
-    return section(
-        "Environment and commands", table(["", ""], rows, kind="facts"), _again(facts), settings, _commands(), name="environment"
-    )
+    return section("Environment and commands", table(["", ""], rows, kind="told"), _again(facts), settings, _commands(), name="environment")
 
 
 def _named(model: dict[str, Any] | None) -> str:

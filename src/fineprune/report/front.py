@@ -48,7 +48,7 @@ def front_figure(points: Points, best: Sequence[int]) -> "Figure":
     """Accuracy in per cent by milliseconds; a line through the front."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    figure = Figure(figsize=(4.8, 3.4), layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     for number, point in enumerate(points):

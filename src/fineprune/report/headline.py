@@ -8,7 +8,7 @@ from fineprune.compressor.masks.kind import label
 
 from ..manifest import final_accuracy, measured, zeros_pruned
 from .intervals import between, interval
-from .latency import settings, shown
+from .latency import gain, settings, shown
 from .markup import details, note, table, text
 from .sources import Sources
 
@@ -34,18 +34,10 @@ def headline(sources: Sources) -> str:
     )
 
 
-def gain(bench: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """The rows of the first batch size and number of threads that say what was gained: dense in ONNX Runtime, and compressed in the engine,
-    or in ONNX Runtime where the engine cannot run it. None where one of them was not measured."""
-    rows = {row["runtime"]: row for row in next(iter(settings(bench).values()))}
-    ours = next((rows[name] for name in ("engine compressed", "onnxruntime compressed", "engine dense") if name in rows), None)
-    return (rows["onnxruntime dense"], ours) if ours is not None and "onnxruntime dense" in rows else None
-
-
 def _saved(sources: Sources) -> str:
     macs = sources.facts["macs"]
     removed = f"{1 - macs['macs'] / max(macs['macs_dense'], 1):.1%} of the multiply-adds removed"
-    found = gain(sources.bench) if sources.bench else None
+    found = gain(sources.bench)
     if found is None or not found[1]["median_ms"]:
         return removed
     dense, ours = found
@@ -56,7 +48,7 @@ def _latency(sources: Sources) -> Card:
     """As `bench` measured it, or as the search for a target did."""
     search = sources.facts.get("search") or {}
     asked = [] if search.get("asked_ms") is None else [_strong(f"{shown(search['asked_ms'])} ms", "asked")]
-    found = gain(sources.bench) if sources.bench else None
+    found = gain(sources.bench)
     if sources.bench is None or found is None:
         end = (search.get("end") or {}).get("latency_ms")
         if end is not None and search.get("reference_ms"):
@@ -110,8 +102,7 @@ def _macs(sources: Sources) -> Card:
 def _size(sources: Sources) -> Card:
     """Of the exported file; without one, how many weights are left to store."""
     sizes = sources.file_bytes
-    layers = [layer for layer in sources.facts["macs"]["layers"] if layer.get("weights")]
-    weights, kept = (sum(layer.get(key) or 0 for layer in layers) for key in ("weights", "weights_kept"))
+    weights, kept = sources.weights
     share = f"{kept / max(weights, 1):.1%}"
     if "compressed" in sizes:
         names = {"dense": "dense", "compressed int8": "in int8"}

@@ -32,6 +32,16 @@ def settings(bench: dict[str, Any]) -> dict[tuple[int, int], Rows]:
     return groups
 
 
+def gain(bench: dict[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """The rows of the first batch size and number of threads that say what was gained: dense in ONNX Runtime, and compressed in the engine,
+    or in ONNX Runtime where the engine cannot run it. None where one of them was not measured."""
+    if bench is None:
+        return None
+    rows = {row["runtime"]: row for row in next(iter(settings(bench).values()))}
+    ours = next((rows[name] for name in ("engine compressed", "onnxruntime compressed", "engine dense") if name in rows), None)
+    return (rows["onnxruntime dense"], ours) if ours is not None and "onnxruntime dense" in rows else None
+
+
 def shown(milliseconds: float) -> str:
     """With three figures, or whole."""
     return f"{milliseconds:#.3g}" if milliseconds < 100 else f"{milliseconds:.0f}"

@@ -41,7 +41,7 @@ def note(line: str) -> str:
     return f'<p class="note">{text(line)}</p>'
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, kind: str = "") -> str:
+def table(head: Sequence[str], rows: Iterable[Iterable[str]], *, kind: str = "") -> str:
     """head: text; rows: markup. On a narrow screen it scrolls sideways."""
     top = "".join(f"<th>{text(cell)}</th>" for cell in head)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)

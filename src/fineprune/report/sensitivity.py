@@ -55,7 +55,7 @@ def sensitivity_figure(layers: dict[str, list[tuple[float, float]]], measure: st
     import matplotlib
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    figure = Figure(figsize=(4.8, 3.4), layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     colours = matplotlib.colormaps["viridis"]

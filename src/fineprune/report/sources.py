@@ -107,6 +107,13 @@ class Sources:
         return measured(self.accuracy)
 
     @property
+    def weights(self) -> tuple[int, int]:
+        """Those of layers that multiply, and how many of them masks keep."""
+        layers = [layer for layer in self.facts["macs"]["layers"] if layer.get("weights")]
+        counts = [sum(layer.get(key) or 0 for layer in layers) for key in ("weights", "weights_kept")]
+        return counts[0], counts[1]
+
+    @property
     def name(self) -> str:
         """Of the network."""
         return printable(self.facts["model"]["name"]) if self.facts.get("model") else "network"
