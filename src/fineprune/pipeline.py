@@ -73,7 +73,8 @@ class _Pipeline:
         summary = summarise(self.folder, compress, export, bench)
         write_json(self.folder / "summary.json", summary)
         exported = [self.folder / name for name in ("compressed.onnx", *(["int8.onnx"] if "int8" in summary else []))]
-        write_report(self.folder / "bundle", self.folder / "report.html", bench=bench, int8=summary.get("int8"), onnx=exported)
+        shown = {"bench": bench, "int8": summary.get("int8"), "onnx": exported, **self._table("report")}
+        write_report(self.folder / "bundle", self.folder / "report.html", **shown)
         return {**summary, "details": {"train": train, "compress": compress, "export": export["compressed"], "bench": bench}}
 
     def _stage(self, name: str, inputs: Mapping[str, Any], work: Callable[[], tuple[dict[str, Any], list[str]]]) -> dict[str, Any]:

@@ -12,6 +12,7 @@
             features = 1.0, layers = ["layer1"] } and qat_epochs = 1 among them; epochs = 0 leaves it out
 [export]    plain, dynamic_size, parity_samples, int8 (true, false or a table: ranges, images, max_drop)
 [bench]     batch_sizes, threads, rounds, seed, int8 (true or false)
+[report]    statistics (a folder of `fineprune calibrate`), sensitivity, front (files of these commands): shown in report.html, too
 output      the run folder
 """
 
@@ -59,6 +60,7 @@ _TABLES: dict[str, dict[str, tuple[type, ...]]] = {
     "finetune": {},
     "export": {"plain": (bool,), "dynamic_size": (bool,), "parity_samples": (int,), "int8": (bool, dict)},
     "bench": {"batch_sizes": (list,), "threads": (list,), "rounds": (int,), "seed": (int,), "int8": (bool,)},
+    "report": {"statistics": (str,), "sensitivity": (str,), "front": (str,)},
 }
 _TARGET = ("target_latency", "target_macs", "max_drop", "int8", "threads", "batch", "times", "levels")
 _KINDS = {str: "text", dict: "a table", int: "a whole number", float: "a number", list: "a list", bool: "true or false"}
@@ -162,7 +164,14 @@ def _check_export(settings: Settings) -> None:
     int8_config(settings["export"].get("int8"))
 
 
-_CHECKS = (("model", _check_model), ("data", _check_data), ("export", _check_export))
+def _check_report(settings: Settings) -> None:
+    """That what the page shows beside the run is there before hours of work."""
+    for key, name in settings["report"].items():
+        if not Path(name).exists():
+            raise UsageError(f"{key}: there is no {name}; make it first, or leave {key} out")
+
+
+_CHECKS = (("model", _check_model), ("data", _check_data), ("export", _check_export), ("report", _check_report))
 
 
 def bench_config(settings: Settings) -> "BenchmarkConfig":

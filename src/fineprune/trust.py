@@ -39,6 +39,7 @@ def recipe_names(settings: Mapping[str, Any], *, output_given: bool) -> list[str
     for table in ("train", "finetune"):
         servers = settings.get(table, {}).get("asynchronous") or {}
         names += [servers["address"]] if servers.get("address") else []
+    names += settings.get("report", {}).values()
     output = PurePath(settings.get("output", ""))
     if not output_given and (output.is_absolute() or ".." in output.parts):
         names.append(str(output))

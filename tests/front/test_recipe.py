@@ -67,6 +67,20 @@ def test_summary_holds_the_figures(finished: Path) -> None:
     assert not (finished / "bundle.work").exists()
 
 
+def test_the_page_shows_files_that_the_recipe_names(again: Path, data: str, network: str, trust: list[object], tmp_path: Path) -> None:
+    path, front = tmp_path / "r.toml", tmp_path / "front.json"
+    path.write_text(recipe(data, network, report=f'front = "{front}"'))
+    missing = fineprune("run", path, "--output", again, *trust)
+    assert missing.code == 2 and f"[report] front: there is no {front}" in missing.err
+    front.write_text('{"points": [{"name": "point of mine"}]}')
+    untrusted = fineprune("run", path, "--output", again, *trust)
+    assert untrusted.code == 2 and f"names {front}: code, files and folders of yours" in untrusted.err
+    result = succeed("run", path, "--output", again, *trust, "--trust", front)
+    assert not any(stages(result.err).values()), "all were kept"
+    page = (again / "report.html").read_text()
+    assert "point of mine" in page and "Latency" in page and "as ONNX files" in page
+
+
 def test_second_run_keeps_every_stage(again: Path, data: str, network: str, trust: list[object], tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
     path.write_text(recipe(data, network))

@@ -179,6 +179,8 @@ def test_sensitivity_is_drawn_by_layer(bundle: Path, tmp_path: Path) -> None:
     ]
     assert [row["kept"] for row in by_layer({"rows": rows})["stem"]] == [0.9, 0.4]
     assert "stem FWP 60% 40% 50.00% 0.300 0.123" in words(page(bundle, tmp_path, sensitivity={"rows": rows}))
+    errors = {"measure": "mean error", "unit": "mm", "higher_is_better": False, "rows": rows}
+    assert "stem FWP 60% 40% 0.5 mm" in words(page(bundle, tmp_path, sensitivity=errors))
     losses = words(page(bundle, tmp_path, sensitivity={"rows": [sensitivity_row("stem", 0.4)]}))
     assert "loss of the network while one layer alone is pruned" in losses
 
@@ -200,8 +202,12 @@ def test_the_front_marks_points_that_none_beats(bundle: Path, tmp_path: Path) ->
         {"name": "d", "milliseconds": None, "accuracy": 0.9},
     ]
     assert unbeaten(points) == [0, 2]
+    assert unbeaten(points, higher_is_better=False) == [0]
     shown = words(page(bundle, tmp_path, front={"points": points}))
     assert "0 * a 50.0% 1.00 70.00% 60.00% 2.00 0.100 float32 1 b" in shown and "2 * c" in shown
+    errors = {"measure": "mean error", "unit": "mm", "higher_is_better": False}
+    named = words(page(bundle, tmp_path, front={**errors, "points": [{**point, "point": 7 + k} for k, point in enumerate(points)]}))
+    assert "7 * a 50.0% 1.00 0.7 mm 0.6 mm" in named and "9 c" in named and "mean error mm" in named
 
 
 def test_the_command_takes_all_of_them(bundle: Path, tmp_path: Path) -> None:

@@ -4,10 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 from fineprune.common.figures import written
 
-from ..manifest import STEPS, masked_meanwhile, measured, on_grids, taught
-from ..pictures import plain
+from ..manifest import STEPS, masked_meanwhile, on_grids, taught
 from .intervals import between, interval
 from .markup import ACCENT, KEPT, bar, curves, note, section, table, text
+from .measures import Measure
 from .sources import Sources
 
 if TYPE_CHECKING:
@@ -51,8 +51,7 @@ def training_figure(training: dict[str, Any], accuracy: dict[str, Any]) -> "Figu
     figure = Figure(figsize=(4.8, 2.6), layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
-    unit = accuracy.get("unit")
-    scale = 100 if unit is None else 1
+    scale = Measure.of(accuracy).scale
     for key, name, colour in (("finetune", "masked", KEPT), ("dense_finetune", "dense", ACCENT)):
         history = (training.get(key) or {}).get("history", [])
         figures = [(r["epoch"], r.get("validation_figure", r.get("validation_accuracy"))) for r in history]
@@ -62,18 +61,6 @@ def training_figure(training: dict[str, Any], accuracy: dict[str, Any]) -> "Figu
             axes.set_xlim(0.5, points[-1][0] + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epoch")
-    axes.set_ylabel(axis(accuracy, "validation "))
+    axes.set_ylabel(f"validation {Measure.of(accuracy).axis}")
     axes.legend(frameon=False)
     return figure
-
-
-_AXIS = 28
-"""Letters that fit along the axis of a figure."""
-
-
-def axis(accuracy: dict[str, Any], before: str = "") -> str:
-    """What is measured, with its unit, as text of a figure."""
-    from textwrap import fill
-
-    unit = accuracy.get("unit")
-    return before + fill(plain(f"{measured(accuracy)}, %" if unit is None else f"{measured(accuracy)} {unit}".rstrip()), _AXIS)

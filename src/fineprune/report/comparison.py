@@ -12,11 +12,11 @@ from fineprune.compressor.masks import KINDS
 
 from ..manifest import final_accuracy
 from ..pictures import plain
-from .accuracy import axis
 from .headline import EXPLAINED
 from .intervals import between, interval
 from .latency import gain, shown
 from .markup import KEPT, bar, curves, note, page, section, table, text
+from .measures import Measure
 from .sources import Sources
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def comparison_figure(rows: Sequence[Row], accuracy: dict[str, Any], timed: bool
     figure = Figure(figsize=(4.8, 3), layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
-    scale = 100 if rows[0]["unit"] is None else 1
+    scale = Measure.of(accuracy).scale
     for one, name in zip(rows, names(rows), strict=True):
         x = one["milliseconds"] if timed else one["macs"] / 1e6
         y = scale * one["accuracy"]
@@ -160,7 +160,7 @@ def comparison_figure(rows: Sequence[Row], accuracy: dict[str, Any], timed: bool
         axes.annotate(plain(name), (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8)
     axes.margins(x=0.2, y=0.15)
     axes.set_xlabel("ms an image" if timed else "million multiply-adds")
-    axes.set_ylabel(axis(accuracy))
+    axes.set_ylabel(Measure.of(accuracy).axis)
     return figure
 
 

@@ -7,21 +7,24 @@ from .markup import code, details, note, section, table, text
 from .recipe_of import CHECKPOINT, recipe_of
 from .sources import Sources
 
-_MACHINE = {"cpu": "processor", "usable_cores": "cores used", "system": "system", "python": "Python", "commit": "commit"}
-
 
 def environment(sources: Sources) -> str:
     """Machines, packages, settings, and the commands."""
     facts, bench = sources.facts, sources.bench
     rows = [("fineprune", text(facts.get("fineprune", "not known")))]
     rows += [("network", text(_named(facts.get("model")))), ("data", text((facts.get("data") or {}).get("spec", "given in Python")))]
-    rows += [(f"{what}, compressed on", text(facts["machine"][key])) for key, what in _MACHINE.items() if facts["machine"].get(key)]
-    if bench:
-        rows += [(f"{what}, latency on", text(bench["machine"][key])) for key, what in _MACHINE.items() if bench["machine"].get(key)]
+    rows += [("compressed on", text(_machine(facts["machine"])))]
+    rows += [("latency on", text(_machine(bench["machine"])))] if bench else []
     packages = facts.get("packages") or {}
     rows += [("packages", text(", ".join(f"{name} {version}" for name, version in packages.items())))] if packages else []
     settings = details("All settings", code(json.dumps(facts.get("settings") or {}, indent=1)))
     return section("Environment and commands", table(["", ""], rows, kind="told"), _again(facts), settings, _commands(), name="environment")
+
+
+def _machine(found: dict[str, Any]) -> str:
+    """In one line, as far as it is known."""
+    said = {"cpu": "{}", "usable_cores": "{} cores used", "system": "{}", "python": "Python {}", "commit": "commit {}"}
+    return ", ".join(form.format(found[key]) for key, form in said.items() if found.get(key)) or "not known"
 
 
 def _named(model: dict[str, Any] | None) -> str:

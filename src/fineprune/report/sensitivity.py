@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..pictures import plain
 from .markup import curves, note, section, table, text
+from .measures import Measure
 from .sources import Sources
 
 if TYPE_CHECKING:
@@ -12,22 +13,23 @@ if TYPE_CHECKING:
 Rows = list[dict[str, Any]]
 
 _MEASURES = ("accuracy", "loss", "error")
-"""What is drawn: the first that was measured."""
+"""Keys of rows, of which the first that was measured is drawn."""
 _NAMED = 8
 """The most sensitive layers have names in the figure."""
 
 
 def sensitivity(sources: Sources) -> str:
     """Curves of all layers, and a table at the level where each keeps about half."""
-    layers = by_layer(sources.sensitivity) if sources.sensitivity else {}
-    measure = measured([row for rows in layers.values() for row in rows])
-    if measure is None:
+    facts = sources.sensitivity or {"rows": []}
+    layers = by_layer(facts)
+    key = drawn_key([row for rows in layers.values() for row in rows])
+    if key is None:
         return ""
-    drawn = {name: points for name, rows in layers.items() if (points := _points(rows, measure))}
-    caption = f"{measure} of the network while one layer alone is pruned; colours from the first layer (dark) to the last (light)"
-    return section(
-        "Sensitivity", curves(sensitivity_figure(drawn, measure), "sensitivity", caption), _half(layers, measure), name="sensitivity"
-    )
+    measure = Measure.of(facts) if key == "accuracy" else Measure(key, "", False)
+    drawn = {name: points for name, rows in layers.items() if (points := _points(rows, key, measure))}
+    caption = f"{measure.name} of the network while one layer alone is pruned; colours from the first layer (dark) to the last (light)"
+    figure = curves(sensitivity_figure(drawn, measure), "sensitivity", caption)
+    return section("Sensitivity", figure, _half(layers, key, measure), name="sensitivity")
 
 
 def by_layer(found: dict[str, Any]) -> dict[str, Rows]:
@@ -39,18 +41,17 @@ def by_layer(found: dict[str, Any]) -> dict[str, Rows]:
     return {name: sorted(rows, key=lambda row: -row["kept"]) for name, rows in layers.items()}
 
 
-def measured(rows: Rows) -> str | None:
+def drawn_key(rows: Rows) -> str | None:
     """What can be drawn of these rows."""
     return next((name for name in _MEASURES if any(row.get(name) is not None for row in rows)), None)
 
 
-def _points(rows: Rows, measure: str) -> list[tuple[float, float]]:
-    """Per cent kept, and the measure, accuracies in per cent; of several levels that keep alike, each is a point."""
-    scale = 100 if measure == "accuracy" else 1
-    return [(100 * row["kept"], scale * row[measure]) for row in rows if row.get(measure) is not None]
+def _points(rows: Rows, key: str, measure: Measure) -> list[tuple[float, float]]:
+    """Per cent kept, and the measure, shares in per cent; of several levels that keep alike, each is a point."""
+    return [(100 * row["kept"], measure.scale * row[key]) for row in rows if row.get(key) is not None]
 
 
-def sensitivity_figure(layers: dict[str, list[tuple[float, float]]], measure: str) -> "Figure":
+def sensitivity_figure(layers: dict[str, list[tuple[float, float]]], measure: Measure) -> "Figure":
     """One curve a layer; those that end worst have their names."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -60,34 +61,30 @@ def sensitivity_figure(layers: dict[str, list[tuple[float, float]]], measure: st
     axes.spines[["top", "right"]].set_visible(False)
     colours = matplotlib.colormaps["viridis"]
     ends = {name: points[-1][1] for name, points in layers.items()}
-    worst = sorted(ends, key=lambda name: ends[name], reverse=measure != "accuracy")[:_NAMED]
+    worst = sorted(ends, key=lambda name: ends[name], reverse=not measure.higher_is_better)[:_NAMED]
     for place, (name, points) in enumerate(layers.items()):
         label = plain(name) if name in worst else None
         axes.plot(*zip(*points, strict=True), ".-", color=colours(0.9 * place / max(len(layers) - 1, 1)), label=label, linewidth=1.2)
     axes.set_xlabel("multiply-adds of the layer kept, %")
-    axes.set_ylabel("accuracy, %" if measure == "accuracy" else measure)
+    axes.set_ylabel(measure.axis)
     axes.invert_xaxis()
-    axes.legend(frameon=False, fontsize=7, title="falls most" if measure == "accuracy" else "rises most", title_fontsize=7)
+    axes.legend(frameon=False, fontsize=7, title="worst at the end", title_fontsize=7)
     return figure
 
 
-def _half(layers: dict[str, Rows], measure: str) -> str:
+def _half(layers: dict[str, Rows], key: str, measure: Measure) -> str:
     """The level of each layer that is nearest to one half."""
-    rows = []
-    for name, levels in layers.items():
-        row = min((level for level in levels if level.get(measure) is not None), key=lambda one: abs(one["kept"] - 0.5), default=None)
-        if row is None:
-            continue
-        value, ours, dense = row[measure], row.get("milliseconds"), row.get("milliseconds_dense")
+    near = {
+        name: min(known, key=lambda row: abs(row["kept"] - 0.5))
+        for name, rows in layers.items()
+        if (known := [row for row in rows if row.get(key) is not None])
+    }
+    timed = any(row.get("milliseconds") is not None for row in near.values())
+    lines = []
+    for name, row in near.items():
         level = ", ".join(f"{kind.upper()} {share:.0%}" for kind, share in row["level"].items() if share)
-        rows.append(
-            [
-                text(name),
-                text(level),
-                f"{row['kept']:.0%}",
-                f"{value:.2%}" if measure == "accuracy" else f"{value:.4g}",
-                *("" if time is None else f"{time:#.3g}" for time in (dense, ours)),
-            ]
-        )
-    head = ["layer", "pruned", "kept", measure, "ms dense", "ms pruned"]
-    return table(head, rows) + note("Of each layer the level that keeps about half; milliseconds are those of the layer.")
+        times = ["" if row.get(time) is None else f"{row[time]:#.3g}" for time in ("milliseconds_dense", "milliseconds")]
+        cells = [text(name), text(level), f"{row['kept']:.0%}", text(measure.written(row[key]))]
+        lines.append(cells + (times if timed else []))
+    head = ["layer", "pruned", "kept", measure.name, *(["ms dense", "ms pruned"] if timed else ())]
+    return table(head, lines) + note("Of each layer the level that keeps about half; milliseconds are those of the layer.")

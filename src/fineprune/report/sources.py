@@ -16,23 +16,26 @@ from ..manifest import check_facts, check_latencies, measured, read_bundle
 
 _NUMBER = Within(float, -1e18, 1e18)
 _COUNT = Within(float, 0, 1e18)
+_MEASURE = {"measure": Maybe(str), "unit": Maybe(str), "higher_is_better": Maybe(bool)}
 _SENSITIVITY = {
+    **_MEASURE,
     "rows": [
         {
             "layer": str,
             "level": {str: _NUMBER},
             **dict.fromkeys(("kept", "error", "accuracy", "loss", "milliseconds", "milliseconds_dense"), Maybe(_NUMBER)),
         }
-    ]
+    ],
 }
 _FRONT = {
+    **_MEASURE,
     "points": [
         {
             "name": str,
-            "int8": Maybe(bool),
+            **{"int8": Maybe(bool), "point": Maybe(int)},
             **dict.fromkeys(("pruned", "milliseconds", "accuracy", "accuracy_before", "macs", "bytes"), Maybe(_NUMBER)),
         }
-    ]
+    ],
 }
 _INT8 = {
     "accuracy": {
