@@ -26,10 +26,15 @@ from fineprune.common.errors import RunError
 from fineprune.common.files import read_json, write_json
 from fineprune.common.progress import Lines
 from fineprune.compression import compress
+from fineprune.compressor.bake import bake
+from fineprune.compressor.clusters import in_clusters
 from fineprune.compressor.config import PruneConfig, prune_config
-from fineprune.compressor.prune import CalibrationRun, prune
+from fineprune.compressor.outputs import output_layers
+from fineprune.compressor.prune import CalibrationRun, ranked_layers
+from fineprune.compressor.ranked import Layer
 from fineprune.compressor.reconstruct.run import ReconstructConfig
 from fineprune.compressor.search.levels import Level, at_levels
+from fineprune.compressor.selection import select
 from fineprune.models.data import load_data
 from fineprune.models.zoo import ModelSpec
 from fineprune.networks import open_model
@@ -111,6 +116,22 @@ class Case:
         config = prune_config("obs", fwp={"unit": unit})
         return Search(model=model, data=data, config=config, target=target, run=run, refit=ReconstructConfig(), rows=rows, progress=Lines())
 
+    @cached_property
+    def layers(self) -> list[Layer]:
+        """What is ranked, with scores that are kept."""
+        search, part = self.search, self.search.config.fwp
+        outputs = output_layers(search.model, search.run.input_shape, [site.name for site in search.sites])
+        _, layers = ranked_layers(search.model, part, search.sites, search.run, outputs)
+        if not part.clusters:
+            return layers
+        middle = replace(part, per_layer=config_of(self, "uniform", 0.6).fwp.per_layer)
+        return in_clusters(layers, middle, outputs=outputs)
+
+    def masked(self, method: str, ratio: float) -> Any:
+        """The network under the masks of a ratio, to be timed."""
+        masks = select(self.layers, config_of(self, method, ratio).fwp)
+        return bake(self.search.model, {"fwp": masks}, input_shape=self.search.run.input_shape)
+
     def asking(self, latency: str) -> Search:
         """The same search for a target, with all that is known already."""
         search = replace(self.search, target=replace(self.search.target, latency=latency))
@@ -173,8 +194,7 @@ def _ratio(case: Case, method: str, target: float) -> dict[str, Any]:
     low, high = 0.0, 0.97
     ratio = 1 - target * 0.9
     for _ in range(5):
-        masked = prune(search.model, config_of(case, method, ratio), search.run).model
-        share = 1 / search.machine.latency(masked)[0].speedup
+        share = 1 / search.machine.latency(case.masked(method, ratio))[0].speedup
         tried.append((ratio, share))
         if abs(share / target - 1) <= 0.02:
             break

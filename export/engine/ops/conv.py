@@ -155,6 +155,10 @@ class Conv(Layer):
         return [CONVOLUTIONS[kernel].plan(self.shape, self.weights, self.mask, self.bias, x, y, epilogue, form)]
 
 
+_TOGETHER = 64
+"""Filters for which ONNX Runtime's kernels use what they load, at most: narrow layers take longer by the multiply-add."""
+
+
 def dense_counts(shape: ConvShape, integers: bool = False) -> Counts:
     """Of ONNX Runtime's convolution within a dense network: it reads all weights, those of large layers from memory, which counts where
     they are of float32."""
@@ -163,7 +167,10 @@ def dense_counts(shape: ConvShape, integers: bool = False) -> Counts:
     weights = shape.filters * shape.channels // shape.groups * prod(shape.kernel)
     name = "dense.int8" if integers else "dense"
     counts = {f"{name}.operation": 1, f"{name}.{kind}": adds, f"{name}.output": shape.filters * prod(shape.output)}
-    return counts if integers else {**counts, "linear.weight": max(0, weights - CACHED_WEIGHTS)}
+    if integers:
+        return counts
+    loads = adds / min(shape.filters // shape.groups, _TOGETHER) if kind == "window" else 0.0
+    return {**counts, "dense.load": loads, "linear.weight": max(0, weights - CACHED_WEIGHTS)}
 
 
 @onnx(MASKED, DEPTHWISE, POINTWISE, domain=DOMAIN)

@@ -24,7 +24,7 @@ from .sections import CALIBRATION, RESULT, SEED, TARGET, Command, stack
 )
 @stack(
     click.option("--samples", type=int, default=1024, show_default=True, help="Calibrate on so many training images."),
-    click.option("--measured", type=int, default=512, show_default=True, help="Compare answers on so many validation images."),
+    click.option("--measured", type=int, help="Compare answers on so many validation images (default: 512, of large ones 128)."),
     click.option("--reconstruct/--no-reconstruct", default=True, show_default=True, help="Refit the kept weights of each layer."),
     click.option("--seed", type=SEED, default=0, show_default=True, help="The seed of the choice of samples."),
     section=CALIBRATION,

@@ -28,7 +28,6 @@ from ..networks import open_model
 from ..samples import data_of
 from ..unlabelled import answered
 from .run import Search
-from .sensitivity import SAMPLES
 from .target import Target
 from .times import LayerTimes, Machine
 
@@ -41,15 +40,16 @@ def sensitivity(
     preset: str = "obs", ffp: float | Mapping[str, Any] = 0.0, fwp: float | Mapping[str, Any] = 0.0,
     include: str | Sequence[str] | None = None, exclude: str | Sequence[str] | None = None,
     levels: Sequence[Any] | None = None, int8: bool = False, reconstruct: bool = True, times: bool = True,
-    samples: int = PICKED_SAMPLES, measured: int = SAMPLES, seed: int = 0, output: Path | str | None = None,
+    samples: int = PICKED_SAMPLES, measured: int | None = None, seed: int = 0, output: Path | str | None = None,
     device: str = "auto", progress: Progress | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """What each layer costs at each level while all others stay dense: error, accuracy (or the metric), loss and milliseconds.
 
     Arguments that `compress` has, too, are as there; ffp and fwp give settings of the ranking, no ratios. levels: weight ratios, or pairs
     (blocks, weights). reconstruct: whether the kept weights are refitted. times: whether layers are timed on this machine, in float32 or
-    int8. measured: held-out samples that answers are compared on. output: a JSON file that keeps rows, from which an interrupted call goes
-    on; what it holds of this very question is not measured again. Returned is what it holds. UsageError for other arguments.
+    int8. measured: held-out samples that answers are compared on (512; fewer of large images). output: a JSON file that keeps rows, from
+    which an interrupted call goes on; what it holds of this very question is not measured again. Returned is what it holds. UsageError for
+    other arguments.
     """
     check_arguments(checkpoint=checkpoint, model_args=model_args, samples=samples)
     check_progress(progress)

@@ -31,7 +31,7 @@ from fineprune.models.data import ImageData
 
 from .drop import Drop
 from .options import Options, chosen_masks, multiply_adds, seconds
-from .sensitivity import SAMPLES, Sensitivities
+from .sensitivity import Sensitivities
 from .target import Target
 from .times import LayerTimes, Machine
 
@@ -67,8 +67,8 @@ class Search:
     folder: Path | None = None
     rows: Path | None = None
     """The file that keeps what levels cost; by default one in the folder."""
-    measured: int = SAMPLES
-    """Held-out samples that this is measured on."""
+    measured: int | None = None
+    """Held-out samples that this is measured on; None: 512, of large images fewer."""
     progress: Progress
 
     def found(self) -> Found:

@@ -20,6 +20,7 @@ from fineprune.calibrate.convolutions import ConvSite
 from fineprune.calibrate.statistics import fingerprint, masks_by_layer
 from fineprune.common.errors import RunError, UsageError
 from fineprune.common.files import read_json, write_json
+from fineprune.common.inputs import numbers_of
 from fineprune.compressor.prune import CalibrationRun
 from fineprune.compressor.reconstruct.run import ReconstructConfig
 from fineprune.compressor.search.levels import Level
@@ -30,8 +31,8 @@ from fineprune.models.objective import ACCURACY, AGREEMENT, Metric, is_class_sco
 from fineprune.models.training.distillation import distillation_loss, output_loss
 from fineprune.models.training.evaluate import evaluate
 
-SAMPLES = 512
-"""Held-out samples that errors are measured on."""
+SAMPLES, FEW, NUMBERS = 512, 128, 512 * 3 * 64 * 64
+"""Held-out samples that errors are measured on; of samples so large that these would hold more numbers, fewer, but so many at least."""
 _BATCH = 128
 
 
@@ -47,11 +48,12 @@ class Sensitivities:
         data: ImageData,
         *,
         refit: ReconstructConfig | None,
-        samples: int = SAMPLES,
+        samples: int | None = None,
         path: Path | None = None,
     ) -> None:
         self.model, self.masks, self.sites, self.run, self._path = model, masks, sites, run, path
         self._name, split = next((name, split) for name, split in _splits(data) if len(split))
+        samples = samples or max(FEW, min(SAMPLES, NUMBERS // numbers_of(data.shape)))
         order = torch.randperm(len(split), generator=torch.Generator().manual_seed(run.config.seed))[:samples]
         self._split, self._refit = split.subset(order), refit
         objective = objective_of(split)

@@ -27,7 +27,10 @@ from support.grids import File, Grid
 from support.onnx_comparison import in_onnxruntime
 
 pytestmark = pytest.mark.elsewhere
-DENSE = tuple(f"dense.{kind}{part}" for kind in ("", "int8.") for part in ("operation", "window", "pointwise", "depthwise", "output"))
+DENSE = (
+    "dense.load",
+    *(f"dense.{kind}{part}" for kind in ("", "int8.") for part in ("operation", "window", "pointwise", "depthwise", "output")),
+)
 
 
 def chain(kept: list[float], channels: int = 16, side: int = 16) -> bytes:
