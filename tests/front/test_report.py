@@ -5,11 +5,13 @@ import json
 import re
 import zlib
 from base64 import b64decode
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from fineprune.common.errors import RunError, UsageError
 from fineprune.compressor.bundle import Bundle
@@ -141,6 +143,23 @@ def test_large_masks_are_averaged(bundle: Path, tmp_path: Path, monkeypatch: pyt
     mask = Bundle.load(bundle).masks["fwp"]["grouped"]
     assert weights["whole"] == [12, 3, 9] and weights["shape"] == [4, 4]
     assert unpacked(weights)[0, 0] == round(255 * mask.reshape(12, 27)[:3, :7].float().mean().item())
+
+
+@pytest.mark.parametrize("shape", [(6,), (0, 3), (2, 0, 4)])
+def test_masks_of_no_layer_are_named(bundle: Path, tmp_path: Path, shape: tuple[int, ...]) -> None:
+    whole = Bundle.load(bundle)
+    masks = {**whole.masks, "fwp": {"stem": torch.ones(shape, dtype=torch.bool)}}
+    with pytest.raises(RunError, match=r"the FWP mask of stem has shape \["):
+        page(replace(whole, masks=masks), tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (4, 3, 5), (4, 3, 2, 3, 5)])
+def test_layers_of_other_ranks_are_drawn(bundle: Path, tmp_path: Path, shape: tuple[int, ...]) -> None:
+    whole = Bundle.load(bundle)
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(0)) > 0.5
+    weights = carried(page(replace(whole, masks={"ffp": {}, "fwp": {"stem": mask}}), tmp_path))["stem"]
+    assert unpacked(weights["weights"]).tolist() == mask.int().reshape(4, 3, -1).tolist()
+    assert weights["taps"] == {2: [1, 1], 3: [1, 5], 5: [6, 5]}[len(shape)]
 
 
 def test_averages_keep_the_mean_of_every_cell() -> None:

@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fineprune.calibrate.statistics import Statistics
+from fineprune.common.errors import RunError
 from fineprune.compressor.masks import KINDS
+from fineprune.compressor.masks.kind import label
 from fineprune.ops import mask_bits
 
 from .markup import data, note, section, shares_png, text
@@ -66,13 +68,15 @@ def _names(sources: Sources) -> list[str]:
 
 
 def _of(sources: Sources, name: str) -> dict[str, Any]:
-    """Fields of `_Masks`; of a convolution over one or three axes, the first ones are put together."""
+    """Fields of `_Masks`; of a convolution over one or three axes, the first ones are put together. RunError for no mask of a layer."""
     blocks = weights = None
     taps = (1, 1)
     for kind in KINDS:
         mask = sources.bundle.masks[kind.name].get(name)
         if mask is None:
             continue
+        if mask.ndim < 2 or not mask.numel():
+            raise RunError(f"the {label(kind)} mask of {name} has shape {list(mask.shape)}; the bundle was edited, compress again")
         if (shape := kind.as_block_mask(mask)) is not None:
             blocks = shape.numpy().reshape(len(shape), -1, shape.shape[-1])
         if (shape := kind.as_weight_mask(mask)) is not None:
