@@ -76,6 +76,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--checkpoint", nargs="*", default=[], metavar="NAME=FILE", help="The weights of a network.")
     parser.add_argument("--int8", action="store_true", help="In eight-bit integers.")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="On so many threads.")
+    parser.add_argument("--requests", action="store_true", help="Time what is asked for, and compare no other methods.")
     parser.add_argument("--epochs", type=int, default=0, metavar="N", help="Epochs of fine-tuning.")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1], metavar="N", help="Seeds of calibration and fine-tuning.")
     parser.add_argument("--runs", type=Path, default=Path("runs/targets"), metavar="FOLDER", help="Keep everything in this folder.")
@@ -159,7 +160,7 @@ def measure(case: Case) -> None:
         if str(share) not in found["requests"]:
             found["requests"][str(share)] = _request(case, share)
             write_json(case.found, found)
-    for share in SHARES:
+    for share in () if case.arguments.requests else SHARES:
         if str(share) not in found["shares"]:
             found["shares"][str(share)] = _equals(case, share)
             write_json(case.found, found)
