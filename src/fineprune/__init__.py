@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from .compression import compress
     from .deployment import to_onnx
     from .evaluation import evaluate
-    from .latency import bench
+    from .latency import bench, bench_layers
     from .networks import load
     from .own_loop import finish, plain, prepare
+    from .pareto.front import front
     from .pipeline import run
     from .search.explore import profile, sensitivity
 
@@ -26,10 +27,11 @@ _PUBLIC = {
     "compress": "compression",
     "Bundle": "compressor.bundle",
     "to_onnx": "deployment",
-    "bench": "latency",
+    **dict.fromkeys(("bench", "bench_layers"), "latency"),
     "evaluate": "evaluation",
     "load": "networks",
     "run": "pipeline",
+    "front": "pareto.front",
     **dict.fromkeys(("sensitivity", "profile"), "search.explore"),
     "Metric": "models.objective",
     **dict.fromkeys(("prepare", "finish", "plain"), "own_loop"),
@@ -39,9 +41,11 @@ __all__ = [
     "Bundle",
     "Metric",
     "bench",
+    "bench_layers",
     "compress",
     "evaluate",
     "finish",
+    "front",
     "load",
     "plain",
     "prepare",

@@ -16,7 +16,7 @@ from .cli import command
 _OUT_OF_MEMORY = "out of memory; use a smaller --batch-size, --samples or image size"
 _MEMORY = re.compile("can't allocate memory|not enough memory|out of memory", re.IGNORECASE)
 """How torch says that there is none left: in a RuntimeError."""
-_RESUMABLE = ("train", "calibrate", "compress", "run")
+_RESUMABLE = ("train", "calibrate", "compress", "front", "run")
 
 
 def main(arguments: list[str] | None = None) -> int:

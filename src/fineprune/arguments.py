@@ -29,7 +29,7 @@ _ACCEPTED: dict[str, tuple[tuple[type, ...], str]] = {
     "data": ((ImageData, str), _DATA),
     "checkpoint": (_PATH, "the path of a weights file"),
     "model_args": ((Mapping,), "a dict of the network's arguments, such as {'width': 32}"),
-    "finetune": ((TrainConfig,), "a fineprune.models.training.config.TrainConfig"),
+    "finetune": ((TrainConfig, Mapping), "a fineprune.models.training.config.TrainConfig, or a dict of its settings"),
     "samples": ((Integral,), "a whole number"),
     "statistics": (_PATH, "the path of a folder that `fineprune calibrate` wrote"),
     "output": (_PATH, "the path of a folder"),

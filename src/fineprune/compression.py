@@ -54,15 +54,15 @@ from fineprune.models.training.trainer import opened
 from fineprune.models.zoo import ModelSpec, build
 
 from .arguments import check_arguments, check_named, check_progress
+from .asked import Asked
 from .claims import beforehand, chance_level, few_samples, saved, shortfall, zero_weights
-from .job import Asked, Job, ratio_settings, training_settings
+from .job import Job, training_settings
 from .masking import MaskUpdates
 from .networks import check_channels, completed, network_of, open_model
 from .round_trip import check_before, check_restored
 from .samples import data_of
 from .schedules import CubicSchedule, Rounds, at
 from .search.run import Found, Search
-from .search.target import target_of
 from .unlabelled import answered, check_criteria, check_training
 from .work_folder import work_folder
 
@@ -72,15 +72,17 @@ def compress(
     loss: Callable[[Any, Any], Any] | None = None, metric: Metric | Callable[[Any, Any], Any] | None = None,
     forward: Callable[[nn.Module, Any], Any] | None = None,
     checkpoint: Path | str | None = None, model_args: Mapping[str, Any] | None = None,
-    preset: str | None = None, prune: float | None = None, prune_split: str = "preset",
-    ffp: float | Mapping[str, Any] = 0.0, fwp: float | Mapping[str, Any] = 0.0,
+    preset: str | None = None, prune: float | None = None, prune_split: str | None = None,
+    ffp: float | Mapping[str, Any] | None = None, fwp: float | Mapping[str, Any] | None = None,
     include: str | Sequence[str] | None = None, exclude: str | Sequence[str] | None = None,
     target_latency: str | None = None, target_macs: float | None = None, max_drop: float | None = None,
     int8: bool | None = None, threads: int | None = None, batch: int | None = None, times: Path | str | None = None,
-    levels: Sequence[Any] | None = None, prune_schedule: str | Mapping[str, Any] | None = None,
+    levels: Sequence[Any] | None = None, front: Path | str | None = None, point: int | None = None,
+    prune_schedule: str | Mapping[str, Any] | None = None,
     epochs: int | None = None, lr: float | None = None, batch_size: int | None = None,
-    distill: float | Mapping[str, Any] | None = None, qat_epochs: int | None = None, finetune: TrainConfig | None = None,
-    samples: int | None = None, seed: int = 0, statistics: Path | str | None = None, output: Path | str | None = None,
+    distill: float | Mapping[str, Any] | None = None, qat_epochs: int | None = None,
+    finetune: TrainConfig | Mapping[str, Any] | None = None, samples: int | None = None, calibration_batch_size: int | None = None,
+    seed: int | None = None, statistics: Path | str | None = None, output: Path | str | None = None,
     reconstruct: bool | Mapping[str, Any] | None = None, compare_dense: bool = False,
     device: str = "auto", progress: Progress | None = None,
 ) -> Bundle:  # fmt: skip
@@ -97,35 +99,54 @@ def compress(
     target_latency: "2.5ms", or "0.4x" of the dense network's time in ONNX Runtime; or target_macs: the fraction of multiply-adds that may
     stay; with one or alone, max_drop: points that may be lost: all ratios are searched for (docs/targets.md). int8, threads, batch: of the
     file that is timed; times: of another machine, from `fineprune profile`; levels: weight ratios, or pairs (blocks, weights), of a layer.
+    front, point: a file of `fineprune.front` and a number there, whose settings are taken where others are not given.
     prune_schedule: when masks come, "one-shot", "rounds", "cubic", or a mapping with a name and settings.
     epochs, lr, batch_size: of fine-tuning (epochs=0: none); distill: the share of the loss that the dense network teaches (0: none), or a
-    mapping (share, temperature, features, layers); qat_epochs: so many of the last ones compute on int8 grids; `finetune` gives all
-    settings. reconstruct: whether kept weights are refitted first, or a mapping (images, columns, memory_bytes). samples: calibrate on so
-    many; seed: by which they are chosen, and of the fine-tuning. statistics: a folder of `fineprune calibrate`. progress: `Lines()`, the
-    default, `Bars()` or `Silent()` of common.progress. Without a preset the epochs decide what else is left open, and a line says what.
+    mapping (share, temperature, features, layers); qat_epochs: so many of the last ones compute on int8 grids; finetune: all settings (a
+    TrainConfig) or others (a mapping). reconstruct: whether kept weights are refitted first, or a mapping (images, columns,
+    memory_bytes). samples: calibrate on so many, calibration_batch_size at a time; seed: by which they are chosen, and of the fine-tuning.
+    statistics: a folder of `fineprune calibrate`. progress: `Lines()`, the default, `Bars()` or `Silent()` of common.progress. Without a
+    preset the epochs decide what else is left open, and a line says what.
 
     UsageError for other arguments, and (also RunError) for a network that a bundle would not give back: before any work.
     """
-    places = {"checkpoint": checkpoint, "statistics": statistics, "output": output}
-    check_arguments(model=model, model_args=model_args, finetune=finetune, samples=samples, **places)
-    check_progress(progress)
-    check_named(model, checkpoint=checkpoint, model_args=model_args)
-    settings: dict[str, Any] = {"preset": preset, "prune": prune, "prune_split": prune_split, "prune_schedule": prune_schedule}
-    layers, task = {"include": include, "exclude": exclude}, task_of(loss, metric)
-    parts: dict[str, Any] = {"ffp": ratio_settings("ffp", ffp, **layers), "fwp": ratio_settings("fwp", fwp, **layers)}
-    distill = 0.0 if task is not None and distill is None and finetune is None else distill  # class scores are what a teacher tells
-    short = {"epochs": epochs, "lr": lr, "batch_size": batch_size, "distill": distill, "qat_epochs": qat_epochs}
-    training = training_settings(finetune, seed=seed, **short)
-    target = target_of(target_latency, target_macs, max_drop, int8=int8, threads=threads, batch=batch, times=times, levels=levels)
-    known: dict[str, Any] = {"calibration": CalibrationConfig(samples=samples, seed=seed), "measured": statistics is not None}
-    asked = Asked(**settings, **parts, **known, target=target, reconstruct=reconstruct, finetune=training)
-    job = asked.job(compare_dense=compare_dense, device=device)
-    progress = progress or Lines()
-    given: dict[str, Any] = {"validation": validation, "test": test, "seed": seed, "objective": task, "forward": forward}
-    loaded = data_of(data, **given, progress=progress)
-    spec = ModelSpec(name=model, args=dict(model_args or {})) if isinstance(model, str) else model
-    module, named, before = _opened(spec, checkpoint, loaded, progress)
-    return compress_network(module, loaded, job, spec=named, before=before, statistics=statistics, output=output, progress=progress)
+    ready = ready_for(locals())
+    job = ready.asked.job(compare_dense=compare_dense, device=device)
+    places: dict[str, Any] = {"before": ready.before, "statistics": statistics, "output": output}
+    return compress_network(ready.model, ready.data, job, spec=ready.spec, **places, progress=ready.progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """What arguments of `compress` name: the network, what builds it, the bundle that it comes from, its data, what is asked of it."""
+
+    model: nn.Module
+    spec: ModelSpec | None
+    before: Bundle | None
+    data: ImageData
+    asked: Asked
+    progress: Progress
+
+
+def ready_for(given: Mapping[str, Any]) -> Ready:
+    """given: all arguments of `compress`. UsageError for those that make no sense."""
+    model, finetune, progress = given["model"], given["finetune"], given["progress"] or Lines()
+    checked = ("model", "model_args", "finetune", "samples", "checkpoint", "statistics", "output")
+    check_arguments(**{name: given[name] for name in checked})
+    check_progress(given["progress"])
+    check_named(model, checkpoint=given["checkpoint"], model_args=given["model_args"])
+    task = task_of(given["loss"], given["metric"])
+    short = {name: given[name] for name in ("epochs", "lr", "batch_size", "distill", "qat_epochs", "seed")}
+    if task is not None and given["distill"] is None and finetune is None:
+        short["distill"] = 0.0  # class scores are what a teacher tells
+    asked = Asked.of(given, training_settings(finetune, **short), measured=given["statistics"] is not None)
+    asked = asked.at_point(given["front"], given["point"])
+    asked.job()  # before data are read
+    of_samples = {name: given[name] for name in ("validation", "test", "forward")}
+    data = data_of(given["data"], **of_samples, seed=asked.seed, objective=task, progress=progress)
+    spec = ModelSpec(name=model, args=dict(given["model_args"] or {})) if isinstance(model, str) else model
+    module, named, before = _opened(spec, given["checkpoint"], data, progress)
+    return Ready(model=module, spec=named, before=before, data=data, asked=asked, progress=progress)
 
 
 def _opened(

@@ -60,6 +60,7 @@ def to_onnx(
     dynamic_size: bool = False,
     int8: "Int8Config | Mapping[str, Any] | bool | None" = None,
     samples: Any = None,
+    parity_samples: int = PARITY_SAMPLES,
     model: nn.Module | None = None,
     forward: Forward | None = None,
     trust: Collection[str] = (),
@@ -67,7 +68,8 @@ def to_onnx(
 ) -> Exported:
     """Write a bundle as ONNX, compare it with PyTorch in ONNX Runtime, onnx.reference and the engine, and store that as PATH.parity.json.
 
-    samples: in a form that `compress` takes; the first 256 are compared, by default those of the test split that the manifest names.
+    samples: in a form that `compress` takes; the first parity_samples are compared (0: none), by default those of the test split that the
+    manifest names.
     RunError when the file computes something else in ONNX Runtime; where the others cannot run it or differ, a line of the log says so.
     dynamic_size: the file takes images of any height and width, and is compared at another size, too (UsageError where blocks are dropped:
     their masks belong to one size).
@@ -80,7 +82,9 @@ def to_onnx(
     use.
     """
     check_arguments(bundle=bundle, path=path, architecture=model)
-    sample = None if forward is None else called_on(samples, PARITY_SAMPLES, forward)
+    if isinstance(parity_samples, bool) or not isinstance(parity_samples, int) or parity_samples < 0:
+        raise UsageError(f"parity_samples is a whole number of at least 0, got {parity_samples!r}")
+    sample = None if forward is None else called_on(samples, max(parity_samples, 1), forward)
     if sample is None:
         check_samples(samples)
     check_progress(progress)
@@ -97,9 +101,9 @@ def to_onnx(
             raise UsageError("a file in int8 is made of a network that takes one tensor; export this one without int8")
         data = named_data(network) if samples is None else calibration_data(samples, metric)
         job = Int8Export(config=config, data=data)
-    inputs = sample if samples is None or sample is not None else compared(samples, PARITY_SAMPLES)
-    if inputs is None and network.data is not None:
-        inputs = real_samples(network, PARITY_SAMPLES, job.data if job else None)
+    inputs = sample if samples is None or sample is not None or not parity_samples else compared(samples, parity_samples)
+    if inputs is None and parity_samples and network.data is not None:
+        inputs = real_samples(network, parity_samples, job.data if job else None)
     if job is None:
         return export_network(network, path, plain=plain, dynamic_size=dynamic_size, samples=inputs, progress=progress)
     return export_int8(network, path, job, plain=plain, samples=None if inputs is None else one(inputs), progress=progress)

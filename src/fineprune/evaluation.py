@@ -4,14 +4,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from fineprune.common.errors import UsageError
-from fineprune.common.inputs import Forward
+from fineprune.common.inputs import Forward, one
 from fineprune.common.progress import Lines, Progress, Silent
 from fineprune.compressor.bundle import Bundle
+from fineprune.export.runtimes import Runtime
 from fineprune.models.data.given import is_given
-from fineprune.models.objective import Metric, task_of
+from fineprune.models.objective import ACCURACY, Metric, objective_of, task_of
 from fineprune.models.training.evaluate import Evaluation
 from fineprune.models.training.evaluate import evaluate as measured
 
@@ -48,3 +50,20 @@ def evaluate(
     loaded = data_of(data, **given, progress=Silent())
     split = next(split for split in (loaded.test, loaded.validation, loaded.train) if len(split) or split is loaded.train)
     return measured(network, split, device=device, progress=progress or Lines())
+
+
+_BATCH = 100
+
+
+def figure_of(runtime: Runtime, split: Any, *, progress: Progress) -> float:
+    """Accuracy (or the user's figure) of a file on a split of a data set, by what a runtime answers to all of it."""
+    objective, total = objective_of(split), 0.0
+    metric = ACCURACY if objective is None else objective.metric
+    runtime.load(torch.get_num_threads())
+    try:
+        for batch in progress(split.batches(_BATCH), total=split.number_of_batches(_BATCH), description=f"accuracy of {runtime.name}"):
+            outputs = torch.from_numpy(runtime.run(one(batch.images).numpy()))
+            total += float(metric.figures(outputs, batch.labels, len(outputs)).double().sum())
+    finally:
+        runtime.close()
+    return total / len(split)

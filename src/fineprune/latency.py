@@ -1,7 +1,7 @@
 """What a compressed network gained in speed: latencies side by side, in float32 and in eight bits, and layer by layer."""
 
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,6 +103,25 @@ def bench_layers(
     with tempfile.TemporaryDirectory(prefix="fineprune-bench-") as folder:
         dense, files = _exported(network, Path(folder), _files(onnx), samples if int8 else None, progress)
         return layer_times_of(dense, files, samples[:1], rounds=rounds, progress=progress)
+
+
+def layer_rows(times: Mapping[str, Sequence["LayerTime"]]) -> dict[str, list[dict[str, Any]]]:
+    """What `bench_layers` gives as plain values: `layers` in float32, `layers_int8` in int8."""
+    return {"layers_int8" if name.endswith("int8") else "layers": [row.to_json() for row in rows] for name, rows in times.items()}
+
+
+def peers_of(names: str | Sequence[str]) -> list[str] | None:
+    """Peers as `bench` takes them, of "all", "none", names with commas between or a list; UsageError for a name that there is not."""
+    from fineprune.export.peers import PEERS
+
+    known = [peer.name for peer in PEERS]
+    if names in ("all", "none"):
+        return None if names == "all" else []
+    chosen = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
+    for name in chosen:
+        if name not in known:
+            raise UsageError(f"there is no peer {name!r}; peers are all, none or some of {','.join(known)}")
+    return chosen
 
 
 def _files(onnx: Files) -> dict[bool, Path]:

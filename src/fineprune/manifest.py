@@ -23,7 +23,13 @@ STEPS = {
 
 def final_accuracy(accuracy: dict[str, Any]) -> float | None:
     """Of the compressed network after the last step that was measured."""
-    last_first = ("finetuned", "batchnorm_recalibrated", "reconstructed", "masked")
+    finetuned: float | None = accuracy.get("finetuned")
+    return before_training(accuracy) if finetuned is None else finetuned
+
+
+def before_training(accuracy: dict[str, Any]) -> float | None:
+    """Of the compressed network after the last step before the fine-tuning."""
+    last_first = ("batchnorm_recalibrated", "reconstructed", "masked")
     return next((accuracy[step] for step in last_first if accuracy.get(step) is not None), None)
 
 

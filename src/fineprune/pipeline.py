@@ -16,7 +16,7 @@ from fineprune.common.progress import Lines, Progress
 from . import __version__
 from .arguments import check_arguments, check_progress
 from .manifest import final_accuracy, measured
-from .recipe import bench_config, finetune_of, job_of, read_recipe, train_config
+from .recipe import bench_config, finetune_of, job_of, read_recipe, train_config, with_point
 
 
 def run(
@@ -30,7 +30,8 @@ def run(
 ) -> dict[str, Any]:
     """Run the recipe and return its summary (also FOLDER/summary.json). Stages whose inputs and outputs are unchanged are skipped.
 
-    trust: your own code, files and folders that the recipe may use, as it names them; UsageError lists those that are missing.
+    trust: your own code, files and folders that the recipe may use, as it names them; UsageError lists those that are missing. device:
+    where to compute, "auto" where the recipe says it.
     """
     from .trust import recipe_names, require_recipe
 
@@ -38,10 +39,12 @@ def run(
     check_progress(progress)
     settings = read_recipe(recipe)
     require_recipe(settings, trust, recipe, output_given=output is not None)
+    settings = with_point(settings, recipe)
     folder = Path(output or settings.get("output") or Path("runs") / Path(recipe).stem)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; give another run folder with --output")
     allowed = tuple(recipe_names(settings, output_given=True))
+    device = settings.get("device", device) if device == "auto" else device
     return _Pipeline(settings, folder, force, allowed, device, progress or Lines()).run()
 
 
@@ -182,18 +185,16 @@ class _Pipeline:
         return facts, files
 
     def _bench(self) -> tuple[dict[str, Any], list[str]]:
-        from .latency import bench
+        from .latency import bench, bench_layers, layer_rows, peers_of
+        from .networks import open_bundle
 
-        files = [self.folder / name for name in self._measured()]
-        report = bench(
-            self.folder / "bundle",
-            bench_config(self.settings),
-            onnx=files,
-            int8=self._table("bench").get("int8", True),
-            trust=self.trust,
-            progress=self.progress,
-        )
-        return report.to_json(), []
+        table, config = self._table("bench"), bench_config(self.settings)
+        how: dict[str, Any] = {"onnx": [self.folder / name for name in self._measured()], "int8": table.get("int8", True)}
+        how["progress"] = self.progress
+        network = open_bundle(self.folder / "bundle", trust=self.trust)
+        report = bench(network, config, peers=peers_of(table.get("peers", "all")), **how).to_json()
+        layers = layer_rows(bench_layers(network, rounds=config.rounds, **how)) if table.get("layers") else {}
+        return {**report, **layers}, []
 
     def _measured(self) -> list[str]:
         """Exported files of the compressed network, of which latency is measured."""

@@ -5,15 +5,18 @@
 [train]     fields of TrainConfig; asynchronous = { algorithm = "lc-asgd", workers = 8 } and other fields of AsyncConfig
 [compress]  preset, prune (a ratio) and prune_split ("preset" or "common"), or ffp and fwp (a ratio or a table),
             or a target: target_latency ("2.5ms", "0.4x"), target_macs, max_drop, int8, threads, batch, times, levels,
+            or front (a file of `fineprune front`) and point (a number there), whose settings the other keys change,
+            include, exclude (globs of layers; also in the tables ffp and fwp, beside per_layer = { "layer3.*" = 0.8 }),
             samples, calibration_batch_size, compare_dense, batchnorm_samples, seed,
             prune_schedule ("one-shot", "rounds", "cubic", or a table: name and rounds, or share, updates, samples),
             reconstruct (true, false or a table: images, columns, memory_bytes)
 [finetune]  fields of TrainConfig, distill = 0.9 or { share = 0.9, temperature = 4.0,
             features = 1.0, layers = ["layer1"] } and qat_epochs = 1 among them; epochs = 0 leaves it out
 [export]    plain, dynamic_size, parity_samples, int8 (true, false or a table: ranges, images, max_drop)
-[bench]     batch_sizes, threads, rounds, seed, int8 (true or false)
+[bench]     batch_sizes, threads, rounds, seed, int8 (true or false), peers ("all", "none" or a list), layers (true or false)
 [report]    statistics (a folder of `fineprune calibrate`), sensitivity, front (files of these commands): shown in report.html, too
 output      the run folder
+device      where to compute, as `--device` says
 """
 
 import tomllib
@@ -29,12 +32,13 @@ if TYPE_CHECKING:
     from fineprune.export.benchmark import BenchmarkConfig
     from fineprune.models.training.config import TrainConfig
 
+    from .asked import Asked
     from .job import Job
 
 Settings = Mapping[str, Any]
 
 _NUMBER = (int, float)
-_TABLES: dict[str, dict[str, tuple[type, ...]]] = {
+TABLES: dict[str, dict[str, tuple[type, ...]]] = {
     "model": {"name": (str,), "args": (dict,), "checkpoint": (str,)},
     "data": {
         **{"spec": (str,), "validation": _NUMBER, "seed": (int,), "image_size": (int,)},
@@ -49,6 +53,7 @@ _TABLES: dict[str, dict[str, tuple[type, ...]]] = {
             "prune_split": (str,),
             "ffp": (*_NUMBER, dict),
             "fwp": (*_NUMBER, dict),
+            **{"include": (str, list), "exclude": (str, list), "front": (str,), "point": (int,)},
             "prune_schedule": (str, dict),
             **{"target_latency": (str,), "target_macs": _NUMBER, "max_drop": _NUMBER, "int8": (bool,)},
             **{"threads": (int,), "batch": (int,), "times": (str,), "levels": (list,)},
@@ -59,10 +64,18 @@ _TABLES: dict[str, dict[str, tuple[type, ...]]] = {
     },
     "finetune": {},
     "export": {"plain": (bool,), "dynamic_size": (bool,), "parity_samples": (int,), "int8": (bool, dict)},
-    "bench": {"batch_sizes": (list,), "threads": (list,), "rounds": (int,), "seed": (int,), "int8": (bool,)},
+    "bench": {
+        **{"batch_sizes": (list,), "threads": (list,), "rounds": (int,), "seed": (int,), "int8": (bool,)},
+        **{"peers": (str, list), "layers": (bool,)},
+    },
     "report": {"statistics": (str,), "sensitivity": (str,), "front": (str,)},
 }
-_TARGET = ("target_latency", "target_macs", "max_drop", "int8", "threads", "batch", "times", "levels")
+TEXTS = ("output", "device")
+"""Entries of the top level."""
+_JOB = ("compare_dense", "batchnorm_samples")
+_WHAT = ("prune", "ffp", "fwp", "target_latency", "target_macs", "max_drop", "front")
+"""Keys of [compress] of which one says what is pruned."""
+_NOT_BENCH = ("int8", "peers", "layers")
 _KINDS = {str: "text", dict: "a table", int: "a whole number", float: "a number", list: "a list", bool: "true or false"}
 
 
@@ -83,7 +96,7 @@ def read_recipe(path: Path | str) -> dict[str, Any]:
             raise UsageError(f"{path}: [{name}] must say its {entry}")
     if ("train" in settings) == ("checkpoint" in settings["model"]):
         raise UsageError(f"{path}: give either [train] or a checkpoint in [model]")
-    if not settings.get("compress", {}).keys() & {"prune", "ffp", "fwp", *_TARGET}:
+    if not settings.get("compress", {}).keys() & set(_WHAT):
         raise UsageError(f"{path}: nothing to prune; give prune, or ffp and fwp, in [compress] (fractions such as 0.3), or a target")
     makers = (*_CHECKS, ("train", train_config), ("finetune", finetune_of), ("compress", job_of), ("bench", bench_config))
     for name, make in makers:
@@ -119,23 +132,32 @@ def _finetune(settings: Settings) -> dict[str, Any]:
     return with_defaults(settings.get("finetune", {}))
 
 
+def asked_of(settings: Settings) -> "Asked":
+    """Of [compress] and [finetune], as far as they say themselves."""
+    from .asked import Asked
+
+    return Asked.of(settings.get("compress", {}), _finetune(settings))
+
+
 def job_of(settings: Settings, device: str = "auto") -> "Job":
     """Of [compress] and [finetune]."""
-    from fineprune.calibrate.collect import CalibrationConfig
+    table = settings.get("compress", {})
+    return asked_of(settings).job(**{name: table[name] for name in _JOB if name in table}, device=device)
 
-    from .job import Asked, ratio_settings
-    from .search.target import target_of
 
-    table = dict(settings.get("compress", {}))
-    asked: dict[str, Any] = {
-        name: table.pop(name) for name in ("preset", "prune", "prune_split", "prune_schedule", "reconstruct") if name in table
-    }
-    target = target_of(**{name: table.pop(name, None) for name in _TARGET})
-    parts: dict[str, Any] = {name: ratio_settings(name, table.pop(name, 0.0)) for name in ("ffp", "fwp")}
-    calibration = CalibrationConfig(
-        samples=table.pop("samples", None), batch_size=table.pop("calibration_batch_size", 128), seed=table.pop("seed", 0)
-    )
-    return Asked(**asked, **parts, target=target, finetune=_finetune(settings), calibration=calibration).job(**table, device=device)
+def with_point(settings: dict[str, Any], path: Path | str) -> dict[str, Any]:
+    """`settings` with those of the point that [compress] names written out. The file of the front is read here, and nowhere before."""
+    table = settings.get("compress", {})
+    try:
+        asked = asked_of(settings)
+        if (chosen := asked.at_point(table.get("front"), table.get("point"))) is asked:
+            return settings
+        tables = chosen.to_json()
+        settings = {**settings, **tables, "compress": {**tables["compress"], **{name: table[name] for name in _JOB if name in table}}}
+        job_of(settings)
+    except UsageError as error:
+        raise UsageError(f"{path}: [compress] {error}") from error
+    return settings
 
 
 def _check_model(settings: Settings) -> None:
@@ -171,14 +193,22 @@ def _check_report(settings: Settings) -> None:
             raise UsageError(f"{key}: there is no {name}; make it first, or leave {key} out")
 
 
-_CHECKS = (("model", _check_model), ("data", _check_data), ("export", _check_export), ("report", _check_report))
+def _check_bench(settings: Settings) -> None:
+    from .latency import peers_of
+
+    peers_of(settings["bench"].get("peers", "all"))
+
+
+_CHECKS = (
+    *(("model", _check_model), ("data", _check_data), ("export", _check_export), ("bench", _check_bench), ("report", _check_report)),
+)
 
 
 def bench_config(settings: Settings) -> "BenchmarkConfig":
     """Of [bench]."""
     from fineprune.export.benchmark import BenchmarkConfig
 
-    table: dict[str, Any] = {name: value for name, value in settings.get("bench", {}).items() if name != "int8"}
+    table: dict[str, Any] = {name: value for name, value in settings.get("bench", {}).items() if name not in _NOT_BENCH}
     for name in ("batch_sizes", "threads"):
         if not all(type(value) is int for value in table.get(name, ())):
             raise UsageError(f"{name} is a list of whole numbers, got {table[name]}")
@@ -188,16 +218,17 @@ def bench_config(settings: Settings) -> "BenchmarkConfig":
 
 
 def _check_entry(path: Path, name: str, value: Any) -> None:
-    """An entry of the top level: `output` or a table."""
-    if name == "output":
+    """An entry of the top level: a text or a table."""
+    if name in TEXTS:
         if not isinstance(value, str) or not value:
-            raise UsageError(f"{path}: output is the path of the run folder, got {value!r}")
+            what = "the path of the run folder" if name == "output" else "where to compute, such as 'cpu'"
+            raise UsageError(f"{path}: {name} is {what}, got {value!r}")
         return
-    if name not in _TABLES:
-        raise UsageError(f"{path}: unknown entry {name!r}; a recipe has output and the tables {', '.join(_TABLES)}")
+    if name not in TABLES:
+        raise UsageError(f"{path}: unknown entry {name!r}; a recipe has {', '.join(TEXTS)} and the tables {', '.join(TABLES)}")
     if not isinstance(value, dict):
         raise UsageError(f"{path}: {name} is a table, written [{name}], got {value!r}")
-    accepted = _accepted(name)
+    accepted = accepted_of(name)
     unknown = set(value) - set(accepted)
     if unknown:
         raise UsageError(f"{path}: [{name}] has unknown {', '.join(sorted(unknown))}; it takes {', '.join(accepted)}")
@@ -208,9 +239,10 @@ def _check_entry(path: Path, name: str, value: Any) -> None:
             raise UsageError(f"{path}: [{name}] {key} is {' or '.join(named)}, got {item!r}")
 
 
-def _accepted(name: str) -> dict[str, tuple[type, ...]]:
+def accepted_of(name: str) -> dict[str, tuple[type, ...]]:
+    """The keys of a table and the types of their values; none: what reads them checks them."""
     if name not in ("train", "finetune"):
-        return _TABLES[name]
+        return TABLES[name]
     from fineprune.models.training.config import TrainConfig
 
     return {f.name: (list,) if f.name == "milestones" else () for f in fields(TrainConfig)}

@@ -36,6 +36,7 @@ def recipe_names(settings: Mapping[str, Any], *, output_given: bool) -> list[str
     names = network_names(ModelSpec(name=model["name"], args=dict(model.get("args", {}))))
     names += [model["checkpoint"]] if "checkpoint" in model else []
     names += data_names(settings["data"])
+    names += [place for name in ("times", "front") if (place := settings.get("compress", {}).get(name))]
     for table in ("train", "finetune"):
         servers = settings.get(table, {}).get("asynchronous") or {}
         names += [servers["address"]] if servers.get("address") else []

@@ -246,7 +246,7 @@ def test_outputs_that_are_something_else(named: list[object], trained: list[obje
     assert_fails(2, "is a folder; give a file name such as", "export", bundle, "--output", tmp_path)
     assert_fails(2, "notes.txt exists and is not named as an ONNX file", "export", bundle, "--output", tmp_path / "notes.txt")
     assert_fails(2, "notes.txt exists and is not named as an HTML file", "report", bundle, "--output", tmp_path / "notes.txt")
-    assert_fails(2, "there is no peer 'tvm'; --peers takes all, none or some of openvino,MNN,", "bench", bundle, "--peers", "tvm")
+    assert_fails(2, "there is no peer 'tvm'; peers are all, none or some of openvino,MNN,", "bench", bundle, "--peers", "tvm")
     assert_fails(2, "--plot writes .png or .svg", "bench", bundle, "--plot", tmp_path / "latency.jpg")
     (tmp_path / "blocks" / "toy.json").write_text("{}")
     before = sorted(tmp_path.rglob("*"))

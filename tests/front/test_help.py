@@ -14,19 +14,8 @@ from support.command import fineprune, succeed
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = (
-    "bench",
-    "calibrate",
-    "compare",
-    "compress",
-    "eval",
-    "export",
-    "macs",
-    "methods",
-    "models",
-    "plan-training",
-    "report",
-    "run",
-    "train",
+    *("bench", "calibrate", "compare", "compress", "eval", "export", "front", "macs", "methods", "models", "plan-training", "profile"),
+    *("report", "run", "sensitivity", "train"),
 )
 
 

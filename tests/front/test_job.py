@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 import fineprune as package
+from fineprune.asked import Asked
 from fineprune.calibrate.collect import CalibrationConfig
 from fineprune.compressor.bundle import Bundle
-from fineprune.job import Asked, finetune_config
+from fineprune.job import finetune_config
 from fineprune.models.data import load_data
 from fineprune.models.training.config import TrainConfig
 from fineprune.recipe import job_of

@@ -184,7 +184,7 @@ def test_any_method_by_its_name(criterion: str, ratio: float, data: str, network
         ({"model": ""}, r"\[model\] must say its name"),
         ({"data": ""}, r"\[data\] must say its spec"),
         ({"train": ""}, r"give either \[train\] or a checkpoint in \[model\]"),
-        ({"trian": "epochs = 1"}, "unknown entry 'trian'; a recipe has output and the tables model, data, train"),
+        ({"trian": "epochs = 1"}, "unknown entry 'trian'; a recipe has output, device and the tables model, data, train"),
         ({"train": "epoch = 1"}, r"\[train\] has unknown epoch; it takes epochs, batch_size"),
         ({"train": "epochs = '3'"}, r"\[train\] epochs is a whole number of at least 1, got '3'"),
         ({"train": "milestones = 3"}, r"\[train\] milestones is a list, got 3"),

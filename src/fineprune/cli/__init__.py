@@ -9,6 +9,7 @@ from .compare import compare
 from .compress import compress
 from .evaluate import evaluate
 from .export import export
+from .front import front
 from .macs import macs
 from .methods import methods
 from .models import models
@@ -31,7 +32,7 @@ def command(debug: bool) -> None:
 
 
 for _command in (
-    *(compress, export, train, calibrate, sensitivity, profile, evaluate, macs, bench, report, compare, run),
+    *(compress, export, train, calibrate, sensitivity, profile, front, evaluate, macs, bench, report, compare, run),
     *(models, methods, plan_training),
 ):
     command.add_command(_command)

@@ -63,7 +63,7 @@ def bench(
     from fineprune.export.benchmark import BenchmarkConfig
 
     from ..latency import bench as measure
-    from ..latency import bench_layers
+    from ..latency import bench_layers, layer_rows, peers_of
     from ..latency_figure import latency_figure
     from ..pictures import write_picture
     from .render import print_bench, print_json, print_layers
@@ -75,15 +75,14 @@ def bench(
         if plot.suffix not in (".png", ".svg"):
             raise UsageError(f"--plot writes .png or .svg, got {plot}")
         check_writable(plot)
-    named = _peers(peers)
+    named = peers_of(peers)
     config = BenchmarkConfig(batch_sizes=batch_sizes, threads=threads, rounds=rounds)
     check_named(options)
     network, _ = open_network_and_data(options)
     report = measure(network, config, onnx=onnx, int8=int8, peers=named, progress=Bars()).to_json()
     if layers:
         times = bench_layers(network, onnx=onnx, int8=int8, rounds=rounds, progress=Bars())
-        found = {name: [row.to_json() for row in rows] for name, rows in times.items()}
-        report |= {"layers_int8" if name.endswith("int8") else "layers": rows for name, rows in found.items()}
+        report |= layer_rows(times)
     if plot is not None:
         write_picture(latency_figure(report), plot, dpi=150)
     if as_json:
@@ -91,8 +90,8 @@ def bench(
         return
     print_bench(report)
     if layers:
-        for name, rows in found.items():
-            print_layers(rows, name)
+        for name, rows in times.items():
+            print_layers([row.to_json() for row in rows], name)
 
 
 def _bench_machine(redo: bool, as_json: bool) -> None:
@@ -107,16 +106,3 @@ def _bench_machine(redo: bool, as_json: bool) -> None:
         print_json(report)
     else:
         print_costs(report)
-
-
-def _peers(names: str) -> list[str] | None:
-    from fineprune.export.peers import PEERS
-
-    known = [peer.name for peer in PEERS]
-    if names in ("all", "none"):
-        return None if names == "all" else []
-    chosen = [name.strip() for name in names.split(",")]
-    for name in chosen:
-        if name not in known:
-            raise UsageError(f"there is no peer {name!r}; --peers takes all, none or some of {','.join(known)}")
-    return chosen

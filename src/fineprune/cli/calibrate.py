@@ -35,12 +35,12 @@ def calibrate(output: Path, device: str, **options: Any) -> None:
     from fineprune.compressor.prune import prune
     from fineprune.models.training.device import resolve_device
 
+    from ..asked import Asked
     from ..compression import calibration_run, working_network
-    from ..job import Asked
     from ..unlabelled import check_criteria
     from .render import say
 
-    config = Asked(**prune_settings(options)).config
+    config = Asked.of(prune_settings(options), {}).config
     calibration = CalibrationConfig(samples=options["samples"], batch_size=options["calibration_batch_size"], seed=options["seed"])
     where = resolve_device(device)
     kinds = [part.method.collects for part in config.parts if part.method.collects is not None]

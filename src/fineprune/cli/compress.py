@@ -7,31 +7,27 @@ import click
 
 from fineprune.common.errors import RunError
 
-from .options import (
-    bundle_argument,
-    check_named,
-    data_options,
-    device_option,
-    json_option,
-    model_options,
-    open_data,
-    open_network,
-    open_network_and_data,
-    warn_random,
-)
-from .pruning_options import calibration_options, prune_options, prune_settings, schedule_options, schedule_settings, target_options
-from .sections import CALIBRATION, RESULT, TRAINING, Command, stack
-from .training_options import distill_options, training_options, training_settings
+from .compression_options import compress_settings, compression_options, open_both
+from .options import bundle_argument, check_named, json_option, warn_random
+from .pruning_options import prune_options, target_options
+from .sections import CALIBRATION, PRUNING, RESULT, TRAINING, Command, stack
 
 
 @click.command(cls=Command, short_help="Prune and fine-tune a trained network into a bundle.")
 @bundle_argument
-@model_options
-@data_options
 @prune_options
+@stack(
+    click.option(
+        "--front",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Take the settings of a point in this file of `fineprune front`; other options change them, e.g. --epochs 20.",
+    ),
+    click.option("--point", type=int, metavar="N", help="The number of that point."),
+    section=PRUNING,
+)
 @target_options
-@schedule_options
-@calibration_options
+@compression_options(epochs=10)
 @stack(
     click.option(
         "--statistics",
@@ -40,21 +36,10 @@ from .training_options import distill_options, training_options, training_settin
     ),
     section=CALIBRATION,
 )
-@training_options(
-    **{"epochs": "10", "batch-size": "128", "optimizer": "sgd", "lr": "0.02", "momentum": "0.9", "weight-decay": "0.0005"},
-    **{"schedule": "cosine", "precision": "auto"},
-)
-@distill_options
 @stack(
-    click.option(
-        "--reconstruct/--no-reconstruct",
-        default=None,
-        help="Refit the kept weights layer by layer, without labels, before the fine-tuning (default: where --epochs 0 leaves that out).",
-    ),
     click.option("--compare-dense", is_flag=True, help="Fine-tune the dense network in the same way, too, and report its accuracy beside."),
     section=TRAINING,
 )
-@device_option
 @stack(
     click.option(
         "--output",
@@ -73,38 +58,25 @@ def compress(as_json: bool, output: Path, device: str, **options: Any) -> None:
 
     The training options belong to the fine-tuning; --epochs 0 leaves it out.
     """
-    from fineprune.calibrate.collect import CalibrationConfig
     from fineprune.common.files import check_writable
     from fineprune.common.processes import joined
     from fineprune.common.progress import Bars
     from fineprune.compressor.bundle import check_target
 
+    from ..asked import Asked
     from ..compression import compress_network
-    from ..job import Asked
-    from ..networks import load_arguments, named_data
+    from ..networks import load_arguments
     from ..trust import named_again
     from .render import print_compression, print_json, say
 
-    asked = Asked(
-        **prune_settings(options),
-        prune_schedule=schedule_settings(options),
-        reconstruct=options["reconstruct"],
-        finetune=training_settings(options),
-        calibration=CalibrationConfig(samples=options["samples"], batch_size=options["calibration_batch_size"], seed=options["seed"]),
-        measured=options["statistics"] is not None,
-    )
+    asked = Asked.of(*compress_settings(options), measured=options["statistics"] is not None).at_point(options["front"], options["point"])
     job = asked.job(compare_dense=options["compare_dense"], device=device)
     check_target(output)
     check_writable(output)
     check_named(options)
     if job.schedule is None or not job.schedule.while_training:  # else an untrained network is one that is pruned on the fly
         warn_random(options)
-    if options["bundle"] is None:
-        data = open_data(options)
-        network = open_network(options, data)
-    else:
-        network, given_data = open_network_and_data(options)
-        data = given_data or named_data(network)
+    network, data = open_both(options)
     given: dict[str, Any] = {"spec": network.spec, "before": network.bundle, "statistics": options["statistics"], "output": output}
     with joined() as group:
         bundle = compress_network(network.model, data, job, **given, progress=group.speaker(Bars()))

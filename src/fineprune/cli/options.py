@@ -64,6 +64,13 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 _LARGEST = 1 << 16
 
 
+def given(options: dict[str, Any]) -> dict[str, Any]:
+    """`options` with None in the place of what is only their default, so that a file may say something else."""
+    source = click.get_current_context().get_parameter_source
+    default = click.core.ParameterSource.DEFAULT
+    return {name: None if source(name) is default and not isinstance(value, tuple) else value for name, value in options.items()}
+
+
 def parse_shape(text: str | None) -> tuple[int, int, int] | None:
     """'3x32x32' -> (3, 32, 32)."""
     if text is None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -10,9 +10,6 @@ from fineprune.common.errors import UsageError
 
 from .sections import CALIBRATION, PRUNING, RESEARCH, TARGET, stack
 from .training_options import typed_pairs
-
-if TYPE_CHECKING:
-    from ..search.target import Target
 
 
 class _Ratio(click.ParamType):
@@ -42,17 +39,18 @@ class _Method(click.Option):
         return record and (record[0], f"{record[1]} There are {', '.join(method.name for method in criteria(kind))}.")
 
 
+split_option = click.option(
+    "--prune-split",
+    default="preset",
+    show_default=True,
+    metavar="NAME",
+    help="What divides --prune between blocks and weights: the preset (fixed ratios) or common (one list by worth per multiply-add).",
+)
 _ratios = stack(
     click.option(
         "--prune", "ratio", type=_Ratio(), metavar="RATIO", help="The fraction of the convolutions' multiply-adds to remove, e.g. 0.7."
     ),
-    click.option(
-        "--prune-split",
-        default="preset",
-        show_default=True,
-        metavar="NAME",
-        help="What divides --prune between blocks and weights: the preset (fixed ratios) or common (one list by worth per multiply-add).",
-    ),
+    split_option,
     click.option(
         "--ffp",
         "ffp_ratio",
@@ -85,7 +83,7 @@ _layer_ratios = stack(
     click.option("--fwp-layer", multiple=True, metavar="GLOB=RATIO", help="Another FWP ratio for these layers (repeatable)."),
     section=RESEARCH,
 )
-_research = stack(
+_methods = stack(
     click.option(
         "--ffp-criterion", cls=_Method, metavar="NAME", help="Method that ranks blocks, of those that `fineprune methods` explains."
     ),
@@ -95,9 +93,15 @@ _research = stack(
         "--fwp-criterion", cls=_Method, metavar="NAME", help="Method that ranks weights, of those that `fineprune methods` explains."
     ),
     click.option("--fwp-scope", help="Weights that are ranked together: global, kernel, group, channel, filter or layer."),
+    section=RESEARCH,
+)
+_unit = stack(
     click.option(
         "--fwp-unit", help="What goes together: weight (each by itself), pair or quad (2 or 4 input channels), row (of a kernel)."
     ),
+    section=RESEARCH,
+)
+_weights = stack(
     click.option("--fwp-order", help="Which channels make a pair or a quad: the best that are found (cluster), or neighbours (file)."),
     click.option(
         "--fwp-share", help="Which filters drop a tap together (scopes layer and global): filter (each alone), group, or channel (all)."
@@ -113,8 +117,32 @@ _research = stack(
     click.option("--pointwise", help="What becomes of 1x1 kernels: they are ranked within a filter (filter) or left dense (exempt)."),
     section=RESEARCH,
 )
-ranking_options = stack(_ranking, _research)
-prune_options = stack(_ratios, _ranking, _layer_ratios, _research)
+ranking_options = stack(_ranking, _methods, _unit, _weights)
+prune_options = stack(_ratios, _ranking, _layer_ratios, _methods, _unit, _weights)
+several_options = stack(
+    click.option(
+        "--prune",
+        "ratios",
+        type=_Ratio(),
+        multiple=True,
+        metavar="RATIO",
+        help="A fraction of the convolutions' multiply-adds to remove; without one, 0.3, 0.5, 0.7 and 0.8 (repeatable).",
+    ),
+    click.option(
+        "--unit",
+        "--fwp-unit",
+        "units",
+        multiple=True,
+        metavar="NAME",
+        help="Remove weights by this unit at every ratio: weight (each by itself), pair, quad (what int8 skips) or row (repeatable).",
+    ),
+    stack(split_option, section=PRUNING),
+    _ranking,
+    _layer_ratios,
+    _methods,
+    _weights,
+    section=PRUNING,
+)
 level_option = click.option(
     "--level",
     "levels",
@@ -178,6 +206,10 @@ calibration_options = stack(
 )
 
 
+TARGETS = ("target_latency", "target_macs", "max_drop", "int8", "threads", "batch", "times")
+"""Options of a target, beside its levels."""
+
+
 def schedule_settings(options: dict[str, Any]) -> dict[str, Any] | None:
     """When masks come, from the options given; None where none is."""
     changed = typed_pairs("--prune-schedule-arg", options["schedule_args"])
@@ -186,17 +218,17 @@ def schedule_settings(options: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def prune_settings(options: dict[str, Any]) -> dict[str, Any]:
-    """What is pruned and how it is ranked, as fields of `Asked`, from the options given."""
-    target = target_of_options(options)
-    ratios = any(options[name] is not None for name in ("ratio", "ffp_ratio", "fwp_ratio"))
-    if target is None and not ratios and not options["ffp_layer"] and not options["fwp_layer"]:
+    """What is pruned and how it is ranked, as keys of a recipe's [compress], from the options given."""
+    target = {name: options.get(name) for name in TARGETS} | {"levels": levels_of_options(options)}
+    ratios = ("ratio", "ratios", "ffp_ratio", "fwp_ratio", "target_latency", "target_macs", "max_drop", "front")
+    if all(options.get(name) is None for name in ratios) and not options["ffp_layer"] and not options["fwp_layer"]:
         raise UsageError(
             "nothing to prune; give --prune, or --ffp and --fwp (fractions such as 0.3), or --ffp-layer and --fwp-layer, or a target"
         )
     settings = ranking_settings(options)
-    settings["ffp"] |= {"ratio": options["ffp_ratio"], "per_layer": layer_ratios("--ffp-layer", options["ffp_layer"]) or None}
-    settings["fwp"] |= {"ratio": options["fwp_ratio"], "per_layer": layer_ratios("--fwp-layer", options["fwp_layer"]) or None}
-    return {**settings, "prune": options["ratio"], "prune_split": options["prune_split"], "target": target}
+    settings["ffp"] |= {"ratio": options.get("ffp_ratio"), "per_layer": layer_ratios("--ffp-layer", options["ffp_layer"]) or None}
+    settings["fwp"] |= {"ratio": options.get("fwp_ratio"), "per_layer": layer_ratios("--fwp-layer", options["fwp_layer"]) or None}
+    return {**settings, "prune": options.get("ratio"), "prune_split": options["prune_split"], **target}
 
 
 def ranking_settings(options: dict[str, Any]) -> dict[str, Any]:
@@ -213,7 +245,7 @@ def ranking_settings(options: dict[str, Any]) -> dict[str, Any]:
         "fwp": {
             "criterion": options["fwp_criterion"],
             "scope": options["fwp_scope"],
-            "unit": options["fwp_unit"],
+            "unit": options.get("fwp_unit"),
             "order": options["fwp_order"],
             "share": options["fwp_share"],
             "lanes": options["lanes"],
@@ -222,14 +254,6 @@ def ranking_settings(options: dict[str, Any]) -> dict[str, Any]:
             **layers,
         },
     }
-
-
-def target_of_options(options: dict[str, Any]) -> "Target | None":
-    """What is asked of a search; None where nothing is, or for commands without one."""
-    from ..search.target import target_of
-
-    names = ("target_latency", "target_macs", "max_drop", "int8", "threads", "batch", "times")
-    return target_of(**{name: options.get(name) for name in names}, levels=levels_of_options(options))
 
 
 def levels_of_options(options: dict[str, Any]) -> list[Any] | None:

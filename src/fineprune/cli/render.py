@@ -152,6 +152,27 @@ def print_profile(times: "LayerTimes") -> None:
     say(f"the dense network in ONNX Runtime, float32: {times.reference * 1e6:.1f}")
 
 
+def print_front(facts: dict[str, Any]) -> None:
+    """Points of a front by their numbers, those that no other beats marked."""
+    scale, unit = (facts["timed"][name] for name in ("batch_sizes", "threads")), facts["unit"]
+    batch, threads = (values[0] for values in scale)
+    rows = [
+        [
+            point["name"],
+            f"{point['point']}{' *' if point['front'] else '  '}",
+            _figure(point["milliseconds"], ".3f") + ("" if point["reliable"] in (True, None) else " (worthless)"),
+            *("" if value is None else written(value, unit) for value in (point["accuracy"], point["accuracy_before"])),
+            f"{point['pruned']:.1%}",
+            f"{point['macs'] / 1e6:.3f} M",
+            f"{point['bytes'] / 1e3:.1f}",
+        ]
+        for point in facts["points"]
+    ]
+    where = f"{facts['samples']} {facts['split']} samples; batch {batch}, {threads} thread{'s' * (threads > 1)}; {facts['machine']['cpu']}"
+    columns = ["", "point", "ms", facts["measure"], "before fine-tuning", "pruned", "MACs", "kB"]
+    print_table(f"{facts['measure']} by latency, * where no other point is as fast and as good: {where}", columns, rows)
+
+
 def print_parity(parity: dict[str, Any], expected: str = "PyTorch") -> None:
     """How far each runtime is from the one whose outputs are expected."""
     rows = [
