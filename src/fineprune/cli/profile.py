@@ -28,7 +28,8 @@ from .sections import RESULT, TARGET, Command, stack
 def profile(as_json: bool, network: str | None, output: Path, fwp_unit: str | None, **options: Any) -> None:
     """Time every layer of NETWORK (or --model) in the engine on this machine, dense and with weights dropped, one thread.
 
-    NETWORK is a name or a file, as --model takes it. Take what is written to where there are data: `fineprune compress --target-latency 2.5ms --times FILE` searches for this machine there.
+    NETWORK is a name or a file, as --model takes it. Take what is written to where there are data:
+    `fineprune compress --target-latency 2.5ms --times FILE` searches for this machine there.
     """
     from fineprune.common.errors import UsageError
     from fineprune.common.progress import Bars
