@@ -12,27 +12,20 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from matplotlib.figure import Figure
-from torch import nn
 
 from fineprune.common.files import read_json, write_json
 from fineprune.common.progress import Lines, Silent
 from fineprune.compressor.bundle import Bundle
-from fineprune.deployment import opened, to_onnx
-from fineprune.export.benchmark import BenchmarkConfig, benchmark
-from fineprune.export.engine.run.runtime import EngineRuntime
-from fineprune.export.exporter import export_onnx
-from fineprune.export.int8.quantiser import Int8Config
+from fineprune.deployment import opened
+from fineprune.export.benchmark import BenchmarkConfig
 from fineprune.export.machine import machine_facts
-from fineprune.export.peers.int8 import quantise
-from fineprune.export.runtimes import OnnxRuntime, Runtime
-from fineprune.int8 import Int8Export, quantiser_of
-from fineprune.models.data import ImageData, Split, load_data
+from fineprune.models.data import load_data
 from fineprune.models.zoo import ModelSpec
 from fineprune.models.zoo.registry import parse_args
 from fineprune.networks import open_model
+from fineprune.pareto.files import Files, latencies
+from fineprune.pareto.picture import front_figure
 from fineprune.pictures import write_picture
 from recipes import DENSE, last
 
@@ -40,9 +33,6 @@ KINDS = {"blocks": "#1f5f8b", "channel": "#7a5ea8", "group": "#3a8f5c", "quad": 
 """What is masked -> colour; the recipe's name holds it, and without any it is single weights."""
 MARKERS = "o^svPXd"
 """One for each recipe of a kind."""
-REFERENCES = {"dense, ONNX Runtime": "s", "dense, engine": "D", "int8, ONNX Runtime": "*", "int8, engine": "P"}
-"""The dense network, and its marker."""
-INT8_IMAGES = 256
 
 
 def main() -> None:
@@ -80,44 +70,31 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Points of latency and accuracy, and what they were measured on."""
     data = load_data(arguments.data)
     spec = ModelSpec(name=arguments.model, args=parse_args(arguments.model_args))
-    dense = open_model(spec, checkpoint=arguments.checkpoint, data=data, progress=Silent()).model.eval()
-    points: dict[str, dict[str, Any]] = {}
+    dense = open_model(spec, checkpoint=arguments.checkpoint, data=data, progress=Silent())
+    files, points = Files(data=data, int8=True, device="cpu", progress=Lines()), list[tuple[dict[str, Any], Path]]()
     with tempfile.TemporaryDirectory(prefix="fineprune-front-") as folder:
-        plain, int8 = Path(folder) / "dense.onnx", Path(folder) / "int8.onnx"
-        export_onnx(dense, data.input_shape, plain)
-        quantise(plain, int8, _images(data.train, INT8_IMAGES))
-        runtimes: list[Runtime] = [OnnxRuntime("dense, ONNX Runtime", plain), EngineRuntime("dense, engine", plain)]
-        runtimes.append(OnnxRuntime("int8, ONNX Runtime", int8))
-        runtimes.append(_int8("int8, engine", dense, Path(folder) / "dense.int8.onnx", data))
-        accuracy = {runtime.name: _accuracy(runtime, data.test) for runtime in runtimes[-2:]}
+
+        def place() -> Path:
+            made = Path(folder) / str(len(points))
+            made.mkdir()
+            return made
+
+        where = place()
+        trained = [last(run) for run in _runs(arguments) if run["recipe"] == DENSE]
+        for row in files.dense(dense, where):
+            accuracy = trained[0] if trained and not row["int8"] else row["accuracy"]
+            points.append(({**row, "accuracy": accuracy, "recipe": DENSE, "pruned": 0.0}, where / row["file"]))
         for run in _runs(arguments):
             if run["recipe"] == DENSE:
                 continue
-            name = f"{run['recipe']} {run['prune']:.0%}"
+            name, where = f"{run['recipe']} {run['prune']:.0%}", place()
             bundle = Bundle.load(arguments.runs / "work" / "{recipe}-{prune:g}-{epochs}-{seed}".format(**run))
-            path = Path(folder) / f"{len(points)}.onnx"
-            to_onnx(bundle, path, samples=torch.from_numpy(_images(data.test, 16)), progress=Lines())
-            runtimes.append(EngineRuntime(name, path))
             facts = {"recipe": run["recipe"], "pruned": 1 - bundle.facts["conv_macs_kept"]}
-            points[name] = {**facts, "accuracy": last(run)}
-            runtimes.append(_int8(f"{name} int8", opened(bundle).model, path.with_suffix(".int8.onnx"), data))
-            points[f"{name} int8"] = {**facts, "accuracy": _accuracy(runtimes[-1], data.test), "int8": True}
-        trained = [last(run) for run in _runs(arguments) if run["recipe"] == DENSE]
-        exact = trained[0] if trained else _accuracy(runtimes[0], data.test)
-        accuracy |= {"dense, ONNX Runtime": exact, "dense, engine": exact}
-        points |= {name: {"recipe": DENSE, "pruned": 0.0, "accuracy": value} for name, value in accuracy.items()}
-        config = BenchmarkConfig(batch_sizes=(1,), threads=(1,), rounds=arguments.rounds)
-        rows = benchmark(runtimes, data.input_shape, config, progress=Lines()).to_json()["rows"]
-    for row in rows:
-        points[row["runtime"]] |= {"name": row["runtime"], "milliseconds": row["median_ms"]}
-    return {"epochs": arguments.epochs, "seed": arguments.seed, "points": list(points.values()), "machine": machine_facts()}
-
-
-def _int8(name: str, model: nn.Module, path: Path, data: ImageData) -> Runtime:
-    """The engine on the network's int8 file, which is written to `path`."""
-    job = Int8Export(config=Int8Config(images=INT8_IMAGES), data=data)
-    export_onnx(model.cpu().eval(), data.input_shape, path, int8=quantiser_of(job, Silent()))
-    return EngineRuntime(name, path)
+            for row in files.in_engine(opened(bundle), where, (name, f"{name} int8"), last(run)):
+                points.append(({**row, **facts}, where / row["file"]))
+        times = latencies(points, data.input_shape, BenchmarkConfig(rounds=arguments.rounds), Lines())
+    timed = [{**point, **times[point["name"]]} for point, _ in points if point["name"] in times]
+    return {"epochs": arguments.epochs, "seed": arguments.seed, "points": timed, "machine": machine_facts()}
 
 
 def _runs(arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -127,61 +104,22 @@ def _runs(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     return [run for run in chosen if not arguments.recipes or run["recipe"] in (DENSE, *arguments.recipes)]
 
 
-def _images(split: Split, count: int) -> np.ndarray:
-    return next(iter(split.batches(count))).images.numpy()
-
-
-def _accuracy(runtime: Runtime, split: Split) -> float:
-    """Of the runtime's answers to all of `split`."""
-    runtime.load(1)
-    right = sum(int((runtime.run(batch.images.numpy()).argmax(1) == batch.labels.numpy()).sum()) for batch in split.batches(100))
-    runtime.close()
-    return right / len(split)
-
-
 def kind_of(recipe: str) -> str:
     """Which masks a recipe makes."""
     return next((kind for kind in KINDS if kind in recipe), "weights")
 
 
 def draw(path: Path, found: dict[str, Any]) -> None:
-    """Latency against accuracy; a line a recipe, dashed in int8; the points that none is both faster and more accurate than have a ring."""
-    points = found["points"]
-    figure = Figure(figsize=(7.6, 4.6), layout="constrained")
-    axes = figure.subplots()
-    recipes = list(dict.fromkeys(point["recipe"] for point in points if point["recipe"] != DENSE))
-    for recipe in recipes:
-        alike = [other for other in recipes if kind_of(other) == kind_of(recipe)]
-        marker = MARKERS[alike.index(recipe) % len(MARKERS)]
-        for int8 in (False, True):
-            mine = [point for point in points if point["recipe"] == recipe and point.get("int8", False) == int8]
-            line = sorted((point["milliseconds"], 100 * point["accuracy"]) for point in mine)
-            style: dict[str, Any] = {"marker": marker, "markersize": 5, "linewidth": 1, "color": KINDS[kind_of(recipe)]}
-            style |= {"linestyle": "--", "markerfacecolor": "white"} if int8 else {}
-            if line:
-                axes.plot(*zip(*line, strict=True), label=f"{recipe}, int8" if int8 else recipe, **style)
-    for point in points:
-        if point["recipe"] == DENSE:
-            marker = REFERENCES[point["name"]]
-            size = 10 if marker in "*P" else 6
-            axes.plot(point["milliseconds"], 100 * point["accuracy"], marker, color="#222", markersize=size, label=point["name"])
-    front = front_of(points)
-    ring: dict[str, Any] = {"fillstyle": "none", "color": "#222", "markersize": 14, "label": "nothing faster is as accurate"}
-    axes.plot([p["milliseconds"] for p in front], [100 * p["accuracy"] for p in front], "o", **ring)
+    """Latency against accuracy; a line a recipe, dashed in int8, its colour that of what it masks."""
+    recipes = list(dict.fromkeys(point["recipe"] for point in found["points"]))
+
+    def style(recipe: str) -> dict[str, Any]:
+        alike = [other for other in recipes if kind_of(other) == kind_of(recipe) and other != DENSE]
+        return {"marker": MARKERS[alike.index(recipe) % len(MARKERS)], "color": KINDS[kind_of(recipe)]}
+
     epochs = f"{found['epochs']} epochs" if found["epochs"] else "no fine-tuning"
-    axes.set(xlabel="latency, ms (batch 1, one thread)", ylabel="test accuracy, %", title=f"{epochs}; {found['machine']['cpu']}")
-    axes.grid(color="#ddd", linewidth=0.6)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8, labelspacing=0.8)
-    write_picture(figure, path)
-
-
-def front_of(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those that no other is faster than without being less accurate."""
-
-    def beats(one: dict[str, Any], other: dict[str, Any]) -> bool:
-        return bool(one["milliseconds"] < other["milliseconds"] and one["accuracy"] >= other["accuracy"])
-
-    return [point for point in points if not any(beats(other, point) for other in points)]
+    title = f"{epochs}; {found['machine']['cpu']}"
+    write_picture(front_figure(found, series=lambda point: str(point["recipe"]), style=style, title=title), path)
 
 
 if __name__ == "__main__":

@@ -14,12 +14,12 @@ from fineprune.common.progress import Silent
 from fineprune.compressor.bundle import Bundle
 from fineprune.export.benchmark import BenchmarkConfig
 from fineprune.pareto import sweep
+from fineprune.pareto.files import DENSE, Files
 from fineprune.pareto.picture import front_figure
 from fineprune.pareto.points import front_of, point_of
 from support.command import fineprune, succeed
 
 QUICK = ["--epochs", 1, "--batch-size", 64, "--samples", 40, "--preset", "taylor", "--rounds", 1]
-DENSE = ["dense, ONNX Runtime", "dense, engine", "int8, engine", "int8, ONNX Runtime"]
 
 
 def point(milliseconds: float | None, accuracy: float | None) -> dict[str, Any]:
@@ -106,16 +106,16 @@ def test_an_interrupted_front_goes_on(trained: list[object], tmp_path: Path, mon
         compressed.append(output.parent.name)
         return whole(*given, output=output, **others)
 
-    def stopped(self: sweep.Sweep, network: Any, place: Path, *given: Any, **others: Any) -> Any:
+    def stopped(self: Files, network: Any, place: Path, *given: Any, **others: Any) -> Any:
         if place.name == "0.6":
             raise KeyboardInterrupt
         return exported(self, network, place, *given, **others)
 
-    whole, exported = sweep.compress_network, sweep.Sweep._in_engine
+    whole, exported = sweep.compress_network, Files.in_engine
     monkeypatch.setattr(sweep, "compress_network", counted)
     asked = ["front", *trained, *QUICK, "--no-int8", "--prune", 0.4, "--prune", 0.6, "--output", where]
     with monkeypatch.context() as patched:
-        patched.setattr(sweep.Sweep, "_in_engine", stopped)
+        patched.setattr(Files, "in_engine", stopped)
         result = fineprune(*asked)
     assert result.code == 1 and "what was done is kept, run the same command again to go on" in result.err
     left = json.loads((where / "front.json").read_text())

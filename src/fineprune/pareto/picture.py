@@ -4,13 +4,14 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..pictures import plain
+from .files import DENSE
 from .points import front_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = ("#1f5f8b", "#e8a33d", "#a3123a", "#3a8f5c", "#7a5ea8")
-REFERENCES = {"dense, ONNX Runtime": "s", "dense, engine": "D", "int8, ONNX Runtime": "*", "int8, engine": "P"}
+REFERENCES = dict(zip(DENSE, "sDP*", strict=True))
 """The dense network in a runtime, and its marker."""
 Style = Callable[[str], dict[str, Any]]
 

@@ -19,45 +19,37 @@ from torch import nn
 
 from fineprune.calibrate.statistics import fingerprint
 from fineprune.common.copies import copied
-from fineprune.common.errors import FinepruneError, RunError, UsageError
+from fineprune.common.errors import RunError, UsageError
 from fineprune.common.files import check_writable, read_json, write_json
 from fineprune.common.form import Maybe, require
-from fineprune.common.inputs import Structured, one
+from fineprune.common.inputs import Structured
 from fineprune.common.processes import joined
-from fineprune.common.progress import Progress, working
+from fineprune.common.progress import Progress
 from fineprune.compressor.bundle import MANIFEST, Bundle
 from fineprune.compressor.macs import count_macs
 from fineprune.export.machine import machine_facts
 from fineprune.models.data import ImageData
 from fineprune.models.objective import ACCURACY, Metric, objective_of
 from fineprune.models.training.device import resolve_device
-from fineprune.models.training.evaluate import evaluate
 from fineprune.models.zoo import ModelSpec
 
 from ..asked import Asked
 from ..compression import compress_network
-from ..evaluation import figure_of
 from ..manifest import before_training, final_accuracy
 from ..networks import Network, network_of
-from ..samples import held_out
 from ..unlabelled import answered
+from .files import Files, latencies
 from .points import FRONT, front_of, read_front
 
 if TYPE_CHECKING:
     from fineprune.export.benchmark import BenchmarkConfig
-    from fineprune.export.runtimes import Runtime
-
-    from ..deployment import Exported
 
 DENSE = "dense"
 FACTS = "facts.json"
-_FLOAT32, _INT8 = "float32.onnx", "int8.onnx"
 _FORM = {
     **{"int8": bool, "settings": Maybe({}), "pruned": float, "macs": float, "accuracy_before": Maybe(float)},
     "files": [{"name": str, "runtime": str, "int8": bool, "file": str, "accuracy": Maybe(float)}],
 }
-_STOCK_IMAGES = 256
-"""Training images by which ONNX Runtime's own quantiser chooses the ranges of the dense network, as many as ours by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,12 +109,13 @@ class Sweep:
             self.progress.log(f"compression {number} of {len(several)}: {each.name}")
             self._record(f"points/{each.folder}", partial(self._compressed, each))
             self._write(networks, earlier)
-        return self._write(networks, self._latencies(networks))
+        rows = [(row, path) for _, row, path in self._rows(networks)]
+        return self._write(networks, latencies(rows, self.data.input_shape, self.config, self.progress))
 
     @cached_property
-    def split(self) -> str:
-        """Which part of the data accuracies refer to: as `compress` has it."""
-        return "test" if len(self.data.test) else "validation"
+    def files(self) -> Files:
+        """What makes files and measures them."""
+        return Files(data=self.measured[0], int8=self.int8, device=self.device, progress=self.progress)
 
     @cached_property
     def measured(self) -> tuple[ImageData, Metric]:
@@ -148,7 +141,7 @@ class Sweep:
         """UsageError where the folder has points of other settings, RunError where there is nothing to measure on."""
         if isinstance(self.data.shape, Structured):
             raise UsageError("a front is of a network that takes one tensor, which other runtimes and int8 are given")
-        if not len(getattr(self.data, self.split)):
+        if not len(self.data.test) and not len(self.data.validation):
             raise RunError("there are no held-out samples to measure accuracy on; give data with a test or validation split")
         path = self.folder / FRONT
         if not path.is_file():
@@ -171,24 +164,11 @@ class Sweep:
         write_json(path, {"int8": self.int8, **make(self.folder / place)})
 
     def _dense(self, place: Path) -> dict[str, Any]:
-        """The network as it is, in the engine and in ONNX Runtime, there in int8 as that quantises it."""
-        from fineprune.export.peers.int8 import quantise
-
-        data, _ = self.measured
-        part, model = getattr(data, self.split), copied(self.model).eval()
-        accuracy = evaluate(model, part, device=self.device, progress=self.progress, description="dense").accuracy
-        report = count_macs(model.cpu(), self.data.shape)
-        network = Network(model=model, spec=self.spec, input_shape=self.data.input_shape)
-        files = self._in_engine(network, place, ("dense, engine", "int8, engine"), accuracy, plain=True)
-        plain, stock = place / _FLOAT32, place / "onnxruntime-int8.onnx"
-        row: dict[str, Any] = {"name": "dense, ONNX Runtime", "runtime": "onnxruntime", "int8": False, "file": plain.name}
-        files.insert(0, {**row, "accuracy": accuracy})
-        if self.int8:
-            with working(self.progress, "quantising by ONNX Runtime"):
-                quantise(plain, stock, one(next(iter(data.train.batches(_STOCK_IMAGES))).images).numpy())
-            row |= {"name": "int8, ONNX Runtime", "int8": True, "file": stock.name}
-            files.append({**row, "accuracy": self._figure(stock, "onnxruntime")})
-        return {"settings": None, "pruned": 0.0, "macs": report.macs, "accuracy_before": None, "files": files}
+        """The network as it is."""
+        model = copied(self.model).eval()
+        macs = count_macs(model, self.data.shape).macs
+        rows = self.files.dense(Network(model=model, spec=self.spec, input_shape=self.data.input_shape), place)
+        return {"settings": None, "pruned": 0.0, "macs": macs, "accuracy_before": None, "files": rows}
 
     def _compressed(self, each: Wanted, place: Path) -> dict[str, Any]:
         """A compression: its bundle, which an interrupted call has perhaps left, and its files."""
@@ -199,7 +179,7 @@ class Sweep:
             bundle = compress_network(self.model, self.data, job, **target)
         accuracy = bundle.facts["accuracy"]
         network = network_of(bundle, model=copied(self.model))
-        files = self._in_engine(network, place, (each.name, f"{each.name} int8"), final_accuracy(accuracy))
+        files = self.files.in_engine(network, place, (each.name, f"{each.name} int8"), final_accuracy(accuracy))
         return {
             "settings": each.asked.to_json(),
             "pruned": 1 - bundle.facts["conv_macs_kept"],
@@ -215,34 +195,6 @@ class Sweep:
         bundle = Bundle.load(folder)
         return bundle if bundle.facts["settings"] == json.loads(json.dumps(settings)) else None
 
-    def _in_engine(
-        self, network: Network, place: Path, names: tuple[str, str], accuracy: float | None, *, plain: bool = False
-    ) -> list[dict[str, Any]]:
-        """Files of a network in float32 and in int8, called `names`, each compared with what it was made of: those that the engine
-        computes. accuracy: of the network in float32."""
-        from ..deployment import PARITY_SAMPLES, export_int8, export_network
-        from ..int8 import Int8Export, int8_config
-
-        samples, data = held_out(self.data, PARITY_SAMPLES), self.measured[0]
-        row: dict[str, Any] = {"name": names[0], "runtime": "engine", "int8": False, "file": _FLOAT32}
-        exported = export_network(network, place / _FLOAT32, samples=samples, plain=plain, progress=self.progress)
-        files = [{**row, "accuracy": accuracy}] if _runs(exported) else []
-        if not self.int8 or (config := int8_config(True)) is None:
-            return files
-        row |= {"name": names[1], "int8": True, "file": _INT8}
-        try:
-            job = Int8Export(config=config, data=data)
-            exported = export_int8(network, place / _INT8, job, samples=samples, plain=plain, progress=self.progress)
-        except FinepruneError as error:
-            self.progress.log(f"{names[1]} is left out: {error}")
-            return files
-        return [*files, {**row, "accuracy": self._figure(place / _INT8, "engine")}] if _runs(exported) else files
-
-    def _figure(self, file: Path, runtime: str) -> float:
-        """What the file in int8 itself is worth, in what it is timed in."""
-        data, _ = self.measured
-        return figure_of(_runtime(file.name, file, runtime), getattr(data, self.split), progress=self.progress)
-
     def _rows(self, networks: Sequence[str]) -> Iterator[tuple[dict[str, Any], dict[str, Any], Path]]:
         """Facts of each finished network with each of its files."""
         for place in networks:
@@ -251,21 +203,13 @@ class Sweep:
                 facts = _facts(path)
                 yield from ((facts, file, self.folder / place / file["file"]) for file in facts["files"])
 
-    def _latencies(self, networks: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """Of all files, in one benchmark, by name."""
-        from fineprune.export.benchmark import benchmark
-
-        runtimes = [_runtime(file["name"], path, file["runtime"]) for _, file, path in self._rows(networks)]
-        rows = benchmark(runtimes, self.data.input_shape, self.config, progress=self.progress).rows
-        return {row.runtime: {"milliseconds": row.median_ms, "reliable": row.reliable} for row in rows}
-
-    def _write(self, networks: Sequence[str], latencies: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    def _write(self, networks: Sequence[str], timed: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         """front.json with what there is."""
         _, metric = self.measured
         points: list[dict[str, Any]] = []
         places = {point["name"]: place for place, point in enumerate(self._earlier)}  # numbers stay what they were
         for facts, file, path in sorted(self._rows(networks), key=lambda row: places.get(row[1]["name"], len(places))):
-            timed = latencies.get(file["name"], {})
+            times = timed.get(file["name"], {})
             points.append(
                 {
                     "name": file["name"],
@@ -277,7 +221,7 @@ class Sweep:
                     "accuracy_before": None if file["int8"] else facts["accuracy_before"],
                     "accuracy": file["accuracy"],
                     "bytes": path.stat().st_size,
-                    **{key: timed.get(key) for key in ("milliseconds", "reliable")},
+                    **{key: times.get(key) for key in ("milliseconds", "reliable")},
                     "file": path.relative_to(self.folder).as_posix(),
                 }
             )
@@ -285,7 +229,7 @@ class Sweep:
         found = {
             "points": [{**point, "front": place in front} for place, point in enumerate(points)],
             **{"measure": metric.name, "unit": metric.unit, "higher_is_better": metric.higher_is_better},
-            **{"split": self.split, "samples": len(getattr(self.data, self.split))},
+            **{"split": self.files.split, "samples": len(getattr(self.data, self.files.split))},
             "timed": asdict(self.config),
             "machine": machine_facts(),
             "settings": self.settings,
@@ -300,21 +244,6 @@ def _facts(path: Path) -> dict[str, Any]:
     require(facts, _FORM, str(path), "remove the file, and `fineprune front` makes it again")
     found: dict[str, Any] = facts
     return found
-
-
-def _runs(exported: "Exported") -> bool:
-    """Whether the engine computes what it should; where not, a line of the log has said so."""
-    from fineprune.export.parity import ENGINE
-
-    parity = exported.parity
-    return parity is not None and parity.compares(ENGINE) and not parity.engine_warning()
-
-
-def _runtime(name: str, path: Path, runtime: str) -> "Runtime":
-    from fineprune.export.engine.run.runtime import EngineRuntime
-    from fineprune.export.runtimes import OnnxRuntime
-
-    return EngineRuntime(name, path) if runtime == "engine" else OnnxRuntime(name, path)
 
 
 def _flat(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
