@@ -186,6 +186,11 @@ def _check_export(settings: Settings) -> None:
     int8_config(settings["export"].get("int8"))
 
 
+def _check_compress(settings: Settings) -> None:
+    if ("front" in settings["compress"]) != ("point" in settings["compress"]):
+        raise UsageError("front and point belong together: a file of `fineprune front`, and the number of a point there")
+
+
 def _check_report(settings: Settings) -> None:
     """That what the page shows beside the run is there before hours of work."""
     for key, name in settings["report"].items():
@@ -200,7 +205,8 @@ def _check_bench(settings: Settings) -> None:
 
 
 _CHECKS = (
-    *(("model", _check_model), ("data", _check_data), ("export", _check_export), ("bench", _check_bench), ("report", _check_report)),
+    *(("model", _check_model), ("data", _check_data), ("compress", _check_compress), ("export", _check_export)),
+    *(("bench", _check_bench), ("report", _check_report)),
 )
 
 

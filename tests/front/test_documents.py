@@ -62,7 +62,13 @@ def test_the_worked_examples_of_the_methods_are_true() -> None:
 
 
 @pytest.mark.parametrize(
-    ("page", "written"), [("docs/tasks.md", "classifier.onnx"), ("docs/inputs.md", "backbone.onnx"), ("docs/targets.md", "chosen.onnx")]
+    ("page", "written"),
+    [
+        ("docs/tasks.md", "classifier.onnx"),
+        ("docs/inputs.md", "backbone.onnx"),
+        ("docs/targets.md", "chosen.onnx"),
+        ("docs/front.md", "chosen.onnx"),
+    ],
 )
 def test_a_how_to_in_python_runs_as_it_stands(page: str, written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

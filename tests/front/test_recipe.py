@@ -151,6 +151,24 @@ def test_an_int8_file_is_measured_unless_eight_bits_are_left_out(
     assert ("int8.onnx" in pipeline._measured()) == measured
 
 
+def test_a_benchmark_of_layers_without_peers(again: Path, trust: list[object]) -> None:
+    settings = {"bench": {"rounds": 1, "peers": "none", "layers": True, "int8": False}, "export": {}}
+    report, _ = _Pipeline(settings, again, False, tuple(map(str, trust[1::2])), "cpu", Silent())._bench()
+    assert {row["runtime"] for row in report["rows"]} == {
+        *("onnxruntime dense", "torch dense", "engine compressed", "onnxruntime compressed"),
+    }
+    assert {row["name"] for row in report["layers"]} >= {"stem", "depthwise", "grouped"} and "layers_int8" not in report
+
+
+def test_a_recipe_says_where_to_compute(data: str, network: str, trust: list[object], checkpoint: Path, tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    model = f'name = "{network}"\nargs = {{ width = 6 }}\ncheckpoint = "{checkpoint}"'
+    path.write_text('device = "cuda:9"\n' + recipe(data, network, model=model, train="", finetune="epochs = 0", bench=""))
+    result = fineprune("run", path, "--output", tmp_path / "run", *trust, "--trust", checkpoint)
+    assert result.code and "cuda:9" in result.err
+    succeed("run", path, "--output", tmp_path / "run", *trust, "--trust", checkpoint, "--device", "cpu")
+
+
 def test_checkpoint_in_place_of_training(data: str, network: str, trust: list[object], checkpoint: Path, tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
     model = f'name = "{network}"\nargs = {{ width = 6 }}\ncheckpoint = "{checkpoint}"'
@@ -200,6 +218,8 @@ def test_any_method_by_its_name(criterion: str, ratio: float, data: str, network
         ({"compress": "ffp = 0.3\npreset = 'best'"}, "unknown preset 'best'; choose one of obs, taylor, thesis"),
         ({"compress": "ffp = 0.3\nsamples = 0"}, r"\[compress\] samples must be at least 1, got 0"),
         ({"bench": "threads = ['all']"}, r"\[bench\] threads is a list of whole numbers"),
+        ({"bench": "peers = ['tvm']"}, r"\[bench\] there is no peer 'tvm'; peers are all, none or some of openvino"),
+        ({"compress": "point = 3\nprune = 0.5"}, r"\[compress\] front and point belong together"),
         (
             {"model": "name = 'lenet'\nargs = { width = [1] }"},
             r"\[model\] a model's name is text and its arguments are numbers, true/false or",
