@@ -343,7 +343,7 @@ class _Run:
             run = replace(calibration, folder=folder, config=replace(calibration.config, seed=seed))
             config = at(self.job.config, partial(schedule.ratio, done))
             asked = " and ".join(f"{ratio:.0%} ({kind})" for kind, ratio in config.asked.items() if ratio)
-            self.progress.log(f"round {done} of {rounds}: {asked} pruned")
+            self.progress.log(f"round {done} of {rounds}: {asked or 'a share of each layer'} pruned")
             pruned = prune_network(model, config, run, found=found)
             if done < rounds:
                 reconstruct_network(self.model, pruned.model, run, self.job.reconstruct)

@@ -100,6 +100,8 @@ def print_compression(facts: dict[str, Any]) -> None:
             rows,
         )
     asked, achieved, common = ratios["asked"], ratios["achieved"], ratios["asked"].get("common")
+    kept = facts.get("search", {}).get("target", {}).get("macs")
+    whole = common if kept is None else 1 - kept
     rows = [
         *(
             [
@@ -109,7 +111,7 @@ def print_compression(facts: dict[str, Any]) -> None:
             ]
             for kind in KINDS
         ),
-        ["convolution multiply-adds", f"{common:.1%}" if common else "", f"{1 - facts['conv_macs_kept']:.1%}"],
+        ["convolution multiply-adds", f"{whole:.1%}" if whole else "", f"{1 - facts['conv_macs_kept']:.1%}"],
     ]
     rows += [[f"- {text}", "", f"{share:.1%}"] for text, share in zeros_pruned(facts)]
     print_table("pruned", ["", "asked", "achieved"], rows)
