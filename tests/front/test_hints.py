@@ -103,7 +103,7 @@ CASES = [
     ),
     ("calibrate --model lenet --data digits --prune 0.3 --seed -1 --output o", "Invalid value for '--seed': -1 is not in"),
     ("macs --model lenet --input 3x999999999x999999999", "--input is CxHxW with numbers up to 65536"),
-    ("comprss x", "No such command 'comprss'. Did you mean 'compress'?"),
+    ("calibrat x", "No such command 'calibrat'. Did you mean 'calibrate'?"),
     ("compress --modle x", "Did you mean"),
 ]
 

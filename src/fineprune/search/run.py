@@ -234,6 +234,7 @@ class Search:
         """The fastest whose drop is small enough, by bisection over the sum of times."""
         allowed, best = self.target.max_drop, None
         assert allowed is not None
+        self._fastest()  # where nothing is gained, that is said
         low, high, tried = self.options.fastest, self.options.dense, list[dict[str, Any]]()
         for number in range(SOLVES):
             budget = (low * high) ** 0.5
