@@ -15,7 +15,9 @@ from fineprune.common.progress import Silent
 from fineprune.compressor.search.levels import DENSE, Level
 from fineprune.export.benchmark import Latency
 from fineprune.models.data import load_data
+from fineprune.samples import data_of
 from fineprune.search import run as search
+from fineprune.search.drop import Drop, judged_on
 from fineprune.search.target import Target, target_of
 from fineprune.search.times import LayerTimes, Machine
 from support.command import fineprune, succeed
@@ -115,6 +117,58 @@ def test_the_choice_is_corrected_by_what_is_measured(data: str, monkeypatch: pyt
     assert found["measured_ms"] == pytest.approx(4, rel=0.05)
     assert found["end"]["latency_ms"] == pytest.approx(4, rel=0.05)
     assert found["end"]["kept"]
+
+
+def test_a_measurement_that_misses_is_no_refusal(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole networks take so long by chance; only the fastest choice that does says what cannot be reached."""
+    facts: dict[str, Any] = dict.fromkeys(Latency.__dataclass_fields__, 0)
+    row = Latency(**{**facts, "runtime": "engine", "median_ms": 5.0, "speedup": 8 / 5})
+    monkeypatch.setattr(Machine, "times", lambda self, *given: times())
+    monkeypatch.setattr(Machine, "latency", lambda self, masked: (row, row))
+    monkeypatch.setattr(search, "ROUNDS", 1)
+    bundle = package.compress(network(), load_data(data), target_latency="4ms", levels=LEVELS, **QUICK)
+    assert bundle.facts["search"]["end"] == {"kept": False, "latency_ms": 5.0, "drop": None}
+    with pytest.raises(RunError, match=r"0\.5ms cannot be reached: the fastest .* is 5 ms"):
+        package.compress(network(), load_data(data), target_latency="0.5ms", levels=LEVELS, **QUICK)
+
+
+def test_what_layers_take_and_the_rest_are_told_apart() -> None:
+    rest, scale = times(2.0).fit
+    assert (rest, scale) == (pytest.approx(2e-4), pytest.approx(2.0))
+    whole = times().whole
+    left_to_others = {level: 7.1e-3 if level.fwp < 0.5 else seconds for level, seconds in whole.items()}
+    assert times(whole=left_to_others).fit == (pytest.approx(1e-4), pytest.approx(1.0))
+
+
+def test_a_drop_is_judged_by_differences_of_the_same_samples() -> None:
+    images, labels = torch.eye(4).repeat(25, 1).view(100, 4, 1, 1), torch.arange(100) % 4
+    samples = data_of((images, labels), validation=None, test=None, seed=0, objective=None, forward=None, progress=Silent())
+    exact, wrong = nn.Flatten(), nn.Sequential(nn.Flatten(), nn.Linear(4, 4, bias=False))
+    with torch.no_grad():
+        wrong[1].weight.copy_(torch.eye(4))
+        wrong[1].weight[3] = 0.0  # samples of the last class get the first
+    same = Drop.figures(exact, samples, "cpu", Silent())
+    assert (Drop.between(exact, same, samples, "cpu", Silent()).lost, same.mean()) == (0.0, 1.0)
+    lost = Drop.between(wrong, same, samples, "cpu", Silent())
+    share = float((judged_on(samples)[1].labels == 3).double().mean())
+    spread = (share * (1 - share) / (lost.samples - 1)) ** 0.5
+    assert lost.lost == pytest.approx(100 * share)
+    assert lost.bound == pytest.approx(100 * (share + 1.645 * spread))
+    assert lost.kept(lost.bound) and not lost.kept(lost.bound - 0.01)
+
+
+def test_times_of_this_machine_are_measured_once(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    monkeypatch.setattr(Machine, "times", lambda self, *given: made.append(1) or times())
+
+    def stopped(*given: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Machine, "latency", stopped)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            package.compress(network(), load_data(data), target_latency="3ms", levels=LEVELS, output=tmp_path / "out", **QUICK)
+    assert made == [1]
 
 
 def test_a_largest_drop_is_kept_on_validation_samples(data: str, trained: list[object], there: Path, tmp_path: Path) -> None:
@@ -228,8 +282,19 @@ def test_sensitivity_is_kept_and_gone_on_with(data: str, trained: list[object], 
     again = succeed("sensitivity", *trained, *options, "--json").json()
     assert len(again["rows"]) == 2 * len(names)
     assert again["rows"][0]["error"] == 7.0  # measured before
-    other = succeed("sensitivity", *trained, *options, "--seed", 1, "--json").json()
-    assert other["rows"][0]["error"] != 7.0
+    more = succeed("sensitivity", *trained, "--level", 0.7, *options, "--json").json()
+    assert len(more["rows"]) == 3 * len(names)
+    assert more["rows"][0]["error"] == 7.0  # of a level that was there before
+    replaced = fineprune("sensitivity", *trained, *options, "--seed", 1, "--json")
+    assert replaced.json()["rows"][0]["error"] != 7.0
+    assert "figures of other settings, which are replaced" in replaced.err
+    path.write_text('{"rows": []}')
+    assert "key is missing; it is no file of this kind" in fineprune("sensitivity", *trained, *options).err
+    text = tmp_path / "notes.txt"
+    text.write_text("mine")
+    for command in (["sensitivity", *trained, "--no-times"], ["profile", *trained]):
+        assert "is not named as a JSON file" in fineprune(*command, "--output", text).err
+    assert text.read_text() == "mine"
 
 
 def test_sensitivity_of_other_outputs_than_classes() -> None:

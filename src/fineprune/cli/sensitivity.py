@@ -48,15 +48,16 @@ def sensitivity(as_json: bool, output: Path, plot: Path | None, device: str, **o
     from fineprune.compressor.search.levels import levels_of
 
     from ..pictures import write_picture
-    from ..search.explore import explored
+    from ..search.explore import check_json_target, explored
     from ..search.picture import sensitivity_figure
     from ..search.target import Target
     from .render import print_json, print_sensitivity, say
 
     if plot is not None and plot.suffix not in (".png", ".svg"):
         raise UsageError(f"--plot writes .png or .svg, got {plot}")
-    for path in filter(None, (output, plot)):
-        check_writable(path)
+    check_json_target(output)
+    if plot is not None:
+        check_writable(plot)
     ranking = ranking_settings(options)
     if options["int8"] and ranking["fwp"]["unit"] is None:
         ranking["fwp"]["unit"] = "quad"

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fineprune.common.errors import UsageError
 from fineprune.common.progress import Progress
 from fineprune.models.data import ImageData
 from fineprune.models.objective import ACCURACY, moved, objective_of
@@ -35,7 +36,7 @@ class Drop:
     @classmethod
     def between(cls, model: nn.Module, exact: Tensor, data: ImageData, device: Any, progress: Progress) -> "Drop":
         """exact: `figures` of the dense network."""
-        name, split = _split(data)
+        name, split = judged_on(data)
         objective = objective_of(split)
         metric = ACCURACY if objective is None else objective.metric
         lost = (exact - cls.figures(model, data, device, progress)).double()
@@ -47,7 +48,7 @@ class Drop:
     @staticmethod
     def figures(model: nn.Module, data: ImageData, device: Any, progress: Progress) -> Tensor:
         """float32 [N]: the figure of each held-out sample, whose mean is the accuracy, or the user's metric."""
-        _, split = _split(data)
+        _, split = judged_on(data)
         objective, found = objective_of(split), list[Tensor]()
         metric = ACCURACY if objective is None else objective.metric
         model.to(device)
@@ -72,5 +73,12 @@ class Drop:
         return asdict(self)
 
 
-def _split(data: ImageData) -> tuple[str, Any]:
-    return ("validation", data.validation) if len(data.validation) else ("training", data.train)
+def judged_on(data: ImageData) -> tuple[str, Any]:
+    """The split that a search compares networks on, with its name: validation, or training where there is none.
+
+    UsageError for data without samples.
+    """
+    for name, split in (("validation", data.validation), ("training", data.train)):
+        if len(split):
+            return name, split
+    raise UsageError(f"the data set {data.spec} is empty; give samples to measure on")

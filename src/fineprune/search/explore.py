@@ -16,7 +16,7 @@ from fineprune.common.progress import Lines, Progress
 from fineprune.compressor.config import PruneConfig, prune_config
 from fineprune.compressor.prune import CalibrationRun, prunable
 from fineprune.compressor.reconstruct.run import ReconstructConfig
-from fineprune.compressor.search.levels import Level, levels_of, masks_of_levels
+from fineprune.compressor.search.levels import DENSE, Level, levels_of, masks_of_levels
 from fineprune.models.data import ImageData
 from fineprune.models.objective import Metric, task_of
 from fineprune.models.training.device import resolve_device
@@ -55,7 +55,7 @@ def sensitivity(
     check_progress(progress)
     check_named(model, checkpoint=checkpoint, model_args=model_args)
     if output is not None:
-        check_writable(output)
+        check_json_target(output)
     progress = progress or Lines()
     layers = {"include": include, "exclude": exclude}
     config = prune_config(preset, ffp=ratio_settings("ffp", ffp, **layers), fwp=ratio_settings("fwp", fwp, **layers))
@@ -77,6 +77,14 @@ def sensitivity(
         device=device,
         progress=progress,
     )
+
+
+def check_json_target(path: Path | str) -> None:
+    """UsageError where `path` is something else than a JSON file, RunError where it cannot be written."""
+    path = Path(path)
+    if path.is_dir() or (path.exists() and path.suffix != ".json"):
+        raise UsageError(f"{path} exists and is not named as a JSON file; give another name such as {path.with_suffix('.json')}")
+    check_writable(path)
 
 
 def explored(
@@ -114,8 +122,8 @@ def explored(
     if counts["times"] and not isinstance(data.shape, Structured):
         taken = search.times
         for row in facts["rows"]:
-            of_layer = {str(level): seconds for level, seconds in taken.layers.get(row["layer"], {}).items()}
-            row["milliseconds"], row["milliseconds_dense"] = (_ms(of_layer.get(key)) for key in (_named(row["level"]), "dense"))
+            seconds = taken.layers.get(row["layer"], {})
+            row |= {"milliseconds": _ms(seconds.get(Level(**row["level"]))), "milliseconds_dense": _ms(seconds.get(DENSE))}
     if output is not None:
         write_json(output, facts)
     return facts
@@ -146,7 +154,7 @@ def profile(
     check_progress(progress)
     check_named(model, checkpoint=checkpoint, model_args=model_args)
     if output is not None:
-        check_writable(output)
+        check_json_target(output)
     progress = progress or Lines()
     target = Target(int8=int8, threads=threads, batch=batch, levels=levels_of(levels))
     if any(level.ffp for level in target.levels):
@@ -191,10 +199,6 @@ class _NoSamples:
     def batches(self, batch_size: int, **options: Any) -> Any:
         """None."""
         return iter(())
-
-
-def _named(level: Mapping[str, float]) -> str:
-    return str(Level(**level))
 
 
 def _ms(seconds: float | None) -> float | None:

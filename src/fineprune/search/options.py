@@ -12,8 +12,6 @@ from fineprune.compressor.search.programme import Floats, solve
 from fineprune.compressor.search.sensitivity import LevelMasks
 from fineprune.compressor.selection import left
 
-from .times import LayerTimes
-
 _GAIN = 0.99
 """A level is open where it takes at most so much of what the dense layer takes."""
 
@@ -75,8 +73,3 @@ def chosen_masks(masks: LevelMasks, chosen: Mapping[str, Level]) -> dict[str, di
 def multiply_adds(masks: LevelMasks, sites: Sequence[ConvSite]) -> dict[str, dict[Level, float]]:
     """What each layer takes at each level where multiply-adds are what counts."""
     return {site.name: {DENSE: float(site.macs)} | {level: float(left(site, masks[level])) for level in masks} for site in sites}
-
-
-def seconds(times: LayerTimes) -> dict[str, dict[Level, float]]:
-    """What each layer takes at each level on a machine."""
-    return {name: dict(of_layer) for name, of_layer in times.layers.items()}

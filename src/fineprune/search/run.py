@@ -30,7 +30,7 @@ from fineprune.compressor.search.sensitivity import LevelMasks
 from fineprune.models.data import ImageData
 
 from .drop import Drop
-from .options import Options, chosen_masks, multiply_adds, seconds
+from .options import Options, chosen_masks, multiply_adds
 from .sensitivity import Sensitivities
 from .target import Target
 from .times import LayerTimes, Machine
@@ -90,7 +90,7 @@ class Search:
             "levels": {name: level.to_json() for name, level in chosen.items()},
             **facts,
             "error": self.options.error(chosen),
-            "measured_on": {"split": self.errors.to_json()["split"], "samples": self.errors.to_json()["samples"]},
+            "measured_on": self.errors.measured_on,
             "seconds": time.monotonic() - begun,
         }
         if kept is not None:
@@ -129,7 +129,13 @@ class Search:
             found = LayerTimes.load(self.target.times)
             found.check(self.sites, self.target, self.config.fwp.unit, self.target.times)
             return found
-        return self.machine.times(self.masks, self.sites, self.config.fwp.unit)
+        kept = self.folder and self.folder / "times.json"
+        if kept is not None and kept.is_file():
+            return LayerTimes.load(kept)
+        measured = self.machine.times(self.masks, self.sites, self.config.fwp.unit)
+        if kept is not None:
+            measured.save(kept)
+        return measured
 
     @cached_property
     def machine(self) -> Machine:
@@ -143,7 +149,7 @@ class Search:
     @cached_property
     def options(self) -> Options:
         """What is open to each layer."""
-        measured = multiply_adds(self.masks, self.sites) if self.target.macs is not None else seconds(self.times)
+        measured = self.times.layers if self.target.macs is None else multiply_adds(self.masks, self.sites)
         return Options.of(measured, {site.name: self.errors.errors(site.name) for site in self.sites})
 
     def masked(self, chosen: Mapping[str, Level]) -> nn.Module:
@@ -163,12 +169,12 @@ class Search:
         asked = self._asked()
         aim, rounds, best = asked, list[dict[str, float]](), None
         for _ in range(ROUNDS):
-            chosen, slowest = self._within(aim), False
+            chosen, fastest = self._within(aim), False
             if chosen is None:
-                chosen, slowest = self._fastest(), True
+                chosen, fastest = self._fastest(), True
             expected = self.times.expected(chosen)
             if self.target.times is not None:  # nothing to correct by
-                if slowest and expected > asked * (1 + OFF):
+                if fastest and expected > asked * (1 + OFF):
                     raise self._refusal(expected)
                 return chosen, self._facts(asked, expected, None, rounds)
             measured = self._measured(chosen)
@@ -176,12 +182,12 @@ class Search:
             self.progress.log(f"expected {_ms(expected)}, measured {_ms(measured)}, asked {_ms(asked)}")
             if best is None or abs(measured / asked - 1) < abs(best[1] / asked - 1):
                 best = chosen, measured, expected
-            if abs(measured / asked - 1) <= NEAR or (slowest and measured > asked):
+            if fastest and measured > asked * (1 + OFF):
+                raise self._refusal(measured)
+            if abs(measured / asked - 1) <= NEAR or (fastest and measured > asked):
                 break
             aim *= asked / measured
         assert best is not None
-        if best[1] > asked * (1 + OFF):
-            raise self._refusal(best[1])
         return best[0], self._facts(asked, best[2], best[1], rounds)
 
     def _asked(self) -> float:
@@ -197,7 +203,7 @@ class Search:
     def _within(self, latency: float) -> dict[str, Level] | None:
         rest, scale = self.times.fit
         others = sum(of_layer[DENSE] for name, of_layer in self.times.layers.items() if name not in self.options.names)
-        return self.options.choice((latency - rest) / max(scale, 1e-12) - others)
+        return self.options.choice((latency - rest) / scale - others)
 
     def _fastest(self) -> dict[str, Level]:
         chosen = self.options.choice(self.options.fastest * (1 + 1e-6))

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fineprune.calibrate.convolutions import ConvSite
 from fineprune.calibrate.statistics import fingerprint, masks_by_layer
-from fineprune.common.errors import RunError, UsageError
 from fineprune.common.files import read_json, write_json
+from fineprune.common.form import Maybe, Within, require
 from fineprune.common.inputs import numbers_of
+from fineprune.compressor.masks import KINDS
 from fineprune.compressor.prune import CalibrationRun
 from fineprune.compressor.reconstruct.run import ReconstructConfig
 from fineprune.compressor.search.levels import Level
@@ -31,6 +32,11 @@ from fineprune.models.objective import ACCURACY, AGREEMENT, Metric, is_class_sco
 from fineprune.models.training.distillation import distillation_loss, output_loss
 from fineprune.models.training.evaluate import evaluate
 
+from .drop import judged_on
+
+_LEVEL = {kind.name: Within(float, 0, 1) for kind in KINDS}
+_ROW = {"layer": str, "level": _LEVEL, "kept": float, "error": float, "masks": str, **dict.fromkeys(("accuracy", "loss"), Maybe(float))}
+_FORM = {"key": str, "dense": Maybe(float), "rows": [_ROW]}
 SAMPLES, FEW, NUMBERS = 512, 128, 512 * 3 * 64 * 64
 """Held-out samples that errors are measured on; of samples so large that these would hold more numbers, fewer, but so many at least."""
 _BATCH = 128
@@ -52,10 +58,10 @@ class Sensitivities:
         path: Path | None = None,
     ) -> None:
         self.model, self.masks, self.sites, self.run, self._path = model, masks, sites, run, path
-        self._name, split = next((name, split) for name, split in _splits(data) if len(split))
+        self._name, split = judged_on(data)
         samples = samples or max(FEW, min(SAMPLES, NUMBERS // numbers_of(data.shape)))
         order = torch.randperm(len(split), generator=torch.Generator().manual_seed(run.config.seed))[:samples]
-        self._split, self._refit = split.subset(order), refit
+        self._split, self.refit = split.subset(order), refit
         objective = objective_of(split)
         self.metric = objective.metric if objective else ACCURACY if data.labelled else AGREEMENT
         self.rows: dict[tuple[str, Level], Sensitivity] = {}
@@ -74,7 +80,7 @@ class Sensitivities:
             self.dense = evaluate(self.model, self._split, device=self.run.device).accuracy
         done = frozenset(self.rows)
         last = None
-        for row in sensitivities(self.model, self.masks, self.sites, self.run, images, judge, refit=self._refit, done=done):
+        for row in sensitivities(self.model, self.masks, self.sites, self.run, images, judge, refit=self.refit, done=done):
             if last not in (None, row.layer):
                 self._keep()
             self.rows[row.layer, row.level], last = row, row.layer
@@ -84,6 +90,11 @@ class Sensitivities:
         """Of a layer, by level."""
         return {level: max(0.0, row.figures["error"]) for (layer, level), row in self.rows.items() if layer == name}
 
+    @property
+    def measured_on(self) -> dict[str, Any]:
+        """The split, and how many of its samples."""
+        return {"split": self._name, "samples": len(self._split)}
+
     def to_json(self) -> dict[str, Any]:
         """Rows, what was measured on what, and where."""
         return {
@@ -92,9 +103,8 @@ class Sensitivities:
             "unit": self.metric.unit,
             "higher_is_better": self.metric.higher_is_better,
             "dense": self.dense,
-            "split": self._name,
-            "samples": len(self._split),
-            "rows": [row.to_json() for row in self.rows.values()],
+            **self.measured_on,
+            "rows": [{**row.to_json(), "masks": _digest(self.masks[row.level], row.layer)} for row in self.rows.values()],
             "machine": machine_facts(),
         }
 
@@ -105,37 +115,34 @@ class Sensitivities:
     def _recall(self) -> None:
         if self._path is None or not self._path.is_file():
             return
-        try:
-            facts = read_json(self._path)
-        except RunError:
-            return
-        if not isinstance(facts, Mapping) or facts.get("key") != self._key:
+        facts = read_json(self._path)
+        require(facts, _FORM, str(self._path), "it is no file of this kind, or was edited; name another one")
+        if facts["key"] != self._key:
+            self.run.progress.log(f"{self._path} has figures of other settings, which are replaced")
             return
         self.dense = facts["dense"]
         for row in facts["rows"]:
             level = Level(**row["level"])
-            figures = {name: row[name] for name in ("error", "accuracy", "loss") if name in row}
+            if level not in self.masks or row["masks"] != _digest(self.masks[level], row["layer"]):
+                continue
+            figures = {name: row[name] for name in ("error", "accuracy", "loss") if row.get(name) is not None}
             self.rows[row["layer"], level] = Sensitivity(layer=row["layer"], level=level, kept=row["kept"], figures=figures)
 
 
-def _splits(data: ImageData) -> list[tuple[str, Any]]:
-    splits = [("validation", data.validation), ("training", data.train)]
-    if not any(len(split) for _, split in splits):
-        raise UsageError(f"the data set {data.spec} is empty; give samples to measure on")
-    return splits
-
-
-def _key(all_: Sensitivities, data: ImageData) -> str:
-    """What rows depend on."""
-    network = fingerprint(all_.model, masks_by_layer(all_.model, (name for name, _ in all_.model.named_modules())))
-    digest = hashlib.sha256()
-    for level in sorted(all_.masks):
-        digest.update(str(level).encode())
-        for kind, of_kind in all_.masks[level].items():
-            for name, mask in sorted(of_kind.items()):
-                digest.update(f"{kind} {name}".encode() + mask.numpy().tobytes())
-    settings = [network, data.to_json(), digest.hexdigest(), len(all_._split), str(all_._refit), all_.run.config.seed, all_.metric.name]
+def _key(found: Sensitivities, data: ImageData) -> str:
+    """What all rows depend on, beside the masks of each."""
+    network = fingerprint(found.model, masks_by_layer(found.model, (name for name, _ in found.model.named_modules())))
+    settings = [network, data.to_json(), found.measured_on, str(found.refit), found.run.config.seed, found.metric.name]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def _digest(masks: Mapping[str, Mapping[str, Tensor]], layer: str) -> str:
+    """Of the masks of a layer, by kind."""
+    digest = hashlib.sha256()
+    for kind, of_kind in sorted(masks.items()):
+        if layer in of_kind:
+            digest.update(kind.encode() + of_kind[layer].numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _judge(metric: Metric, objective: Any, labels: list[Any]) -> Callable[[Any, Any, int], dict[str, float]]:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from fineprune.export.benchmark import Latency
 
 SCHEMA = 1
+_LEAST = 1e-9
+"""Seconds that all layers take at least."""
 _SATURATED = 0.95
 """Of the dense network's latency in the engine."""
 _ROUNDS, _MORE, _SPREAD = 15, 4, 0.06
@@ -72,7 +74,7 @@ class LayerTimes:
             (rest, scale), *_ = np.linalg.lstsq(np.stack([1 / y, x / y], 1), np.ones(len(y)), rcond=None)
             if rest >= 0 and scale > 0:
                 return float(rest), float(scale)
-        return 0.0, float(np.median(y / np.maximum(x, 1e-12)))
+        return 0.0, float(np.median(y / np.maximum(x, _LEAST)))
 
     def _sum(self, level: Level) -> float:
         return sum(of_layer.get(level, of_layer[DENSE]) for of_layer in self.layers.values())

@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from fineprune.common.errors import UsageError
 from fineprune.export.engine import Session
 from fineprune.export.engine.ir import costs
 from fineprune.export.engine.ir.conv import ConvShape
@@ -119,6 +120,15 @@ def test_outputs_are_those_of_the_file_wherever_it_runs(dense: float, monkeypatc
         np.testing.assert_allclose(ours.run(None, {"x": x})[0], expected, rtol=1e-4, atol=1e-5)
         records = {record.name for record in ours.profile(x)}
     assert ("conv1" in records) == (dense == 100.0)
+
+
+def test_what_is_faster_there_stays_where_only_what_is_needed_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    content, x = chain([1.0, 1.0]), np.random.default_rng(1).standard_normal((1, 16, 16, 16), np.float32)
+    for fallback, timed in ((True, 0), ("needed", 2)):
+        with believing(table(dense=0.001), monkeypatch), Session(content, fallback=fallback) as ours:  # type: ignore[arg-type]
+            assert len([record for record in ours.profile(x) if record.name.startswith("conv")]) == timed
+    with pytest.raises(UsageError, match="fallback is True, False or 'needed'"):
+        Session(content, fallback="sometimes")  # type: ignore[arg-type]
 
 
 def test_nothing_goes_there_without_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
