@@ -40,6 +40,7 @@ TORCHVISION: dict[str, dict[str, Any]] = {
     **{name: {} for name in ("efficientnet_b0", "efficientnet_v2_s", "regnet_y_400mf", "regnet_x_400mf", "convnext_tiny", "swin_t")},
     "googlenet": {"aux_logits": False, "init_weights": False},
     "inception_v3": {"aux_logits": False, "init_weights": True},
+    "vit_b_16": {"image_size": 64},
 }
 TIMM: dict[str, dict[str, Any]] = {
     **{name: {} for name in ("tf_efficientnet_b0", "tf_mobilenetv3_small_100", "resnetv2_50x1_bit", "nfnet_l0", "repvgg_a0")},
@@ -52,7 +53,7 @@ REPOSITORIES: dict[str, tuple[str, str, dict[str, Any], int]] = {
     "lukemelas/EfficientNet-PyTorch b0": ("efficientnet_pytorch", "EfficientNet.from_name", {"model_name": "efficientnet-b0"}, 64),
 }
 """By repository and network: module, factory, its arguments, and the size of an image."""
-TOKENS = ("swin_t", "vit_tiny_patch16_224", "mixer_s32_224", "convnext_tiny", "convnext_atto", "edgenext_xx_small")
+TOKENS = ("swin_t", "vit_b_16", "vit_tiny_patch16_224", "mixer_s32_224", "convnext_tiny", "convnext_atto", "edgenext_xx_small")
 """Networks most of whose multiply-adds are in linear layers."""
 SIZES = {"inception_v3": 96}
 

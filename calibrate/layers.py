@@ -209,7 +209,10 @@ class OutputSquares(Collector):
 
 
 class InputMoments(OutputSquares):
-    """H of a layer's inputs under its block mask, in blocks of at most `limit` rows, at `taken` positions of each sample."""
+    """H of a layer's inputs under its block mask, in blocks of at most `limit` rows, at `taken` positions of each sample of the site.
+
+    Attention of torch puts samples where positions are, so that a call has as many more of them: the same share is taken.
+    """
 
     def __init__(self, layer: nn.Module, site: ConvSite, limit: int, taken: int) -> None:
         super().__init__(layer, site)
@@ -217,7 +220,8 @@ class InputMoments(OutputSquares):
 
     def depend(self, call: Call, positions: int) -> None:
         """Sums of the positions that are taken stand for all."""
-        total, taken = torch.zeros(self.shape, dtype=torch.float64), min(self.taken, positions)
+        total = torch.zeros(self.shape, dtype=torch.float64)
+        taken = min(positions, -(-self.taken * positions // self.site.positions))
         samples = self.indices[torch.arange(len(call.x)) * len(self.indices) // len(call.x)]  # a network may cut samples into several
         at = spread(samples, taken, positions).to(call.x.device)
         some = self.at_once(taken, call.x.dtype)

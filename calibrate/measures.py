@@ -55,9 +55,11 @@ class Frequencies:
         return {"criterion": self.norm, "keep": keep, "propagate": self.propagate if keep else "dense"}
 
     def collectors(self, model: nn.Module, sites: Sequence[ConvSite], seed: int, samples: int) -> dict[str, Collector]:
-        """One `BlockFrequency` a layer, each with an order of its own among ties."""
+        """One `BlockFrequency` a layer that can carry masks of blocks, each with an order of its own among ties."""
         found: dict[str, Collector] = {}
         for number, site in enumerate(sites):
+            if site.weights_only:
+                continue
             ties = TieBreaker(site.in_channels * site.positions, seed=seed * 7919 + number)
             keep = self.keep.get(site.name, site.positions)
             found[site.name] = BlockFrequency(layer_at(model, site), site, keep, self.norm, ties, masked=self.propagate == "masked")
@@ -79,8 +81,8 @@ class BlockScores:
         return {"criterion": "taylor", "keep": {}, "propagate": "dense"}
 
     def collectors(self, model: nn.Module, sites: Sequence[ConvSite], seed: int, samples: int) -> dict[str, Collector]:
-        """One `BlockTaylor` a layer."""
-        return {site.name: BlockTaylor(layer_at(model, site), site) for site in sites}
+        """One `BlockTaylor` a layer that can carry masks of blocks."""
+        return {site.name: BlockTaylor(layer_at(model, site), site) for site in sites if not site.weights_only}
 
     def trial(self) -> "BlockScores":
         """It changes nothing."""
@@ -172,8 +174,8 @@ class BlockErrors:
         return {"criterion": "obs"}
 
     def collectors(self, model: nn.Module, sites: Sequence[ConvSite], seed: int, samples: int) -> dict[str, Collector]:
-        """One `BlockOutputs` a layer."""
-        return {site.name: BlockOutputs(layer_at(model, site), site) for site in sites}
+        """One `BlockOutputs` a layer that can carry masks of blocks."""
+        return {site.name: BlockOutputs(layer_at(model, site), site) for site in sites if not site.weights_only}
 
     def trial(self) -> "BlockErrors":
         """It changes nothing."""

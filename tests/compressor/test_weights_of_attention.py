@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from fineprune.calibrate.collect import CalibrationConfig
 from fineprune.calibrate.convolutions import find_convolutions
+from fineprune.calibrate.measures import InputSquares
 from fineprune.compressor.attention import split
 from fineprune.compressor.bake import bake, dense_twin, masks_of
 from fineprune.compressor.bundle import Bundle
@@ -99,6 +100,23 @@ def test_whoever_reads_a_masked_weight_reads_zeros_where_it_is_dropped(network: 
     assert {type(module) for module in twin.modules()} == {type(module) for module in network.modules()}
     assert twin.state_dict().keys() == expected.state_dict().keys()
     torch.testing.assert_close(torch.compile(masked, backend="aot_eager")(x), expected(x))
+
+
+@pytest.mark.parametrize("preset", ["thesis", "taylor", "obs"])
+def test_blocks_are_measured_where_a_layer_can_drop_them(network: Network, preset: str) -> None:
+    """The projection has other maps for other batches, which says nothing of a layer without masks of blocks."""
+    run = CalibrationRun(source=samples(6), input_shape=SHAPE, config=CalibrationConfig(batch_size=4))
+    config = prune_config(preset, ffp={"ratio": 0.3}, fwp={"ratio": 0.3, "layer_types": ("conv2d", "linear")})
+    masks = masks_of(prune(split(deepcopy(network)), config, run).model)  # type: ignore[arg-type]
+    assert set(masks["ffp"]) == {"patches"} and READ[2] in masks["fwp"]
+
+
+def test_moments_of_a_projection_are_those_of_all_tokens(network: Network) -> None:
+    images, run = samples(24).images, CalibrationRun(source=samples(24), input_shape=SHAPE, config=CalibrationConfig(batch_size=8))
+    found = run.collect(split(deepcopy(network)), InputSquares(), ("linear",)).layers[READ[2]]["moments"]  # type: ignore[arg-type]
+    with torch.no_grad():
+        tokens = network.own(network.patches(images).flatten(2).transpose(1, 2)).reshape(-1, 4).double()
+    torch.testing.assert_close(found[0, 0], tokens.T @ tokens, rtol=1e-5, atol=1e-4)
 
 
 def test_an_optimizer_gets_the_parameters(network: Network) -> None:
