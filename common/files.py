@@ -121,6 +121,11 @@ def write_json(target: Path | str, value: Any) -> None:
     write_bytes(target, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
+def as_stored(value: Any) -> Any:
+    """`value` as a file of JSON gives it back: lists for tuples."""
+    return json.loads(json.dumps(value))
+
+
 def read_json(source: Path | str) -> Any:
     """Read a JSON file; RunError names it when it is missing, malformed or unlike any that is written here (see `check_plain`)."""
     try:

@@ -8,7 +8,6 @@ masks.safetensors    LAYER/KIND, such as ffp or fwp: uint8, eight mask elements 
 network.onnx         where the network came from an ONNX file: its graph, without the weights
 """
 
-import json
 import math
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from fineprune.calibrate.strides import answer_as_nchw
 from fineprune.common.errors import RunError, UsageError
-from fineprune.common.files import atomic_path, own_file, read_json, sha256, write_json
+from fineprune.common.files import as_stored, atomic_path, own_file, read_json, sha256, write_json
 from fineprune.common.form import Maybe, Within, require
 from fineprune.common.tensors import read_tensors
 from fineprune.common.wrappers import unwrapped, without_wrappers
@@ -234,7 +233,7 @@ def check_storable(bundle: Bundle) -> None:
 def _plain(name: str, value: Any) -> Any:
     """`value`, which is as it was once JSON held it."""
     try:
-        kept = json.loads(json.dumps(value))
+        kept = as_stored(value)
     except (TypeError, ValueError):
         kept = None
     if kept != value:

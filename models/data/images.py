@@ -1,6 +1,8 @@
 """What a data set is to the rest of the program: three splits whose samples carry their labels and their positions."""
 
 import copy
+import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -155,6 +157,11 @@ class ImageData:
         """Whether the images have labels; those that have none are of class -1."""
         return not bool((self.train.labels < 0).any())
 
+    @property
+    def held_out(self) -> str:
+        """The split that accuracies refer to: "test", or "validation" where there is no test split."""
+        return "test" if len(self.test) else "validation"
+
     def to_json(self) -> dict[str, Any]:
         """Facts for a manifest: those named as `load_data`'s arguments make the same data again."""
         given = {name: getattr(self, name) for name in ("crop", "white", "channels", "labels")}
@@ -172,6 +179,11 @@ class ImageData:
             "augmentation": str(self.augmentation),
             **{name: value for name, value in given.items() if value is not None},
         }
+
+    @property
+    def digest(self) -> str:
+        """By which data of other facts are told apart."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
     def with_spec(self, spec: str) -> "ImageData":
         """The same data under the spec string that it came from."""

@@ -17,6 +17,7 @@ from typing import Any, Self
 
 from fineprune.calibrate.collect import CalibrationConfig
 from fineprune.common.errors import UsageError
+from fineprune.common.files import as_stored
 from fineprune.compressor.config import PruneConfig, prune_config
 from fineprune.compressor.reconstruct.run import ReconstructConfig, reconstruct_config
 from fineprune.models.training.config import TrainConfig
@@ -111,7 +112,8 @@ class Asked:
             **{name: calibration.get(theirs) for name, theirs in _CALIBRATION.items()},
             **({} if self.target is None else _asked_of(self.target)),
         }
-        return {"compress": _plain(_given(compress)), "finetune": _plain(_given(_training(self.finetune)))}
+        tables: dict[str, dict[str, Any]] = as_stored({"compress": _given(compress), "finetune": _given(_training(self.finetune))})
+        return tables
 
     @property
     def seed(self) -> int:
@@ -210,10 +212,3 @@ def _calibration(calibration: CalibrationConfig | Mapping[str, Any]) -> dict[str
 def _asked_of(target: Target) -> dict[str, Any]:
     levels = [(level.ffp, level.fwp) for level in target.levels]
     return {name: getattr(target, theirs) for name, theirs in _TARGET.items()} | {"levels": levels}
-
-
-def _plain(value: Any) -> Any:
-    """As JSON gives it back: tables and lists."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

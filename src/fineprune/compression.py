@@ -5,8 +5,6 @@
 Each step's result is in the manifest, so that the bundle says what was saved and what it cost.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
@@ -168,11 +166,10 @@ def calibration_run(
     data: ImageData, config: CalibrationConfig, device: torch.device, folder: Path | None, progress: Progress
 ) -> CalibrationRun:
     """Calibration on the training split, its statistics labelled with the data set that they belong to."""
-    identity = hashlib.sha256(json.dumps(data.to_json(), sort_keys=True).encode()).hexdigest()
     return CalibrationRun(
         source=data.train,
         input_shape=data.shape,
-        config=replace(config, data=f"{data.name} {identity[:16]}"),
+        config=replace(config, data=f"{data.name} {data.digest[:16]}"),
         device=device,
         folder=folder,
         progress=progress,
@@ -293,7 +290,7 @@ class _Run:
         accuracy = {"dense": self.accuracy(self.model, "dense")}
         if self.measure == ACCURACY.name:
             meanwhile = self.job.schedule is not None and self.job.schedule.while_training
-            self.say(chance_level(accuracy["dense"], getattr(self.data, self.held_out).labels, on_the_fly=meanwhile))
+            self.say(chance_level(accuracy["dense"], getattr(self.data, self.data.held_out).labels, on_the_fly=meanwhile))
             self.say(few_samples(self.calibration_labels(), len(self.data.classes)))
         history: dict[str, Any] = {}
         reconstruction: dict[str, Any] = {}
@@ -320,7 +317,7 @@ class _Run:
             **self.identity(spec),
             **pruned_before(before),
             **saved(self.job.config, pruned, report, masked_report),
-            "accuracy": {**accuracy, **measured, "split": self.held_out, "samples": len(getattr(self.data, self.held_out))},
+            "accuracy": {**accuracy, **measured, "split": self.data.held_out, "samples": len(getattr(self.data, self.data.held_out))},
             **reconstruction,
             "training": history,
             **self.reached(pruned.model),
@@ -430,18 +427,13 @@ class _Run:
         history = [{key.replace("_accuracy", "_figure"): value for key, value in record.items()} for record in result["history"]]
         return {key.replace("_accuracy", "_figure"): value for key, value in changed.items()} | {"history": history}
 
-    @property
-    def held_out(self) -> str:
-        """The split that accuracies refer to: test, or validation where there is no test split."""
-        return "test" if len(self.data.test) else "validation"
-
     def accuracy(self, model: nn.Module, description: str) -> float | None:
-        split = getattr(self.data, self.held_out)
+        split = getattr(self.data, self.data.held_out)
         if len(split) == 0:
             return None
         options: dict[str, Any] = {"device": self.device, "progress": self.progress, "group": self.group}
         result = evaluate(model, split, description=description, **options)
-        self.progress.log(f"{description}: {self.held_out} {self.measure} {written(result.accuracy, self.unit.get('unit'))}")
+        self.progress.log(f"{description}: {self.data.held_out} {self.measure} {written(result.accuracy, self.unit.get('unit'))}")
         return result.accuracy
 
     def reconstruct(self, model: nn.Module, calibration: CalibrationRun) -> dict[str, Any]:

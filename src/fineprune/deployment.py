@@ -1,7 +1,7 @@
 """From a bundle to a file that runs anywhere."""
 
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -131,16 +131,15 @@ def export_network(
         with _called(path, unchecked):
             with working(progress, "exporting"):
                 report = export_onnx(model, network.shape, unchecked, plain=plain, metadata=metadata, dynamic_size=dynamic_size)
-            threads = torch.get_num_threads()
-            if dynamic_size:
-                larger = of_another_size(network.shape)
-                with working(progress, CHECKING):
-                    another = check_parity(model, unchecked, larger, reference_samples=0, engine=True, threads=threads, progress=progress)
-                another.require()
-            if samples is not None:
-                with working(progress, CHECKING):
-                    parity = check_parity(model, unchecked, samples, engine=True, threads=threads, progress=progress)
-                parity.require()
+            how: dict[str, Any] = {"engine": True, "threads": torch.get_num_threads(), "progress": progress}
+            with working(progress, CHECKING):
+                if dynamic_size:
+                    larger = of_another_size(network.shape)
+                    another = check_parity(model, unchecked, larger, reference_samples=0, **how)
+                    another.require()
+                if samples is not None:
+                    parity = check_parity(model, unchecked, samples, **how)
+                    parity.require()
         for note in report.notes:
             progress.log(note)
         if parity is None:
@@ -151,9 +150,7 @@ def export_network(
         another = replace(another, path=str(path))
         far = ", ".join(f"{one.relative_error:.0e} in {one.runtime}" for one in another.runtimes)
         progress.log(f"any size: {written(larger)} give the outputs of PyTorch but for {far}")
-    for report_of_size in filter(None, (parity, another)):
-        for warning in filter(None, (report_of_size.reference_warning(), report_of_size.engine_warning())):
-            progress.log(warning)
+    _warn(filter(None, (parity, another)), progress)
     exported = Exported(report=replace(report, path=str(path)), parity=parity, another_size=another)
     _write_beside(path, exported)
     return exported
@@ -180,12 +177,19 @@ def export_int8(
         if samples is not None:
             with _called(path, unchecked), working(progress, CHECKING):
                 parity = replace(check_int8_parity(unchecked, samples.numpy(), progress=progress), path=str(path))
-    for line in (*report.notes, *((parity.reference_warning(), parity.engine_warning()) if parity else ())):
-        if line:
-            progress.log(line)
+    for note in report.notes:
+        progress.log(note)
+    _warn(filter(None, (parity,)), progress)
     exported = Exported(report=replace(report, path=str(path)), parity=parity, int8=facts)
     _write_beside(path, exported)
     return exported
+
+
+def _warn(reports: "Iterable[ParityReport]", progress: Progress) -> None:
+    """Say where the reference or the engine cannot run a file, or differ."""
+    for report in reports:
+        for warning in filter(None, (report.reference_warning(), report.engine_warning())):
+            progress.log(warning)
 
 
 def _write_beside(path: Path | str, exported: Exported) -> None:

@@ -104,7 +104,7 @@ def cost(float32: Path, int8: Path | str, data: ImageData, bundle: "Bundle | Non
     """Figures of the two files in ONNX Runtime on the held-out split, how near int8 is to float32, and the dense network's figure there."""
     from fineprune.export.runtimes import OnnxRuntime
 
-    name, split = ("test", data.test) if len(data.test) else ("validation", data.validation)
+    name, split = data.held_out, getattr(data, data.held_out)
     facts: dict[str, Any] = {"split": name, "samples": len(split)}
     if not len(split):
         return facts

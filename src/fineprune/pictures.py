@@ -5,11 +5,14 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from fineprune.common.files import write_bytes
+from fineprune.common.errors import UsageError
+from fineprune.common.files import check_writable, write_bytes
 from fineprune.common.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+KINDS = (".png", ".svg")
 
 
 def picture(figure: "Figure", kind: Literal["svg", "png"], *, dpi: int = 130, salt: str = "fineprune") -> bytes:
@@ -26,6 +29,13 @@ def picture(figure: "Figure", kind: Literal["svg", "png"], *, dpi: int = 130, sa
 def plain(name: str) -> str:
     """A name from a file as text of a figure, where a pair of $ would be taken for a formula."""
     return printable(name).replace("$", r"\$")
+
+
+def check_picture(path: Path) -> None:
+    """UsageError where --plot names no kind of file that is written, RunError where it cannot be written: before work that takes long."""
+    if path.suffix not in KINDS:
+        raise UsageError(f"--plot writes {' or '.join(KINDS)}, got {path}")
+    check_writable(path)
 
 
 def write_picture(figure: "Figure", path: Path, *, dpi: int = 130) -> None:

@@ -187,8 +187,9 @@ def _check_export(settings: Settings) -> None:
 
 
 def _check_compress(settings: Settings) -> None:
-    if ("front" in settings["compress"]) != ("point" in settings["compress"]):
-        raise UsageError("front and point belong together: a file of `fineprune front`, and the number of a point there")
+    from .pareto.points import check_pair
+
+    check_pair(settings["compress"].get("front"), settings["compress"].get("point"))
 
 
 def _check_report(settings: Settings) -> None:

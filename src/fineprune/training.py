@@ -50,15 +50,14 @@ def train_network(
         start = {kind: sha256(file) for kind, file in given.items() if file is not None}
         with opened(model, data, config, output=output, device=device, progress=progress, beside=Beside(identity=start)) as run:
             result = run.finish()
-        held_out = "test" if len(data.test) else "validation"
-        split = getattr(data, held_out)
+        split = getattr(data, data.held_out)
         value = evaluate(model, split, device=device, progress=progress, group=group).accuracy if len(split) else None
         facts = {
             "model": spec.to_json(),
             "data": data.to_json(),
             "config": config.to_json(),
             **result.to_json(),
-            "accuracy": {"split": held_out, "value": value, "samples": len(split)},
+            "accuracy": {"split": data.held_out, "value": value, "samples": len(split)},
             "checkpoint": str(output / CHECKPOINT),
         }
         return group.on_first(lambda: _write(facts, model, result, data, config, output, suspects))

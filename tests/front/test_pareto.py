@@ -4,17 +4,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import torch
 from torch import nn
 
 import fineprune as package
+from fineprune.cli import command
 from fineprune.common.errors import RunError, UsageError
 from fineprune.common.progress import Silent
 from fineprune.compressor.bundle import Bundle
 from fineprune.export.benchmark import BenchmarkConfig
 from fineprune.pareto import sweep
 from fineprune.pareto.files import DENSE, Files
+from fineprune.pareto.front import EPOCHS, PRUNE, ROUNDS
 from fineprune.pareto.picture import front_figure
 from fineprune.pareto.points import front_of, point_of
 from support.command import fineprune, succeed
@@ -190,6 +193,13 @@ def test_a_recipe_takes_a_point(
     recipe.write_text("\n".join(tables).replace("point = 7", "point = 99"))
     result = fineprune("run", recipe, "--output", tmp_path / "other", *allowed, "--trust", front)
     assert result.code == 2 and f"{recipe}: [compress] point 99 of {front} is not there" in " ".join(result.err.split())
+
+
+def test_the_command_tells_the_defaults_of_the_function() -> None:
+    said = {param.name: param for param in command.commands["front"].params if isinstance(param, click.Option)}
+    assert f"[default: {EPOCHS}]" in str(said["epochs"].help) and said["rounds"].default == ROUNDS
+    *others, last = (f"{ratio:g}" for ratio in PRUNE)
+    assert f"without one, {', '.join(others)} and {last}" in str(said["ratios"].help)
 
 
 def regression() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:

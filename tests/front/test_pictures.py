@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from fineprune.common.errors import RunError
-from fineprune.pictures import picture, write_picture
+from fineprune.common.errors import RunError, UsageError
+from fineprune.pictures import check_picture, picture, write_picture
 
 
 def figure() -> Figure:
@@ -30,3 +30,9 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=r"cannot write .*f\.png"):
         write_picture(figure(), tmp_path / "file" / "f.png")
+    with pytest.raises(RunError, match=r"cannot write .*f\.svg"):
+        check_picture(tmp_path / "file" / "f.svg")
+    with pytest.raises(UsageError, match=r"--plot writes \.png or \.svg, got .*f\.jpg"):
+        check_picture(tmp_path / "f.jpg")
+    check_picture(tmp_path / "f.png")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]

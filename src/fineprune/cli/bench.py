@@ -5,8 +5,6 @@ from typing import Any
 
 import click
 
-from fineprune.common.errors import UsageError
-
 from .options import bundle_argument, check_named, data_options, input_option, json_option, model_options, open_network_and_data
 from .sections import Command
 
@@ -58,23 +56,20 @@ def bench(
 
     BUNDLE is a folder that `fineprune compress` wrote.
     """
-    from fineprune.common.files import check_writable
     from fineprune.common.progress import Bars
     from fineprune.export.benchmark import BenchmarkConfig
 
     from ..latency import bench as measure
     from ..latency import bench_layers, layer_rows, peers_of
     from ..latency_figure import latency_figure
-    from ..pictures import write_picture
+    from ..pictures import check_picture, write_picture
     from .render import print_bench, print_json, print_layers
 
     if machine or redo:
         _bench_machine(redo, as_json)
         return
     if plot is not None:
-        if plot.suffix not in (".png", ".svg"):
-            raise UsageError(f"--plot writes .png or .svg, got {plot}")
-        check_writable(plot)
+        check_picture(plot)
     named = peers_of(peers)
     config = BenchmarkConfig(batch_sizes=batch_sizes, threads=threads, rounds=rounds)
     check_named(options)

@@ -5,8 +5,6 @@ from typing import Any
 
 import click
 
-from fineprune.common.errors import UsageError
-
 from .compression_options import compress_settings, compression_options, open_both
 from .options import check_named, json_option, warn_random
 from .pruning_options import several_options
@@ -34,7 +32,6 @@ def front(as_json: bool, output: Path, plot: Path | None, device: str, int8: boo
     Run it again to resume, or with further ratios or units to add points. `fineprune compress --front FOLDER/front.json --point N` makes
     the compression of a point again, with more epochs, say.
     """
-    from fineprune.common.files import check_writable
     from fineprune.common.progress import Bars
     from fineprune.export.benchmark import BenchmarkConfig
 
@@ -42,13 +39,11 @@ def front(as_json: bool, output: Path, plot: Path | None, device: str, int8: boo
     from ..pareto.front import EPOCHS, PRUNE, timing
     from ..pareto.picture import front_figure
     from ..pareto.sweep import Sweep, wanted
-    from ..pictures import write_picture
+    from ..pictures import check_picture, write_picture
     from .render import print_front, print_json, say
 
     if plot is not None:
-        if plot.suffix not in (".png", ".svg"):
-            raise UsageError(f"--plot writes .png or .svg, got {plot}")
-        check_writable(plot)
+        check_picture(plot)
     compress, finetune = compress_settings(options)
     asked = Asked.of(compress, {"epochs": EPOCHS, **finetune})
     several = wanted(asked, options["ratios"] or PRUNE, options["units"])

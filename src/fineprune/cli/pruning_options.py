@@ -206,10 +206,6 @@ calibration_options = stack(
 )
 
 
-TARGETS = ("target_latency", "target_macs", "max_drop", "int8", "threads", "batch", "times")
-"""Options of a target, beside its levels."""
-
-
 def schedule_settings(options: dict[str, Any]) -> dict[str, Any] | None:
     """When masks come, from the options given; None where none is."""
     changed = typed_pairs("--prune-schedule-arg", options["schedule_args"])
@@ -219,7 +215,9 @@ def schedule_settings(options: dict[str, Any]) -> dict[str, Any] | None:
 
 def prune_settings(options: dict[str, Any]) -> dict[str, Any]:
     """What is pruned and how it is ranked, as keys of a recipe's [compress], from the options given."""
-    target = {name: options.get(name) for name in TARGETS} | {"levels": levels_of_options(options)}
+    from ..asked import TARGET as KEYS
+
+    target = {name: options.get(name) for name in KEYS} | {"levels": levels_of_options(options)}
     ratios = ("ratio", "ratios", "ffp_ratio", "fwp_ratio", "target_latency", "target_macs", "max_drop", "front")
     if all(options.get(name) is None for name in ratios) and not options["ffp_layer"] and not options["fwp_layer"]:
         raise UsageError(

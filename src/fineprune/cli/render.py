@@ -156,8 +156,7 @@ def print_profile(times: "LayerTimes") -> None:
 
 def print_front(facts: dict[str, Any]) -> None:
     """Points of a front by their numbers, those that no other beats marked."""
-    scale, unit = (facts["timed"][name] for name in ("batch_sizes", "threads")), facts["unit"]
-    batch, threads = (values[0] for values in scale)
+    [batch], [threads], unit = facts["timed"]["batch_sizes"], facts["timed"]["threads"], facts["unit"]
     rows = [
         [
             point["name"],

@@ -5,8 +5,6 @@ from typing import Any
 
 import click
 
-from fineprune.common.errors import UsageError
-
 from .options import check_named, data_options, device_option, json_option, model_options, open_data, open_network, warn_random
 from .pruning_options import level_option, levels_of_options, ranking_options, ranking_settings
 from .sections import CALIBRATION, RESULT, SEED, TARGET, Command, stack
@@ -41,23 +39,20 @@ def sensitivity(as_json: bool, output: Path, plot: Path | None, device: str, **o
 
     Run it again to resume. `fineprune compress --target-latency` chooses a level for each layer by the same figures.
     """
-    from fineprune.common.files import check_writable
     from fineprune.common.progress import Bars
     from fineprune.compressor.config import prune_config
     from fineprune.compressor.reconstruct.run import ReconstructConfig
     from fineprune.compressor.search.levels import levels_of
 
-    from ..pictures import write_picture
+    from ..pictures import check_picture, write_picture
     from ..search.explore import check_json_target, explored
     from ..search.picture import sensitivity_figure
     from ..search.target import Target
     from .render import print_json, print_sensitivity, say
 
-    if plot is not None and plot.suffix not in (".png", ".svg"):
-        raise UsageError(f"--plot writes .png or .svg, got {plot}")
-    check_json_target(output)
     if plot is not None:
-        check_writable(plot)
+        check_picture(plot)
+    check_json_target(output)
     ranking = ranking_settings(options)
     if options["int8"] and ranking["fwp"]["unit"] is None:
         ranking["fwp"]["unit"] = "quad"

@@ -39,17 +39,12 @@ class Files:
     device: str
     progress: Progress
 
-    @property
-    def split(self) -> str:
-        """Which part of the data accuracies refer to: as `compress` has it."""
-        return "test" if len(self.data.test) else "validation"
-
     def dense(self, network: Network, place: Path) -> Rows:
         """Of the network as it is; in int8 in ONNX Runtime as that quantises it, by the training images that calibrate ours."""
         from fineprune.export.peers.int8 import quantise
 
         how: dict[str, Any] = {"device": self.device, "progress": self.progress, "description": "dense"}
-        accuracy = evaluate(network.model, getattr(self.data, self.split), **how).accuracy
+        accuracy = evaluate(network.model, getattr(self.data, self.data.held_out), **how).accuracy
         row = {"name": DENSE[0], "runtime": "onnxruntime", "int8": False, "file": FLOAT32, "accuracy": accuracy}
         rows = [row, *self.in_engine(network, place, DENSE[1:3], accuracy, plain=True)]
         if not self.int8:
@@ -87,7 +82,7 @@ class Files:
 
     def _figure(self, file: Path, runtime: str) -> float:
         """What the file itself is worth, in what it is timed in."""
-        return figure_of(_runtime(file.name, file, runtime), getattr(self.data, self.split), progress=self.progress)
+        return figure_of(_runtime(file.name, file, runtime), getattr(self.data, self.data.held_out), progress=self.progress)
 
 
 def latencies(

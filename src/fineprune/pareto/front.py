@@ -10,6 +10,7 @@ from fineprune.compressor.bundle import Bundle
 from fineprune.models.training.config import TrainConfig
 
 from ..arguments import check_arguments
+from ..asked import TARGET
 from ..compression import compress, ready_for
 from .sweep import Sweep, wanted
 
@@ -17,11 +18,8 @@ if TYPE_CHECKING:
     from fineprune.export.benchmark import BenchmarkConfig
 
 PRUNE = (0.3, 0.5, 0.7, 0.8)
-EPOCHS = 2
-NOT_HERE = (
-    *("prune", "target_latency", "target_macs", "max_drop", "int8", "threads", "batch", "times", "levels", "front", "point"),
-    *("statistics", "compare_dense", "output"),
-)
+EPOCHS, ROUNDS = 2, 25
+NOT_HERE = ("prune", *TARGET, "front", "point", "statistics", "compare_dense", "output")
 """Arguments of `compress` that say what a front says itself, or that it has no use for."""
 
 
@@ -77,10 +75,10 @@ def front(
 
 
 def timing(config: "BenchmarkConfig | None") -> "BenchmarkConfig":
-    """`config`, or 25 rounds; UsageError where it has several batch sizes or numbers of threads, of which each has a front of its own."""
+    """`config`, or `ROUNDS`; UsageError where it has several batch sizes or numbers of threads, of which each has a front of its own."""
     from fineprune.export.benchmark import BenchmarkConfig
 
-    config = config or BenchmarkConfig(rounds=25)
+    config = config or BenchmarkConfig(rounds=ROUNDS)
     if not isinstance(config, BenchmarkConfig) or len(config.batch_sizes) != 1 or len(config.threads) != 1:
         raise UsageError(f"config is a BenchmarkConfig of one batch size and one number of threads, got {config!r:.120}")
     return config

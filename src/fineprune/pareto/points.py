@@ -49,14 +49,19 @@ def read_front(path: Path | str) -> dict[str, Any]:
     return found
 
 
+def check_pair(front: Path | str | None, point: int | None) -> None:
+    """UsageError where one of both is given."""
+    if (front is None) != (point is None):
+        raise UsageError("front and point belong together: a file of `fineprune front`, and the number of a point there")
+
+
 def point_of(front: Path | str | None, point: int | None) -> "Asked | None":
     """What the point of this number was asked for; None where neither is given. UsageError for a number that is not there."""
     from ..asked import Asked
 
-    if front is None and point is None:
+    check_pair(front, point)
+    if front is None:
         return None
-    if front is None or point is None:
-        raise UsageError("front and point belong together: a file of `fineprune front`, and the number of a point there")
     found = {one["point"]: one for one in read_front(front)["points"]}
     able = [str(number) for number, one in found.items() if one.get("settings")]
     if isinstance(point, bool) or str(point) not in able:

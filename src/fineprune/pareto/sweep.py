@@ -7,8 +7,6 @@ FOLDER holds front.json, a folder `dense` and one for each compression in `point
 which it is not finished.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
@@ -20,7 +18,7 @@ from torch import nn
 from fineprune.calibrate.statistics import fingerprint
 from fineprune.common.copies import copied
 from fineprune.common.errors import RunError, UsageError
-from fineprune.common.files import check_writable, read_json, write_json
+from fineprune.common.files import as_stored, check_writable, read_json, write_json
 from fineprune.common.form import Maybe, require
 from fineprune.common.inputs import Structured
 from fineprune.common.processes import joined
@@ -128,8 +126,7 @@ class Sweep:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """What all points of a folder have in common."""
-        data = hashlib.sha256(json.dumps(self.data.to_json(), sort_keys=True).encode()).hexdigest()
-        return {"network": fingerprint(self.model), "data": data, **self.asked.to_json()}
+        return {"network": fingerprint(self.model), "data": self.data.digest, **self.asked.to_json()}
 
     @cached_property
     def _earlier(self) -> list[dict[str, Any]]:
@@ -148,7 +145,7 @@ class Sweep:
             if self.folder.is_dir() and any(self.folder.iterdir()):
                 raise UsageError(f"{self.folder} exists and is no folder of `fineprune front`; give another one")
             return
-        there, asked = dict(_flat(read_front(path).get("settings"))), dict(_flat(json.loads(json.dumps(self.settings))))
+        there, asked = dict(_flat(read_front(path).get("settings"))), dict(_flat(as_stored(self.settings)))
         for name in sorted(there.keys() | asked.keys()):
             if there.get(name) != asked.get(name):
                 words = "" if name in ("network", "data") else f", {there.get(name)} there and {asked.get(name)} here"
@@ -193,7 +190,7 @@ class Sweep:
         if not (folder / MANIFEST).is_file():
             return None
         bundle = Bundle.load(folder)
-        return bundle if bundle.facts["settings"] == json.loads(json.dumps(settings)) else None
+        return bundle if bundle.facts["settings"] == as_stored(settings) else None
 
     def _rows(self, networks: Sequence[str]) -> Iterator[tuple[dict[str, Any], dict[str, Any], Path]]:
         """Facts of each finished network with each of its files."""
@@ -205,7 +202,7 @@ class Sweep:
 
     def _write(self, networks: Sequence[str], timed: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         """front.json with what there is."""
-        _, metric = self.measured
+        data, metric = self.measured
         points: list[dict[str, Any]] = []
         places = {point["name"]: place for place, point in enumerate(self._earlier)}  # numbers stay what they were
         for facts, file, path in sorted(self._rows(networks), key=lambda row: places.get(row[1]["name"], len(places))):
@@ -229,7 +226,7 @@ class Sweep:
         found = {
             "points": [{**point, "front": place in front} for place, point in enumerate(points)],
             **{"measure": metric.name, "unit": metric.unit, "higher_is_better": metric.higher_is_better},
-            **{"split": self.files.split, "samples": len(getattr(self.data, self.files.split))},
+            **{"split": data.held_out, "samples": len(getattr(data, data.held_out))},
             "timed": asdict(self.config),
             "machine": machine_facts(),
             "settings": self.settings,
