@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,25 @@ from ..bake import masked_layers
 from ..layers import MaskedLayer
 from .passes import Tap, forward
 
-Outputs = dict[str, list[tuple[int, int]]]
-"""By layer, in the order of their first calls: filters and positions of the output of each call."""
+
+class Output(NamedTuple):
+    """What a call of a layer puts out."""
+
+    filters: int
+    positions: int
+    """Of a map."""
+    places: int
+    """Of all maps of an image: attention may cut images into windows, or put them where positions are."""
+
+    @classmethod
+    def of(cls, y: Tensor, images: int) -> Self:
+        """Of y[N,F,oh,ow] for so many images."""
+        positions = y.shape[2] * y.shape[3]
+        return cls(y.shape[1], positions, -(-len(y) * positions // images))
+
+
+Outputs = dict[str, list[Output]]
+"""By layer, in the order of their first calls: the output of each call."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +43,7 @@ class Shared:
     """A weight that is refitted: the layers that compute with it (nearly always one), and the outputs of all their calls in one pass."""
 
     names: tuple[str, ...]
-    outputs: list[tuple[int, int]]
+    outputs: list[Output]
     inputs: int
     """Weights of a filter."""
 
@@ -93,7 +111,7 @@ def outputs_of(model: nn.Module, images: Inputs, names: Iterable[str]) -> Output
 
     def see(name: str, call: Call) -> Tensor:
         y = call.output()
-        found.setdefault(name, []).append((y.shape[1], y.shape[2] * y.shape[3]))
+        found.setdefault(name, []).append(Output.of(y, len(images)))
         if call.bias is not model.get_submodule(name)._parameters.get("bias"):
             biased.add(name)
         return y

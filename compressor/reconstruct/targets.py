@@ -14,7 +14,7 @@ from fineprune.calibrate.calls import Call, acting
 from fineprune.calibrate.moments import positions_taken
 
 from .gram import outputs_at
-from .layers import Shared
+from .layers import Output, Shared
 from .passes import Tap, forward, stop
 from .stream import Stream
 
@@ -43,17 +43,20 @@ class Targets:
         return list(range(first, first + max(1, fit)))
 
     def _bytes(self, shared: Shared) -> int:
-        return sum(4 * filters * self._stream.images * self._taken(shared, positions) for filters, positions in shared.outputs)
+        maps = ((y, y.places * self._taken(shared, y) // y.positions) for y in shared.outputs)
+        return sum(4 * y.filters * self._stream.images * taken for y, taken in maps)
 
-    def _taken(self, shared: Shared, positions: int) -> int:
-        """How many positions are taken of each image's output: all, or what gives the columns that are asked for."""
-        return positions_taken(positions, self._stream.images, shared.inputs, self._columns)
+    def _taken(self, shared: Shared, y: Output) -> int:
+        """How many positions are taken of each map: all, or what gives the columns that are asked for."""
+        taken = positions_taken(y.places, self._stream.images, shared.inputs, self._columns)
+        return -(-y.positions * taken // y.places)
 
     def _collect(self) -> None:
         taps = [
             Tap(self._dense.get_submodule(name), partial(self._see, place)) for place in self._found for name in self._order[place].names
         ]
         for number, images in self._stream:
+            self._images = len(images)
             self._number, self._missing = number, sum(len(self._order[place].outputs) for place in self._found)
             for of_layer in self._found.values():
                 of_layer[number] = []
@@ -63,7 +66,7 @@ class Targets:
     def _see(self, place: int, call: Call) -> Tensor:
         y, calls = call.output(), self._found[place][self._number]
         positions = y.shape[2] * y.shape[3]
-        count = self._taken(self._order[place], positions)
+        count = self._taken(self._order[place], Output.of(y, self._images))
         at = torch.arange(positions)
         if count < positions:
             random = np.random.default_rng([self._stream.seed, place, self._number, len(calls)])
