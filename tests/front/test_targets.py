@@ -148,12 +148,15 @@ def test_a_drop_is_judged_by_differences_of_the_same_samples() -> None:
         wrong[1].weight.copy_(torch.eye(4))
         wrong[1].weight[3] = 0.0  # samples of the last class get the first
     same = Drop.figures(exact, samples, "cpu", Silent())
-    assert (Drop.between(exact, same, samples, "cpu", Silent()).lost, same.mean()) == (0.0, 1.0)
+    none = Drop.between(exact, same, samples, "cpu", Silent())
+    assert (none.lost, same.mean()) == (0.0, 1.0)
+    assert 0.4 * 300 / none.samples < none.bound < 300 / none.samples  # 3 / N is the exact bound where none of N differs
     lost = Drop.between(wrong, same, samples, "cpu", Silent())
     share = float((judged_on(samples)[1].labels == 3).double().mean())
-    spread = (share * (1 - share) / (lost.samples - 1)) ** 0.5
+    more, mean = lost.samples + 2, share * lost.samples / (lost.samples + 2)
+    spread = ((share * lost.samples + 1 - more * mean**2) / (more - 1) / more) ** 0.5
     assert lost.lost == pytest.approx(100 * share)
-    assert lost.bound == pytest.approx(100 * (share + 1.645 * spread))
+    assert lost.bound == pytest.approx(100 * (mean + 1.645 * spread))
     assert lost.kept(lost.bound) and not lost.kept(lost.bound - 0.01)
 
 

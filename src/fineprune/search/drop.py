@@ -3,6 +3,8 @@
     drop = mean of d_n,    d_n = figure of the dense network on sample n - figure of the other,    drop <= mean + 1.645 s / sqrt(N) at 95 %
 
 s: standard deviation of d. Differences of the same sample say more than two accuracies by themselves: most samples are right in both.
+Where every d is -1, 0 or 1 the bound counts two samples more, half of one lost and half of one gained among them (Agresti and Min, 2005):
+of few samples none of which differs it does not say that nothing is lost.
 """
 
 from dataclasses import asdict, dataclass
@@ -19,7 +21,8 @@ from fineprune.models.objective import ACCURACY, moved, objective_of
 from fineprune.models.training.evaluate import eval_mode
 from fineprune.models.training.passes import forward, widened
 
-_ONE_SIDED = 1.645
+_ONE_SIDED, _POINTS = 1.645, 100.0
+"""Standard deviations; what a sample of which the answer changes counts."""
 _BATCH = 128
 
 
@@ -39,11 +42,9 @@ class Drop:
         name, split = judged_on(data)
         objective = objective_of(split)
         metric = ACCURACY if objective is None else objective.metric
-        lost = (exact - cls.figures(model, data, device, progress)).double()
-        lost = (lost if metric.higher_is_better else -lost) * (100 if metric.unit is None else 1)
-        spread = float(lost.std()) / sqrt(len(lost)) if len(lost) > 1 else float("inf")
-        mean = float(lost.mean())
-        return cls(lost=mean, bound=mean + _ONE_SIDED * spread, measure=metric.name, split=name, samples=len(lost))
+        scale = (1 if metric.higher_is_better else -1) * (100 if metric.unit is None else 1)
+        lost = scale * (exact - cls.figures(model, data, device, progress)).double()
+        return cls(lost=float(lost.mean()), bound=_bound(lost), measure=metric.name, split=name, samples=len(lost))
 
     @staticmethod
     def figures(model: nn.Module, data: ImageData, device: Any, progress: Progress) -> Tensor:
@@ -71,6 +72,20 @@ class Drop:
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
         return asdict(self)
+
+
+def _bound(lost: Tensor) -> float:
+    """Of differences [N], in points or a metric's unit."""
+    found = lost.abs().unique()
+    count, mean = len(lost), float(lost.mean())
+    squares = float(lost.square().sum())
+    if len(found[found > 0]) <= 1:  # as of right and wrong
+        unit = float(found.max()) or _POINTS
+        count, squares = count + 2, squares + unit**2
+        mean *= len(lost) / count
+    if count < 2:
+        return float("inf")
+    return mean + _ONE_SIDED * sqrt(max(0.0, squares - count * mean**2) / (count - 1) / count)
 
 
 def judged_on(data: ImageData) -> tuple[str, Any]:
