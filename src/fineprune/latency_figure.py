@@ -4,21 +4,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .pictures import plain
+from fineprune.common.figures import milliseconds, setting
+
+from .pictures import ACCENT, DENSE, KEPT, PALER, PALER_ACCENT, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-DENSE, KEPT, ACCENT = "#c9d3de", "#1f5f8b", "#d1603d"
-
 _OURS = {
     "engine dense": KEPT,
     "engine compressed": KEPT,
-    "onnxruntime compressed": "#6f9fc4",
+    "onnxruntime compressed": PALER,
     "engine dense int8": ACCENT,
     "engine compressed int8": ACCENT,
-    "onnxruntime dense int8": "#e8a98f",
-    "onnxruntime compressed int8": "#e8a98f",
+    "onnxruntime dense int8": PALER_ACCENT,
+    "onnxruntime compressed int8": PALER_ACCENT,
 }
 """Colours of the rows that run this network's own files, float32 and int8; others are grey."""
 
@@ -38,8 +38,8 @@ def latency_figure(bench: dict[str, Any]) -> "Figure":
         colours = [_OURS.get(row["runtime"], DENSE) for row in rows]
         names = [plain(row["runtime"]) for row in rows]
         bars = axes.barh(names, median, xerr=abs(np.array([low, high]) - median), color=colours, ecolor="#555")
-        axes.bar_label(bars, [f"{value:#.3g}" if value < 100 else f"{value:.0f}" for value in median], fontsize=8, padding=3)
-        axes.set_title(f"batch {batch}, {threads} thread{'s' * (threads > 1)}", loc="left", fontsize=9)
+        axes.bar_label(bars, [milliseconds(value) for value in median], fontsize=8, padding=3)
+        axes.set_title(setting(batch, threads), loc="left", fontsize=9)
         axes.tick_params(axis="y", labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(x=0.1, y=0.01)

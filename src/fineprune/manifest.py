@@ -1,5 +1,6 @@
 """What other commands read again of the files that `compress` and `bench --json` leave, and that an edited one still has it."""
 
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def before_training(accuracy: dict[str, Any]) -> float | None:
     return next((accuracy[step] for step in last_first if accuracy.get(step) is not None), None)
 
 
-def measured(accuracy: dict[str, Any]) -> str:
+def measured(accuracy: Mapping[str, Any]) -> str:
     """What the figures of a manifest's `accuracy` are: an accuracy, or what stands for it."""
     return str(accuracy.get("measure") or ACCURACY.name)
 

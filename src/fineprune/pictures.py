@@ -1,4 +1,4 @@
-"""Figures as files: the same bytes for the same figure, and a file that is whole or absent."""
+"""Figures: their colours, and files of them: the same bytes for the same figure, and a file that is whole or absent."""
 
 import io
 import warnings
@@ -10,9 +10,23 @@ from fineprune.common.files import check_writable, write_bytes
 from fineprune.common.text import printable
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 KINDS = (".png", ".svg")
+
+DENSE, KEPT, PALER, ACCENT, PALER_ACCENT = "#c9d3de", "#1f5f8b", "#8fb3cf", "#d1603d", "#e8a98f"
+"""Of the dense network; of the compressed one in the engine and (paler) in ONNX Runtime; of int8 or what else stands beside it, alike."""
+
+
+def bare_axes(width: float, height: float) -> tuple["Figure", "Axes"]:
+    """A figure of so many inches, with axes that have no frame above and to the right."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
 
 
 def picture(figure: "Figure", kind: Literal["svg", "png"], *, dpi: int = 130, salt: str = "fineprune") -> bytes:

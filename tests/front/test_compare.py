@@ -62,18 +62,20 @@ def test_the_page_has_every_layer(bundle: Path, lighter: Path, tmp_path: Path) -
     page = (tmp_path / "c.html").read_text()
     layer = next(one for one in Bundle.load(lighter).facts["macs"]["layers"] if one["name"] == "grouped")
     assert f">{layer['macs'] / layer['macs_dense']:.0%}<span" in page.split("<td>grouped</td>")[1].split("</tr>")[0]
-    assert "accuracy by multiply-adds" in page
+    assert "At a glance" in page and "accuracy by multiply-adds" in page
     write_comparison([bundle, lighter], tmp_path / "c.html", bench=[latencies(4.0), latencies(3.0)])
     assert "accuracy by latency" in (tmp_path / "c.html").read_text()
 
 
-def test_accuracies_of_other_samples_are_not_put_side_by_side_in_silence(bundle: Path) -> None:
+def test_accuracies_of_other_samples_are_not_put_side_by_side_in_silence(bundle: Path, tmp_path: Path) -> None:
     one = Bundle.load(bundle)
     other = replace(one, facts={**one.facts, "accuracy": {**one.facts["accuracy"], "measure": "mean error", "unit": "mm"}}, folder=None)
     rows = compare([one, other])
     assert about(rows).startswith("The accuracies are not of the same samples") and "bundle 2: mean error on 80 test samples" in about(rows)
     lines = {line[0]: line[1:] for line in figures(rows)}
     assert lines["mean error"][0] == "" and lines["mean error"][1].endswith(" mm") and lines["95 % interval"][1] == ""
+    write_comparison([one, other], tmp_path / "c.html")
+    assert "At a glance" not in (tmp_path / "c.html").read_text(), "one axis cannot stand for both"
 
 
 def test_bundles_called_alike_have_their_paths(bundle: Path) -> None:

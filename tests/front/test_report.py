@@ -18,7 +18,7 @@ from fineprune.compressor.bundle import Bundle
 from fineprune.recipe import job_of, read_recipe
 from fineprune.report import masks as mask_section
 from fineprune.report import write_report
-from fineprune.report.front import unbeaten
+from fineprune.report.accuracy import training_figure
 from fineprune.report.headline import EXPLAINED
 from fineprune.report.intervals import interval, wilson
 from fineprune.report.masks import averaged
@@ -187,6 +187,16 @@ def test_the_recipe_on_the_page_has_the_settings_of_the_bundle(bundle: Path, tmp
     assert recipe_of({**facts, "model": None}) is None
 
 
+def test_the_axis_of_accuracies_ends_at_what_there_can_be() -> None:
+    def top(unit: dict[str, Any], value: float) -> float:
+        axes = training_figure({"finetune": {"history": [{"epoch": 1, "validation_accuracy": value}]}}, unit).axes[0]
+        return float(axes.get_ylim()[1])
+
+    assert 100 < top({}, 1.0) <= 101
+    assert top({}, 1.5) > 150, "a metric of the user's that is written as a share"
+    assert top({"unit": "mm"}, 100.0) > 101
+
+
 def sensitivity_row(layer: str, kept: float, **figures: Any) -> dict[str, Any]:
     return {"layer": layer, "level": {"ffp": 0.0, "fwp": 1 - kept}, "kept": kept, "error": 0.1, "accuracy": None, "loss": 1.0, **figures}
 
@@ -204,38 +214,66 @@ def test_sensitivity_is_drawn_by_layer(bundle: Path, tmp_path: Path) -> None:
     assert "loss of the network while one layer alone is pruned" in losses
 
 
-def test_the_front_marks_points_that_none_beats(bundle: Path, tmp_path: Path) -> None:
-    points = [
-        {
-            "name": "a",
-            "milliseconds": 1.0,
-            "accuracy": 0.7,
-            "accuracy_before": 0.6,
-            "pruned": 0.5,
-            "macs": 2e6,
-            "bytes": 1e5,
-            "int8": False,
-        },
-        {"name": "b", "milliseconds": 2.0, "accuracy": 0.7, "int8": False},
-        {"name": "c", "milliseconds": 3.0, "accuracy": 0.8, "int8": True},
-        {"name": "d", "milliseconds": None, "accuracy": 0.9},
-    ]
-    assert unbeaten(points) == [0, 2]
-    assert unbeaten(points, higher_is_better=False) == [0]
-    shown = words(page(bundle, tmp_path, front={"points": points}))
-    assert "0 * a 50.0% 1.00 70.00% 60.00% 2.00 0.100 float32 1 b" in shown and "2 * c" in shown
-    errors = {"measure": "mean error", "unit": "mm", "higher_is_better": False}
-    named = words(page(bundle, tmp_path, front={**errors, "points": [{**point, "point": 7 + k} for k, point in enumerate(points)]}))
-    assert "7 * a 50.0% 1.00 0.7 mm 0.6 mm" in named and "9 c" in named and "mean error mm" in named
+def front_of_three() -> dict[str, Any]:
+    """As `fineprune front` writes it: two points in front, and one that was not timed."""
+    dense = {"name": "dense, engine", "point": 0, "network": "dense", "int8": False, "front": True, "settings": None}
+    return {
+        **{"measure": "accuracy", "unit": None, "higher_is_better": True, "machine": {"cpu": "Some $x$ CPU"}},
+        "points": [
+            {**dense, "milliseconds": 3.0, "accuracy": 0.8},
+            {
+                **{
+                    **dense,
+                    "name": "50 %",
+                    "point": 1,
+                    "network": "0.5",
+                    "settings": {"compress": {"fwp": {"unit": "quad"}}, "finetune": {}},
+                },
+                **{"milliseconds": 1.0, "accuracy": 0.7, "accuracy_before": 0.6, "pruned": 0.5, "macs": 2e6, "bytes": 1e5},
+            },
+            {
+                **dense,
+                "name": "90 % int8",
+                "point": 2,
+                "network": "0.9",
+                "int8": True,
+                "front": False,
+                "milliseconds": None,
+                "accuracy": 0.9,
+            },
+        ],
+    }
+
+
+def test_the_front_has_its_numbers_and_a_figure(bundle: Path, tmp_path: Path) -> None:
+    shown = words(page(bundle, tmp_path, front=front_of_three()))
+    assert "1 * 50 % 50.0% 1.00 70.00% 60.00% 2.00 100.0 kB float32 2 90 % int8" in shown and "0 * dense, engine" in shown
+    assert all(text in shown for text in ("quads", "Some $x$ CPU", "nothing faster is as good", "before fine-tuning"))
+    errors = {**front_of_three(), "measure": "mean error", "unit": "mm", "higher_is_better": False}
+    assert "1 * 50 % 50.0% 1.00 0.7 mm 0.6 mm" in words(page(bundle, tmp_path, front=errors))
+
+
+def test_a_front_is_named_by_its_folder_too_and_drawn_of_what_it_has(bundle: Path, tmp_path: Path) -> None:
+    found = front_of_three()
+    (tmp_path / "front.json").write_text(json.dumps(found))
+    assert page(bundle, tmp_path, front=tmp_path) == page(bundle, tmp_path, front=found)
+    bare = {key: value for key, value in found.items() if key != "machine"} | {"timed": {"batch_sizes": [], "threads": []}}
+    assert "nothing faster is as good" in words(page(bundle, tmp_path, front=bare))
+    untimed = {**found, "points": found["points"][2:]}
+    shown = words(page(bundle, tmp_path, front=untimed))
+    assert "2 90 % int8" in shown and "nothing faster is as good" not in shown
+    found["points"][1]["settings"]["compress"]["fwp"] = "quad"
+    with pytest.raises(RunError, match=r"points\[1\].settings.compress.fwp is 'quad' and not a table"):
+        page(bundle, tmp_path, front=found)
 
 
 def test_the_command_takes_all_of_them(bundle: Path, tmp_path: Path) -> None:
-    files = {"bench": BENCH, "sensitivity": {"rows": [sensitivity_row("stem", 0.4)]}, "front": {"points": [{"name": "point of mine"}]}}
+    files = {"bench": BENCH, "sensitivity": {"rows": [sensitivity_row("stem", 0.4)]}, "front": front_of_three()}
     options: list[object] = []
     for name, value in files.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(value))
         options += [f"--{name}", tmp_path / f"{name}.json"]
     succeed("report", bundle, *options, "--output", tmp_path / "r.html")
     shown = words((tmp_path / "r.html").read_text())
-    assert all(text in shown for text in ("2.50 times as fast", "Sensitivity", "point of mine"))
+    assert all(text in shown for text in ("2.50 times as fast", "Sensitivity", "Pareto front"))
     assert fineprune("report", bundle, "--front", tmp_path / "bench.json", "--output", tmp_path / "x.html").code == 1

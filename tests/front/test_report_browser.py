@@ -17,6 +17,8 @@ from support.browser import CHROMIUM, Page, browser
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium; Debian's package is called chromium")
 
 PHONE = {"width": 390, "height": 844, "mobile": True}
+RAN = "console.log(`ran`)"
+"""A script that leaves a message; one that waits for an answer would stop the browser, and with it the test."""
 CAPTIONS = "[...document.querySelectorAll('#browser figcaption')].map((one) => one.textContent)"
 
 
@@ -53,14 +55,26 @@ def test_it_is_quiet_and_alone(chromium: Page, given: Bundle, tmp_path: Path) ->
     assert not re.findall(r"""(?:src|href)=["']?(?!data:|#)[^"'> ]+""", markup)
 
 
-def test_errors_and_requests_would_be_seen(chromium: Page, given: Bundle, tmp_path: Path) -> None:
+FOREIGN = f'<img src="http://127.0.0.1:9/x.png"><script>{RAN}</script></header>'
+
+
+def test_what_is_foreign_to_the_page_neither_loads_nor_runs(chromium: Page, given: Bundle, tmp_path: Path) -> None:
     shown(chromium, given, tmp_path)
     page = (tmp_path / "r.html").read_text()
-    broken = page.replace("</header>", '<img src="http://127.0.0.1:9/x.png"><script>alert(1)</script></header>', 1)
-    (tmp_path / "broken.html").write_text(broken)
-    chromium.open((tmp_path / "broken.html").as_uri())
+    (tmp_path / "foreign.html").write_text(page.replace("</header>", FOREIGN, 1))
+    chromium.open((tmp_path / "foreign.html").as_uri())
     refused = " ".join(chromium.messages)
     assert "img-src" in refused and "script-src" in refused and "Content Security Policy" in refused
+    assert "ran" not in chromium.messages
+
+
+def test_without_the_policy_it_would(chromium: Page, given: Bundle, tmp_path: Path) -> None:
+    shown(chromium, given, tmp_path)
+    page = (tmp_path / "r.html").read_text().replace("</header>", FOREIGN, 1)
+    (tmp_path / "foreign.html").write_text(re.sub('<meta http-equiv="Content-Security-Policy"[^>]*>', "", page))
+    chromium.open((tmp_path / "foreign.html").as_uri())
+    assert outside(chromium) == ["http://127.0.0.1:9/x.png"] and "ran" in chromium.messages
+    assert "Content Security Policy" not in " ".join(chromium.messages)
 
 
 def test_masks_are_browsed_by_layer_and_channel(chromium: Page, given: Bundle, tmp_path: Path) -> None:
@@ -104,7 +118,7 @@ def test_weights_alone_and_averages_are_drawn(chromium: Page, given: Bundle, tmp
 
 
 def test_names_from_files_are_text(chromium: Page, given: Bundle, tmp_path: Path) -> None:
-    evil = "</script><img src=x onerror=alert(1)><script>alert(1)</script>"
+    evil = f"</script><img src=x onerror={RAN}><script>{RAN}</script>"
     masks = {kind: {evil + name: mask for name, mask in of_kind.items()} for kind, of_kind in given.masks.items()}
     shown(chromium, replace(given, masks=masks), tmp_path)
     assert chromium.messages == [] and outside(chromium) == []

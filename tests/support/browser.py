@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import select
 import shutil
 import subprocess
 import time
@@ -19,13 +20,13 @@ _FLAGS = (
 
 
 class Page:
-    """One tab. `messages`: what went to the console, errors and refusals of the browser; `requests`: addresses that were asked for."""
+    """One tab. `messages`: what went to the console, errors and refusals of the browser; `requests`: addresses that were asked for,
+    those that were refused, too."""
 
     def __init__(self, to_browser: int, from_browser: int) -> None:
         self._to, self._from, self._rest, self._count, self._session = to_browser, from_browser, b"", 0, ""
         self.messages: list[str] = []
         self.requests: list[str] = []
-        self.loaded = False
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -35,7 +36,7 @@ class Page:
         """Load a page in a window of that size and wait until it stands."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile)
         self.call("Page.navigate", url="about:blank")
-        self.messages, self.requests, self.loaded = [], [], False
+        self.messages, self.requests = [], []
         self.call("Page.navigate", url=address)
         self.wait("document.readyState === 'complete' && location.protocol !== 'about:'")
 
@@ -54,13 +55,6 @@ class Page:
                 raise AssertionError(f"never true: {expression}; {self.messages}")
             time.sleep(0.05)
 
-    def picture(self, path: Path, *, whole: bool = True) -> None:
-        """A screenshot as PNG."""
-        import base64
-
-        answer = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
-        path.write_bytes(base64.b64decode(answer["data"]))
-
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """The answer of the browser; events that come before it are kept."""
         self._count += 1
@@ -68,6 +62,8 @@ class Page:
         os.write(self._to, json.dumps(message).encode() + b"\0")
         while True:
             while b"\0" not in self._rest:
+                if not select.select([self._from], [], [], TIMEOUT_S)[0]:
+                    raise AssertionError(f"the browser does not answer {method}")
                 part = os.read(self._from, 1 << 16)
                 if not part:
                     raise AssertionError("the browser has ended")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fineprune.common.figures import written
+from fineprune.common.figures import setting, written
 from fineprune.common.text import printable
 
 from ..manifest import masked_meanwhile, measured, on_grids, taught, zeros_pruned
@@ -169,7 +169,7 @@ def print_front(facts: dict[str, Any]) -> None:
         ]
         for point in facts["points"]
     ]
-    where = f"{facts['samples']} {facts['split']} samples; batch {batch}, {threads} thread{'s' * (threads > 1)}; {facts['machine']['cpu']}"
+    where = f"{facts['samples']} {facts['split']} samples; {setting(batch, threads)}; {facts['machine']['cpu']}"
     columns = ["", "point", "ms", facts["measure"], "before fine-tuning", "pruned", "MACs", "kB"]
     print_table(f"{facts['measure']} by latency, * where no other point is as fast and as good: {where}", columns, rows)
 

@@ -29,7 +29,7 @@ from .sections import Command
     help="Show the statistics in this folder as maps beside the masks; `fineprune calibrate` wrote it.",
 )
 @click.option("--sensitivity", type=click.Path(path_type=Path), help="Show the curves in this file, which `fineprune sensitivity` wrote.")
-@click.option("--front", type=click.Path(path_type=Path), help="Show the Pareto front in this file, which `fineprune front` wrote.")
+@click.option("--front", type=click.Path(path_type=Path), help="Show the Pareto front in this file or folder of `fineprune front`.")
 def report(bundle: Path, output: Path | None, **sources: Any) -> None:
     """Draw BUNDLE as one HTML page: latency, accuracy, multiply-adds and file size, what became of each layer, its masks, how it was made.
 

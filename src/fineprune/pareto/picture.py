@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from fineprune.common.figures import setting
+
 from ..pictures import plain
 from .files import DENSE
 from .points import front_of
@@ -18,24 +20,30 @@ Style = Callable[[str], dict[str, Any]]
 
 def series_of(point: Mapping[str, Any]) -> str:
     """What a point has in common with those on its line: the unit of weights."""
-    settings = point.get("settings") or {}
-    unit = settings.get("compress", {}).get("fwp", {}).get("unit")
+    settings = point.get("settings") or {"compress": {}}
+    unit = (settings["compress"].get("fwp") or {}).get("unit")
     return f"{unit}s" if unit else "pruned"
 
 
 def front_figure(
-    facts: Mapping[str, Any], *, series: Callable[[Mapping[str, Any]], str] = series_of, style: Style | None = None, title: str = ""
+    facts: Mapping[str, Any],
+    *,
+    series: Callable[[Mapping[str, Any]], str] = series_of,
+    style: Style | None = None,
+    title: str = "",
+    narrow: bool = False,
 ) -> "Figure":
     """Points by latency and accuracy, a line for each `series`, dashed in int8; those that no other beats have a ring.
 
-    Strokes: before the fine-tuning. Numbers are those that `fineprune compress --point` takes. style: of a series, for plot.
+    Strokes: before the fine-tuning. Numbers are those that `fineprune compress --point` takes. style: of a series, for plot. title: the CPU
+    where none is given. narrow: for a page, with the legend below.
     """
     from matplotlib.figure import Figure
 
     points = [point for point in facts["points"] if point.get("milliseconds") is not None and point.get("accuracy") is not None]
     measure, unit = facts.get("measure", "accuracy"), facts.get("unit")
     scale = 100 if unit is None else 1
-    figure = Figure(figsize=(7.6, 4.6), layout="constrained")
+    figure = Figure(figsize=(4.8, 5) if narrow else (7.6, 4.6), layout="constrained")
     axes = figure.subplots()
     names = list(dict.fromkeys(series(point) for point in points if point["name"] not in REFERENCES))
     for number, name in enumerate(names):
@@ -52,14 +60,14 @@ def front_figure(
     if any(_before(point) is not None for point in points):
         axes.plot([], [], "_", color="#555", markersize=6, label="before fine-tuning")
     axes.plot([p["milliseconds"] for p in best], [scale * p["accuracy"] for p in best], "o", **ring)
-    timed = facts.get("timed", {"batch_sizes": [1], "threads": [1]})
-    threads = timed["threads"][0]
-    where = f"batch {timed['batch_sizes'][0]}, {'one thread' if threads == 1 else f'{threads} threads'}"
-    split = facts.get("split", "test")
+    timed = facts.get("timed") or {"batch_sizes": [1], "threads": [1]}
+    where = ", ".join(map(setting, timed["batch_sizes"], timed["threads"]))  # one of each
+    split = facts.get("split") or "test"
     axes.set(xlabel=f"latency, ms ({where})", ylabel=plain(f"{split} {measure}, {'%' if unit is None else unit}".rstrip(", ")))
-    axes.set_title(plain(title or str(facts["machine"]["cpu"])), fontsize=10)
+    axes.set_title(plain(title or (facts.get("machine") or {}).get("cpu") or ""), fontsize=10)
     axes.grid(color="#ddd", linewidth=0.6)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8, labelspacing=0.8)
+    placed: dict[str, Any] = {"loc": "outside lower center", "ncols": 2} if narrow else {"loc": "outside right upper"}
+    figure.legend(**placed, frameon=False, fontsize=8, labelspacing=0.8)
     return figure
 
 
@@ -76,7 +84,7 @@ def _line(axes: Any, points: list[Mapping[str, Any]], label: str, scale: int, lo
             axes.plot([place[0]] * 2, [scale * before, place[1]], color=look["color"], linewidth=0.6, alpha=0.5)
             axes.plot(place[0], scale * before, "_", color=look["color"], markersize=6)
         if (number := point.get("point")) is not None:
-            axes.annotate(str(number), place, xytext=(5, 4), textcoords="offset points", fontsize=7, color="#555")
+            axes.annotate(str(number), place, xytext=(7, 6), textcoords="offset points", fontsize=7, color="#555")
 
 
 def _before(point: Mapping[str, Any]) -> float | None:

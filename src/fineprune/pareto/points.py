@@ -16,16 +16,18 @@ if TYPE_CHECKING:
 
 FRONT = "front.json"
 _NUMBER = Within(float, -1e18, 1e18)
-_FORM = {
+FORM = {
     "points": [
         {
             **{"name": str, "point": int, "network": str, "int8": bool, "front": bool, "reliable": Maybe(bool)},
-            "settings": Maybe({"compress": {}, "finetune": {}}),
+            "settings": Maybe({"compress": {"fwp": Maybe({"unit": Maybe(str)})}, "finetune": {}}),
             **dict.fromkeys(("pruned", "milliseconds", "accuracy", "accuracy_before", "macs", "bytes"), Maybe(_NUMBER)),
         }
     ],
     **{"measure": str, "unit": Maybe(str), "higher_is_better": bool, "settings": Maybe({})},
+    **{"split": Maybe(str), "timed": Maybe({"batch_sizes": [int], "threads": [int]}), "machine": Maybe({"cpu": Maybe(str)})},
 }
+"""Of what the file holds."""
 _AGAIN = "make it with `fineprune front`"
 
 
@@ -40,11 +42,16 @@ def front_of(points: Sequence[Mapping[str, Any]], *, higher_is_better: bool = Tr
     return [place for place, own in known.items() if not any(t <= own[0] and a <= own[1] and (t, a) != own for t, a in known.values())]
 
 
+def front_file(path: Path | str) -> Path:
+    """The file itself, or the one in the folder of `fineprune front`."""
+    return Path(path) / FRONT if Path(path).is_dir() else Path(path)
+
+
 def read_front(path: Path | str) -> dict[str, Any]:
-    """A file of `fineprune front`, or the one in its folder; RunError for another file."""
-    path = Path(path) / FRONT if Path(path).is_dir() else Path(path)
+    """What is in `front_file`; RunError for another file."""
+    path = front_file(path)
     facts = read_json(path)
-    require(facts, _FORM, str(path), _AGAIN)
+    require(facts, FORM, str(path), _AGAIN)
     found: dict[str, Any] = facts
     return found
 

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 from fineprune.common.figures import written
 
 from ..manifest import STEPS, masked_meanwhile, on_grids, taught
+from ..pictures import ACCENT, KEPT, bare_axes
 from .intervals import between, interval
-from .markup import ACCENT, KEPT, bar, curves, note, section, table, text
+from .markup import bar, curves, note, section, table, text
 from .measures import Measure
 from .sources import Sources
 
@@ -28,9 +29,8 @@ def accuracy(sources: Sources) -> str:
         rows.append([text(" ".join(name.split())), bar(abs(value) / largest, kind), text(written(value, unit)), between(ends)])
     sure = any(row[3] for row in rows)
     head = ["after", "", sources.measure, *(["95 % interval"] if sure else [])]
-    title = sources.measure.capitalize() if sources.measure.islower() else sources.measure
     shown = table(head, [row if sure else row[:3] for row in rows], kind="bars")
-    return section(title, shown, note(f"{sources.measure} on {found['samples']} {found['split']} images"), name="accuracy")
+    return section(sources.heading, shown, note(f"{sources.measure} on {found['samples']} {found['split']} images"), name="accuracy")
 
 
 def training(sources: Sources) -> str:
@@ -45,22 +45,22 @@ def training(sources: Sources) -> str:
 
 def training_figure(training: dict[str, Any], accuracy: dict[str, Any]) -> "Figure":
     """Validation accuracy, or what stands for it, by epoch, of the masked network and (where it was trained) of the dense one."""
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(4.8, 2.6), layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    scale = Measure.of(accuracy).scale
+    figure, axes = bare_axes(4.8, 2.6)
+    measure = Measure.of(accuracy)
     for key, name, colour in (("finetune", "masked", KEPT), ("dense_finetune", "dense", ACCENT)):
         history = (training.get(key) or {}).get("history", [])
         figures = [(r["epoch"], r.get("validation_figure", r.get("validation_accuracy"))) for r in history]
-        points = [(epoch, figure * scale) for epoch, figure in figures if figure is not None]
+        points = [(epoch, measure.scale * value) for epoch, value in figures if value is not None]
         if points:
             axes.plot(*zip(*points, strict=True), "o-", color=colour, label=name)
             axes.set_xlim(0.5, points[-1][0] + 0.5)
+    low, high = axes.get_ylim()
+    if measure.unit is None and axes.dataLim.y1 <= 100:
+        axes.set_ylim(low, min(high, 101))  # no tick above all there can be
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epoch")
-    axes.set_ylabel(f"validation {Measure.of(accuracy).axis}")
+    axes.set_ylabel(f"validation {measure.axis}")
     axes.legend(frameon=False)
     return figure

@@ -1,21 +1,21 @@
 """Bundles side by side: what each gained and what it cost, and what each keeps of every layer."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fineprune.common.errors import UsageError
-from fineprune.common.figures import written
+from fineprune.common.figures import milliseconds, size
 from fineprune.common.files import write_bytes
 from fineprune.compressor.bundle import Bundle
 from fineprune.compressor.masks import KINDS
 
 from ..manifest import final_accuracy
-from ..pictures import plain
-from .headline import EXPLAINED
+from ..pictures import KEPT, PALER, bare_axes, plain
+from .headline import EXPLAINED, pruned
 from .intervals import between, interval
-from .latency import gain, shown
-from .markup import KEPT, bar, curves, note, page, section, table, text
+from .latency import gain
+from .markup import bar, curves, note, page, section, table, text
 from .measures import Measure
 from .sources import Sources
 
@@ -42,7 +42,7 @@ def write_comparison(bundles: Sequence[Given], path: Path | str, *, bench: Seque
     parts = (
         f"<header><h1>{len(rows)} bundles side by side</h1><p>{text(EXPLAINED)}</p></header>",
         section("Figures", table(["", *names(rows)], [map(text, line) for line in figures(rows)], kind="facts"), note(about(rows))),
-        _figure(rows, gathered[0].accuracy),
+        _figure(rows),
         _layers(rows, gathered),
     )
     write_bytes(path, page("bundles side by side", parts))
@@ -99,22 +99,19 @@ def figures(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def _figures(one: Row) -> dict[str, str]:
-    def of(value: float | None, form: Callable[[float], str]) -> str:
-        return "" if value is None else form(value)
-
-    measure = one["measure"]
+    measure = Measure.of(one)
     return {
         "network": one["network"],
-        "ms an image": of(one["milliseconds"], shown),
-        "ms an image, dense": of(one["milliseconds_dense"], shown),
-        measure: of(one["accuracy"], lambda value: written(value, one["unit"])),
+        "ms an image": milliseconds(one["milliseconds"]),
+        "ms an image, dense": milliseconds(one["milliseconds_dense"]),
+        measure.name: measure.written(one["accuracy"]),
         "95 % interval": between(one["interval"]),
-        f"{measure}, dense": of(one["accuracy_dense"], lambda value: written(value, one["unit"])),
+        f"{measure.name}, dense": measure.written(one["accuracy_dense"]),
         "multiply-adds, million": f"{one['macs'] / 1e6:.2f}",
         "multiply-adds kept": f"{one['macs'] / max(one['macs_dense'], 1):.1%}",
-        **{f"{kind.what} pruned {kind.rest}".strip(): f"{one['pruned'][kind.name]:.1%}" for kind in KINDS},
+        **{pruned(kind): f"{one['pruned'][kind.name]:.1%}" for kind in KINDS},
         "weights kept": f"{one['weights_kept'] / max(one['weights'], 1):.1%}",
-        "ONNX file, MB": of(one["file_bytes"], lambda value: f"{value / 1e6:.3f}"),
+        "ONNX file": size(one["file_bytes"]),
     }
 
 
@@ -135,32 +132,29 @@ def _measured(one: Row) -> str:
     return f"{one['measure']} on {samples} {split} samples{f' of {data}' if data else ''}"
 
 
-def _figure(rows: Sequence[Row], accuracy: dict[str, Any]) -> str:
-    """Accuracy by latency, or by multiply-adds where not all latencies are known."""
-    if any(one["accuracy"] is None for one in rows):
+def _figure(rows: Sequence[Row]) -> str:
+    """Accuracy by latency, or by multiply-adds where not all latencies are known; empty where bundles have no measure in common."""
+    if any(one["accuracy"] is None for one in rows) or len({Measure.of(one) for one in rows}) > 1:
         return ""
     timed = all(one["milliseconds"] is not None for one in rows)
     caption = f"{rows[0]['measure']} by {'latency' if timed else 'multiply-adds'}; whiskers: 95 % intervals where they are known"
-    return section("At a glance", curves(comparison_figure(rows, accuracy, timed), "comparison", caption))
+    return section("At a glance", curves(comparison_figure(rows, timed), "comparison", caption))
 
 
-def comparison_figure(rows: Sequence[Row], accuracy: dict[str, Any], timed: bool) -> "Figure":
+def comparison_figure(rows: Sequence[Row], timed: bool) -> "Figure":
     """A point a bundle, with its place in the table."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.8, 3), layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    scale = Measure.of(accuracy).scale
+    figure, axes = bare_axes(4.8, 3)
+    measure = Measure.of(rows[0])
+    scale = measure.scale
     for one, name in zip(rows, names(rows), strict=True):
         x = one["milliseconds"] if timed else one["macs"] / 1e6
         y = scale * one["accuracy"]
         ends = [abs(scale * end - y) for end in one["interval"]] if one["interval"] else None
-        axes.errorbar([x], [y], yerr=None if ends is None else [[ends[0]], [ends[1]]], fmt="o", color=KEPT, ecolor="#8fb3cf")
+        axes.errorbar([x], [y], yerr=None if ends is None else [[ends[0]], [ends[1]]], fmt="o", color=KEPT, ecolor=PALER)
         axes.annotate(plain(name), (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8)
     axes.margins(x=0.2, y=0.15)
     axes.set_xlabel("ms an image" if timed else "million multiply-adds")
-    axes.set_ylabel(Measure.of(accuracy).axis)
+    axes.set_ylabel(measure.axis)
     return figure
 
 

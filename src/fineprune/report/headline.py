@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from fineprune.common.figures import written
+from fineprune.common.figures import milliseconds, setting, size, written
 from fineprune.compressor.masks import KINDS
-from fineprune.compressor.masks.kind import label
+from fineprune.compressor.masks.kind import MaskKind, label
 
 from ..manifest import final_accuracy, measured, zeros_pruned
 from .intervals import between, interval
-from .latency import gain, settings, shown
+from .latency import gain, settings
 from .markup import details, note, table, text
 from .sources import Sources
 
@@ -47,22 +47,26 @@ def _saved(sources: Sources) -> str:
 def _latency(sources: Sources) -> Card:
     """As `bench` measured it, or as the search for a target did."""
     search = sources.facts.get("search") or {}
-    asked = [] if search.get("asked_ms") is None else [_strong(f"{shown(search['asked_ms'])} ms", "asked")]
+    asked = [] if search.get("asked_ms") is None else [_strong(f"{milliseconds(search['asked_ms'])} ms", "asked")]
     found = gain(sources.bench)
     if sources.bench is None or found is None:
         end = (search.get("end") or {}).get("latency_ms")
         if end is not None and search.get("reference_ms"):
-            return "Latency", f"{shown(end)} ms", [_strong(f"{shown(search['reference_ms'])} ms", "dense in ONNX Runtime"), *asked]
+            return (
+                "Latency",
+                f"{milliseconds(end)} ms",
+                [_strong(f"{milliseconds(search['reference_ms'])} ms", "dense in ONNX Runtime"), *asked],
+            )
         return "Latency", "not measured", ["--bench FILE shows what fineprune bench --layers --json measured"]
     dense, ours = found
     batch, threads = ours["batch_size"], ours["threads"]
     rows = {row["runtime"]: row for row in settings(sources.bench)[batch, threads]}
     pairs = {"dense in ONNX Runtime": dense["runtime"], "in int8": "engine compressed int8", "dense in int8": "onnxruntime int8"}
-    lines = [_strong(f"{shown(rows[name]['median_ms'] / batch)} ms", what) for what, name in pairs.items() if name in rows]
+    lines = [_strong(f"{milliseconds(rows[name]['median_ms'] / batch)} ms", what) for what, name in pairs.items() if name in rows]
     busy = [] if all(row.get("reliable", True) for row in found) else ["the machine was busy: measure again"]
-    about = text(f"an image; batch {batch}, {threads} thread{'s' * (threads > 1)}, {sources.bench['machine']['cpu']}")
+    about = text(f"an image; {setting(batch, threads)}, {sources.bench['machine']['cpu']}")
     where = "" if ours["runtime"] == "engine compressed" else f" ({ours['runtime']})"
-    return "Latency", f"{shown(ours['median_ms'] / batch)} ms{text(where)}", [*lines, *asked, about, *busy]
+    return "Latency", f"{milliseconds(ours['median_ms'] / batch)} ms{text(where)}", [*lines, *asked, about, *busy]
 
 
 def _strong(figure: str, what: str) -> str:
@@ -72,12 +76,12 @@ def _strong(figure: str, what: str) -> str:
 def _figure(accuracy: dict[str, Any], value: float, what: str) -> str:
     """A line: how it is written, what it is of, and its interval where there is one."""
     ends = between(interval(accuracy, value))
-    return _strong(text(written(value, accuracy.get("unit"))), what) + (f" ({ends})" if ends else "")
+    return _strong(text(written(value, accuracy.get("unit"))), what) + (f" <span>({ends})</span>" if ends else "")
 
 
 def _accuracy(sources: Sources) -> Card:
     accuracy, final = sources.accuracy, final_accuracy(sources.accuracy)
-    title = sources.measure.capitalize() if sources.measure.islower() else sources.measure
+    title = sources.heading
     if final is None:
         return title, "not measured", [text(accuracy["note"])] if "note" in accuracy else []
     ends = between(interval(accuracy, final))
@@ -106,14 +110,15 @@ def _size(sources: Sources) -> Card:
     share = f"{kept / max(weights, 1):.1%}"
     if "compressed" in sizes:
         names = {"dense": "dense", "compressed int8": "in int8"}
-        lines = [_strong(_bytes(sizes[name]), what) for name, what in names.items() if name in sizes]
-        return "File size", _bytes(sizes["compressed"]), [*lines, _strong(share, "of the weights kept"), "as ONNX files"]
+        lines = [_strong(size(sizes[name]), what) for name, what in names.items() if name in sizes]
+        return "File size", size(sizes["compressed"]), [*lines, _strong(share, "of the weights kept"), "as ONNX files"]
     left = _strong(f"{kept / 1e6:.3f}", f"of {weights / 1e6:.3f} million")
     return "Weights kept", share, [left, "--onnx FILE shows the size of an exported file"]
 
 
-def _bytes(count: float) -> str:
-    return f"{count / 1e6:#.3g} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+def pruned(kind: MaskKind) -> str:
+    """What the ratio of a kind is called."""
+    return f"{kind.what} pruned {kind.rest}".strip()
 
 
 def _summary(sources: Sources) -> str:
@@ -123,7 +128,7 @@ def _summary(sources: Sources) -> str:
         ("all multiply-adds, million", f"{macs['macs_dense'] / 1e6:.2f}", f"{macs['macs'] / 1e6:.2f}"),
         ("convolution multiply-adds, million", f"{macs['conv_macs_dense'] / 1e6:.2f}", f"{macs['conv_macs'] / 1e6:.2f}"),
         *((f"pruned convolution multiply-adds {what}", "", f"{share:.1%}") for what, share in zeros_pruned(sources.facts)),
-        *((f"{f'{kind.what} pruned {kind.rest}'.strip()} ({label(kind)})", "", f"{ratios['achieved'][kind.name]:.1%}") for kind in KINDS),
+        *((f"{pruned(kind)} ({label(kind)})", "", f"{ratios['achieved'][kind.name]:.1%}") for kind in KINDS),
     ]
     if sources.int8 and sources.int8["accuracy"].get("int8") is not None:
         cost = sources.int8["accuracy"]

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from fineprune.common.figures import milliseconds, setting
+
 from .markup import bar, note, section, table, text
 from .sources import Sources
 
@@ -42,11 +44,6 @@ def gain(bench: dict[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any]] 
     return (rows["onnxruntime dense"], ours) if ours is not None and "onnxruntime dense" in rows else None
 
 
-def shown(milliseconds: float) -> str:
-    """With three figures, or whole."""
-    return f"{milliseconds:#.3g}" if milliseconds < 100 else f"{milliseconds:.0f}"
-
-
 def _table(rows: Rows, batch: int, threads: int) -> str:
     slowest = max(row["median_ms"] for row in rows) or 1.0
     dense = next((row["median_ms"] for row in rows if row["runtime"] == "onnxruntime dense"), None)
@@ -54,13 +51,13 @@ def _table(rows: Rows, batch: int, threads: int) -> str:
         (
             text(row["runtime"]) + ("" if row.get("reliable", True) else " (busy)"),
             bar(row["median_ms"] / slowest, _kind(row["runtime"])),
-            shown(row["median_ms"] / batch),
-            f"{shown(row['p25_ms'] / batch)} - {shown(row['p75_ms'] / batch)}",
+            milliseconds(row["median_ms"] / batch),
+            f"{milliseconds(row['p25_ms'] / batch)} - {milliseconds(row['p75_ms'] / batch)}",
             f"x{dense / row['median_ms']:.2f}" if dense and row["median_ms"] else "",
         )
         for row in rows
     ]
-    title = f"<h3>batch {batch}, {threads} thread{'s' * (threads > 1)}</h3>"
+    title = f"<h3>{setting(batch, threads)}</h3>"
     return title + table(["runtime", "", "ms an image", "quartiles", "speed-up"], cells, kind="bars")
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from fineprune.common.figures import milliseconds
 from fineprune.compressor.masks import KINDS
 
 from .markup import bar, details, note, section, table, text
@@ -67,7 +68,7 @@ def _times(time: dict[str, Any]) -> list[str]:
 
 
 def _milliseconds(microseconds: float | None) -> str:
-    return "" if microseconds is None else f"{microseconds / 1e3:#.3g}"
+    return milliseconds(None if microseconds is None else microseconds / 1e3)
 
 
 def _share(share: float | None) -> str:

@@ -14,13 +14,11 @@ from numpy.typing import NDArray
 
 from fineprune.common.text import printable
 
-from ..pictures import picture
+from ..pictures import ACCENT, KEPT, PALER, PALER_ACCENT, picture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-KEPT, ACCENT = "#1f5f8b", "#d1603d"
-"""Of what is kept, and of what stands beside it."""
 _SHADES = 16
 """In a picture of shares."""
 
@@ -102,6 +100,8 @@ def page(title: str, parts: Iterable[str]) -> bytes:
     """The whole file. The browser is told to load nothing from anywhere, and to run no script but this page's own."""
     here = Path(__file__).parent
     style, script = ((here / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    colours = {"kept": KEPT, "paler": PALER, "accent": ACCENT, "paler-accent": PALER_ACCENT}
+    style = f":root {{ {' '.join(f'--{name}: {colour};' for name, colour in colours.items())} }}\n{style}"
     allowed = base64.b64encode(sha256(script.encode()).digest()).decode()
     policy = (
         f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{allowed}'; base-uri 'none'; form-action 'none'"

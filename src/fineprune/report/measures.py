@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Self
 
 from fineprune.common.figures import written
 
+from ..manifest import measured
 from ..pictures import plain
 
 _AXIS = 28
@@ -22,7 +23,7 @@ class Measure(NamedTuple):
     @classmethod
     def of(cls, facts: Mapping[str, Any]) -> Self:
         """As `measure`, `unit` and `higher_is_better` of a file say; accuracy where they say nothing."""
-        return cls(str(facts.get("measure") or "accuracy"), facts.get("unit"), facts.get("higher_is_better") is not False)
+        return cls(measured(facts), facts.get("unit"), facts.get("higher_is_better") is not False)
 
     @property
     def scale(self) -> int:

@@ -5,7 +5,8 @@
   const root = document.getElementById("browser");
   if (!source || !root || typeof DecompressionStream === "undefined") return;
   const layers = JSON.parse(source.textContent);
-  const DROPPED = [255, 255, 255], KEPT = [31, 95, 139], MARKED = [209, 96, 61], FAINT = [250, 228, 219], GAP = [217, 221, 225];
+  const colour = (name) => getComputedStyle(root).getPropertyValue(name).match(/[0-9a-f]{2}/g).map((two) => parseInt(two, 16));
+  const DROPPED = [255, 255, 255], KEPT = colour("--kept"), MARKED = colour("--accent"), FAINT = [250, 228, 219], GAP = colour("--line");
 
   // Values 0 to 255 of a mask (bits) or of a statistic (bytes), row-major.
   async function values(item) {

@@ -2,7 +2,9 @@
 
 from typing import TYPE_CHECKING, Any
 
-from ..pictures import plain
+from fineprune.common.figures import milliseconds
+
+from ..pictures import bare_axes, plain
 from .markup import curves, note, section, table, text
 from .measures import Measure
 from .sources import Sources
@@ -54,11 +56,8 @@ def _points(rows: Rows, key: str, measure: Measure) -> list[tuple[float, float]]
 def sensitivity_figure(layers: dict[str, list[tuple[float, float]]], measure: Measure) -> "Figure":
     """One curve a layer; those that end worst have their names."""
     import matplotlib
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.8, 3.4), layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
+    figure, axes = bare_axes(4.8, 3.4)
     colours = matplotlib.colormaps["viridis"]
     ends = {name: points[-1][1] for name, points in layers.items()}
     worst = sorted(ends, key=lambda name: ends[name], reverse=not measure.higher_is_better)[:_NAMED]
@@ -83,7 +82,7 @@ def _half(layers: dict[str, Rows], key: str, measure: Measure) -> str:
     lines = []
     for name, row in near.items():
         level = ", ".join(f"{kind.upper()} {share:.0%}" for kind, share in row["level"].items() if share)
-        times = ["" if row.get(time) is None else f"{row[time]:#.3g}" for time in ("milliseconds_dense", "milliseconds")]
+        times = [milliseconds(row.get(time)) for time in ("milliseconds_dense", "milliseconds")]
         cells = [text(name), text(level), f"{row['kept']:.0%}", text(measure.written(row[key]))]
         lines.append(cells + (times if timed else []))
     head = ["layer", "pruned", "kept", measure.name, *(["ms dense", "ms pruned"] if timed else ())]

@@ -13,27 +13,16 @@ from fineprune.common.text import printable
 from fineprune.compressor.bundle import Bundle
 
 from ..manifest import check_facts, check_latencies, measured, read_bundle
+from ..pareto.points import FORM, front_file
 
 _NUMBER = Within(float, -1e18, 1e18)
-_COUNT = Within(float, 0, 1e18)
-_MEASURE = {"measure": Maybe(str), "unit": Maybe(str), "higher_is_better": Maybe(bool)}
 _SENSITIVITY = {
-    **_MEASURE,
+    **{"measure": Maybe(str), "unit": Maybe(str), "higher_is_better": Maybe(bool)},
     "rows": [
         {
             "layer": str,
             "level": {str: _NUMBER},
             **dict.fromkeys(("kept", "error", "accuracy", "loss", "milliseconds", "milliseconds_dense"), Maybe(_NUMBER)),
-        }
-    ],
-}
-_FRONT = {
-    **_MEASURE,
-    "points": [
-        {
-            "name": str,
-            **{"int8": Maybe(bool), "point": Maybe(int)},
-            **dict.fromkeys(("pruned", "milliseconds", "accuracy", "accuracy_before", "macs", "bytes"), Maybe(_NUMBER)),
         }
     ],
 }
@@ -90,7 +79,7 @@ class Sources:
             file_bytes=known | sizes,
             statistics=read_statistics(statistics),
             sensitivity=_formed(sensitivity, _SENSITIVITY, "fineprune sensitivity"),
-            front=_formed(front, _FRONT, "fineprune front"),
+            front=_formed(front_file(front) if isinstance(front, Path | str) else front, FORM, "fineprune front"),
         )
 
     @property
@@ -108,6 +97,11 @@ class Sources:
     def measure(self) -> str:
         """What `accuracy` holds: an accuracy, or what stands for it."""
         return measured(self.accuracy)
+
+    @property
+    def heading(self) -> str:
+        """`measure` as a title: a name with capitals of its own stays as it is."""
+        return self.measure.capitalize() if self.measure.islower() else self.measure
 
     @property
     def weights(self) -> tuple[int, int]:
