@@ -66,7 +66,7 @@ class Session:
     def __init__(self, source: Path | str | bytes, threads: int = 1, *, tune: bool = False, fallback: Fallbacks = True) -> None:
         if type(threads) is not int or not 1 <= threads <= MOST_THREADS:
             raise UsageError(f"threads is a whole number from 1 to {MOST_THREADS}, got {threads!r}")
-        if fallback not in (True, False, "needed"):
+        if not isinstance(fallback, bool) and fallback != "needed":
             raise UsageError(f"fallback is True, False or 'needed', got {fallback!r}")
         started = time.perf_counter()
         self._source, self._threads, self._closed = source, threads, False

@@ -127,8 +127,9 @@ def test_what_is_faster_there_stays_where_only_what_is_needed_goes(monkeypatch: 
     for fallback, timed in ((True, 0), ("needed", 2)):
         with believing(table(dense=0.001), monkeypatch), Session(content, fallback=fallback) as ours:  # type: ignore[arg-type]
             assert len([record for record in ours.profile(x) if record.name.startswith("conv")]) == timed
-    with pytest.raises(UsageError, match="fallback is True, False or 'needed'"):
-        Session(content, fallback="sometimes")  # type: ignore[arg-type]
+    for wrong in ("sometimes", 1):
+        with pytest.raises(UsageError, match="fallback is True, False or 'needed'"):
+            Session(content, fallback=wrong)  # type: ignore[arg-type]
 
 
 def test_nothing_goes_there_without_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
