@@ -72,7 +72,9 @@ def test_the_page_shows_files_that_the_recipe_names(again: Path, data: str, netw
     path.write_text(recipe(data, network, report=f'front = "{front}"'))
     missing = fineprune("run", path, "--output", again, *trust)
     assert missing.code == 2 and f"[report] front: there is no {front}" in missing.err
-    front.write_text('{"points": [{"name": "point of mine"}]}')
+    point = {"name": "point of mine", "point": 0, "network": "dense", "int8": False, "front": True, "milliseconds": 3.0, "accuracy": 0.8}
+    written = {"measure": "accuracy", "unit": None, "higher_is_better": True, "points": [{**point, "settings": None}]}
+    front.write_text(json.dumps(written))
     untrusted = fineprune("run", path, "--output", again, *trust)
     assert untrusted.code == 2 and f"names {front}: code, files and folders of yours" in untrusted.err
     result = succeed("run", path, "--output", again, *trust, "--trust", front)
