@@ -95,7 +95,8 @@ def _title(view: str, policy: PolicyConfig) -> str:
         return "the highest mean loss: wrong labels, if there are any, are here"
     if policy.name == "fine-pruning" and policy.order == "worst":
         return "left out most often, for losses above the mean: wrong labels are frequent here"
-    return "left out most often: " + ("by chance" if policy.name == "random" else "the easiest samples, rarely wrong")
+    blind = "random" in (policy.name, policy.order)
+    return "left out most often: " + ("by chance" if blind else "the easiest samples, rarely wrong")
 
 
 def suspects_csv(chosen: dict[str, Tensor], facts: SampleFacts, losses: Tensor, data: ImageData) -> str:

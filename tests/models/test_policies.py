@@ -67,7 +67,7 @@ class TestSchedule:
         settings = {"window": window, "start": start, "attenuation": attenuation, "block": block, "prune_epochs": prune_epochs}
         assert pruned_epochs(epochs, **settings, block_from="start" if from_start else "run") == expected
 
-    @pytest.mark.parametrize(("epochs", "window", "start"), [(300, 60, 20), (160, 60, 20), (80, 30, 10), (24, 9, 3), (12, 4, 1), (1, 1, 0)])
+    @pytest.mark.parametrize(("epochs", "window", "start"), [(300, 60, 20), (160, 60, 20), (80, 30, 10), (24, 9, 3), (12, 4, 1), (4, 4, 1)])
     def test_window_and_start_scale_with_short_runs(self, epochs: int, window: int, start: int) -> None:
         config = PolicyConfig(name="fine-pruning").for_epochs(epochs)
         assert (config.window, config.start) == (window, start)
@@ -75,6 +75,12 @@ class TestSchedule:
     def test_given_values_stay(self) -> None:
         assert PolicyConfig(name="random", window=5, start=4).for_epochs(160) == PolicyConfig(name="random", window=5, start=4)
         assert PolicyConfig(name="random", start=70).for_epochs(160).window == 71
+        assert PolicyConfig(name="random", block=6).for_epochs(8).window == 6
+
+    @pytest.mark.parametrize("epochs", [12, 16, 20, 24, 40, 60, 80, 120, 240])
+    def test_short_and_long_runs_prune_the_share_of_epochs_that_the_source_prunes(self, epochs: int) -> None:
+        """93 of its 160 epochs, 58 %."""
+        assert len(pruned_epochs(epochs)) / epochs == pytest.approx(93 / 160, abs=0.09)
 
     def test_infobatch_prunes_neither_the_first_nor_the_last_eighth(self) -> None:
         config = PolicyConfig(name="infobatch")
@@ -153,6 +159,45 @@ class TestFinePruning:
         ranked = sorted(key.values(), reverse=order == "worst")
         assert sorted((key[x] for x in chosen), reverse=order == "worst") == ranked[: len(chosen)]
 
+    @settings(max_examples=40)
+    @given(
+        st.integers(0, 2**31),
+        st.integers(1, 14),
+        st.sampled_from([(7, 3, 2.0, 4, 3), (5, 2, 1.5, 2, 1), (4, 1, 2.0, 4, 3), (3, 0, 1.0, 1, 1), (60, 20, 2.0, 4, 3)]),
+        st.sampled_from([0.0, 0.3]),
+        st.sampled_from(["worst", "easiest"]),
+    )
+    def test_a_whole_run_against_the_listings(
+        self, seed: int, samples: int, schedule: tuple[int, int, float, int, int], tolerance: float, order: Any
+    ) -> None:
+        """Algorithms 1 and 2 as loops over samples: whoever is left out has at least (easiest: at most) the count of whoever stays."""
+        epochs, batch, draw, sign = 75, 3, random.Random(seed), 1 if order == "worst" else -1
+        window, start, attenuation, block, prune_epochs = schedule
+        own = {"window": window, "start": start, "attenuation": attenuation, "block": block, "prune_epochs": prune_epochs}
+        config = PolicyConfig(name="fine-pruning", fraction=0.4, tolerance=tolerance, order=order, **own)  # type: ignore[arg-type]
+        p = make_policy(config, samples=samples, epochs=epochs, seed=seed, batch_size=1)
+        counts, left = [0] * samples, round(0.4 * samples)
+        for e in range(epochs):
+            if e % window == 0:
+                counts = [0] * samples
+                start = start if e == 0 else int(start / attenuation)
+            chosen = p.epoch(e).indices
+            kept = list(range(samples)) if chosen is None else chosen.tolist()
+            if e % window >= start and e % block < prune_epochs and left > 0:
+                assert len(kept) == samples - left
+                out = [x for x in range(samples) if x not in kept]
+                assert all(sign * counts[x] >= sign * counts[y] for x in out for y in kept)
+            else:
+                assert chosen is None
+            visited = draw.sample(kept, len(kept))
+            for first in range(0, len(visited), batch):
+                part = visited[first : first + batch]
+                losses = [draw.randrange(6) / 4 for _ in part]
+                for x, loss in zip(part, losses, strict=True):
+                    counts[x] += loss >= sum(losses) / len(losses) * (1 + tolerance)
+                p.observe(torch.tensor(part), torch.tensor(losses))
+            assert p.state_dict()["counts"].tolist() == counts
+
     def test_ties_are_drawn_anew_each_epoch_and_by_seed(self) -> None:
         p, same, other = policy(window=8, start=0), policy(window=8, start=0), policy(window=8, start=0, seed=1)
         first, second = p.epoch(0).indices, p.epoch(1).indices
@@ -207,6 +252,15 @@ def test_random_has_the_budget_of_fine_pruning() -> None:
     assert not torch.equal(blind.epoch(5).indices, blind.epoch(6).indices)  # type: ignore[arg-type]
 
 
+def test_the_order_random_is_the_policy_random() -> None:
+    named, ordered = policy("random", epochs=24), policy(epochs=24, order="random")
+    feed(ordered, torch.rand(40))
+    for e in range(24):
+        one, other = named.epoch(e), ordered.epoch(e)
+        assert (one.indices is None) == (other.indices is None) and one.weights is other.weights is None
+        assert one.indices is None or torch.equal(one.indices, other.indices)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("name", ["none", "fine-pruning", "infobatch", "random"])
 def test_state_goes_on_exactly(name: str) -> None:
     whole, draw = policy(name), torch.Generator().manual_seed(3)
@@ -243,7 +297,11 @@ def test_state_goes_on_exactly(name: str) -> None:
         ({"name": "fine-pruning", "prune_epochs": 5}, "prune_epochs is at most block=4, got 5"),
         ({"name": "fine-pruning", "block": 2.5}, "block is a whole number of at least 1, got 2.5"),
         ({"name": "fine-pruning", "tie_break": "index"}, "tie_break is random or loss, got 'index'"),
-        ({"name": "fine-pruning", "order": "hardest"}, "order is worst or easiest, got 'hardest'"),
+        ({"name": "fine-pruning", "order": "hardest"}, "order is worst or easiest or random, got 'hardest'"),
+        (
+            {"name": "fine-pruning", "order": "random", "tie_break": "loss", "rescale": True},
+            "order random counts no losses; leave tie_break, rescale out",
+        ),
         ({"name": "random", "order": "easiest"}, "policy random has no order; it takes window"),
         ({"name": "fine-pruning", "rescale": 1}, "rescale is true or false, got 1"),
     ],

@@ -8,12 +8,13 @@ from typing import Any, Literal, get_args
 from fineprune.common.errors import UsageError
 
 PolicyName = Literal["none", "fine-pruning", "infobatch", "random"]
-OrderName = Literal["worst", "easiest"]
+OrderName = Literal["worst", "easiest", "random"]
 
 _SCHEDULE = ("window", "start", "attenuation", "block", "prune_epochs", "block_from", "fraction")
+_COUNTING = ("tolerance", "require_count", "tie_break", "rescale")
 _BELONGS: dict[str, tuple[str, ...]] = {
     "none": (),
-    "fine-pruning": (*_SCHEDULE, "order", "tolerance", "require_count", "tie_break", "rescale"),
+    "fine-pruning": (*_SCHEDULE, "order", *_COUNTING),
     "random": _SCHEDULE,
     "infobatch": ("drop", "full_share"),
 }
@@ -28,7 +29,7 @@ class PolicyConfig:
 
     name: PolicyName = "none"
     window: int | None = None
-    """Epochs after which the counts start anew. None: 60, in runs of fewer than 160 epochs in proportion (`for_epochs`)."""
+    """Epochs after which the counts start anew. None: 60, below 160 epochs in proportion, at least a block (`for_epochs`)."""
     start: int | None = None
     """Epochs of the first window that prune nothing. None: a third of the window (20 of 60)."""
     attenuation: float = 2.0
@@ -41,7 +42,7 @@ class PolicyConfig:
     fraction: float = 0.25
     """Samples that a pruned epoch leaves out."""
     order: OrderName = "worst"
-    """Samples with the largest counts of high losses go first, as in the source, or those with the smallest."""
+    """Samples with the largest counts of high losses go first, as in the source, or those with the smallest, or any: the control."""
     tolerance: float = 0.0
     """A sample counts as high where its loss is at least (1 + tolerance) times its batch's mean."""
     require_count: bool = False
@@ -81,12 +82,15 @@ class PolicyConfig:
         return cls(**settings)
 
     def for_epochs(self, epochs: int) -> "PolicyConfig":
-        """With window and start, where they are not given, in the proportion that the source's 60 and 20 have to its 160 epochs."""
+        """With window and start, where they are not given, in the proportion that the source's 60 and 20 have to its 160 epochs.
+
+        A window has a block at least: in a shorter one hardly anything would be counted before it ends.
+        """
         if "window" not in _BELONGS[self.name]:
             return self
         window = self.window
         if window is None:
-            scaled = min(_SOURCE_WINDOW, max(1, round(epochs * _SOURCE_WINDOW / _SOURCE_EPOCHS)))
+            scaled = max(self.block, min(_SOURCE_WINDOW, round(epochs * _SOURCE_WINDOW / _SOURCE_EPOCHS)))
             window = scaled if self.start is None else max(scaled, self.start + 1)
         return replace(self, window=window, start=window // 3 if self.start is None else self.start)
 
@@ -99,6 +103,10 @@ class PolicyConfig:
             if field.name != "name" and field.name not in _BELONGS[self.name] and getattr(self, field.name) != field.default:
                 takes = ", ".join(_BELONGS[self.name]) or "no parameter"
                 raise UsageError(f"policy {self.name} has no {field.name}; it takes {takes}")
+        if self.order == "random" and (
+            given := [f.name for f in fields(self) if f.name in _COUNTING and getattr(self, f.name) != f.default]
+        ):
+            raise UsageError(f"policy {self.name}: order random counts no losses; leave {', '.join(given)} out, or choose another order")
 
     def _check_choices(self) -> None:
         for name, choices in (("block_from", ("run", "start")), ("order", get_args(OrderName)), ("tie_break", ("random", "loss"))):

@@ -2,8 +2,9 @@
 
 fine-pruning   count[x] += 1  where  loss[x] >= mean_batch * (1 + tolerance);  counts start anew in each window; an epoch that
                prunes leaves out the n = round(fraction * N) samples with the largest count, the bad ones, ties at random
-               (Algorithms 1-2 of the source; the schedule is in schedule.py); order=easiest: those with the smallest count
-random         n samples at random in the same epochs: an equal budget without losses
+               (Algorithms 1-2 of the source; the schedule is in schedule.py); order=easiest: those with the smallest count;
+               order=random: any n of them, in the same epochs: an equal budget without losses
+random         the same as fine-pruning with order=random
 infobatch      each sample with loss below the mean of all is left out with a share `drop`; the kept ones of them weigh
                1 / (1 - drop), so that the expected gradient stays the same (Qin et al., InfoBatch, ICLR 2024)
 """
@@ -204,7 +205,8 @@ def make_policy(config: PolicyConfig, *, samples: int, epochs: int, seed: int, b
             )
         if not any(prunes(config, epoch, epochs) for epoch in range(epochs)):
             raise UsageError(f"policy {config.name} prunes none of the {epochs} epochs; {_earlier(config)}, or use policy none")
-    return _POLICIES[config.name](config, samples=samples, epochs=epochs, seed=seed)
+    kind = RandomPruning if config.order == "random" else _POLICIES[config.name]
+    return kind(config, samples=samples, epochs=epochs, seed=seed)
 
 
 def _earlier(config: PolicyConfig) -> str:
