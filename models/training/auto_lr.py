@@ -1,10 +1,11 @@
 """The automatic learning rate (Algorithm 3 of the source): drop the rate when the loss no longer changes by more than its noise.
 
-L_e: mean loss on a held-out split after epoch e; std_i, std_2i: population standard deviations of the last i and 2i losses
+L_t: mean loss on a held-out split after epoch t, in short runs after each of `parts` parts of an epoch, on a part of the split
+std_i, std_2i: population standard deviations of the last i and 2i losses
 diff = std_i - std_2i                                             (needs 2i losses since the last drop)
 default   |diff| < h                        literal   diff < h
 bottom    the diff before was a local minimum, and below h
-drop:     lr *= c from the next epoch;  h = max(h - lr^2, h_min)  (literal: h - c^2);  the losses are forgotten
+drop:     lr *= c from the next step;  h = max(h - lr^2, h_min)  (literal: h - c^2);  the losses are forgotten
 """
 
 import statistics
@@ -17,6 +18,9 @@ from fineprune.common.errors import UsageError
 Rule = Literal["default", "literal", "bottom"]
 
 _SOURCE_EPOCHS, _SOURCE_INTERVAL = 160, 10
+_LEAST_INTERVAL = 3
+_LEAST_IMAGES = 256
+"""Of fewer images the loss says too little."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +29,9 @@ class AutoRateConfig:
 
     rule: Rule = "default"
     interval: int | None = None
-    """i, in epochs. None: 10, in runs of fewer than 160 epochs in proportion, at least 3 (`for_epochs`)."""
+    """i, in losses. None: those of 10 epochs, below 160 epochs those of a 16th of the run, at least 3 (`for_epochs`)."""
+    parts: int | None = None
+    """Losses that an epoch gives. None: 1 where the interval is given; else as many as make the interval about 10 (`for_epochs`)."""
     threshold: float = 0.01
     """h, in nats."""
     least_threshold: float = 0.001
@@ -43,7 +49,7 @@ class AutoRateConfig:
         for name, choices in (("rule", get_args(Rule)), ("split", ("validation", "test"))):
             if getattr(self, name) not in choices:
                 raise UsageError(f"auto_lr: {name} is one of {', '.join(choices)}, got {getattr(self, name)!r}")
-        for name, least in (("interval", 2), ("max_drops", 1)):
+        for name, least in (("interval", 2), ("parts", 1), ("max_drops", 1)):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
                 raise UsageError(f"auto_lr: {name} is a whole number of at least {least}, or none, got {value!r}")
@@ -69,11 +75,25 @@ class AutoRateConfig:
             raise UsageError(f"auto_lr is a table of {', '.join(known)}, got {value!r}")
         return cls(**value)
 
-    def for_epochs(self, epochs: int) -> "AutoRateConfig":
-        """With the interval, where it is not given, in the proportion that the source's 10 has to 160 epochs."""
-        if self.interval is not None:
-            return self
-        return replace(self, interval=min(_SOURCE_INTERVAL, max(3, round(epochs * _SOURCE_INTERVAL / _SOURCE_EPOCHS))))
+    def for_epochs(self, epochs: int, *, whole: bool = False) -> "AutoRateConfig":
+        """With interval and parts, where they are not given: i losses cover what the source's 10 epochs are of its 160.
+
+        whole: an epoch gives one loss, whatever that makes of a short run's interval.
+        """
+        span = min(_SOURCE_INTERVAL, epochs * _SOURCE_INTERVAL / _SOURCE_EPOCHS)
+        parts = self.parts
+        if parts is None:
+            parts = 1 if whole or self.interval is not None else max(1, round(_SOURCE_INTERVAL / span))
+        interval = max(_LEAST_INTERVAL, round(parts * span)) if self.interval is None else self.interval
+        return replace(self, interval=interval, parts=parts)
+
+    def images(self, held_out: int) -> int:
+        """Of how many of the held-out images each loss is, so that those of an epoch take about one validation. `for_epochs` is done."""
+        return min(held_out, max(-(-held_out // (self.parts or 1)), _LEAST_IMAGES))
+
+    def to_json(self) -> dict[str, Any]:
+        """Every setting; without `parts` where it is not given, as files of before there was a choice."""
+        return {key: value for key, value in asdict(self).items() if key != "parts" or value is not None}
 
 
 class Point(NamedTuple):
@@ -90,7 +110,7 @@ class Point(NamedTuple):
 
 @dataclass
 class AutoRate:
-    """Call `observe` after each epoch; `drops` and `finished` say what became of it. The fields are the whole state."""
+    """Call `observe` with each loss; `drops` and `finished` say what became of it. The fields are the whole state."""
 
     config: AutoRateConfig
     lr: float
@@ -104,7 +124,7 @@ class AutoRate:
     """Since the last drop, at most 3."""
 
     def observe(self, loss: float) -> Point:
-        """Take note of an epoch's loss. The config's interval is resolved (`for_epochs`)."""
+        """Take note of a loss. The config's interval is resolved (`for_epochs`)."""
         i = self.config.interval or _SOURCE_INTERVAL
         self.losses = [*self.losses, loss][-2 * i :]
         if len(self.losses) < 2 * i:

@@ -20,6 +20,7 @@ from .features import stage_ends
 from .interfaces import DataLike, SplitLike
 from .passes import check_logits, forward
 from .sampling.policies import make_policy
+from .sampling.time_model import trained_batches
 from .step import first_nonfinite
 
 
@@ -141,10 +142,12 @@ def _check_schedule(data: DataLike, config: TrainConfig) -> None:
         raise UsageError(
             f"the {config.schedule} schedule follows the {followed} loss and there are no {followed} images; use another schedule"
         )
-    interval = config.auto_lr.for_epochs(config.epochs).interval or 0
-    if config.schedule == "auto" and 2 * interval >= config.epochs:
+    rule = config.rate_rule
+    interval, parts = rule.interval or 0, min(rule.parts or 1, trained_batches(len(data.train), config.batch_size))
+    if config.schedule == "auto" and 2 * interval >= parts * config.epochs:
+        each = f" of {parts} losses each" if parts > 1 else ""
         raise UsageError(
-            f"the auto schedule compares the last {2 * interval} losses and there are {config.epochs} epochs; "
+            f"the auto schedule compares the last {2 * interval} losses and there are {config.epochs} epochs{each}; "
             f"lower auto_lr's interval={interval}"
         )
 

@@ -128,6 +128,8 @@ class TrainConfig:
             raise UsageError(f"milestones belong to the multistep schedule, not to {self.schedule}; leave one of the two out")
         if self.schedule != "auto" and self.auto_lr != AutoRateConfig():
             raise UsageError(f"auto_lr belongs to the auto schedule, not to {self.schedule}; leave one of the two out")
+        if self.asynchronous is not None and (self.auto_lr.parts or 1) > 1:
+            raise UsageError("a parameter server measures the loss after whole epochs; leave auto_lr's parts out")
         if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
             raise UsageError("nesterov needs the sgd optimizer and a momentum above 0")
         if self.asynchronous is not None and (self.policy != PolicyConfig() or self.record_losses):
@@ -137,14 +139,22 @@ class TrainConfig:
         if self.asynchronous is not None and self.qat_epochs:
             raise UsageError("a parameter server and its workers compute in float32; leave qat_epochs out, or take the plain trainer")
 
+    @property
+    def rate_rule(self) -> AutoRateConfig:
+        """auto_lr as this run resolves it."""
+        return self.auto_lr.for_epochs(self.epochs, whole=self.asynchronous is not None)
+
     def to_json(self) -> dict[str, Any]:
         """Every setting as JSON types."""
         distill = None if self.distill is None else self.distill.to_json()
-        return {**asdict(self), "milestones": list(self.milestones), "policy": self.policy.to_json(), "distill": distill}
+        own = {"policy": self.policy.to_json(), "auto_lr": self.auto_lr.to_json(), "distill": distill}
+        return {**asdict(self), "milestones": list(self.milestones), **own}
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide the result: a resumed run must have the same."""
         apart = (*_WITHOUT_EFFECT, "asynchronous", *(name for name in ("distill", "qat_epochs") if not getattr(self, name)))
         settings = {key: value for key, value in self.to_json().items() if key not in apart}
+        if self.schedule == "auto":
+            settings["auto_lr"] = self.rate_rule.to_json()
         own = {} if self.asynchronous is None else self.asynchronous.identity()
         return settings | {f"asynchronous.{key}": value for key, value in own.items()}

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fineprune.common.errors import RunError
@@ -17,7 +17,7 @@ from fineprune.common.progress import Progress, Silent
 
 from ..objective import moved, objective_of
 from .device import resolve_device
-from .interfaces import SplitLike
+from .interfaces import BatchLike, SplitLike
 from .passes import check_logits, forward, widened
 
 
@@ -88,6 +88,27 @@ def evaluate(
             f"{description}: the model's loss is {loss}; its weights or activations are not finite, train or load it again"
         )
     return Evaluation(accuracy=correct / samples, top5=top5 / samples if many else None, loss=loss / samples, samples=samples)
+
+
+class PartOf:
+    """The samples `indices` (int64) of a split, to be measured as a split of its own; whatever else is asked for is the split's."""
+
+    def __init__(self, split: SplitLike, indices: Tensor) -> None:
+        self._split, self._indices = split, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._split, name)
+
+    def number_of_batches(self, batch_size: int, indices: Tensor | None = None) -> int:
+        """Of one pass over the part, or over the samples `indices` of it."""
+        return self._split.number_of_batches(batch_size, self._indices if indices is None else self._indices[indices])
+
+    def batches(self, batch_size: int, *, indices: Tensor | None = None, **settings: Any) -> Iterator[BatchLike]:
+        """As the split's; the batches hold positions in the split."""
+        return self._split.batches(batch_size, indices=self._indices if indices is None else self._indices[indices], **settings)
 
 
 _MOST_IMAGES, _MOST_NUMBERS = 256, 256 * 3 * 64 * 64

@@ -66,6 +66,8 @@ class Trained(NamedTuple):
     correct: float
     samples: float
     lr: float
+    part_losses: tuple[float, ...] = ()
+    """Those that the learning rate followed within the epoch."""
 
 
 class Engine(Protocol):
@@ -199,7 +201,7 @@ class Run:
         while not self.finished:
             self.clock.start()
             trained = self.engine.train_epoch(self)
-            record = self._close_epoch(trained, *self._validate())
+            record = self._close_epoch(trained, *self._validate(trained))
             left = sum(past.seconds for past in self.history) / len(self.history) * (self.config.epochs - self.epoch)
             self.progress.log(epoch_line(record, self.config.epochs, left, objective_of(self.data.train)) + self.engine.remark())
             if on_epoch is not None:
@@ -208,9 +210,11 @@ class Run:
                 self._stop()
         return False
 
-    def _validate(self) -> tuple[Evaluation | None, float | None]:
+    def _validate(self, trained: Trained) -> tuple[Evaluation | None, float | None]:
         """Validation, and the loss that the learning rate follows."""
         validation = self._evaluate(self.data.validation, "validation") if len(self.data.validation) else None
+        if trained.part_losses:
+            return validation, trained.part_losses[-1]
         if self.config.schedule == "auto" and self.config.auto_lr.split == "test":
             return validation, self._evaluate(getattr(self.data, "test"), "test").loss  # noqa: B009 - not every DataLike has it
         return validation, validation.loss if validation else None
@@ -246,6 +250,7 @@ class Run:
             policy_seconds=self.clock.policy,
             visits=int(trained.samples),
             rate_loss=rate_loss,
+            part_losses=trained.part_losses,
         )
         self.history.append(record)
         if validation is not None and self.engine.settled and self._best(validation.accuracy):

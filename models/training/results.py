@@ -35,6 +35,8 @@ class EpochRecord:
     """Samples trained on."""
     rate_loss: float | None = None
     """The loss that the learning rate may follow: of validation, or of test data where that was asked for."""
+    part_losses: tuple[float, ...] = ()
+    """Those that it followed after each part of the epoch, where it does not follow whole epochs."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from .config import TrainConfig
 
 @dataclass
 class LearningRate:
-    """Call `at` for each batch and `observe` after each epoch; `to_json` holds what a resumed run needs."""
+    """Call `at` for each batch and `observe` after each epoch, or part of one (`part_ends`); `to_json` holds what a resumed run needs."""
 
     config: TrainConfig
     best_loss: float = math.inf
@@ -28,13 +28,13 @@ class LearningRate:
 
     def __post_init__(self) -> None:
         if self.config.schedule == "auto" and self.auto is None:
-            rule = self.config.auto_lr.for_epochs(self.config.epochs)
+            rule = self.config.rate_rule
             self.auto = AutoRate(rule, self.config.lr, rule.threshold)
 
     @classmethod
     def from_json(cls, config: TrainConfig, state: Mapping[str, Any]) -> "LearningRate":
         """The inverse of `to_json`."""
-        auto = AutoRate(config.auto_lr.for_epochs(config.epochs), **state["auto"]) if state["auto"] else None
+        auto = AutoRate(config.rate_rule, **state["auto"]) if state["auto"] else None
         return cls(config, **{**state, "auto": auto})
 
     @property
@@ -51,8 +51,13 @@ class LearningRate:
             rate *= min(1.0, (position + 1 / batches) / config.warmup_epochs)
         return rate
 
+    def part_ends(self, batch: int, batches: int) -> bool:
+        """Whether the rule wants a loss after `batch` steps of an epoch of `batches`: where an epoch has more than one part."""
+        parts = 1 if self.auto is None else self.auto.config.parts or 1
+        return parts > 1 and parts * batch // batches > parts * (batch - 1) // batches
+
     def observe(self, validation_loss: float) -> None:
-        """Take note of an epoch's validation loss (plateau and auto use it)."""
+        """Take note of a validation loss (plateau and auto use it)."""
         if self.auto is not None:
             self.auto.observe(validation_loss)
             return

@@ -21,13 +21,14 @@ import torch
 from torch import Tensor
 
 from fineprune.common.errors import RunError
+from fineprune.common.progress import Progress, Silent
 
 from ..objective import objective_of
 from ..state_dict import as_state_of
 from .clock import Clock
 from .config import TrainConfig
 from .device import derive_seed, seed_generators
-from .evaluate import Evaluation, NonFiniteLossError, evaluate
+from .evaluate import Evaluation, NonFiniteLossError, PartOf, evaluate
 from .frozen import frozen_modules, start_training
 from .interfaces import BatchLike, SplitLike
 from .layout import choose_nhwc, memory_format
@@ -103,6 +104,8 @@ class Synchronous:
     batch: int = 0
     """Finished batches of the epoch that runs."""
     sums: EpochSums = field(default_factory=EpochSums)
+    part_losses: list[float] = field(default_factory=list)
+    """That the learning rate followed in the epoch that runs."""
     clock: Clock = field(default_factory=Clock)
     """The run's."""
 
@@ -144,7 +147,7 @@ class Synchronous:
         share_buffers(self.stepper.model, self.task.group)
         self._check_weights()
         sums = self._total()
-        return Trained(sums.loss, sums.correct, sums.samples, self.stepper.optimizer.param_groups[0]["lr"])
+        return Trained(sums.loss, sums.correct, sums.samples, self.stepper.optimizer.param_groups[0]["lr"], tuple(self.part_losses))
 
     def _train(self, run: Run, total: int) -> None:
         stepper = self.stepper
@@ -153,6 +156,8 @@ class Synchronous:
         description = f"epoch {self.epoch + 1}/{self.config.epochs}"
         for batch in run.progress(rest, total=total, description=description, start=self.batch):
             self._step(batch, total)
+            if self.rate.part_ends(self.batch, total):
+                self._follow()
             run.pause()
         if self.batch < total:
             raise RunError(f"the training split gave {self.batch} of {total} batches in epoch {self.epoch + 1}; its length is wrong")
@@ -194,6 +199,18 @@ class Synchronous:
         elif stepper.device.type == "cpu":
             self._check_losses()
 
+    def _follow(self) -> None:
+        """Measure the loss that the learning rate follows within an epoch, always of the same images."""
+        rule, data = self.config.rate_rule, self.task.data
+        split: SplitLike = getattr(data, rule.split)
+        some = torch.randperm(len(split), generator=torch.Generator().manual_seed(derive_seed(self.config.seed, "rate")))
+        share_buffers(self.stepper.model, self.task.group)
+        self._check_weights()
+        with self.clock.validating():
+            loss = self._measure(PartOf(split, some[: rule.images(len(split))].sort().values), rule.split, Silent()).loss
+        self.part_losses.append(loss)
+        self.rate.observe(loss)
+
     def _choose_samples(self) -> None:
         with self.clock.choosing():
             self.selection = self.policy.epoch(self.epoch)
@@ -226,8 +243,11 @@ class Synchronous:
         return EpochSums(loss, correct, int(samples))
 
     def evaluate(self, split: SplitLike, name: str, epoch: int) -> Evaluation:
-        config, stepper, progress = self.config, self.stepper, self.task.progress
-        description = f"{name} after epoch {epoch + 1}"
+        return self._measure(split, name, self.task.progress)
+
+    def _measure(self, split: SplitLike, name: str, progress: Progress) -> Evaluation:
+        config, stepper = self.config, self.stepper
+        description = f"{name} after epoch {self.epoch + 1}"
         options: dict[str, Any] = {
             "batch_size": config.batch_size,
             "workers": config.workers,
@@ -248,10 +268,10 @@ class Synchronous:
         model.eval()
 
     def close_epoch(self, rate_loss: float | None) -> None:
-        if rate_loss is not None:
+        if rate_loss is not None and not self.part_losses:
             self.rate.observe(rate_loss)
         self.epoch += 1
-        self.batch, self.sums, self.selection = 0, EpochSums(), Selection()
+        self.batch, self.sums, self.selection, self.part_losses = 0, EpochSums(), Selection(), []
 
     def remark(self) -> str:
         return ", on int8 grids" if self.quantised is not None and self.quantised.begun else ""
@@ -272,6 +292,7 @@ class Synchronous:
             "selection": tuple(self.selection),
             "losses": self.log.rows if self.log is not None else None,
             "rate": self.rate.to_json(),
+            "part_losses": self.part_losses,
             "model": self.stepper.model.state_dict(),
             "optimizer": self.stepper.optimizer.state_dict(),
             "scaler": self.stepper.scaler.state_dict(),
@@ -290,6 +311,7 @@ class Synchronous:
         stepper.scaler.load_state_dict(state["scaler"])
         self.policy.load_state_dict(state["policy"])
         self.rate = LearningRate.from_json(self.config, state["rate"])
+        self.part_losses = state.get("part_losses", [])
         self.selection = Selection(*state["selection"])
         if self.log is not None:
             self.log.rows = state["losses"]

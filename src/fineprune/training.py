@@ -98,7 +98,7 @@ def _reports(result: TrainResult, data: ImageData, config: TrainConfig, output: 
     written = []
     if config.schedule == "auto":
         written.append(output / "auto_lr.png")
-        write_auto_rate(written[0], result.history, config.auto_lr.for_epochs(config.epochs), config.lr)
+        write_auto_rate(written[0], result.history, config.rate_rule, config.lr)
     if result.losses is not None:
         written += write_suspects(output, result.losses, data, suspects, config.policy)
     return written

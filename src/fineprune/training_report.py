@@ -34,16 +34,17 @@ def write_auto_rate(path: Path, history: Sequence[EpochRecord], config: AutoRate
 
 
 def auto_rate_figure(history: Sequence[EpochRecord], config: AutoRateConfig, lr: float) -> "Figure":
-    """Loss, std_i, std_2i and their difference by epoch; a line where the rule dropped the rate, a band of +-h."""
+    """Loss, std_i, std_2i and their difference over the epochs; a line where the rule dropped the rate, a band of +-h."""
     from matplotlib.figure import Figure
 
-    losses = [record.rate_loss for record in history if record.rate_loss is not None]
+    followed = [(record.epoch, record.part_losses or (record.rate_loss,)) for record in history if record.rate_loss is not None]
+    epochs = [epoch - 1 + part / len(own) for epoch, own in followed for part in range(1, len(own) + 1)]
+    losses = [loss for _, own in followed for loss in own if loss is not None]
     points = replay(losses, config, lr)
-    epochs = list(range(1, len(points) + 1))
     nan = math.nan
     figure = Figure(figsize=(8, 5), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
-    above.plot(epochs, losses, "o-", color="#1f5f8b", markersize=3)
+    above.plot(epochs, losses, "o-" if config.parts == 1 else "-", color="#1f5f8b", markersize=3)
     above.set_ylabel(f"{config.split} loss")
     for values, label, colour in (
         ([p.std_i for p in points], f"std of the last {config.interval}", "#1f5f8b"),

@@ -79,10 +79,41 @@ def test_the_schedule_drops_the_rate_stops_and_is_resumed() -> None:
     assert not kept.finished and kept.at(30, 0, 1) == pytest.approx(0.004)
 
 
-@pytest.mark.parametrize(("epochs", "interval"), [(200, 10), (160, 10), (80, 5), (24, 3), (8, 3)])
-def test_the_interval_scales_with_short_runs(epochs: int, interval: int) -> None:
-    assert AutoRateConfig().for_epochs(epochs).interval == interval
-    assert AutoRateConfig(interval=7).for_epochs(epochs).interval == 7
+@pytest.mark.parametrize(
+    ("epochs", "interval", "parts"),
+    [(200, 10, 1), (160, 10, 1), (110, 7, 1), (80, 10, 2), (60, 11, 3), (20, 10, 8), (8, 10, 20), (1, 10, 160)],
+)
+def test_the_interval_covers_a_sixteenth_of_a_short_run(epochs: int, interval: int, parts: int) -> None:
+    resolved = AutoRateConfig().for_epochs(epochs)
+    assert (resolved.interval, resolved.parts) == (interval, parts)
+    assert interval / parts == pytest.approx(min(10, epochs / 16), rel=0.04)
+
+
+def test_what_is_given_of_interval_and_parts_stays() -> None:
+    def resolved(whole: bool = False, **given: int) -> tuple[int | None, int | None]:
+        config = AutoRateConfig(**given).for_epochs(80, whole=whole)  # type: ignore[arg-type]
+        return config.interval, config.parts
+
+    assert resolved(interval=7) == (7, 1)
+    assert resolved(parts=3) == (15, 3) and resolved(parts=1) == (5, 1)
+    assert resolved(interval=4, parts=2) == (4, 2)
+    assert resolved(whole=True) == (5, 1)
+
+
+def test_losses_of_parts_are_of_a_part_of_the_images() -> None:
+    rule = AutoRateConfig().for_epochs(20)
+    assert [rule.images(held_out) for held_out in (5000, 2048, 2047, 300, 100)] == [625, 256, 256, 256, 100]
+    assert AutoRateConfig(interval=3).for_epochs(20).images(5000) == 5000
+
+
+def test_parts_of_an_epoch_end_at_whole_steps() -> None:
+    def ends(parts: int, batches: int) -> list[int]:
+        rate = LearningRate(TrainConfig(schedule="auto", auto_lr={"parts": parts}))  # type: ignore[arg-type]
+        return [batch for batch in range(1, batches + 1) if rate.part_ends(batch, batches)]
+
+    assert ends(4, 8) == [2, 4, 6, 8] and ends(3, 7) == [3, 5, 7]
+    assert ends(5, 3) == [1, 2, 3] and ends(1, 8) == []
+    assert not LearningRate(TrainConfig()).part_ends(8, 8)
 
 
 @pytest.mark.parametrize(
@@ -91,6 +122,7 @@ def test_the_interval_scales_with_short_runs(epochs: int, interval: int) -> None
         ({"rule": "best"}, "rule is one of default, literal, bottom, got 'best'"),
         ({"split": "train"}, "split is one of validation, test"),
         ({"interval": 1}, "interval is a whole number of at least 2, or none, got 1"),
+        ({"parts": 0}, "parts is a whole number of at least 1, or none, got 0"),
         ({"max_drops": 0}, "max_drops is a whole number of at least 1"),
         ({"factor": 1.0}, r"factor is in \(0,1\), got 1.0"),
         ({"threshold": 0.0}, "threshold is above 0, got 0.0"),
@@ -106,5 +138,8 @@ def test_settings_out_of_range_are_refused(settings: dict[str, Any], text: str) 
 def test_combinations_that_are_refused() -> None:
     with pytest.raises(UsageError, match="auto_lr belongs to the auto schedule, not to cosine; leave one of the two out"):
         TrainConfig(auto_lr={"interval": 3})  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="a parameter server measures the loss after whole epochs; leave auto_lr's parts out"):
+        TrainConfig(schedule="auto", auto_lr={"parts": 2}, asynchronous={"algorithm": "asgd"})  # type: ignore[arg-type]
+    assert TrainConfig(schedule="auto", asynchronous={"algorithm": "asgd"}).rate_rule.parts == 1  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="auto_lr is a table of rule, interval"):
         TrainConfig(schedule="auto", auto_lr={"i": 3})  # type: ignore[arg-type]

@@ -22,11 +22,13 @@ from torch.nn import functional as F
 from fineprune.common.errors import RunError, UsageError
 from fineprune.models.data import load_data
 from fineprune.models.training import TrainConfig, TrainResult, train
+from fineprune.models.training.auto_lr import replay
 from fineprune.models.training.results import EpochRecord
 from fineprune.models.training.sampling.config import PolicyConfig
 from fineprune.models.training.sampling.loss_log import LossLog, SampleFacts, precision_recall
 from fineprune.models.training.sampling.policies import make_policy
 from fineprune.models.training.sampling.time_model import predicted_saving, saving_of_run, simulate, thesis_formula, trained_batches
+from fineprune.models.training.step import Stepper
 from support.fakes import FakeData, Recorder, fake_data, small_network
 
 FINE: dict[str, Any] = {"name": "fine-pruning", "window": 4, "start": 1, "fraction": 0.4}
@@ -157,6 +159,42 @@ class TestTraining:
         )
         assert all(r.rate_loss == r.validation_loss for r in result.history)
 
+    def test_the_automatic_rate_follows_parts_of_epochs(self) -> None:
+        """Four steps an epoch, a loss after each second one; drops and the end come as the rule replayed on those losses says."""
+        rule = {"interval": 3, "parts": 2, "threshold": 0.5, "max_drops": 1}
+        data = fake_data(validation=0)
+        data.validation = data.test
+        settings = config(epochs=40, policy="none", schedule="auto", auto_lr=rule)
+        result, _, _ = run(settings, data)
+        losses = [loss for record in result.history for loss in record.part_losses]
+        assert all(len(record.part_losses) == 2 for record in result.history) and len(set(losses)) == len(losses)
+        points = replay(losses, settings.rate_rule, 0.05)
+        assert [k for k, point in enumerate(points) if point.fired] == [5, 11]  # 2i losses, and as many again until the rule ends the run
+        assert [record.lr for record in result.history] == pytest.approx([0.05] * 3 + [0.005] * 3)
+        assert all(record.rate_loss == record.part_losses[-1] == pytest.approx(record.validation_loss) for record in result.history)
+
+    def test_the_rate_drops_within_an_epoch(self) -> None:
+        rule = {"interval": 2, "parts": 8, "threshold": 9.0, "max_drops": 1, "stop_early": False}
+        rates, step = [], Stepper.step
+
+        def spy(self: Stepper, *args: Any) -> Any:
+            rates.append(self.optimizer.param_groups[0]["lr"])
+            return step(self, *args)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Stepper, "step", spy)
+            run(config(epochs=3, policy="none", schedule="auto", auto_lr=rule, batch_size=6))
+        assert rates[:10] == pytest.approx([0.05] * 5 + [0.005] * 5)  # ten steps: losses after 2, 3, 4, 5, ... of them
+
+    def test_losses_of_parts_are_always_of_the_same_images(self) -> None:
+        data = fake_data(validation=600)
+        run(config(epochs=3, policy="none", schedule="auto", auto_lr={"interval": 2, "parts": 2}), data)
+        whole, part = -(-600 // 16), -(-300 // 16)
+        assert len(data.validation.seen) == 3 * (2 * part + whole)
+        starts = [epoch * (2 * part + whole) + number * part for epoch in range(3) for number in range(2)]
+        parts = [torch.cat(data.validation.seen[start : start + part]) for start in starts]
+        assert len(parts[0].unique()) == 300 and all(torch.equal(other, parts[0]) for other in parts)
+
     def test_the_automatic_rate_follows_test_data_where_asked(self) -> None:
         result, _, _ = run(config(policy="none", schedule="auto", auto_lr={"interval": 2, "split": "test"}))
         assert all(r.rate_loss is not None and r.rate_loss != r.validation_loss for r in result.history)
@@ -171,6 +209,10 @@ class TestRefusals:
             run(config(epochs=3, policy={"name": "random", "window": 60, "start": 20}), data)
         with pytest.raises(UsageError, match="compares the last 8 losses and there are 8 epochs; lower auto_lr's interval=4"):
             run(config(schedule="auto", auto_lr={"interval": 4}), data)
+        with pytest.raises(
+            UsageError, match="compares the last 32 losses and there are 8 epochs of 4 losses each; lower auto_lr's interval=16"
+        ):
+            run(config(schedule="auto", auto_lr={"interval": 16, "parts": 7}), data)
         with pytest.raises(UsageError, match="the auto schedule follows the test loss and there are no test images"):
             run(config(schedule="auto", auto_lr={"split": "test"}), fake_data(test=0))
         with pytest.raises(UsageError, match="record_losses is true or false, got 1"):
@@ -217,6 +259,20 @@ class TestResume:
             assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), resumed.state_dict().values(), strict=True))
             logs = [torch.load(folder / "training.pt", weights_only=True)["losses"] for folder in (tmp_path / "whole", output)]
             assert all(torch.equal(a.nan_to_num(-1), b.nan_to_num(-1)) for a, b in zip(*logs, strict=True))
+
+    def test_a_crash_between_the_parts_of_an_epoch_changes_nothing(self, tmp_path: Path) -> None:
+        rule = {"interval": 3, "parts": 3, "threshold": 0.2}
+        settings = config(epochs=6, checkpoint_every_s=0.0, schedule="auto", auto_lr=rule)
+        expected, _, model = run(settings, output=tmp_path / "whole")
+        assert len({record.lr for record in expected.history}) > 1
+        for crash_after in (2, 3, 10):
+            data, output = fake_data(), tmp_path / str(crash_after)
+            data.train.fail_at = {crash_after}
+            with pytest.raises(ConnectionError):
+                run(settings, data, output=output)
+            result, _, resumed = run(settings, data, output=output)
+            assert untimed(result) == untimed(expected)
+            assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), resumed.state_dict().values(), strict=True))
 
     def test_another_policys_state_is_refused(self, tmp_path: Path) -> None:
         run(config(), output=tmp_path)

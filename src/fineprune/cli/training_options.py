@@ -100,7 +100,7 @@ def training_options(**defaults: str) -> Callable[[Callable[..., Any]], Callable
             "auto_args",
             metavar="KEY=VALUE",
             multiple=True,
-            help="Change a setting of the schedule auto: rule, interval, threshold, ... (repeatable).",
+            help="Change a setting of the schedule auto: rule, interval, parts, threshold, ... (repeatable).",
         ),
         option("warmup-epochs", float, "Over how many epochs the learning rate rises at the start."),
         option("label-smoothing", float, "What share of each label is spread over all classes."),
