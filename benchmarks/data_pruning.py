@@ -1,7 +1,8 @@
 """What leaving samples out of epochs saves, and what it costs: every policy beside the regular run and one of equal time.
 
-    python benchmarks/data_pruning.py [--quick] [--json FILE] [--data SPEC] [--networks NAME[:KEY=VALUE,...] ...] [--epochs N]
-                                      [--samples N] [--seeds N ...] [--rows NAME ...] [--runs FOLDER] [--collect]
+    python benchmarks/data_pruning.py [--quick] [--json FILE] [--data SPEC] [--networks NAME[:KEY=VALUE,...] ...] [--bundle FOLDER]
+                                      [--epochs N] [--samples N] [--noise R] [--training JSON] [--seeds N ...] [--rows NAME ...]
+                                      [--runs FOLDER] [--collect]
 
 Each run ends in a file of its own in the folder of runs and resumes where it was interrupted; the table is made of those files, also
 of those that are there so far (--collect trains nothing). Several processes may share the folder.
@@ -10,12 +11,17 @@ Time is the processor time of training and validation (wall time stands beside i
 differences are paired by seed. "in run" is the saving that a run measures by itself, against its own full epochs: the figure to compare
 with the predicted one ("off" is the largest distance of any run), and the one that goals are judged by.
 
-Fine-pruning leaves out the samples with the most high losses, as the source does; rows named NAME-easiest leave out those with the
-fewest. Runs recorded before there was a choice, whose policy names no order, are of the latter kind and are labelled so.
+Fine-pruning leaves out the samples with the most high losses, as the source does; rows NAME-easiest leave out those with the fewest,
+NAME-random as many at random in the same epochs. Rows NAME+auto-lr have the automatic learning rate in place of the milestones.
 
 The window of fine-pruning, 60 of the source's 160 epochs, and its start shrink with --epochs. Two baselines take N % of the time and prune
 nothing: `stop-N` is the regular run stopped after N % of its epochs, `equal-N` has its whole schedule, milestones too, squeezed into them.
-A policy is worth something where it beats the better one of those that visit at least as many samples.
+A policy is worth something where it beats the better one of those that visit at least as many samples. A stopped row that is asked for
+with its whole one comes out of that one's first epochs, which are the same, bit for bit.
+
+--noise R gives a share R of the training labels another class, and the table says how many of them each view of the losses finds
+(label_noise.py). --bundle FOLDER fine-tunes the masked network of a bundle. Settings that are chosen by these tables are to be chosen by
+the validation accuracy of seeds that no table has.
 
 Goal: at least 24.46 % of the time saved and at most 0.4 points of accuracy lost; hoped for: 40 % and 0.1 points.
 """
@@ -26,92 +32,45 @@ import hashlib
 import json
 import os
 import shutil
-import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from data_pruning_rows import QUICK_ROWS, ROWS, config_of, stops_of
+from data_pruning_table import GOALS, SOURCE, print_table, table
+from label_noise import found, with_wrong_labels
+from torch import Tensor, nn
 
 from fineprune.common.files import read_json, write_json
 from fineprune.common.progress import Bars
 from fineprune.export.machine import machine_facts
 from fineprune.models.data import ImageData, load_data
-from fineprune.models.training import TrainConfig, evaluate, train
+from fineprune.models.training import EpochRecord, TrainConfig, evaluate, train
+from fineprune.models.training.sampling.time_model import saving_of_run
+from fineprune.models.training.state import STATE_FILE
 from fineprune.models.zoo import ModelSpec, build
 from fineprune.models.zoo.registry import parse_args
-from fineprune.networks import completed
-
-SOURCE: dict[str, tuple[str, str, str, str]] = {
-    "lenet": ("11.80", "18.67", "75.15", "74.72"),
-    "vgg13": ("7.40", "13.75", "93.92", "93.56"),
-    "vgg16": ("7.56", "13.93", "93.79", "93.44"),
-    "vgg19": ("7.65", "14.72", "93.35", "93.30"),
-    "resnet18-3stage": ("12.76", "21.43", "91.25", "91.16"),
-    "resnet34-3stage": ("13.43", "21.86", "92.86", "92.85"),
-    "resnet50-3stage": ("13.92", "22.88", "93.75", "93.46"),
-    "wrn10": ("13.73", "22.54", "92.13", "91.78"),
-    "wrn16": ("13.81", "23.37", "94.22", "94.20"),
-    "wrn22": ("14.29", "24.46", "95.08", "94.71"),
-}
-"""The source's table, CIFAR-10: time saved by pruning, and with the automatic rate, in percent; accuracy regular and pruned."""
-
-STRONG = {"name": "fine-pruning", "fraction": 0.45}
-LATE = {"name": "fine-pruning", "fraction": 0.55, "window": 1.0, "start": 0.5, "block": 1, "prune_epochs": 1}
-AUTO = {"schedule": "auto", "auto_lr": {"interval": 2}}
-"""i in proportion to the source's 10 of 160 epochs would be 1 or 2."""
-_ROWS: dict[str, dict[str, Any]] = {
-    "regular": {},
-    "fine-pruning": {"policy": {"name": "fine-pruning"}},
-    "strong": {"policy": STRONG},
-    "strong+auto-lr": {"policy": STRONG, **AUTO},
-    "infobatch": {"policy": "infobatch"},
-    "infobatch+auto-lr": {"policy": "infobatch", **AUTO},
-    "random": {"policy": {**STRONG, "name": "random"}},
-    "late": {"policy": LATE},
-    "late-stop": {"policy": LATE, "stopped": 0.80},
-    "late-random": {"policy": {**LATE, "name": "random"}},
-    "auto-lr": AUTO,
-    "equal-75": {"squeezed": 0.75},
-    "equal-60": {"squeezed": 0.60},
-    "stop-75": {"stopped": 0.75},
-    "stop-65": {"stopped": 0.65},
-    "stop-60": {"stopped": 0.60},
-}
-"""Row -> what differs from the regular run. `strong` prunes 45 % instead of the source's 25 %; `random` has its budget.
-
-`late` prunes in every epoch from the first milestone on, by the counts of all epochs before; its window and start are shares of the epochs.
-`late-stop` ends after 80 % of them, one epoch (of 20) after the second milestone.
-"""
-EASIEST = {
-    f"{name}-easiest": {**changes, "policy": {**changes["policy"], "order": "easiest"}}
-    for name, changes in _ROWS.items()
-    if isinstance(changes.get("policy"), dict) and changes["policy"]["name"] == "fine-pruning"
-}
-ROWS = {**_ROWS, **EASIEST}
-QUICK_ROWS = ("regular", "fine-pruning", "strong", "strong+auto-lr", "infobatch", "random", "late", "equal-75", "stop-75")
-EQUAL_TIME = tuple(row for row in ROWS if row.startswith(("equal-", "stop-")))
-
-GOALS = {"goal": (24.46, 0.4), "hoped for": (40.0, 0.1)}
-LR = {"lenet": 0.05, "vgg13": 0.05, "vgg16": 0.05, "vgg19": 0.05}
+from fineprune.networks import completed, load_arguments, open_bundle
 
 
 def main() -> None:
     arguments = _parse()
     if not arguments.collect:
         torch.set_num_threads(arguments.threads)
-        data = smaller(load_data(arguments.data), arguments.samples)
+        data = smaller(_data(arguments), arguments.samples)
         for network, seed, row in _jobs(arguments):
             _run(network, row, seed, data, arguments)
-    runs = [labelled(read_json(path)) for path in sorted(arguments.runs.glob("*.json"))]
-    runs = [run for run in runs if run["settings"] == _settings(arguments) and run["row"] in arguments.rows]
+    runs = [read_json(path) for path in sorted(arguments.runs.glob("*.json"))]
+    settings = _settings(arguments)
+    runs = [run for run in runs if run["settings"] == settings and run["row"] in arguments.rows and run.get("changes") == ROWS[run["row"]]]
     tables = {network: table([run for run in runs if run["network"] == network]) for network in arguments.networks}
     for network, rows in tables.items():
         print_table(network, rows, arguments)
     if arguments.json:
-        facts = {"machine": machine_facts(), "load": os.getloadavg(), "settings": _settings(arguments), "goals": GOALS, "source": SOURCE}
+        facts = {"machine": machine_facts(), "load": os.getloadavg(), "settings": settings, "goals": GOALS, "source": SOURCE}
         write_json(arguments.json, {**facts, "tables": tables, "runs": runs})
 
 
@@ -125,16 +84,22 @@ def _parse() -> argparse.Namespace:
         nargs="+",
         default=["lenet", "resnet18-3stage:width=8"],
         metavar="NAME",
-        help=f"Train these networks, of {', '.join(SOURCE)}; arguments follow a colon.",
+        help="Train these networks; arguments follow a colon.",
     )
+    parser.add_argument("--bundle", type=Path, metavar="FOLDER", help="Start from the masked network of this bundle.")
     parser.add_argument("--epochs", type=int, help="How many epochs a run has.")
     parser.add_argument("--samples", type=int, help="How many training images to take; validation shrinks alike, and all test images stay.")
+    parser.add_argument("--noise", type=float, default=0.0, metavar="R", help="What share of the training labels to make wrong.")
+    parser.add_argument(
+        "--training",
+        type=json.loads,
+        default={},
+        metavar="JSON",
+        help="Train with these settings of TrainConfig in place of this benchmark's own.",
+    )
     parser.add_argument("--seeds", nargs="+", type=int, help="Repeat every row with each of these seeds.")
     parser.add_argument(
-        "--rows",
-        nargs="+",
-        choices=ROWS,
-        help="Make only these rows of the table (default: all of the source's order; nine of them with --quick).",
+        "--rows", nargs="+", choices=ROWS, metavar="NAME", help=f"Make only these rows of {', '.join(ROWS)} (with --quick nine of them)."
     )
     parser.add_argument("--batch-size", type=int, help="How many images one step takes.")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="How many threads compute.")
@@ -143,13 +108,12 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--collect", action="store_true", help="Train nothing, and make the table of the runs that are there.")
     arguments = parser.parse_args()
-    for network in arguments.networks:
-        if network.partition(":")[0] not in SOURCE:
-            parser.error(f"unknown network {network!r}; choose from {', '.join(SOURCE)} (with arguments: resnet18-3stage:width=8)")
+    if not 0 <= arguments.noise < 1:
+        parser.error(f"--noise is in [0,1), got {arguments.noise}")
     quick = arguments.quick
     arguments.epochs = arguments.epochs or (12 if quick else 20)
     arguments.samples = arguments.samples or (2000 if quick else None)
-    arguments.rows = arguments.rows or list(QUICK_ROWS if quick else _ROWS)
+    arguments.rows = arguments.rows or list(QUICK_ROWS if quick else ROWS)
     arguments.seeds = arguments.seeds or ([0] if quick else [0, 1, 2])
     arguments.batch_size = arguments.batch_size or (64 if quick else 128)
     return arguments
@@ -168,24 +132,30 @@ def claimed(lock: Path) -> Iterator[bool]:
         yield True
 
 
-def labelled(run: dict[str, Any]) -> dict[str, Any]:
-    """A recorded run; of fine-pruning without an order, its row gets the name of what it was."""
-    policy = run["config"]["policy"]
-    old = policy["name"] == "fine-pruning" and "order" not in policy
-    return {**run, "row": f"{run['row']}-easiest"} if old else run
-
-
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """What runs must have in common to stand in one table."""
-    return {name: getattr(arguments, name) for name in ("data", "epochs", "samples", "batch_size", "threads")}
+    always = {name: getattr(arguments, name) for name in ("data", "epochs", "samples", "batch_size", "threads")}
+    bundle = None if arguments.bundle is None else str(arguments.bundle)
+    return {**always, **{k: v for k, v in {"noise": arguments.noise, "training": arguments.training, "bundle": bundle}.items() if v}}
 
 
 def _jobs(arguments: argparse.Namespace) -> Iterator[tuple[str, int, str]]:
-    """Seeds outermost, each beginning with another row: what else the machine does must not always meet the same one."""
+    """Seeds outermost, each beginning with another row: what else the machine does must not always meet the same one.
+
+    Stopped rows come last: most are made by then.
+    """
+    whole = [row for row in arguments.rows if "stopped" not in ROWS[row]]
     for seed in arguments.seeds:
-        turn = 3 * seed % len(arguments.rows)
+        turn = 3 * seed % max(len(whole), 1)
+        rows = [*whole[turn:], *whole[:turn], *(row for row in arguments.rows if row not in whole)]
         for network in arguments.networks:
-            yield from ((network, seed, row) for row in (*arguments.rows[turn:], *arguments.rows[:turn]))
+            yield from ((network, seed, row) for row in rows)
+
+
+def _data(arguments: argparse.Namespace) -> ImageData:
+    """The data, split and normalised as they were for the network of the bundle, where there is one."""
+    facts = {} if arguments.bundle is None else load_arguments(open_bundle(arguments.bundle).data or {})
+    return load_data(**{**facts, "spec": arguments.data})
 
 
 def smaller(data: ImageData, samples: int | None) -> ImageData:
@@ -200,163 +170,118 @@ def smaller(data: ImageData, samples: int | None) -> ImageData:
     return replace(data, train=part(data.train, samples), validation=part(data.validation, round(share * len(data.validation))))
 
 
-def config_of(network: str, row: str, seed: int, epochs: int, batch_size: int) -> TrainConfig:
-    """The source's recipe: SGD with momentum 0.9, a tenth of the rate after half and three quarters of the epochs."""
-    changes = dict(ROWS[row])
-    epochs = round(epochs * changes.pop("squeezed", 1.0))
-    schedule = {"schedule": "multistep", "milestones": (epochs // 2, epochs * 3 // 4)}
-    if isinstance(changes.get("policy"), dict):
-        shares = {name: max(1, round(epochs * value)) for name, value in changes["policy"].items() if name in ("window", "start")}
-        changes["policy"] = {**changes["policy"], **shares}
-    epochs = round(epochs * changes.pop("stopped", 1.0))
-    if changes.get("schedule") == "auto":
-        schedule = {}
-    common = {"lr": LR.get(network.partition(":")[0], 0.1), "weight_decay": 5e-4, "warmup_epochs": 1.0}
-    return TrainConfig(epochs=epochs, batch_size=batch_size, seed=seed, **common, **schedule, **changes)  # type: ignore[arg-type]
-
-
 def _run(network: str, row: str, seed: int, data: ImageData, arguments: argparse.Namespace) -> None:
     """Train one cell of the table, unless its file is there or another process that shares the folder is at it."""
-    digest = hashlib.sha256(json.dumps(_settings(arguments), sort_keys=True).encode()).hexdigest()[:8]
-    order = "-worst" if f"{row}-easiest" in EASIEST else ""  # files without it are of the time before there was a choice
-    name = f"{network.replace(':', '-')}_{row}{order}_{seed}_{digest}"
-    done, state = arguments.runs / f"{name}.json", arguments.runs / "state" / name
-    lock = arguments.runs / "state" / f"{name}.lock"
+    bad = None
+    if arguments.noise:
+        data, bad = with_wrong_labels(data, arguments.noise, torch.Generator().manual_seed(seed))
+    cell = Cell(network=network, row=row, seed=seed, data=data, bad=bad, arguments=arguments)
+    lock = cell.state.with_suffix(".lock")
     with claimed(lock) as mine:
-        if mine and not done.exists():
-            _train_cell(network, row, seed, data, arguments, done, state)
+        if mine and not cell.done.exists():
+            cell.train()
         if mine:
             lock.unlink()
 
 
-def _train_cell(network: str, row: str, seed: int, data: ImageData, arguments: argparse.Namespace, done: Path, state: Path) -> None:
-    kind, _, given = network.partition(":")
-    spec = completed(ModelSpec(name=kind, args=parse_args(given.split(",") if given else [])), data.input_shape, data)
-    model = build(spec, seed=seed)
-    config = config_of(network, row, seed, arguments.epochs, arguments.batch_size)
-    progress = Bars()
-    progress.log(f"{network}, {row}, seed {seed}")
-    result = train(model, data, config, output=state, device="cpu", progress=progress)
-    test = evaluate(model, data.test, device="cpu")
-    history = result.history
-    visits = sum(record.visits for record in history)
-    cell = {
-        "network": network,
-        "row": row,
-        "seed": seed,
-        "settings": _settings(arguments),
-        "config": config.to_json(),
-        "model": spec.to_json(),
-        "samples": {part: len(getattr(data, part)) for part in ("train", "validation", "test")},
-        "machine": machine_facts(),
-        "test_accuracy": test.accuracy,
-        "last_validation_accuracy": history[-1].validation_accuracy,
-        "epochs_run": len(history),
-        "visits": visits,
-        "visits_share": visits / (arguments.epochs * len(data.train)),
-        "cpu_s": sum(record.cpu_seconds for record in history),
-        "wall_s": result.seconds,
-        "validation_s": sum(record.validation_seconds for record in history),
-        "policy_s": sum(record.policy_seconds for record in history),
-        "saving_of_run": result.to_json()["saving"],
-        "history": result.to_json()["history"],
-        "load": os.getloadavg(),
-    }
-    write_json(done, cell)
-    shutil.rmtree(state, ignore_errors=True)
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One run of the table."""
 
+    network: str
+    row: str
+    seed: int
+    data: ImageData
+    bad: Tensor | None
+    """bool [N]: which training labels are wrong."""
+    arguments: argparse.Namespace
 
-def table(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One line a row: means over seeds, time saved and accuracy lost paired with the regular run of the same seed."""
-    by_row = {name: {run["seed"]: run for run in runs if run["row"] == name} for name in ROWS}
-    regular = by_row["regular"]
-    rows = []
-    for name in ROWS:
-        own = [run for seed, run in sorted(by_row[name].items()) if seed in regular]
-        if not own:
-            continue
-        saved = {kind: [100 * (1 - run[kind] / regular[run["seed"]][kind]) for run in own] for kind in ("cpu_s", "wall_s")}
-        accuracies = [100 * run["test_accuracy"] for run in own]
-        lost = compared(own, regular)
-        planned, measured = ([saving(run, kind) for run in own] for kind in ("predicted", "measured_cpu"))
-        whole = None not in measured
-        rows.append(
-            {
-                **{"row": name, "seeds": [run["seed"] for run in own], "epochs": _mean(run["epochs_run"] for run in own)},
-                **{"visits": 100 * _mean(run["visits_share"] for run in own), "cpu_s": _mean(run["cpu_s"] for run in own)},
-                **{"saved": _mean(saved["cpu_s"]), "saved_wall": _mean(saved["wall_s"])},
-                **{"predicted": _mean(planned), "in_run": _mean(measured) if whole else None},
-                "offs": [p - m for p, m in zip(planned, measured, strict=True)] if whole else [],
-                "overhead_s": statistics.median(run["policy_s"] for run in own),
-                **{"accuracy": _mean(accuracies), "spread": _spread(accuracies)},
-                **{"difference": _mean(lost), "difference_spread": _spread(lost), "differences": lost},
-            }
-        )
-    return [{**row, **_verdict(row, rows, by_row)} for row in rows]
+    @property
+    def name(self) -> str:
+        """Of its files: another setting, or another meaning of the row, is another file."""
+        asked = json.dumps([_settings(self.arguments), ROWS[self.row]], sort_keys=True)
+        return f"{self.network.replace(':', '-')}_{self.row}_{self.seed}_{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
 
+    @property
+    def done(self) -> Path:
+        """The file of the finished run."""
+        return Path(self.arguments.runs / f"{self.name}.json")
 
-def compared(own: list[dict[str, Any]], others: dict[int, dict[str, Any]]) -> list[float]:
-    """Differences of test accuracy, in points, from the runs of the same seeds."""
-    return [100 * (run["test_accuracy"] - others[run["seed"]]["test_accuracy"]) for run in own if run["seed"] in others]
+    @property
+    def state(self) -> Path:
+        """The folder that it is resumed from."""
+        return Path(self.arguments.runs / "state" / self.name)
 
+    @property
+    def config(self) -> TrainConfig:
+        """What is trained."""
+        given = self.arguments
+        own = {"epochs": given.epochs, "batch_size": given.batch_size, "noise": given.noise, "training": given.training}
+        return config_of(self.network, self.row, self.seed, **own)
 
-def saving(run: dict[str, Any], kind: str) -> float | None:
-    """`predicted` or `measured_cpu`: what the run says it saved, in percent of a run of all --epochs; None where it cannot tell."""
-    own = run["saving_of_run"]
-    share = own[kind] if own else (0.0 if kind == "predicted" else None)
-    return None if share is None else 100 * (1 - (1 - share) * run["config"]["epochs"] / run["settings"]["epochs"])
+    def start(self) -> tuple[nn.Module, ModelSpec | None]:
+        """The network before it is trained."""
+        if self.arguments.bundle is not None:
+            bundle = open_bundle(self.arguments.bundle)
+            return bundle.model, bundle.spec
+        kind, _, given = self.network.partition(":")
+        spec = completed(ModelSpec(name=kind, args=parse_args(given.split(",") if given else [])), self.data.input_shape, self.data)
+        return build(spec, seed=self.seed), spec
 
+    def train(self) -> None:
+        """The run, its file, and those of the rows that are its first epochs."""
+        model, spec = self.start()
+        config, progress = self.config, Bars()
+        progress.log(f"{self.network}, {self.row}, seed {self.seed}")
+        result = train(model, self.data, config, output=self.state, device="cpu", progress=progress, on_epoch=self._stopped(config.epochs))
+        self.write(model, spec, result.history, result.to_json()["saving"], result.losses)
+        shutil.rmtree(self.state, ignore_errors=True)
 
-def _verdict(row: dict[str, Any], rows: list[dict[str, Any]], by_row: dict[str, dict[int, dict[str, Any]]]) -> dict[str, Any]:
-    """Goals met, and the lead over the best equal-time run of at least as many visits: without one, the policy may claim nothing."""
-    measured = row["saved"] if row["in_run"] is None else row["in_run"]
-    met = [goal for goal, (saved, lost) in GOALS.items() if measured >= saved and row["difference"] >= -lost]
-    none: dict[str, Any] = {"met": met, "rival": None, "over_rival": None, "over_rival_spread": None, "leads": {}}
-    rivals = [other for other in rows if other["row"] in EQUAL_TIME and other["visits"] >= row["visits"] - 0.5]
-    if row["row"] == "regular" or row["row"] in EQUAL_TIME or not rivals:
-        return none
-    fewest = min(other["visits"] for other in rivals)
-    own = [by_row[row["row"]][seed] for seed in row["seeds"]]
-    leads = {other["row"]: compared(own, by_row[other["row"]]) for other in rivals if other["visits"] < fewest + 0.5}
-    name = min((name for name in leads if leads[name]), key=lambda name: _mean(leads[name]), default=None)
-    if name is None:
-        return none
-    return {"met": met, "rival": name, "over_rival": _mean(leads[name]), "over_rival_spread": _spread(leads[name]), "leads": leads}
+    def _stopped(self, epochs: int) -> Callable[[EpochRecord], None]:
+        """What writes, after its last epoch, the file of each row that is this one stopped."""
+        cells = {round(epochs * share): replace(self, row=row) for share, row in stops_of(self.row, self.arguments.rows).items()}
 
+        def after(record: EpochRecord) -> None:
+            cell = cells.get(record.epoch)
+            if cell is None or cell.done.exists():
+                return
+            state = torch.load(self.state / STATE_FILE, map_location="cpu", weights_only=True)
+            model, spec = self.start()
+            model.load_state_dict(state["best"]["weights"])
+            history = [EpochRecord(**one) for one in state["history"]]
+            sizes = {"epochs": record.epoch, "samples": len(self.data.train), "batch_size": cell.config.batch_size}
+            saving = saving_of_run(cell.config.policy.for_epochs(record.epoch), history, **sizes)
+            cell.write(model, spec, history, None if saving is None else asdict(saving), None)
 
-def print_table(network: str, rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
-    """What was run, the table, and beside it the source's figures."""
-    images = arguments.samples or "all"
-    print(f"\n{network} on {arguments.data}: {images} training images, {arguments.epochs} epochs, batch {arguments.batch_size}")
-    print(
-        f"{'row':18} {'seeds':>5} {'epochs':>6} {'visits %':>8} {'CPU s':>7} {'saved %':>8} {'(wall)':>7} {'in run':>7} {'predicted':>9} "
-        f"{'off':>4} {'overhead s':>10} {'accuracy %':>14} {'difference':>14}  goals, over equal time"
-    )
-    for row in rows:
-        spread, change, lead = (
-            f"± {row[key]:.2f}" if row[key] is not None else "" for key in ("spread", "difference_spread", "over_rival_spread")
-        )
-        rival = f"{row['over_rival']:+.2f} {lead} over {row['rival']}" if row["rival"] else ""
-        in_run = "" if row["in_run"] is None else f"{row['in_run']:.2f}"
-        off = f"{max(map(abs, row['offs'])):.2f}" if row["offs"] else ""
-        print(
-            f"{row['row']:18} {len(row['seeds']):5} {row['epochs']:6.1f} {row['visits']:8.1f} {row['cpu_s']:7.1f} {row['saved']:8.2f} "
-            f"{row['saved_wall']:7.2f} {in_run:>7} {row['predicted']:9.2f} {off:>4} {row['overhead_s']:10.2f} {row['accuracy']:7.2f} "
-            f"{spread:6} {row['difference']:+7.2f} {change:6}  {', '.join(filter(None, [*row['met'], rival]))}"
-        )
-    offs = [off for row in rows for off in row["offs"]]
-    if len(offs) > 1:
-        print(f"predicted less measured saving, {len(offs)} runs: {_mean(offs):+.2f} ± {_spread(offs):.2f} points")
-    pruned, automatic, before, after = SOURCE[network.partition(":")[0]]
-    print(f"source (CIFAR-10, full size, one run): pruned {pruned} % saved, + automatic rate {automatic} %, accuracy {before} -> {after}")
+        return after
 
-
-def _mean(values: Any) -> float:
-    return statistics.fmean(values)
-
-
-def _spread(values: list[float]) -> float | None:
-    return statistics.stdev(values) if len(values) > 1 else None
+    def write(
+        self, model: nn.Module, spec: ModelSpec | None, history: Sequence[EpochRecord], saving: dict[str, Any] | None, losses: Tensor | None
+    ) -> None:
+        """The file of a finished run: what it was, what it took, and the test accuracy of its best weights by validation."""
+        visits = sum(record.visits for record in history)
+        accuracies = [record.validation_accuracy or 0.0 for record in history]
+        cell = {
+            **{"network": self.network, "row": self.row, "changes": ROWS[self.row], "seed": self.seed},
+            **{"settings": _settings(self.arguments), "config": self.config.to_json(), "model": None if spec is None else spec.to_json()},
+            "samples": {part: len(getattr(self.data, part)) for part in ("train", "validation", "test")},
+            "machine": machine_facts(),
+            "test_accuracy": evaluate(model, self.data.test, device="cpu").accuracy,
+            "best_validation_accuracy": max(accuracies),
+            "last_validation_accuracy": accuracies[-1],
+            "epochs_run": len(history),
+            "visits": visits,
+            "visits_share": visits / (self.arguments.epochs * len(self.data.train)),
+            "cpu_s": sum(record.cpu_seconds for record in history),
+            "wall_s": sum(record.seconds for record in history),
+            "validation_s": sum(record.validation_seconds for record in history),
+            "policy_s": sum(record.policy_seconds for record in history),
+            "saving_of_run": saving,
+            "history": [asdict(record) for record in history],
+            "load": os.getloadavg(),
+            "bad_data": None if self.bad is None or losses is None else found(losses, self.bad, self.seed),
+        }
+        write_json(self.done, cell)
 
 
 if __name__ == "__main__":

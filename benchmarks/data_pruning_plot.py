@@ -17,22 +17,21 @@ from fineprune.pictures import write_picture
 FAMILIES = {
     "fine-pruning": ("o", "#d1603d"),
     "strong": ("s", "#d1603d"),
+    "fine-pruning+auto-lr": ("d", "#e8a33d"),
     "strong+auto-lr": ("D", "#e8a33d"),
     "late": ("*", "#a3123a"),
     "infobatch": ("s", "#1f5f8b"),
     "infobatch+auto-lr": ("D", "#6fa8d0"),
     "auto-lr": ("D", "#7a5ea8"),
-    "random": ("s", "#888"),
     "late-stop": ("P", "#a3123a"),
-    "late-random": ("*", "#888"),
     "equal": ("v", "#444"),
     "stop": ("^", "#444"),
 }
-"""Row, without its number -> marker and colour: warm for fine-pruning, blue for infobatch, grey for what knows no losses.
+"""Row, without its order and number -> marker and colour: warm for fine-pruning, blue for infobatch, dark for equal time.
 
-Rows named NAME-easiest have hollow markers.
+Rows of the order easiest have hollow markers, those of the order random grey ones.
 """
-EASIEST = "-easiest"
+ORDERS = ("-easiest", "-random")
 
 
 def main() -> None:
@@ -47,14 +46,14 @@ def main() -> None:
 
 def draw(path: Path, tables: Mapping[str, list[dict[str, Any]]], goals: Mapping[str, tuple[float, float]]) -> None:
     """One panel a network: mean over seeds, the standard deviation as a bar; shaded is where a goal is met."""
-    shown = {network: [row for row in rows if _family(row).removesuffix(EASIEST) in FAMILIES] for network, rows in tables.items()}
+    shown = {network: [row for row in rows if _kind(row) in FAMILIES] for network, rows in tables.items()}
     figure = Figure(figsize=(4.6 * len(shown) + 1.7, 4.3), layout="constrained")
     panels = figure.subplots(1, len(shown), squeeze=False)[0]
     for axes, (network, rows) in zip(panels, shown.items(), strict=True):
         _panel(axes, network, rows, goals)
     panels[0].set_ylabel("test accuracy against the regular run, points")
     handles = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    order = [name for family in FAMILIES for name in (family, f"{family}{EASIEST}") if name in handles]
+    order = sorted(handles, key=lambda name: (list(FAMILIES).index(_kind({"row": name})), name))
     labels = {"equal": "equal time, squeezed", "stop": "equal time, stopped"}
     figure.legend(
         [handles[name] for name in order], [labels.get(name, name) for name in order], loc="outside right center", frameon=False, fontsize=8
@@ -65,10 +64,11 @@ def draw(path: Path, tables: Mapping[str, list[dict[str, Any]]], goals: Mapping[
 def _panel(axes: Axes, network: str, rows: list[dict[str, Any]], goals: Mapping[str, tuple[float, float]]) -> None:
     axes.axhline(0, color="#bbb", linewidth=0.8, zorder=0)
     for row in rows:
-        marker, colour = FAMILIES[_family(row).removesuffix(EASIEST)]
+        marker, colour = FAMILIES[_kind(row)]
+        colour = "#888" if "-random" in row["row"] else colour
         size = 11 if marker == "*" else 6
         style: dict[str, Any] = {"marker": marker, "color": colour, "markersize": size, "elinewidth": 0.8, "linestyle": "none"}
-        style["fillstyle"] = "none" if _family(row).endswith(EASIEST) else "full"
+        style["fillstyle"] = "none" if "-easiest" in row["row"] else "full"
         axes.errorbar(time_saved(row), row["difference"], yerr=row["difference_spread"], label=_family(row), **style)
     low, high = axes.get_ylim()
     right = max(axes.get_xlim()[1], 50.0)
@@ -84,6 +84,14 @@ def _panel(axes: Axes, network: str, rows: list[dict[str, Any]], goals: Mapping[
 def _family(row: dict[str, Any]) -> str:
     name = str(row["row"])
     return name.split("-")[0] if name.startswith(("equal-", "stop-")) else name
+
+
+def _kind(row: dict[str, Any]) -> str:
+    """The family without the order."""
+    name = _family(row)
+    for order in ORDERS:
+        name = name.replace(order, "")
+    return name
 
 
 def _seeds(rows: list[dict[str, Any]]) -> str:

@@ -5,11 +5,12 @@
 LeNet is trained on `samples` images of which a share has a label drawn from the other classes; validation labels stay right. Views:
 `high-loss` (highest mean loss over the epochs that visited a sample), `high-count` (Algorithm 1's count: share of visits with a loss of
 at least the epoch's mean), `most-pruned` (left out most often, what the source calls suspicious; ties: the higher loss),
-`pruned-alone` (ties at random). Chance is the share planted. `easiest` is fine-pruning with order=easiest.
+`pruned-alone` (ties at random). Chance is the share planted. `easiest` and `random` are fine-pruning with these orders.
 """
 
 import argparse
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from fineprune.common.files import write_json
 from fineprune.export.machine import machine_facts
-from fineprune.models.data import ImageData, data_from_arrays, load_data
+from fineprune.models.data import ImageData, load_data
 from fineprune.models.training import TrainConfig, train
 from fineprune.models.training.sampling.loss_log import SampleFacts, precision_recall
 from fineprune.models.zoo import ModelSpec, build
@@ -29,6 +30,7 @@ POLICIES = {
     "none": "none",
     "fine-pruning": "fine-pruning",
     "easiest": {"name": "fine-pruning", "order": "easiest"},
+    "random": {"name": "fine-pruning", "order": "random"},
     "infobatch": "infobatch",
 }
 """Row -> policy."""
@@ -59,45 +61,43 @@ def main() -> None:
         write_json(arguments.json, {"machine": machine_facts(), "settings": settings, "rows": rows})
 
 
-def with_wrong_labels(data: ImageData, samples: int, share: float, seed: int) -> tuple[ImageData, Tensor]:
-    """`samples` of the training images, and which of them (bool [samples]) got the label of another class."""
-    generator = torch.Generator().manual_seed(seed)
-    train, chosen = _arrays(data, data.train.subset(torch.randperm(len(data.train), generator=generator)[:samples])), torch.zeros(samples)
-    chosen[torch.randperm(samples, generator=generator)[: round(share * samples)]] = 1
-    bad, labels = chosen.bool(), train[1].clone()
+def with_wrong_labels(data: ImageData, share: float, generator: torch.Generator) -> tuple[ImageData, Tensor]:
+    """The data with the label of another class for a share of the training images, and for which of them (bool [N])."""
+    samples, labels = len(data.train), data.train.labels.clone()
+    bad = torch.zeros(samples, dtype=torch.bool)
+    bad[torch.randperm(samples, generator=generator)[: round(share * samples)]] = True
     other = torch.randint(1, len(data.classes), (samples,), generator=generator)
     labels[bad] = (labels[bad] + other[bad]) % len(data.classes)
-    validation = _arrays(data, data.validation)
-    return data_from_arrays(f"{data.name}, noisy", (train[0], labels), validation, validation=validation, classes=data.classes), bad
+    return replace(data, train=data.train.relabelled(labels)), bad
 
 
-def _arrays(data: ImageData, split: Any) -> tuple[Tensor, Tensor]:
-    """uint8 [N,H,W,C] and labels, without normalisation."""
-    scale, shift = (torch.tensor(values).view(1, -1, 1, 1) for values in (data.std, data.mean))
-    images = torch.cat([(batch.images * scale + shift).mul(255).round().clamp(0, 255).byte() for batch in split.batches(1000)])
-    return images.permute(0, 2, 3, 1).contiguous(), split.labels
+def found(losses: Tensor, bad: Tensor, seed: int) -> dict[str, tuple[float, float]]:
+    """By view: precision and recall of as many samples as are bad (bool [N]), so that the two are equal. losses: [epochs, N], NaN where a
+    sample was left out; views of what was pruned are there where something was."""
+    facts, number = SampleFacts.of(losses), int(bad.sum())
+    orders = {"high-loss": facts.order("high-loss"), "high-count": facts.high_share.argsort(descending=True, stable=True)}
+    if len(facts.pruned.unique()) > 1:
+        orders["most-pruned"] = facts.order("most-pruned")
+        anyhow = torch.randperm(len(bad), generator=torch.Generator().manual_seed(seed))
+        orders["pruned-alone"] = anyhow[facts.pruned[anyhow].argsort(descending=True, stable=True)]
+    return {view: precision_recall(order, bad, number) for view, order in orders.items()}
 
 
 def _rows(data: ImageData, policy: str, seed: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    noisy, bad = with_wrong_labels(data, arguments.samples, arguments.noise, seed)
+    generator = torch.Generator().manual_seed(seed)
+    chosen = data.train.subset(torch.randperm(len(data.train), generator=generator)[: arguments.samples])
+    noisy, bad = with_wrong_labels(replace(data, train=chosen), arguments.noise, generator)
     model = build(completed(ModelSpec(name="lenet"), noisy.input_shape, noisy), seed=seed)
     config = TrainConfig(epochs=arguments.epochs, lr=0.05, batch_size=64, seed=seed, policy=POLICIES[policy], record_losses=True)  # type: ignore[arg-type]
     losses = train(model, noisy, config, device="cpu").losses
     if losses is None:
         raise RuntimeError("the run kept no losses")
-    facts = SampleFacts.of(losses)
-    orders = {"high-loss": facts.order("high-loss"), "high-count": facts.high_share.argsort(descending=True, stable=True)}
-    if policy != "none":
-        orders["most-pruned"] = facts.order("most-pruned")
-        anyhow = torch.randperm(arguments.samples, generator=torch.Generator().manual_seed(seed))
-        orders["pruned-alone"] = anyhow[facts.pruned[anyhow].argsort(descending=True, stable=True)]
     if arguments.sheet and policy == "fine-pruning" and seed == arguments.seeds[0]:
         write_suspects(arguments.sheet, losses, noisy, 36, config.policy)
-    number, rows = int(bad.sum()), []
-    for view, order in orders.items():
-        precision, recall = precision_recall(order, bad, number)
-        rows.append({"policy": policy, "seed": seed, "view": view, "asked": number, "precision": precision, "recall": recall})
-    return rows
+    return [
+        {"policy": policy, "seed": seed, "view": view, "asked": int(bad.sum()), "precision": precision, "recall": recall}
+        for view, (precision, recall) in found(losses, bad, seed).items()
+    ]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,91 @@
+"""The benchmark of data pruning on a few digits: its rows, its files, and stopped runs that come out of whole ones."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import data_pruning
+import pytest
+from data_pruning_rows import QUICK_ROWS, ROWS, config_of, stops_of
+from data_pruning_table import table
+
+SETTINGS: dict[str, Any] = {"epochs": 20, "batch_size": 128, "noise": 0.0, "training": {}}
+_TIMES = ("seconds", "cpu_seconds", "validation_seconds", "policy_seconds")
+
+
+def made(monkeypatch: pytest.MonkeyPatch, folder: Path, *options: object) -> dict[str, dict[str, Any]]:
+    """The runs of `data_pruning.py` with these options, by row."""
+    given = ["--data", "digits", "--networks", "lenet", "--samples", 120, "--epochs", 5, "--batch-size", 32, "--seeds", 0, "--threads", 1]
+    monkeypatch.setattr(sys, "argv", ["data_pruning.py", *map(str, [*given, "--runs", folder, *options])])
+    data_pruning.main()
+    return {run["row"]: run for run in (json.loads(path.read_text()) for path in folder.glob("*.json"))}
+
+
+def untimed(run: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in record.items() if key not in _TIMES} for record in run["history"]]
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_every_row_is_a_run(row: str) -> None:
+    config = config_of("lenet", row, 0, **SETTINGS)
+    changes = ROWS[row]
+    assert config.epochs == round(20 * changes.get("squeezed", 1.0) * changes.get("stopped", 1.0))
+    assert config.policy.order == ("random" if "-random" in row else "easiest" if "-easiest" in row else "worst")
+    assert (config.schedule == "auto") == row.endswith("auto-lr")
+    assert config.milestones in ((), (10, 15), tuple(round(20 * changes.get("squeezed", 1)) * k // 4 for k in (2, 3)))
+
+
+def test_rows_by_hand() -> None:
+    late = config_of("lenet", "late-stop", 0, **SETTINGS)
+    assert (late.epochs, late.milestones, late.policy.window, late.policy.start, late.lr) == (16, (10, 15), 20, 10, 0.05)
+    assert stops_of("late", list(ROWS)) == {0.8: "late-stop"} and stops_of("late-stop", list(ROWS)) == {}
+    assert stops_of("regular", ["regular", "stop-85", "equal-85"]) == {0.85: "stop-85"}
+    changed = config_of("resnet20", "regular", 0, **{**SETTINGS, "training": {"lr": 0.02, "warmup_epochs": 0.0}})
+    assert (changed.lr, changed.warmup_epochs, changed.weight_decay) == (0.02, 0.0, 5e-4)
+    assert set(QUICK_ROWS) <= set(ROWS)
+
+
+def test_a_stopped_row_comes_out_of_the_whole_one_as_if_trained_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    together = made(monkeypatch, tmp_path / "a", "--rows", "regular", "stop-60")
+    apart = made(monkeypatch, tmp_path / "b", "--rows", "stop-60")
+    assert set(together) == {"regular", "stop-60"} and set(apart) == {"stop-60"}
+    one, other = together["stop-60"], apart["stop-60"]
+    assert untimed(one) == untimed(other) == untimed(together["regular"])[:3]
+    facts = ("config", "test_accuracy", "best_validation_accuracy", "visits", "samples", "model", "settings", "saving_of_run")
+    assert [one[fact] for fact in facts] == [other[fact] for fact in facts]
+    capsys.readouterr()
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "a").glob("*.json")}
+    made(monkeypatch, tmp_path / "a", "--rows", "regular", "stop-60")
+    assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "a").glob("*.json")}
+    assert "regular" in capsys.readouterr().out
+
+
+def test_wrong_labels_are_planted_and_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = made(monkeypatch, tmp_path, "--rows", "regular", "fine-pruning", "--noise", 0.1)
+    assert set(runs["regular"]["bad_data"]) == {"high-loss", "high-count"}
+    assert set(runs["fine-pruning"]["bad_data"]) == {"high-loss", "high-count", "most-pruned", "pruned-alone"}
+    for precision, recall in runs["fine-pruning"]["bad_data"].values():
+        assert precision == recall and precision * 12 == pytest.approx(round(precision * 12))
+    assert runs["fine-pruning"]["settings"]["noise"] == 0.1
+
+
+def run_of(row: str, seed: int, accuracy: float, visits: float, saved: float | None) -> dict[str, Any]:
+    saving = None if saved is None else {"predicted": saved, "measured_cpu": saved}
+    return {
+        **{"row": row, "seed": seed, "test_accuracy": accuracy, "best_validation_accuracy": accuracy, "visits_share": visits},
+        **{"cpu_s": 10 * visits, "wall_s": 20 * visits, "policy_s": 0.1, "epochs_run": 20, "saving_of_run": saving},
+        **{"config": {"epochs": 20}, "settings": {"epochs": 20}, "bad_data": None},
+    }
+
+
+def test_a_policy_is_compared_with_the_best_of_equal_time() -> None:
+    runs = [run_of("regular", s, 0.9 + s / 100, 1.0, None) for s in (0, 1)]
+    runs += [run_of("strong", s, 0.897 + s / 100, 0.74, 0.26) for s in (0, 1)]
+    runs += [run_of("stop-75", 0, 0.89, 0.75, None), run_of("equal-75", 0, 0.88, 0.75, None), run_of("stop-60", 0, 0.9, 0.6, None)]
+    rows = {row["row"]: row for row in table(runs)}
+    assert rows["strong"]["difference"] == pytest.approx(-0.3) and rows["strong"]["met"] == ["goal"]
+    assert rows["strong"]["rival"] == "stop-75" and rows["strong"]["over_rival"] == pytest.approx(0.7)
+    assert rows["regular"]["rival"] is None and rows["stop-75"]["rival"] is None
