@@ -217,8 +217,9 @@ class PruneConfig:
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """Those that are pruned by, in their order."""
-        return tuple(part for part in (self.ffp, self.fwp) if self.common or part.prunes)
+        """Those that are pruned by, in their order: weights on what blocks leave, but blocks on what methods leave that need no data."""
+        order = (self.ffp, self.fwp) if self.fwp.method.collects else (self.fwp, self.ffp)
+        return tuple(part for part in order if self.common or part.prunes)
 
     @property
     def passes(self) -> tuple[tuple[Part, ...], ...]:

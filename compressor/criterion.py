@@ -37,6 +37,10 @@ class Criterion:
     """Whether that pass needs the samples' labels."""
     defaults: Mapping[str, Any] = {}
     """Settings that take the place of the preset's."""
+    published: Mapping[str, Any] = {}
+    """More of them, where a user asks for the method as its source has it (`--method`)."""
+    schedule: str | None = None
+    """When its source makes the masks, if that is not at once (`prune_schedule`)."""
 
     @property
     def scopes(self) -> tuple[str, ...]:

@@ -19,9 +19,11 @@ from fineprune.common.inputs import Shape, Structured, told
 from fineprune.common.progress import Progress, Silent, working
 
 from .agreement import check_agreement
-from .bake import bake, masked_layers, masks_of
+from .bake import bake, masks_of
 from .clusters import in_clusters
 from .config import Part, PruneConfig
+from .dependents import without_dead
+from .masks import WEIGHTS
 from .outputs import output_layers
 from .ranked import Layer
 from .selection import layers_of, select, select_common
@@ -128,6 +130,9 @@ def prune(
                 new = {part.mask: select(lists[0], part, outputs=outputs, carried=masks[part.mask]) for part in parts}
         for kind, of_kind in new.items():
             masks[kind] |= of_kind
+        if any(part.ranked.whole_filters for part in parts):
+            read_by, _ = find_convolutions(model, run.input_shape, {*config.fwp.layer_types, "linear"})
+            masks[WEIGHTS.name] = without_dead(masked, read_by, run.input_shape, masks[WEIGHTS.name])
         for part, layers in zip(parts, lists, strict=True):
             if part.sharing == "group":
                 groups = sharing({layer.site.name: layer.sets for layer in layers}, masks[part.mask])
@@ -166,8 +171,7 @@ def ranked_layers(
         found = given or run.collect(masked, measure, layer_types)
         part.method.check(found, part, sites)
     weights = {site.name: weight_of(layer_at(masked, site)) for site in sites}
-    blocks = {name: kept for name, layer in masked_layers(masked) if (kept := layer.block_mask) is not None}
-    return found, layers_of(found, weights, blocks, sites, part, outputs)
+    return found, layers_of(found, weights, masks_of(masked), sites, part, outputs, run.config.seed)
 
 
 def _warn(masks: Mapping[str, Mapping[str, Tensor]], progress: Progress) -> None:

@@ -18,7 +18,8 @@ class Layer:
     """All that a method may look at of one convolution.
 
     config: the settings of the pass (`FFPConfig` or `FWPConfig`). weight: [F,C/groups,kh,kw], dropped ones at zero. blocks: the block
-    mask bool [C,oh,ow] that the layer carries, or None. sums: what was collected, None where the method collects nothing. order: int64
+    mask bool [C,oh,ow] that the layer carries, kept: that of its weights, bool [F,C/groups,kh,kw], or None.
+    sums: what was collected, None where the method collects nothing. order: int64
     [C/groups], the input channels in the order in which neighbours make a unit, the same in every group; None: as they are.
     """
 
@@ -26,10 +27,13 @@ class Layer:
     config: Any
     weight: Tensor
     blocks: Tensor | None = None
+    kept: Tensor | None = None
     order: Tensor | None = None
     sums: Mapping[str, Tensor] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Those of the statistics."""
+    seed: int = 0
+    """Of methods that draw numbers."""
 
     def sum(self, name: str) -> Tensor:
         """One of the sums; UsageError where the statistics lack it."""
@@ -64,6 +68,14 @@ class Layer:
         """What the method gives for each unit, which takes minutes in wide layers."""
         scores: Tensor = self.config.method.scores_of_units(self)
         return scores
+
+    @cached_property
+    def reads(self) -> Tensor:
+        """int64 [C]: the kept weights that multiply a block of each input channel."""
+        site = self.site
+        if self.kept is None:
+            return torch.full((site.in_channels,), site.block_macs)
+        return self.kept.cpu().view(site.groups, -1, *self.kept.shape[1:]).sum((1, 3, 4)).flatten()
 
     @cached_property
     def macs(self) -> Tensor:

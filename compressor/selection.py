@@ -26,21 +26,27 @@ from .ranking import global_threshold, largest_prefix, per_cost
 def layers_of(
     statistics: Statistics | None,
     weights: Mapping[str, Tensor],
-    block_masks: Mapping[str, Tensor],
+    masks: Masks,
     sites: Sequence[ConvSite],
     config: Part,
     outputs: Collection[str] = (),
+    seed: int = 0,
 ) -> list[Layer]:
-    """What the method of `config` looks at, for each layer that it ranks. statistics: None for a method that needs none."""
+    """What the method of `config` looks at, for each layer that it ranks. statistics: None for a method that needs none.
+
+    weights: [F,C/groups,kh,kw] by layer. masks: what layers carry, by kind.
+    """
     unreached = set() if statistics is None else config.method.unreached(statistics)
     return [
         Layer(
             site=site,
             config=config,
             weight=weights[site.name],
-            blocks=block_masks.get(site.name),
+            blocks=masks.get(BLOCKS.name, {}).get(site.name),
+            kept=masks.get(WEIGHTS.name, {}).get(site.name),
             sums=None if statistics is None else statistics.layers.get(site.name, {}),
             settings={} if statistics is None else statistics.settings,
+            seed=seed,
         )
         for site in config.chosen(sites)
         if site.name not in unreached and config.ranked.ranks(site, config, outputs)

@@ -28,6 +28,13 @@ class Unit:
     """What may be ranked together."""
     channels: int = 1
     """How many input channels of a layer it takes."""
+    whole_filters: bool = False
+    """Whether filters go as a whole, and with them what reads their maps alone (dependents.py)."""
+
+    @property
+    def ratio(self) -> float | None:
+        """The pruned fraction, where there is only one."""
+        return None
 
     def check(self, config: Any) -> None:
         """UsageError for settings that say nothing about this unit."""
@@ -67,9 +74,18 @@ class _Blocks(Unit):
     name, kind, scopes = "block", "ffp", ("channel", "layer", "position", "global")
 
     def costs(self, layer: Layer) -> Tensor:
-        return torch.full((layer.site.in_channels, *layer.site.output_size), layer.site.block_macs)
+        return layer.reads[:, None, None].expand(-1, *layer.site.output_size).contiguous()
 
     def keep(self, scores: Tensor, ties: Tensor | None, ratio: float, layer: Layer) -> Tensor:
+        read = layer.reads > 0
+        if not read.all():  # blocks that no weight multiplies go, and are none of those that a ratio is of
+            kept = torch.zeros(scores.shape, dtype=torch.bool)
+            if read.any():
+                kept[read] = self._kept(scores[read], None if ties is None else ties[read], ratio, layer)
+            return kept
+        return self._kept(scores, ties, ratio, layer)
+
+    def _kept(self, scores: Tensor, ties: Tensor | None, ratio: float, layer: Layer) -> Tensor:
         channels, oh, ow = scores.shape
         if layer.config.scope == "position":
             gone = scores == -torch.inf  # blocks that a mask has dropped before say nothing of a position, unless all have gone
@@ -159,7 +175,7 @@ class _Taps(_Weights):
 class _Filters(_Weights):
     """All weights of one output channel: scores [F]. Of a ratio r, int(r * F) filters are dropped; at least one stays."""
 
-    name, scopes = "filter", ("layer", "global")
+    name, scopes, whole_filters = "filter", ("layer", "global"), True
 
     def ranks(self, site: ConvSite, config: Any, outputs: Collection[str]) -> bool:
         """Where filters are outputs of the network, none is dropped."""
@@ -190,13 +206,17 @@ class NOfM(_Weights):
     def __init__(self, n: int, m: int) -> None:
         self.n, self.m, self.name = n, m, f"group of {m} weight"
 
+    @property
+    def ratio(self) -> float:
+        """Of whole groups."""
+        return 1 - self.n / self.m
+
     def check(self, config: Any) -> None:
         super().check(config)
-        dropped = 1 - self.n / self.m
         for ratio in (config.ratio, *config.per_layer.values()):
-            if ratio not in (0, dropped):
+            if ratio not in (0, self.ratio):
                 raise UsageError(
-                    f"the FWP criterion {config.criterion!r} drops {dropped:g} of the weights, not {ratio:g}; give {dropped:g}"
+                    f"the FWP criterion {config.criterion!r} drops {self.ratio:g} of the weights, not {ratio:g}; give {self.ratio:g}"
                 )
 
     def costs(self, layer: Layer) -> Tensor:

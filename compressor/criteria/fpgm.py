@@ -5,9 +5,10 @@
 
 Collects nothing: the weights say it all, and no pass over the samples is made. Use: `fwp_criterion = "fpgm"`; a ratio r drops int(r * F)
 filters of each layer (scope `layer`; scores of layers of different sizes do not compare). Filters that are outputs of the network stay.
-Block masks go on top (`ffp`), in the same run or later on. Deviations: the source chooses the filters again after every epoch of training;
-here they are chosen once, and fine-tuning follows under the mask. A dropped filter's output is its bias, and the channels that read it are
-not dropped with it. Attribution: He, Liu, Wang, Hu, Yang, "Filter Pruning via Geometric Median".
+What reads the maps of dropped filters alone goes with them (`dependents.py`); where a sum joins a dropped filter with a kept one, the
+dropped one adds its bias and the shift of its BatchNorm. Block masks go on top (`ffp`), in the same run or later on. Deviations: the source
+chooses the filters again after every epoch of training; here they are chosen once, and fine-tuning follows under the mask. Attribution: He,
+Liu, Wang, Hu, Yang, "Filter Pruning via Geometric Median".
 """
 
 import torch

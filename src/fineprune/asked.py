@@ -8,6 +8,10 @@ Where no preset is named, the epochs of fine-tuning decide what else is left ope
 
 The preset's name is `obs`: blocks, and weights that go together, are ranked by that. Where weights are not refitted (masks that come while
 the network trains, `reconstruct` off), it is `taylor`, and nothing else is picked.
+
+A method with its rate (`method`, `rate`) drops weights or filters as its source does, and whatever is asked for beside it, such as the
+ratio of blocks (`ffp`), comes on top. It is the same as the table fwp = { criterion, ratio } with the settings and the schedule of that
+source (`Criterion.published`, `.schedule`), and as for a preset that is named, nothing is picked.
 """
 
 from collections.abc import Mapping
@@ -19,6 +23,7 @@ from fineprune.calibrate.collect import CalibrationConfig
 from fineprune.common.errors import UsageError
 from fineprune.common.files import as_stored
 from fineprune.compressor.config import PruneConfig, prune_config
+from fineprune.compressor.criteria import criteria, criterion
 from fineprune.compressor.reconstruct.run import ReconstructConfig, reconstruct_config
 from fineprune.models.training.config import TrainConfig
 from fineprune.models.training.distillation import DistillConfig
@@ -27,7 +32,7 @@ from .job import PICKED_DISTILL, PICKED_SAMPLES, Job, finetune_config, ratio_set
 from .schedules import Rounds, Schedule, schedule_of
 from .search.target import Target, target_of
 
-_CHOICES = ("preset", "prune", "prune_split", "prune_schedule", "reconstruct")
+_CHOICES = ("preset", "method", "rate", "prune", "prune_split", "prune_schedule", "reconstruct")
 _CALIBRATION = {"samples": "samples", "calibration_batch_size": "batch_size", "seed": "seed"}
 """Keys of [compress], and the fields of CalibrationConfig that they set."""
 _TARGET = {"target_latency": "latency", "target_macs": "macs"} | {
@@ -44,6 +49,9 @@ class Asked:
     """What a user says of a compression; what is None, or missing in a mapping, is left open."""
 
     preset: str | None = None
+    method: str | None = None
+    """That drops weights, as its source has it, and the pruned fraction, as it says it."""
+    rate: float | None = None
     prune: float | None = None
     """The ratio of multiply-adds that `prune_split` divides between blocks and weights."""
     prune_split: str | None = None
@@ -83,13 +91,15 @@ class Asked:
 
     def over(self, other: "Asked") -> "Asked":
         """This, and `other` where it leaves something open: but ratios, or a target, take the place of all ratios and of a target."""
-        ratios = any(part.get("ratio") for part in (self.ffp, self.fwp))
+        ratios = self.method is not None or any(part.get("ratio") for part in (self.ffp, self.fwp))
         dropped = {"ratio", "per_layer"} if self.target else {"ratio"} if ratios or self.prune is not None else set()
         ffp, fwp = ({key: value for key, value in part.items() if key not in dropped} for part in (other.ffp, other.fwp))
         whole = isinstance(self.finetune, TrainConfig)
         return replace(
             self,
             preset=_first(self.preset, other.preset),
+            method=self.method if dropped else other.method,
+            rate=self.rate if dropped or self.rate is not None else other.rate,
             prune_schedule=_first(self.prune_schedule, other.prune_schedule),
             reconstruct=_first(self.reconstruct, other.reconstruct),
             ffp={**ffp, **_given(self.ffp)},
@@ -122,18 +132,24 @@ class Asked:
 
     @property
     def named(self) -> str:
-        """The preset that is given, or the one to pick: `obs` counts on a refit, without which it is `taylor`."""
-        return self.preset or ("obs" if self._refits else "taylor")
+        """The preset that is given, or the one to pick: `obs` counts on a refit, without which (or beside a method) it is `taylor`."""
+        return self.preset or ("obs" if self._refits and self.method is None else "taylor")
 
     @property
     def config(self) -> PruneConfig:
         """What is pruned, and how it is ranked."""
         split = self.prune_split or "preset"
         if self.target is None:
-            return prune_config(self.named, ratio=self.prune, split=split, ffp=self.ffp, fwp=self.fwp)
-        given = self.prune is not None or any(part.get(name) for part in (self.ffp, self.fwp) for name in ("ratio", "per_layer"))
+            return prune_config(self.named, ratio=self.prune, split=split, ffp=self.ffp, fwp={**self._published, **_given(self.fwp)})
+        given = (
+            self.prune is not None
+            or self.method is not None
+            or any(part.get(name) for part in (self.ffp, self.fwp) for name in ("ratio", "per_layer"))
+        )
         if given or split != "preset":
-            raise UsageError(f"a target ({self.target.text}) finds the ratios of all layers; leave prune, prune_split and ratios out")
+            raise UsageError(
+                f"a target ({self.target.text}) finds the ratios of all layers; leave prune, prune_split, method and ratios out"
+            )
         unit = self.fwp.get("unit") or ("quad" if self.target.int8 else None)
         return prune_config(self.named, ffp=self.ffp, fwp={**self.fwp, "unit": unit})
 
@@ -143,10 +159,10 @@ class Asked:
         settings: dict[str, Any] = {
             "calibration": self._calibration,
             "finetune": training,
-            "reconstruct": reconstruct_config(self.reconstruct, default=training is None and self.preset is not None),
-            "schedule": schedule_of(self.prune_schedule),
+            "reconstruct": reconstruct_config(self.reconstruct, default=training is None and not self._open),
+            "schedule": schedule_of(self._schedule(training)),
         }
-        if self.preset is None:
+        if self._open:
             settings |= self._picked(training)
         if self.target is not None and self.measured:
             raise UsageError("statistics belong to ratios that are given; a target calibrates by itself")
@@ -156,6 +172,34 @@ class Asked:
     @property
     def _calibration(self) -> CalibrationConfig:
         return self.calibration if isinstance(self.calibration, CalibrationConfig) else CalibrationConfig(**_given(self.calibration))
+
+    @property
+    def _open(self) -> bool:
+        """Whether it is left to us how what goes is chosen."""
+        return self.preset is None and self.method is None
+
+    @property
+    def _published(self) -> dict[str, Any]:
+        """Settings of weights that the method stands for; UsageError for a method, or a rate, beside which others make no sense."""
+        if self.method is None:
+            if self.rate is not None:
+                raise UsageError(f"rate is of a method, got {self.rate!r} and none; name the method, or give prune, ffp or fwp")
+            return {}
+        found = criterion("fwp", self.method)
+        if found is None:
+            blocks = " ranks blocks, which ffp's criterion names" if criterion("ffp", self.method) else " is unknown"
+            raise UsageError(f"method {self.method!r}{blocks}; choose one of {', '.join(known.name for known in criteria('fwp'))}")
+        if self.prune is not None or self.target is not None or any(self.fwp.get(name) is not None for name in ("ratio", "criterion")):
+            raise UsageError(f"method {self.method!r} says what weights go; leave prune, a target, and fwp's ratio and criterion out")
+        rate = found.unit.ratio if self.rate is None else self.rate
+        if rate is None:
+            raise UsageError(f"method {self.method!r} needs a rate, the fraction that goes, such as 0.4")
+        return {**found.published, "criterion": found.name, "ratio": rate}
+
+    def _schedule(self, training: TrainConfig | None) -> Any:
+        """When masks come: as is said, or as the method's source has it where the network trains."""
+        found = criterion("fwp", self.method)
+        return found.schedule if self.prune_schedule is None and found is not None and training is not None else self.prune_schedule
 
     @property
     def _refits(self) -> bool:

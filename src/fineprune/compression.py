@@ -71,6 +71,7 @@ def compress(
     forward: Callable[[nn.Module, Any], Any] | None = None,
     checkpoint: Path | str | None = None, model_args: Mapping[str, Any] | None = None,
     preset: str | None = None, prune: float | None = None, prune_split: str | None = None,
+    method: str | None = None, rate: float | None = None,
     ffp: float | Mapping[str, Any] | None = None, fwp: float | Mapping[str, Any] | None = None,
     include: str | Sequence[str] | None = None, exclude: str | Sequence[str] | None = None,
     target_latency: str | None = None, target_macs: float | None = None, max_drop: float | None = None,
@@ -92,7 +93,8 @@ def compress(
     them) and test belong to these, and loss(outputs, targets) and metric, a function like it or a Metric, where they are no classes;
     forward(model, inputs) calls the network, where that is not model(tensor): inputs and outputs are then of any structure.
     prune: the fraction of the convolutions' multiply-adds to drop; prune_split: what divides it between blocks and weights, the "preset"
-    or one "common" list of scores. Or ffp, fwp: the fraction of blocks and of weights; each also takes a mapping with any field of
+    or one "common" list of scores. method, rate: instead, weights or filters go as the source of that method has it ("fpgm", 0.4), and
+    blocks on top (ffp). Or ffp, fwp: the fraction of blocks and of weights; each also takes a mapping with any field of
     FFPConfig and FWPConfig (per_layer={"layer3.*": 0.8}). include, exclude: globs of the layers that are pruned, or left dense.
     target_latency: "2.5ms", or "0.4x" of the dense network's time in ONNX Runtime; or target_macs: the fraction of multiply-adds that may
     stay; with one or alone, max_drop: points that may be lost: all ratios are searched for (docs/targets.md). int8, threads, batch: of the

@@ -4,6 +4,7 @@
 [data]      spec and any argument of load_data
 [train]     fields of TrainConfig; asynchronous = { algorithm = "lc-asgd", workers = 8 } and other fields of AsyncConfig
 [compress]  preset, prune (a ratio) and prune_split ("preset" or "common"), or ffp and fwp (a ratio or a table),
+            or method (a name of `fineprune methods`) and rate, and ffp on top,
             or a target: target_latency ("2.5ms", "0.4x"), target_macs, max_drop, int8, threads, batch, times, levels,
             or front (a file of `fineprune front`) and point (a number there), whose settings the other keys change,
             include, exclude (globs of layers; also in the tables ffp and fwp, beside per_layer = { "layer3.*" = 0.8 }),
@@ -51,6 +52,7 @@ TABLES: dict[str, dict[str, tuple[type, ...]]] = {
             "preset": (str,),
             "prune": _NUMBER,
             "prune_split": (str,),
+            **{"method": (str,), "rate": _NUMBER},
             "ffp": (*_NUMBER, dict),
             "fwp": (*_NUMBER, dict),
             **{"include": (str, list), "exclude": (str, list), "front": (str,), "point": (int,)},
@@ -73,7 +75,7 @@ TABLES: dict[str, dict[str, tuple[type, ...]]] = {
 TEXTS = ("output", "device")
 """Entries of the top level."""
 _JOB = ("compare_dense", "batchnorm_samples")
-_WHAT = ("prune", "ffp", "fwp", "target_latency", "target_macs", "max_drop", "front")
+_WHAT = ("prune", "method", "ffp", "fwp", "target_latency", "target_macs", "max_drop", "front")
 """Keys of [compress] of which one says what is pruned."""
 _NOT_BENCH = ("int8", "peers", "layers")
 _KINDS = {str: "text", dict: "a table", int: "a whole number", float: "a number", list: "a list", bool: "true or false"}
@@ -97,7 +99,9 @@ def read_recipe(path: Path | str) -> dict[str, Any]:
     if ("train" in settings) == ("checkpoint" in settings["model"]):
         raise UsageError(f"{path}: give either [train] or a checkpoint in [model]")
     if not settings.get("compress", {}).keys() & set(_WHAT):
-        raise UsageError(f"{path}: nothing to prune; give prune, or ffp and fwp, in [compress] (fractions such as 0.3), or a target")
+        raise UsageError(
+            f"{path}: nothing to prune; give prune, or ffp and fwp, in [compress] (fractions such as 0.3), or a method, or a target"
+        )
     makers = (*_CHECKS, ("train", train_config), ("finetune", finetune_of), ("compress", job_of), ("bench", bench_config))
     for name, make in makers:
         if name in settings:

@@ -31,7 +31,7 @@ def test_ratios_are_pruned_fractions(config: type, kind: str, value: float) -> N
         (FFPConfig, {"criterion": "l3"}, "unknown FFP criterion 'l3'; choose one of " + known("ffp")),
         (FFPConfig, {"scope": "kernel"}, "unknown FFP scope 'kernel'; choose one of channel, layer, position, global"),
         (FFPConfig, {"propagate": "no"}, "unknown FFP propagate 'no'; choose one of masked, dense"),
-        (FFPConfig, {"criterion": "l2"}, "FFP scope 'global' needs the criterion 'obs' or 'taylor', got 'l2'"),
+        (FFPConfig, {"criterion": "l2"}, "FFP scope 'global' needs the criterion 'obs' or 'random' or 'taylor', got 'l2'"),
         (FWPConfig, {"criterion": "l2"}, "unknown FWP criterion 'l2'; choose one of " + known("fwp")),
         (FWPConfig, {"scope": "position"}, "unknown FWP scope 'position'; choose one of kernel, group, channel, filter, layer, global"),
         (FWPConfig, {"unit": "octet"}, "unknown FWP unit 'octet'; choose one of weight, pair, quad, row"),
@@ -44,7 +44,7 @@ def test_ratios_are_pruned_fractions(config: type, kind: str, value: float) -> N
         (
             FWPConfig,
             {"criterion": "wis"},
-            "FWP scope 'global' needs the criterion 'fisher' or 'magnitude' or 'obc' or 'obs' or 'taylor', got 'wis'",
+            "FWP scope 'global' needs the criterion 'fisher' or 'lamp' or 'magnitude' or 'obc' or 'obs' or 'random' or 'taylor', got 'wis'",
         ),
         (
             FWPConfig,

@@ -88,7 +88,7 @@ def select_taps(
 ) -> dict[str, Tensor]:
     """Weight masks; methods that need no data are given none."""
     given = None if config.method.collects is None else statistics
-    return select(layers_of(given, weights, blocks, sites, config, outputs), config, outputs=outputs)
+    return select(layers_of(given, weights, {"ffp": blocks}, sites, config, outputs), config, outputs=outputs)
 
 
 def filter_groups(statistics: Statistics, s: ConvSite, config: FWPConfig) -> Tensor:

@@ -68,14 +68,14 @@ def test_units_share_a_list_and_count_what_is_dropped_already(unit: str, scope: 
     def units(layer: Layer, masks: dict[str, Tensor]) -> Tensor:
         return config.ranked.alive(masks.get(layer.site.name, torch.ones_like(layer.weight)), layer)
 
-    layers = {layer.site.name: layer for layer in layers_of(None, weights(), blocks(), SITES, config)}
+    layers = {layer.site.name: layer for layer in layers_of(None, weights(), {"ffp": blocks()}, SITES, config)}
     masks = select(list(layers.values()), config, outputs=("plain",))
     totals = {name: int(units(layer, masks).sum()) for name, layer in layers.items()}
     if scope == "layer":
         assert all(totals[name] == keep_count(units(layer, masks).numel(), 0.5) for name, layer in layers.items())
     assert masks["plain"].flatten(1).any(1).all(), "every filter of an output layer keeps something"
     pruned = {name: weight * masks.get(name, torch.ones(1)) for name, weight in weights().items()}
-    again = select(layers_of(None, pruned, blocks(), SITES, config), config, carried=masks)
+    again = select(layers_of(None, pruned, {"ffp": blocks()}, SITES, config), config, carried=masks)
     assert {name: int(units(layer, again).sum()) for name, layer in layers.items()} == totals, "0.5 twice is 0.5"
 
 
@@ -86,7 +86,7 @@ def test_units_share_a_list_and_count_what_is_dropped_already(unit: str, scope: 
         *((TAP, {"scope": "layer", "share": share, "lanes": 2, "criterion": "magnitude"}) for share in ("filter", "group", "channel")),
         *((TAPS[unit], {"scope": "layer", "share": "channel", "unit": unit}) for unit in UNITS),
         *((TAPS[unit], {"scope": "layer", "unit": unit}) for unit in UNITS),
-        (FILTER, {"scope": "layer", "criterion": "fpgm"}),
+        (FILTER, {"scope": "layer", "criterion": "l1-filters"}),
         (NOfM(2, 4), {"scope": "layer", "criterion": "2:4", "ratio": 0.5}),
     ],
     ids=lambda value: getattr(value, "name", "") if isinstance(value, Unit) else "-".join(map(str, value.values())),

@@ -55,7 +55,7 @@ def test_the_reader_of_citations_can_tell(text: str, numbers: list[str]) -> None
 
 def test_the_worked_examples_of_the_methods_are_true() -> None:
     examples = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/methods.md").read_text(), re.MULTILINE | re.DOTALL)
-    assert len(examples) == 6
+    assert len(examples) == 7
     source = "\n".join(examples)
     assert source.count("assert ") > 10
     exec(compile(source, "docs/methods.md", "exec"), {})

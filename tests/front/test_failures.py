@@ -49,10 +49,11 @@ def output(tmp_path: Path) -> Iterator[Path]:
         (["--ffp-layer", "conv1"], "--ffp-layer is GLOB=RATIO such as layer3.*=0.2, got 'conv1'"),
         (["--ffp", 0.3, "--exclude", "layer9*"], "layer9"),
         (["--ffp", 0.3, "--preset", "best"], "unknown preset 'best'; choose one of obs, taylor, thesis"),
-        (["--ffp", 0.3, "--ffp-criterion", "l3"], "unknown FFP criterion 'l3'; choose one of apoz, l1, l2, obs, taylor"),
+        (["--ffp", 0.3, "--ffp-criterion", "l3"], "unknown FFP criterion 'l3'; choose one of apoz, l1, l2, obs, random, taylor"),
         (
             ["--fwp", 0.3, "--fwp-criterion", "size"],
-            "unknown FWP criterion 'size'; choose one of 2:4, fisher, fpgm, magnitude, obc, obs, taylor, wis, wis-signed",
+            "unknown FWP criterion 'size'; choose one of 2:4, fisher, fpgm, l1-filters, lamp, "
+            "magnitude, obc, obs, random, taylor, wis, wis-signed",
         ),
         (["--ffp", 0.3, "--samples", 0], "samples must be at least 1, got 0"),
         (["--ffp", 0.3, "--epochs", -1], "epochs is a whole number of at least 1, got -1"),

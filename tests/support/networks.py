@@ -1,6 +1,10 @@
 """Small networks and data for calibration: every kind of convolution, samples in memory."""
 
+from collections.abc import Mapping
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from support.fakes import FakeSplit
@@ -52,3 +56,14 @@ def varied(seed: int = 0, dtype: torch.dtype = torch.float64) -> Varied:
         model = Varied()
         nn.init.normal_(model.norm.running_mean)  # type: ignore[arg-type]
     return model.to(dtype)
+
+
+def without_readers(name: str, masks: Mapping[str, Tensor]) -> NDArray:
+    """bool [F,C/groups]: weights of Varied's layer that read channels of dropped filters, and of none that stay."""
+    filters = {"stem": 6, "grouped": 4, "depthwise": 4, "pointwise": 6, "down": 5}
+    none = {layer: np.zeros(count, bool) for layer, count in filters.items()}
+    none |= {layer: ~mask.any((1, 2, 3)).numpy() for layer, mask in masks.items() if layer in filters}
+    reads = {"stem": np.zeros(3, bool), "grouped": none["stem"], "depthwise": none["grouped"], "pointwise": none["depthwise"]}
+    groups = {"grouped": 2, "depthwise": 4}.get(name, 1)
+    channels = (none["pointwise"] & none["stem"] if name == "down" else reads[name]).reshape(groups, 1, -1)
+    return np.repeat(channels, filters[name] // groups, axis=1).reshape(filters[name], -1)

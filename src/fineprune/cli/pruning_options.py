@@ -65,6 +65,13 @@ _ratios = stack(
         metavar="RATIO",
         help="Instead of --prune: the fraction of the remaining weights to remove, in [0,1).",
     ),
+    click.option(
+        "--method",
+        metavar="NAME",
+        help="Instead of --prune and --fwp: remove weights or filters as this method's source does, e.g. fpgm; --ffp comes on top. "
+        "See `fineprune methods`.",
+    ),
+    click.option("--rate", type=_Ratio(), metavar="RATIO", help="The fraction that --method removes, as its source counts it, e.g. 0.4."),
     section=PRUNING,
 )
 _ranking = stack(
@@ -218,15 +225,22 @@ def prune_settings(options: dict[str, Any]) -> dict[str, Any]:
     from ..asked import TARGET as KEYS
 
     target = {name: options.get(name) for name in KEYS} | {"levels": levels_of_options(options)}
-    ratios = ("ratio", "ratios", "ffp_ratio", "fwp_ratio", "target_latency", "target_macs", "max_drop", "front")
+    ratios = ("ratio", "ratios", "ffp_ratio", "fwp_ratio", "method", "rate", "target_latency", "target_macs", "max_drop", "front")
     if all(options.get(name) is None for name in ratios) and not options["ffp_layer"] and not options["fwp_layer"]:
         raise UsageError(
-            "nothing to prune; give --prune, or --ffp and --fwp (fractions such as 0.3), or --ffp-layer and --fwp-layer, or a target"
+            "nothing to prune; give --prune, or --ffp and --fwp (fractions such as 0.3), or --ffp-layer and --fwp-layer, "
+            "a --method, or a target"
         )
     settings = ranking_settings(options)
     settings["ffp"] |= {"ratio": options.get("ffp_ratio"), "per_layer": layer_ratios("--ffp-layer", options["ffp_layer"]) or None}
     settings["fwp"] |= {"ratio": options.get("fwp_ratio"), "per_layer": layer_ratios("--fwp-layer", options["fwp_layer"]) or None}
-    return {**settings, "prune": options.get("ratio"), "prune_split": options["prune_split"], **target}
+    whole = {
+        "prune": options.get("ratio"),
+        "prune_split": options["prune_split"],
+        "method": options.get("method"),
+        "rate": options.get("rate"),
+    }
+    return {**settings, **whole, **target}
 
 
 def ranking_settings(options: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 PRUNE = (0.3, 0.5, 0.7, 0.8)
 EPOCHS, ROUNDS = 2, 25
-NOT_HERE = ("prune", *TARGET, "front", "point", "statistics", "compare_dense", "output")
+NOT_HERE = ("prune", "method", "rate", *TARGET, "front", "point", "statistics", "compare_dense", "output")
 """Arguments of `compress` that say what a front says itself, or that it has no use for."""
 
 
