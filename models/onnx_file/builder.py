@@ -2,11 +2,16 @@
 
 What depends on constants and shapes alone is computed here and leaves no step. The size of the batch is the example's then; where a
 Reshape or an Expand begins with it, the batch is meant. That this reading is right, the comparison with ONNX Runtime shows.
+
+A graph for one sample, in which the batch goes other ways (heads of attention, transposed batches), is read literally, and its functions
+are mapped over the samples. A value [n, ...] of the graph is [N n, ...] then, the rows of N samples one after another: layers take it as
+it is, and so do functions that compute each row by itself.
 """
 
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -95,23 +100,28 @@ class Builder:
     """Their numbers by the identities of their tensors, which the buffers keep alive."""
     layers: dict[tuple[Any, ...], str] = field(default_factory=dict)
     count: int = 0
+    single: bool = False
+    """Whether the graph is for one sample, its functions mapped over samples."""
 
     def number(self) -> int:
         """A new value's."""
         self.count += 1
         return self.count - 1
 
-    def call(self, function: Callable[..., Any], *inputs: Value) -> Value:
-        """A function of torch on values of the graph."""
-        return self.calls(function, *inputs)[0]
+    def call(self, function: Callable[..., Any], *inputs: Value, by_rows: bool = False) -> Value:
+        """A function of torch on values of the graph; by_rows: that it computes each row of the
+        result from that row of the inputs."""
+        return self.calls(function, *inputs, by_rows=by_rows)[0]
 
-    def calls(self, function: Callable[..., Any] | str, *inputs: Value) -> Values:
+    def calls(self, function: Callable[..., Any] | str, *inputs: Value, by_rows: bool = False) -> Values:
         """A function with several results, or a layer by its name."""
         results = shapes(self.network.get_submodule(function) if isinstance(function, str) else function, inputs)
         if not isinstance(function, str) and all(value.constant for value in inputs):
             with torch.no_grad():
                 return tuple(Value(tensor=result) for result in _several(function(*(value.tensor for value in inputs))))
         numbers = tuple(self.number() for _ in results)
+        if self.single and not isinstance(function, str):
+            function = function if by_rows and alike(inputs) else mapped(function, inputs)
         self.steps.append(Step(call=function, inputs=tuple(map(self._numbered, inputs)), outputs=numbers))
         return tuple(Value(tensor=result, number=number) for result, number in zip(results, numbers, strict=True))
 
@@ -155,6 +165,33 @@ class Builder:
             number = self.held[id(value.tensor)] = self.number()
             self.constants[number] = self.network.place(clean(value.name or f"constant_{number}"), value.tensor)
         return self.held[id(value.tensor)]
+
+
+def by_sample(*values: Tensor, call: Callable[..., Any], rows: Sequence[int | None]) -> tuple[Tensor, ...]:
+    """`call` on the values of each sample; of one it has rows[i], None: a constant, which all samples share."""
+    parts = [value if count is None else value.unflatten(0, (-1, count)) for value, count in zip(values, rows, strict=True)]
+    first = next(part for part, count in zip(parts, rows, strict=True) if count is not None)
+    each = [count is not None or part.dim() == first.dim() - 1 for part, count in zip(parts, rows, strict=True)]
+    for place, part in enumerate(parts):
+        if each[place] and rows[place] is None:  # vmap itself would take the number of samples for a constant of the program
+            parts[place] = part.expand(first.shape[0], *part.shape)
+    results = torch.vmap(call, in_dims=tuple(0 if own else None for own in each))(*parts)
+    return tuple(result.flatten(0, 1) for result in _several(results))
+
+
+def mapped(call: Callable[..., Any], inputs: Sequence[Value]) -> Callable[..., Any]:
+    """`call` on values of the graph, for the rows of several samples. UsageError where a value has no first axis."""
+    if any(not value.constant and not value.tensor.dim() for value in inputs):
+        raise UsageError("it reads a single number of a sample, which cannot be read for several samples")
+    return partial(by_sample, call=call, rows=tuple(None if value.constant else len(value.tensor) for value in inputs))
+
+
+def alike(inputs: Sequence[Value]) -> bool:
+    """Whether values that are broadcast to each other have the same rows, so that those of several samples have, too."""
+    rows = {value.tensor.shape[:1] for value in inputs if not value.constant}
+    dims = {value.tensor.dim() for value in inputs if not value.constant}
+    shared = all(value.tensor.dim() < max(dims) or value.tensor.shape[:1] == (1,) for value in inputs if value.constant)
+    return len(rows) == len(dims) == 1 and shared
 
 
 def shapes(call: Callable[..., Any], inputs: Sequence[Value]) -> tuple[Tensor, ...]:

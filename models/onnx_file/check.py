@@ -1,4 +1,4 @@
-"""That a network computes what its file computes: asked of ONNX Runtime, before any work."""
+"""A file as a network that computes the same: ONNX Runtime is asked before any work."""
 
 from pathlib import Path
 from typing import Any
@@ -9,29 +9,51 @@ from torch import nn
 
 from fineprune.common.errors import RunError, UsageError, said_by
 
-from .file import batch_of, input_shape
+from .file import Shape, batch_of, input_shape, single
+from .importer import build
+from .network import OnnxNetwork
 
 TOLERANCE = 1e-4
 """Of the largest output: libraries add up in different orders. A wrong reading is off by far more."""
 _GROUPS = 3
 
 
-def check_same(network: nn.Module, path: Path | str, model: Any) -> None:
-    """UsageError where `network`, built of the graph `model` (its input sized), differs from the file on samples of noise, or for other
-    batches than the file's; RunError where ONNX Runtime does not run the file."""
+def opened(path: Path | str, model: Any) -> tuple[OnnxNetwork, Any]:
+    """The network of the file `path` and the graph that builds it, for any number of samples; model: its graph, the input sized.
+
+    Where the batch goes other ways than along the first axis, the graph is read for one sample and mapped over samples. UsageError for
+    a file that can't be read, or is for several samples at a time and mixes them up.
+    """
     batch = batch_of(model)
+    try:
+        network = build(model, str(path))
+        check_same(network, path, input_shape(model), batch)
+    except UsageError:
+        if batch not in (None, 1):
+            raise
+        model = single(model)
+        network = build(model, str(path))
+        check_same(network, path, input_shape(model), batch)
+    return network, model
+
+
+def check_same(network: nn.Module, path: Path | str, shape: Shape, batch: int | None) -> None:
+    """UsageError where `network` differs from the file, which takes `batch` samples of `shape` (C,H,W) at a time (None: any number), on
+    samples of noise, or for other batches than the file's; RunError where ONNX Runtime does not run the file."""
     count = _GROUPS * (batch or 1)
-    x = torch.randn(count, *(size or 1 for size in input_shape(model)), generator=torch.Generator().manual_seed(0))
+    x = torch.randn(count, *(size or 1 for size in shape), generator=torch.Generator().manual_seed(0))
     expected = _run(path, x.numpy(), batch or count)
     for samples in (count, 1):
         apart = _apart(_outputs(network, x[:samples]), expected[:samples].astype(np.float64))
         if apart is None:
-            raise UsageError(f"{path} holds the size of a batch in its graph, so that no other can be computed; {_REMEDY}")
+            remedy = f"export it for one sample or for any number of them (dynamic_axes, dynamic_shapes), or {_CODE}"
+            raise UsageError(f"{path} holds the size of a batch in its graph, so that no other can be computed; {remedy}")
         if not apart <= TOLERANCE:
-            raise UsageError(f"{path} was read wrongly: outputs differ from ONNX Runtime's by {apart:.1e} of the largest; {_REMEDY}")
+            remedy = f"{_CODE}, or export it in another way"
+            raise UsageError(f"{path} was read wrongly: outputs differ from ONNX Runtime's by {apart:.1e} of the largest; {remedy}")
 
 
-_REMEDY = "give its PyTorch code (file.py:factory), or export it in another way"
+_CODE = "give its PyTorch code (file.py:factory)"
 
 
 def _outputs(network: nn.Module, x: torch.Tensor) -> np.ndarray | None:

@@ -17,6 +17,8 @@ OLDEST = 7
 """The first opset whose operators broadcast as today's do."""
 _SMALL = 64
 """Elements of a tensor of floats that may be a setting, such as the bounds of Clip: it stays in a graph without weights."""
+_SINGLE = "fineprune.single"
+"""In the metadata of a graph that is read for one sample."""
 _INTEGERS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger")
 
 
@@ -80,7 +82,8 @@ def _checked(model: Any, where: str) -> Any:
     if channels not in (1, 3) and width in (1, 3):
         raise UsageError(f"{where} takes its channels last, [N,H,W,C]; export it as [N,C,H,W] (tf2onnx: --inputs-as-nchw)")
     del graph.value_info[:]
-    del model.metadata_props[:]
+    for entry in [entry for entry in model.metadata_props if entry.key != _SINGLE]:
+        model.metadata_props.remove(entry)
     for node in graph.node:
         node.ClearField("doc_string")
         del node.metadata_props[:]
@@ -101,6 +104,22 @@ def input_shape(model: Any) -> Shape:
 def batch_of(model: Any) -> int | None:
     """How many samples the file takes at a time; None for any number."""
     return model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or None
+
+
+def single(model: Any) -> Any:
+    """A copy of the graph that is read for one sample at a time."""
+    import onnx
+
+    alone = onnx.ModelProto()
+    alone.CopyFrom(model)
+    alone.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    alone.metadata_props.add(key=_SINGLE, value="true")
+    return alone
+
+
+def is_single(model: Any) -> bool:
+    """Whether `single` made the graph."""
+    return any(entry.key == _SINGLE for entry in model.metadata_props)
 
 
 def sized(model: Any, shape: Sequence[int]) -> Any:

@@ -7,7 +7,7 @@ import torch
 from fineprune.common.errors import UsageError, said_by
 
 from .builder import Builder, Node, Value, bounded
-from .file import array, batch_of, input_shape, opset_of
+from .file import array, batch_of, input_shape, is_single, opset_of
 from .network import OnnxNetwork
 from .ops import HANDLERS
 
@@ -20,7 +20,7 @@ def build(model: Any, where: str = "its graph") -> OnnxNetwork:
     unknown = sorted({_kind(node) for node in model.graph.node} - HANDLERS.keys())
     if unknown:
         raise UsageError(f"{where} has the operators {', '.join(unknown)}, which cannot be read; give its PyTorch code (file.py:factory)")
-    builder = Builder()
+    builder = Builder(single=is_single(model))
     values = _constants(model, where)
     shape = bounded([batch_of(model) or _DYNAMIC_BATCH, *(size or 1 for size in input_shape(model))])
     values[model.graph.input[0].name] = Value(tensor=torch.zeros(shape, device="meta"), number=builder.number())

@@ -183,8 +183,7 @@ def _open_onnx(spec: ModelSpec, checkpoint: Path | str | None, given: tuple[int,
     wanted = [side or other for side, other in zip(own, sides, strict=True)]
     if wanted != list(sides):
         raise UsageError(f"{path} takes inputs of {_by(wanted)}, not {_by(sides)}; give {resized(wanted, sides)} or other data")
-    model = onnx_file.build(onnx_file.sized(graph, sides), str(path))
-    onnx_file.check_same(model, path, graph)
+    model, graph = onnx_file.opened(path, onnx_file.sized(graph, sides))
     if graph.graph.node[-1].op_type == "Softmax":
         progress.log(f"{path} ends in Softmax: for a fine-tuning, which takes outputs for the logits before it, export it without")
     spec = ModelSpec(name=path.name, graph=onnx_file.architecture(graph))

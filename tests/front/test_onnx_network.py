@@ -17,11 +17,12 @@ from fineprune.common.errors import FinepruneError, RunError, UsageError
 from fineprune.common.files import sha256
 from fineprune.common.progress import Silent
 from fineprune.compressor.bake import masked_layers
+from fineprune.export.exporter import export_onnx
 from fineprune.models.zoo import ModelSpec
 from fineprune.networks import open_bundle, open_model
 from support.command import fineprune as run
 from support.command import succeed
-from support.onnx_networks import exits, exported, graph, saved
+from support.onnx_networks import exits, exported, graph, saved, tokens
 from support.tolerances import ONNX_LOGITS
 
 SIZE = (3, 12, 12)
@@ -203,6 +204,18 @@ def test_a_network_that_is_no_classifier_needs_no_labels(tmp_path: Path) -> None
     targets = torch.zeros(32, 2, 16, 16)
     bundle = fineprune.compress(str(path), (inputs, targets), loss=nn.functional.mse_loss, prune=0.5, epochs=0, progress=Silent())
     assert bundle.graph is not None and bundle.facts["conv_macs_kept"] < 0.65
+
+
+def test_a_transformer_for_one_sample_is_pruned_and_exported_for_any_number(tmp_path: Path) -> None:
+    path = exported(tokens(), tmp_path / "net.onnx", (3, 8, 12), "dynamo, one sample")
+    inputs = torch.randn(24, 3, 8, 12, generator=torch.Generator().manual_seed(0))
+    weights = {"ratio": 0.5, "layer_types": ("conv2d", "linear")}
+    bundle = fineprune.compress(str(path), inputs, fwp=weights, ffp=0, epochs=0, output=tmp_path / "b", progress=Silent())
+    assert {"patches", "attention.out_proj"} <= bundle.masks["fwp"].keys() and len(bundle.masks["fwp"]) == 4
+    masked = fineprune.load(tmp_path / "b")
+    export_onnx(masked, (3, 8, 12), tmp_path / "small.onnx")
+    with torch.no_grad():
+        np.testing.assert_allclose(outputs(tmp_path / "small.onnx", inputs[:5]), masked(inputs[:5]).numpy(), *ONNX_LOGITS)
 
 
 def test_a_recipe_reads_a_file_on_the_users_word_alone(network: Path, photos: Path, tmp_path: Path) -> None:

@@ -17,16 +17,13 @@ from fineprune.common.errors import FinepruneError, UsageError
 from fineprune.models import onnx_file
 from fineprune.models.onnx_file.network import OnnxNetwork
 from fineprune.models.onnx_file.ops import HANDLERS
-from support.onnx_networks import EXPORTERS, exits, exported, graph, saved
+from support.onnx_networks import EXPORTERS, exits, exported, graph, saved, tokens
 from support.tolerances import ONNX_LOGITS
 
 
 def opened(path: Path, shape: Sequence[int] = (3, 6, 8)) -> tuple[OnnxNetwork, Any]:
     """The network of a file, compared with it, and its graph."""
-    model = onnx_file.sized(onnx_file.read(path), shape)
-    network = onnx_file.build(model, str(path))
-    onnx_file.check_same(network, path, model)
-    return network, model
+    return onnx_file.opened(path, onnx_file.sized(onnx_file.read(path), shape))
 
 
 def node(kind: str, *inputs: str, out: Sequence[str] = ("y",), **attributes: Any) -> Any:
@@ -77,6 +74,20 @@ CASES: dict[str, tuple[list[Any], dict[str, Any], int]] = {
     "clip by inputs": ([node("Clip", "", "high")], {"high": np.float32(0.3)}, 18),
     "relu6": ([node("Clip", "low", "high")], {"low": np.float32(0), "high": np.float32(6)}, 18),
     "dropout": ([node("Dropout", "r", out=["y", "mask"])], {"r": np.float32(0.3)}, 18),
+    "choices and remainders": (
+        [
+            node("Less", "low", out=["l"]),
+            node("Greater", "high", out=["g"]),
+            helper.make_node("Or", ["l", "g"], ["o"]),
+            helper.make_node("Not", ["o"], ["n"]),
+            node("Equal", "x", out=["e"]),
+            helper.make_node("And", ["n", "e"], ["a"]),
+            node("Mod", "d", out=["m"], fmod=1),
+            helper.make_node("Where", ["a", "m", "x"], ["y"]),
+        ],
+        {"low": np.float32(-1), "high": np.float32(1.2), "d": np.float32(0.4)},
+        18,
+    ),
     "hard sigmoid": ([node("HardSigmoid", alpha=0.3, beta=0.4)], {}, 18),
     "several": ([helper.make_node("Sum", ["x", "w", "x"], ["y"])], {"w": f(3, 1, 1)}, 18),
     "softmax": ([node("Softmax", axis=1)], {}, 18),
@@ -151,6 +162,72 @@ def test_an_exported_network_is_the_one_it_was(exporter: str, tmp_path: Path) ->
     assert isinstance(network.norm, nn.BatchNorm2d) and isinstance(network.head, nn.Linear)
 
 
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_a_transformer_takes_any_number_of_samples_whatever_the_file_says(exporter: str, tmp_path: Path) -> None:
+    """Its batch goes along the second axis and through the heads; the bundle's graph says that it is read for one sample."""
+    model = tokens()
+    network, read = opened(exported(model, tmp_path / "net.onnx", (3, 8, 12), exporter, oldest=13), (3, 8, 12))
+    again = onnx_file.build(onnx_file.parse(onnx_file.architecture(read)))
+    again.load_state_dict(network.state_dict())
+    for count in (1, 2, 5):
+        x = torch.from_numpy(f(count, 3, 8, 12))
+        with torch.no_grad():
+            np.testing.assert_allclose(network(x).numpy(), model(x).numpy(), *ONNX_LOGITS)
+            assert torch.equal(again(x), network(x))
+    found = [type(module) for _, module in network.named_modules() if next(module.parameters(recurse=False), None) is not None]
+    assert sorted(kind.__name__ for kind in found) == ["Conv2d", "LayerNorm", "Linear", "Linear", "Linear"]
+    program = torch.export.export(network, (x,), dynamic_shapes=({0: torch.export.Dim("n", min=1)},))
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(x[:3]), network(x[:3]))
+
+
+ALONE: dict[str, tuple[list[Any], dict[str, Any]]] = {
+    "transposed": ([node("Transpose", out=["t"], perm=[3, 0, 1, 2])], {}),
+    "rows joined": (
+        [
+            node("Reshape", "s", out=["r"]),
+            helper.make_node("Concat", ["r", "c", "r"], ["t"], axis=0),
+        ],
+        {"s": ints(6, 24), "c": f(2, 24)},
+    ),
+    "a constant beside rows": (
+        [node("Reshape", "s", out=["r"]), helper.make_node("Concat", ["r", "c"], ["t"], axis=1)],
+        {"s": ints(6, 24), "c": f(6, 2)},
+    ),
+    "rows chosen": (
+        [node("Reshape", "s", out=["r"]), helper.make_node("Gather", ["r", "g"], ["t"], axis=0)],
+        {"s": ints(6, 24), "g": ints(4, 1)},
+    ),
+    "rows of different number": (
+        [
+            node("Reshape", "s", out=["r"]),
+            helper.make_node("ReduceMean", ["r"], ["m"], axes=[0], keepdims=1),
+            helper.make_node("Sub", ["r", "m"], ["t"]),
+        ],
+        {"s": ints(6, 24)},
+    ),
+    "a row for each constant": (
+        [node("Reshape", "s", out=["r"]), helper.make_node("Mul", ["r", "c"], ["t"])],
+        {"s": ints(6, 24), "c": f(6, 1)},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ALONE)
+def test_graphs_for_one_sample_are_mapped_over_samples(case: str, tmp_path: Path) -> None:
+    nodes, tensors = ALONE[case]
+    nodes = [*nodes, helper.make_node("Reshape", ["t", "end"], ["y"])]
+    path = saved(graph(nodes, {**tensors, "end": ints(1, -1)}, shape=(1, 3, 6, 8), opset=13), tmp_path / "net.onnx")
+    network, read = opened(path)
+    assert onnx_file.file.is_single(read)
+    x = f(3, 3, 6, 8, seed=1)
+    session = onnxruntime.InferenceSession(path)
+    expected = np.concatenate([session.run(None, {"x": x[i : i + 1]})[0] for i in range(3)])
+    with torch.no_grad():
+        np.testing.assert_allclose(network(torch.from_numpy(x)).numpy(), expected, *ONNX_LOGITS)
+    torch.export.export(network, (torch.from_numpy(x),), dynamic_shapes=({0: torch.export.Dim("n", min=1)},))
+
+
 def test_the_architecture_has_no_weights_and_gives_the_network_back(tmp_path: Path) -> None:
     network, model = opened(exported(exits(), tmp_path / "net.onnx", (3, 10, 14)), (3, 10, 14))
     bare = onnx_file.architecture(model)
@@ -219,19 +296,19 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "backwards": (graph([node("Slice", *"seat")], {"s": ints(-1), "e": ints(-9), "a": ints(3), "t": ints(-1)}), r"its steps are \[-1\]"),
     "a wrong shape": (graph([node("Reshape", "s")], {"s": ints(0, 7, 7)}), "the node Reshape 'y' cannot be read: shape"),
     "no image": (graph([node("Shape", out=["y"])]), "its output does not depend on the images"),
-    "a fixed batch": (
+    "a fixed batch of several": (
         graph(
-            [
-                node("Expand", "s", out=["e"]),
-                node("Shape", out=["z"]),
-                helper.make_node("ConstantOfShape", ["z"], ["c"]),
-                helper.make_node("Concat", ["x", "c"], ["y"], axis=1),
-            ],
-            {"s": ints(1, 1, 1, 1)},
+            [node("Reshape", "s", out=["r"]), helper.make_node("Transpose", ["r"], ["t"]), helper.make_node("Reshape", ["t", "e"], ["y"])],
+            {"s": ints(6, 48), "e": ints(2, -1)},
+            shape=(2, 3, 6, 8),
         ),
-        "holds the size of a batch in its graph",
+        r"holds the size of a batch in its graph.*; export it for one sample or for any number of them \(dynamic_axes",
     ),
-    "too large": (graph([node("Pad", "p")], {"p": ints(0, 0, 2**20, 0, 0, 0, 0, 2**20)}), "it makes a value of 2x3x1048582x1048584"),
+    "one number of a sample": (
+        graph([node("ReduceSum", out=["r"], keepdims=0), helper.make_node("Add", ["x", "r"], ["y"])], shape=(1, 3, 6, 8)),
+        "it reads a single number of a sample",
+    ),
+    "too large": (graph([node("Pad", "p")], {"p": ints(0, 0, 2**20, 0, 0, 0, 0, 2**20)}), "it makes a value of 1x3x1048582x1048584"),
     "much too large": (graph([node("Expand", "s")], {"s": ints(2**40, 1, 1, 1, 1)}), "it makes a value of 1099511627776x"),
 }
 

@@ -50,20 +50,42 @@ def exits(seed: int = 0) -> nn.Module:
     return model
 
 
-EXPORTERS = ("dynamo", "older", "older, one sample")
+class Tokens(nn.Module):
+    """Patches and a token of the classes, attention whose samples stand along the second axis, and one answer."""
+
+    def __init__(self, classes: int = 5) -> None:
+        super().__init__()
+        self.patches, self.token = nn.Conv2d(3, 8, 4, 4), nn.Parameter(torch.randn(1, 1, 8))
+        self.norm, self.attention, self.head = nn.LayerNorm(8), nn.MultiheadAttention(8, 2), nn.Linear(8, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1).transpose(0, 1)
+        y = self.norm(x)
+        return self.head((x + self.attention(y, y, y, need_weights=False)[0])[0])
 
 
-def exported(model: nn.Module, path: Path, shape: Sequence[int], exporter: str = "older") -> Path:
-    """The file `path` of `model` for inputs `shape` [C,H,W], by one of torch's exporters."""
+def tokens(seed: int = 0) -> nn.Module:
+    """Random weights, in eval mode."""
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(seed)
+        return Tokens().eval()
+
+
+EXPORTERS = ("dynamo", "dynamo, one sample", "older", "older, one sample")
+
+
+def exported(model: nn.Module, path: Path, shape: Sequence[int], exporter: str = "older", *, oldest: int = 11) -> Path:
+    """The file `path` of `model` for inputs `shape` [C,H,W], by one of torch's exporters; oldest: the opset of one for one sample."""
     x = torch.randn(1 if "one" in exporter else 2, *shape, generator=torch.Generator().manual_seed(0))
     names: dict[str, Any] = {"input_names": ["x"], "output_names": ["y"]}
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
-        if exporter == "dynamo":
-            dynamic = ({0: torch.export.Dim("n", min=1)},)
+        if "dynamo" in exporter:
+            dynamic = None if "one" in exporter else ({0: torch.export.Dim("n", min=1)},)
             torch.onnx.export(model, (x,), path, dynamo=True, verbose=False, dynamic_shapes=dynamic, external_data=False, **names)
         else:
-            settings: dict[str, Any] = {"opset_version": 11} if "one" in exporter else {"dynamic_axes": {"x": {0: "n"}, "y": {0: "n"}}}
+            settings: dict[str, Any] = {"opset_version": oldest} if "one" in exporter else {"dynamic_axes": {"x": {0: "n"}, "y": {0: "n"}}}
             torch.onnx.export(model, (x,), path, dynamo=False, **settings, **names)
     return path
 

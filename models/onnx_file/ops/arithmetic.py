@@ -30,11 +30,19 @@ def flat_softmax(x: Tensor, *, axis: int, function: Callable[..., Tensor]) -> Te
 
 _BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     **{"Add": torch.add, "Sub": torch.sub, "Mul": torch.mul, "Div": divided, "Pow": torch.pow},
-    **{"Min": torch.minimum, "Max": torch.maximum, "Sum": torch.add},
+    **{"Min": torch.minimum, "Max": torch.maximum, "Sum": torch.add, "Equal": torch.eq, "Less": torch.lt, "Greater": torch.gt},
+    **{"And": torch.logical_and, "Or": torch.logical_or},
 }
 _UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     **{"Erf": torch.erf, "Exp": torch.exp, "Log": torch.log, "Sqrt": torch.sqrt, "Neg": torch.neg, "Abs": torch.abs},
-    **{"Reciprocal": torch.reciprocal, "Floor": torch.floor, "Ceil": torch.ceil, "Sin": torch.sin, "Cos": torch.cos},
+    **{
+        "Reciprocal": torch.reciprocal,
+        "Floor": torch.floor,
+        "Ceil": torch.ceil,
+        "Sin": torch.sin,
+        "Cos": torch.cos,
+        "Not": torch.logical_not,
+    },
 }
 _ACTIVATIONS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
     "Relu": lambda given: nn.ReLU(),
@@ -57,13 +65,19 @@ _REDUCTIONS: dict[str, Callable[..., Tensor]] = {
 @onnx(*_BINARY)
 def binary(b: Builder, node: Node) -> Value:
     """Of two values, or of any number."""
-    return reduce(partial(b.call, _BINARY[node.kind]), [node[position] for position in range(len(node.inputs))])
+    return reduce(partial(b.call, _BINARY[node.kind], by_rows=True), [node[position] for position in range(len(node.inputs))])
+
+
+@onnx("Mod")
+def mod(b: Builder, node: Node) -> Value:
+    """The remainder of a division, with the sign of the divisor, or (fmod) that of the number divided."""
+    return b.call(torch.fmod if node.attributes.get("fmod") else torch.remainder, node[0], node[1], by_rows=True)
 
 
 @onnx(*_UNARY)
 def unary(b: Builder, node: Node) -> Value:
     """Of one value."""
-    return b.call(_UNARY[node.kind], node[0])
+    return b.call(_UNARY[node.kind], node[0], by_rows=True)
 
 
 @onnx(*_ACTIVATIONS)
@@ -87,7 +101,7 @@ def hardsigmoid(b: Builder, node: Node) -> Value:
     alpha, beta = node.attributes.get("alpha", 0.2), node.attributes.get("beta", 0.5)
     if abs(alpha - 1 / 6) < 1e-6 and beta == 0.5:
         return b.layer(node, nn.Hardsigmoid, node[0])
-    return b.call(partial(hard_sigmoid, alpha=alpha, beta=beta), node[0])
+    return b.call(partial(hard_sigmoid, alpha=alpha, beta=beta), node[0], by_rows=True)
 
 
 @onnx("Clip")
@@ -96,7 +110,7 @@ def clip(b: Builder, node: Node) -> Value:
     low, high = node.setting("min", 1), node.setting("max", 2)
     if (low, high) == (0, 6):
         return b.layer(node, nn.ReLU6, node[0])
-    return node[0] if low is None and high is None else b.call(partial(torch.clamp, min=low, max=high), node[0])
+    return node[0] if low is None and high is None else b.call(partial(torch.clamp, min=low, max=high), node[0], by_rows=True)
 
 
 @onnx(*_SOFTMAX)
@@ -105,8 +119,8 @@ def softmax(b: Builder, node: Node) -> Value:
     function, dims = _SOFTMAX[node.kind], node[0].tensor.dim()
     axis = node.attributes.get("axis", -1 if node.opset >= 13 else 1) % dims
     if node.opset >= 13 or axis == dims - 1:
-        return b.call(partial(function, dim=axis), node[0])
-    return b.call(partial(flat_softmax, axis=axis, function=function), node[0])
+        return b.call(partial(function, dim=axis), node[0], by_rows=axis > 0)
+    return b.call(partial(flat_softmax, axis=axis, function=function), node[0], by_rows=axis > 0)
 
 
 @onnx(*_REDUCTIONS)
@@ -117,7 +131,8 @@ def reduction(b: Builder, node: Node) -> Value:
         if node.attributes.get("noop_with_empty_axes"):
             return node[0]
         axes = list(range(node[0].tensor.dim()))
-    return b.call(partial(_REDUCTIONS[node.kind], dim=list(axes), keepdim=bool(node.attributes.get("keepdims", 1))), node[0])
+    over_axes = partial(_REDUCTIONS[node.kind], dim=list(axes), keepdim=bool(node.attributes.get("keepdims", 1)))
+    return b.call(over_axes, node[0], by_rows=all(axis % node[0].tensor.dim() for axis in axes))
 
 
 @onnx("Cast")
@@ -126,4 +141,4 @@ def cast(b: Builder, node: Node) -> Value:
     kinds = {1: torch.float32, 6: torch.int32, 7: torch.int64, 9: torch.bool, 11: torch.float64}
     if node.attributes["to"] not in kinds:
         raise UsageError(f"it casts to the type {node.attributes['to']}; give the float32 file")
-    return b.call(partial(torch.Tensor.to, dtype=kinds[node.attributes["to"]]), node[0])
+    return b.call(partial(torch.Tensor.to, dtype=kinds[node.attributes["to"]]), node[0], by_rows=True)

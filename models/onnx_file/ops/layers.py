@@ -98,7 +98,7 @@ def matmul(b: Builder, node: Node) -> Value:
     """A linear layer without bias where the right factor is a constant matrix."""
     x, weight = node[0], node[1]
     if x.constant or not weight.constant or weight.tensor.dim() != 2:
-        return b.call(torch.matmul, x, weight)
+        return b.call(torch.matmul, x, weight, by_rows=x.tensor.dim() > 2)
     return b.layer(node, lambda: _linear(weight.tensor.T, None), x)
 
 
@@ -151,7 +151,9 @@ def prelu(b: Builder, node: Node) -> Value:
 def lrn(b: Builder, node: Node) -> Value:
     """Across channels."""
     settings = {name: node.attributes.get(name, value) for name, value in (("alpha", 1e-4), ("beta", 0.75))}
-    return b.call(partial(F.local_response_norm, size=node.attributes["size"], k=node.attributes.get("bias", 1.0), **settings), node[0])
+    return b.call(
+        partial(F.local_response_norm, size=node.attributes["size"], k=node.attributes.get("bias", 1.0), **settings), node[0], by_rows=True
+    )
 
 
 def _dimensions(kinds: dict[int, Any], weight: Tensor) -> Any:

@@ -31,6 +31,11 @@ def joined(*parts: Tensor, dim: int) -> Tensor:
     return torch.cat(parts, dim)
 
 
+def for_each(x: Tensor, like: Tensor, *, rows: int) -> Tensor:
+    """A constant x once for each sample of `like`, which has `rows` rows of each."""
+    return x.repeat(like.shape[0] // rows, *[1] * (x.dim() - 1))
+
+
 def taken(x: Tensor, positions: Tensor, *, axis: int) -> Tensor:
     """x at `positions` of an axis, which become axes in its place."""
     return x.index_select(axis, positions.reshape(-1)).unflatten(axis, positions.shape)
@@ -106,7 +111,7 @@ def reshape(b: Builder, node: Node) -> Value:
     if node.attributes.get("allowzero") and 0 in sizes:
         raise UsageError("it makes a value without elements (allowzero)")
     batch = not x.constant and bool(sizes) and sizes[0] == x.tensor.shape[0]
-    return b.call(partial(reshaped, shape=tuple(sizes), batch=batch), x)
+    return b.call(partial(reshaped, shape=tuple(sizes), batch=batch), x, by_rows=batch)
 
 
 @onnx("Flatten")
@@ -116,7 +121,7 @@ def flatten(b: Builder, node: Node) -> Value:
     axis = node.attributes.get("axis", 1)
     axis = axis + x.tensor.dim() if axis < 0 else axis
     if axis == 1:
-        return b.call(partial(torch.flatten, start_dim=1), x)
+        return b.call(partial(torch.flatten, start_dim=1), x, by_rows=True)
     return b.call(partial(reshaped, shape=(prod(x.tensor.shape[:axis]), -1), batch=False), x)
 
 
@@ -124,13 +129,30 @@ def flatten(b: Builder, node: Node) -> Value:
 def transpose(b: Builder, node: Node) -> Value:
     """Axes in another order, the reverse by default."""
     order = node.attributes.get("perm") or list(reversed(range(node[0].tensor.dim())))
-    return b.call(partial(torch.permute, dims=tuple(order)), node[0])
+    return b.call(partial(torch.permute, dims=tuple(order)), node[0], by_rows=order[0] == 0)
 
 
 @onnx("Concat")
 def concat(b: Builder, node: Node) -> Value:
     """One after the other along an axis."""
-    return b.call(partial(joined, dim=node.attributes["axis"]), *(node[position] for position in range(len(node.inputs))))
+    parts = [node[position] for position in range(len(node.inputs))]
+    axis = node.attributes["axis"] % parts[0].tensor.dim()
+    if all(part.constant for part in parts):
+        return b.call(partial(joined, dim=axis), *parts)
+    if axis == 0 and b.single:
+        return b.call(_SWAP, _joined(b, [b.call(_SWAP, part) for part in parts], 1))
+    return _joined(b, parts, axis)
+
+
+_SWAP = partial(torch.transpose, dim0=0, dim1=1)
+"""torch.vmap takes the number of samples for a constant where it joins values or chooses among them: that is done beside the rows."""
+
+
+def _joined(b: Builder, parts: Sequence[Value], axis: int) -> Value:
+    like = next(part for part in parts if not part.constant)
+    rows = len(like.tensor)
+    each = [b.call(partial(for_each, rows=rows), part, like, by_rows=rows == 1) if part.constant else part for part in parts]
+    return b.call(partial(joined, dim=axis), *each, by_rows=axis > 0)
 
 
 @onnx("Squeeze")
@@ -139,7 +161,7 @@ def squeeze(b: Builder, node: Node) -> Value:
     axes = node.setting("axes", 1)
     if axes is None:
         axes = [axis for axis, size in enumerate(node[0].tensor.shape) if size == 1 and (axis or node[0].constant)]
-    return b.call(partial(without, axes=tuple(axes)), node[0])
+    return b.call(partial(without, axes=tuple(axes)), node[0], by_rows=all(axis % node[0].tensor.dim() for axis in axes))
 
 
 @onnx("Unsqueeze")
@@ -147,7 +169,7 @@ def unsqueeze(b: Builder, node: Node) -> Value:
     """With new axes."""
     axes = node.setting("axes", 1)
     dims = node[0].tensor.dim() + len(axes)
-    return b.call(partial(with_axes, axes=tuple(axis % dims for axis in axes)), node[0])
+    return b.call(partial(with_axes, axes=tuple(axis % dims for axis in axes)), node[0], by_rows=all(axis % dims for axis in axes))
 
 
 @onnx("Split")
@@ -155,7 +177,7 @@ def split(b: Builder, node: Node) -> Values:
     """Parts of given sizes, or alike."""
     axis, sizes = node.attributes.get("axis", 0), node.setting("split", 1)
     part = -(-node[0].tensor.shape[axis] // node.outputs)
-    return b.calls(partial(torch.split, split_size_or_sections=sizes or part, dim=axis), node[0])
+    return b.calls(partial(torch.split, split_size_or_sections=sizes or part, dim=axis), node[0], by_rows=axis % node[0].tensor.dim() > 0)
 
 
 @onnx("Slice")
@@ -170,7 +192,7 @@ def slice_(b: Builder, node: Node) -> Value:
         size = node[0].tensor.shape[axis]
         begin, stop, _ = slice(start, end).indices(size)
         slices[axis] = slice(None, None, step) if (begin, stop) == (0, size) else slice(begin, stop, step)
-    return b.call(partial(sliced, slices=tuple(slices)), node[0])
+    return b.call(partial(sliced, slices=tuple(slices)), node[0], by_rows=slices[0] == slice(None))
 
 
 @onnx("Gather")
@@ -179,8 +201,11 @@ def gather(b: Builder, node: Node) -> Value:
     axis, positions, x = node.attributes.get("axis", 0), node.constant(1), node[0]
     positions = positions % x.tensor.shape[axis]
     if positions.dim() == 0:
-        return b.call(partial(torch.select, dim=axis, index=int(positions)), x)
-    return b.call(partial(taken, axis=axis), x, Value(tensor=positions))
+        return b.call(partial(torch.select, dim=axis, index=int(positions)), x, by_rows=axis % x.tensor.dim() > 0)
+    axis, chosen = axis % x.tensor.dim(), Value(tensor=positions)
+    if axis == 0 and b.single and positions.dim() == 1 and not x.constant:
+        return b.call(_SWAP, b.call(partial(taken, axis=1), b.call(_SWAP, x), chosen, by_rows=True))
+    return b.call(partial(taken, axis=axis), x, chosen, by_rows=axis > 0)
 
 
 @onnx("Range")
@@ -194,7 +219,7 @@ def range_(b: Builder, node: Node) -> Value:
 @onnx("Where")
 def where(b: Builder, node: Node) -> Value:
     """One or the other."""
-    return b.call(torch.where, node[0], node[1], node[2])
+    return b.call(torch.where, node[0], node[1], node[2], by_rows=True)
 
 
 @onnx("Expand")
@@ -204,7 +229,7 @@ def expand(b: Builder, node: Node) -> Value:
     sizes = bounded(torch.broadcast_shapes(x.tensor.shape, node.constant(1).tolist()))
     if x.constant or sizes[0] != x.tensor.shape[0] or len(sizes) != x.tensor.dim():
         return b.call(partial(torch.Tensor.expand, size=sizes), x)
-    return b.call(partial(expanded, shape=tuple(sizes)), x, x)
+    return b.call(partial(expanded, shape=tuple(sizes)), x, x, by_rows=True)
 
 
 @onnx("Pad")
@@ -219,14 +244,14 @@ def pad(b: Builder, node: Node) -> Value:
     around = [side for axis in reversed(range(first, dims)) for side in both.get(axis, (0, 0))]
     bounded([size + sum(both.get(axis, (0, 0))) for axis, size in enumerate(x.tensor.shape)])
     settings: dict[str, Any] = {"value": value} if mode == "constant" else {}
-    return b.call(partial(F.pad, pad=around, mode=mode, **settings), x) if around else x
+    return b.call(partial(F.pad, pad=around, mode=mode, **settings), x, by_rows=first > 0) if around else x
 
 
 @onnx("DepthToSpace")
 def depth_to_space_node(b: Builder, node: Node) -> Value:
     """Blocks of channels become blocks of positions."""
     depth_first = node.choice("mode", "DCR", "CRD") == "DCR"
-    return b.call(partial(depth_to_space, block=node.attributes["blocksize"], depth_first=depth_first), node[0])
+    return b.call(partial(depth_to_space, block=node.attributes["blocksize"], depth_first=depth_first), node[0], by_rows=True)
 
 
 @onnx("Resize", "Upsample")
@@ -252,4 +277,4 @@ def resize(b: Builder, node: Node) -> Value:
     }
     if how not in known:
         raise UsageError(f"it resizes by {how[0]} values at {how[1]} coordinates, which torch has not")
-    return b.call(partial(F.interpolate, size=tuple(bounded(target)[2:]), **known[how]), x)
+    return b.call(partial(F.interpolate, size=tuple(bounded(target)[2:]), **known[how]), x, by_rows=True)

@@ -49,4 +49,4 @@ def padded(b: Builder, win: Window, x: Value, value: float = 0.0) -> tuple[Value
     if win.begin == win.end:
         return x, win.begin
     pads = [pad for begin, end in reversed(list(zip(win.begin, win.end, strict=True))) for pad in (begin, end)]
-    return b.call(partial(F.pad, pad=pads, value=value), x), (0,) * len(win.kernel)
+    return b.call(partial(F.pad, pad=pads, value=value), x, by_rows=True), (0,) * len(win.kernel)
