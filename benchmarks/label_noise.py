@@ -21,6 +21,7 @@ from fineprune.common.files import write_json
 from fineprune.export.machine import machine_facts
 from fineprune.models.data import ImageData, load_data
 from fineprune.models.training import TrainConfig, train
+from fineprune.models.training.device import derive_seed
 from fineprune.models.training.sampling.loss_log import SampleFacts, precision_recall
 from fineprune.models.zoo import ModelSpec, build
 from fineprune.networks import completed
@@ -78,7 +79,7 @@ def found(losses: Tensor, bad: Tensor, seed: int) -> dict[str, tuple[float, floa
     orders = {"high-loss": facts.order("high-loss"), "high-count": facts.high_share.argsort(descending=True, stable=True)}
     if len(facts.pruned.unique()) > 1:
         orders["most-pruned"] = facts.order("most-pruned")
-        anyhow = torch.randperm(len(bad), generator=torch.Generator().manual_seed(seed))
+        anyhow = torch.randperm(len(bad), generator=torch.Generator().manual_seed(derive_seed(seed, "ties")))
         orders["pruned-alone"] = anyhow[facts.pruned[anyhow].argsort(descending=True, stable=True)]
     return {view: precision_recall(order, bad, number) for view, order in orders.items()}
 

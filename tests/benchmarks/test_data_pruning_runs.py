@@ -7,8 +7,12 @@ from typing import Any
 
 import data_pruning
 import pytest
+import torch
 from data_pruning_rows import QUICK_ROWS, ROWS, config_of, stops_of
 from data_pruning_table import table
+from label_noise import found, with_wrong_labels
+
+from fineprune.models.data import load_data
 
 SETTINGS: dict[str, Any] = {"epochs": 20, "batch_size": 128, "noise": 0.0, "training": {}}
 _TIMES = ("seconds", "cpu_seconds", "validation_seconds", "policy_seconds")
@@ -70,6 +74,22 @@ def test_wrong_labels_are_planted_and_looked_for(tmp_path: Path, monkeypatch: py
     for precision, recall in runs["fine-pruning"]["bad_data"].values():
         assert precision == recall and precision * 12 == pytest.approx(round(precision * 12))
     assert runs["fine-pruning"]["settings"]["noise"] == 0.1
+
+
+def test_ties_do_not_know_which_labels_are_wrong() -> None:
+    """Wrong labels and the order of ties are drawn by the same seed, and must not be the same draw."""
+    data, bad = with_wrong_labels(load_data("digits"), 0.1, torch.Generator().manual_seed(0))
+    assert int(bad.sum()) == round(0.1 * len(data.train))
+    losses = torch.ones(2, len(bad))
+    losses[1, 5] = torch.nan
+    assert found(losses, bad, 0)["pruned-alone"][0] < 0.2
+
+
+def test_wrong_labels_are_those_of_other_classes() -> None:
+    data = load_data("digits")
+    noisy, bad = with_wrong_labels(data, 0.25, torch.Generator().manual_seed(3))
+    assert torch.equal(noisy.train.labels != data.train.labels, bad)
+    assert torch.equal(noisy.validation.labels, data.validation.labels) and noisy.train.labels.max() < 10
 
 
 def run_of(row: str, seed: int, accuracy: float, visits: float, saved: float | None) -> dict[str, Any]:

@@ -191,6 +191,7 @@ class TestTraining:
         run(config(epochs=3, policy="none", schedule="auto", auto_lr={"interval": 2, "parts": 2}), data)
         whole, part = -(-600 // 16), -(-300 // 16)
         assert len(data.validation.seen) == 3 * (2 * part + whole)
+        assert data.test.seen == []
         starts = [epoch * (2 * part + whole) + number * part for epoch in range(3) for number in range(2)]
         parts = [torch.cat(data.validation.seen[start : start + part]) for start in starts]
         assert len(parts[0].unique()) == 300 and all(torch.equal(other, parts[0]) for other in parts)
