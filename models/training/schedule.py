@@ -51,10 +51,17 @@ class LearningRate:
             rate *= min(1.0, (position + 1 / batches) / config.warmup_epochs)
         return rate
 
-    def part_ends(self, batch: int, batches: int) -> bool:
-        """Whether the rule wants a loss after `batch` steps of an epoch of `batches`: where an epoch has more than one part."""
-        parts = 1 if self.auto is None else self.auto.config.parts or 1
-        return parts > 1 and parts * batch // batches > parts * (batch - 1) // batches
+    @property
+    def by_parts(self) -> bool:
+        """Whether losses are wanted after parts of an epoch (`part_ends`) in place of whole ones."""
+        return self.auto is not None and (self.auto.config.parts or 1) > 1
+
+    def part_ends(self, epoch: int, batch: int, batches: int) -> bool:
+        """Whether a part of `epoch` (0-based) ends with step `batch` of `batches`; none does in the warm-up, whose losses tell nothing."""
+        if self.auto is None or not self.by_parts or epoch + batch / batches <= self.config.warmup_epochs:
+            return False
+        parts = self.auto.config.parts or 1
+        return parts * batch // batches > parts * (batch - 1) // batches
 
     def observe(self, validation_loss: float) -> None:
         """Take note of a validation loss (plateau and auto use it)."""

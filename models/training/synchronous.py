@@ -156,7 +156,7 @@ class Synchronous:
         description = f"epoch {self.epoch + 1}/{self.config.epochs}"
         for batch in run.progress(rest, total=total, description=description, start=self.batch):
             self._step(batch, total)
-            if self.rate.part_ends(self.batch, total):
+            if self.rate.part_ends(self.epoch, self.batch, total):
                 self._follow()
             run.pause()
         if self.batch < total:
@@ -268,7 +268,7 @@ class Synchronous:
         model.eval()
 
     def close_epoch(self, rate_loss: float | None) -> None:
-        if rate_loss is not None and not self.part_losses:
+        if rate_loss is not None and not self.rate.by_parts:
             self.rate.observe(rate_loss)
         self.epoch += 1
         self.batch, self.sums, self.selection, self.part_losses = 0, EpochSums(), Selection(), []

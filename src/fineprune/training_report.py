@@ -37,9 +37,11 @@ def auto_rate_figure(history: Sequence[EpochRecord], config: AutoRateConfig, lr:
     """Loss, std_i, std_2i and their difference over the epochs; a line where the rule dropped the rate, a band of +-h."""
     from matplotlib.figure import Figure
 
-    followed = [(record.epoch, record.part_losses or (record.rate_loss,)) for record in history if record.rate_loss is not None]
-    epochs = [epoch - 1 + part / len(own) for epoch, own in followed for part in range(1, len(own) + 1)]
-    losses = [loss for _, own in followed for loss in own if loss is not None]
+    parts = max(len(record.part_losses) for record in history)
+    whole = [(record.epoch, () if record.rate_loss is None else (record.rate_loss,)) for record in history]
+    followed = [(record.epoch, record.part_losses) for record in history] if parts else whole
+    epochs = [epoch - (len(own) - part) / max(parts, 1) for epoch, own in followed for part in range(1, len(own) + 1)]
+    losses = [loss for _, own in followed for loss in own]
     points = replay(losses, config, lr)
     nan = math.nan
     figure = Figure(figsize=(8, 5), layout="constrained")

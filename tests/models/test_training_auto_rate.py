@@ -109,11 +109,19 @@ def test_losses_of_parts_are_of_a_part_of_the_images() -> None:
 def test_parts_of_an_epoch_end_at_whole_steps() -> None:
     def ends(parts: int, batches: int) -> list[int]:
         rate = LearningRate(TrainConfig(schedule="auto", auto_lr={"parts": parts}))  # type: ignore[arg-type]
-        return [batch for batch in range(1, batches + 1) if rate.part_ends(batch, batches)]
+        return [batch for batch in range(1, batches + 1) if rate.part_ends(0, batch, batches)]
 
     assert ends(4, 8) == [2, 4, 6, 8] and ends(3, 7) == [3, 5, 7]
     assert ends(5, 3) == [1, 2, 3] and ends(1, 8) == []
-    assert not LearningRate(TrainConfig()).part_ends(8, 8)
+    assert not LearningRate(TrainConfig()).part_ends(0, 8, 8)
+
+
+def test_no_part_ends_in_the_warm_up() -> None:
+    rate = LearningRate(TrainConfig(schedule="auto", auto_lr={"parts": 4}, warmup_epochs=1.5))  # type: ignore[arg-type]
+    assert [(epoch, batch) for epoch in range(3) for batch in range(1, 9) if rate.part_ends(epoch, batch, 8)] == [
+        *((1, 6), (1, 8)),
+        *((2, 2), (2, 4), (2, 6), (2, 8)),
+    ]
 
 
 @pytest.mark.parametrize(

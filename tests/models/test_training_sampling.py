@@ -29,6 +29,7 @@ from fineprune.models.training.sampling.loss_log import LossLog, SampleFacts, pr
 from fineprune.models.training.sampling.policies import make_policy
 from fineprune.models.training.sampling.time_model import predicted_saving, saving_of_run, simulate, thesis_formula, trained_batches
 from fineprune.models.training.step import Stepper
+from fineprune.training_report import auto_rate_figure
 from support.fakes import FakeData, Recorder, fake_data, small_network
 
 FINE: dict[str, Any] = {"name": "fine-pruning", "window": 4, "start": 1, "fraction": 0.4}
@@ -185,6 +186,16 @@ class TestTraining:
             patch.setattr(Stepper, "step", spy)
             run(config(epochs=3, policy="none", schedule="auto", auto_lr=rule, batch_size=6))
         assert rates[:10] == pytest.approx([0.05] * 5 + [0.005] * 5)  # ten steps: losses after 2, 3, 4, 5, ... of them
+
+    def test_losses_of_the_warm_up_are_not_followed(self) -> None:
+        settings = config(
+            epochs=6, policy="none", schedule="auto", auto_lr={"interval": 2, "parts": 2, "threshold": 9.0}, warmup_epochs=1.5
+        )
+        result, _, _ = run(settings)
+        assert [len(record.part_losses) for record in result.history] == [0, 1, 2, 2, 2, 2]
+        assert [round(record.lr, 5) for record in result.history] == [0.03333, 0.05, 0.05, 0.005, 0.005, 0.0005]
+        figure = auto_rate_figure(result.history, settings.rate_rule, 0.05)
+        assert figure.axes[0].lines[0].get_xdata().tolist() == [2, 2.5, 3, 3.5, 4, 4.5, 5, 5.5, 6]
 
     def test_losses_of_parts_are_always_of_the_same_images(self) -> None:
         data = fake_data(validation=600)
