@@ -1,15 +1,18 @@
 """What a network's answers are worth: the loss that training minimises, and the figure that people read.
 
     classification   cross-entropy of each sample; accuracy, the share of samples whose largest score is their label's
-    a user's task    loss(outputs, targets), a mean over the samples or one number for each; metric(outputs, targets) likewise
+    a user's task    loss(outputs, targets), a mean over the samples or one number for each; metric(outputs, targets) likewise, or one
+                     figure of a whole set (mAP, mIoU, AUC): update(outputs, targets) for each batch, then compute()
 
 A split whose `objective` is set has targets of a user's task; others hold class labels.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -20,15 +23,28 @@ from fineprune.common.inputs import floats, mapped, structure, tensors
 Function = Callable[[Any, Any], Any]
 
 
+class OfSet(Protocol):
+    """A figure of a whole set, as torchmetrics has them; what is given stays as it is, a copy of it is updated."""
+
+    def update(self, outputs: Any, targets: Any) -> Any:
+        """Take in a batch, on the CPU."""
+        ...
+
+    def compute(self) -> Any:
+        """The figure of all that was taken in: one number."""
+        ...
+
+
 @dataclass(frozen=True)
 class Metric:
-    """A figure of merit: function(outputs, targets) is its mean over the samples, or one number for each.
+    """A figure of merit: function(outputs, targets) is its mean over the samples, or one number for each; or it is a figure of a whole
+    set of samples, an object with update(outputs, targets) and compute().
 
     unit: written after it; None: a share of 1, which is written in per cent.
     """
 
     name: str
-    function: Function
+    function: Function | OfSet
     higher_is_better: bool = True
     unit: str | None = ""
 
@@ -36,12 +52,56 @@ class Metric:
         for name, value in (("name", self.name), ("unit", self.unit or "")):
             if not isinstance(value, str):
                 raise UsageError(f"Metric: {name} is text, got {value!r:.80}")
-        if not self.name or not callable(self.function) or not isinstance(self.higher_is_better, bool):
-            raise UsageError("a Metric has a name, a function(outputs, targets) and whether higher_is_better (true or false)")
+        if not self.name or not (callable(self.function) or self.of_set) or not isinstance(self.higher_is_better, bool):
+            raise UsageError(
+                "a Metric has a name, a function(outputs, targets) or an object with update and compute, and whether higher_is_better "
+                "(true or false)"
+            )
+
+    @property
+    def of_set(self) -> bool:
+        """Whether it is a figure of a whole set, which no sample has by itself."""
+        return is_of_set(self.function)
 
     def figures(self, outputs: Any, targets: Any, count: int) -> Tensor:
-        """[count], whose mean is the metric of these samples."""
+        """[count], whose mean is the metric of these samples. UsageError for one of a whole set."""
+        if self.of_set or not callable(self.function):
+            raise UsageError(f"the metric {self.name} is a figure of a whole set; no single sample has one")
         return _each(self.function, f"metric {self.name}", outputs, targets, count).detach().float()
+
+
+def is_of_set(function: Any) -> TypeGuard[OfSet]:
+    """Whether it has update and compute (torchmetrics' can be called, too)."""
+    return all(callable(getattr(function, name, None)) for name in ("update", "compute")) and not isinstance(function, type)
+
+
+class Tally:
+    """A metric over samples that come batch by batch."""
+
+    def __init__(self, metric: Metric) -> None:
+        self._metric, self.sum, self.count = metric, 0.0, 0
+        with torch.inference_mode():
+            self._whole = deepcopy(metric.function) if is_of_set(metric.function) else None
+
+    def add(self, outputs: Any, targets: Any, count: int) -> None:
+        """Take in a batch of `count` samples. RunError where the user's function fails."""
+        self.count += count
+        if self._whole is None:
+            self.sum += float(self._metric.figures(outputs, targets, count).double().sum())
+            return
+        with torch.inference_mode(), _users(f"metric {self._metric.name}", outputs, count):
+            self._whole.update(moved(outputs, "cpu"), moved(targets, "cpu"))
+
+    @property
+    def value(self) -> float:
+        """The figure of all that was taken in. RunError where it is none."""
+        if self._whole is None:
+            return self.sum / self.count
+        with torch.inference_mode(), _users(f"metric {self._metric.name}", None, self.count):
+            found = self._whole.compute()
+            if isinstance(found, bool) or (not isinstance(found, int | float) and getattr(found, "shape", None) not in ((), (1,))):
+                raise RunError(f"the metric {self._metric.name} computes a {type(found).__name__} of {structure(found)}; give one number")
+            return float(found)
 
 
 def _same_class(scores: Tensor, others: Tensor) -> Tensor:
@@ -125,16 +185,25 @@ def task_of(loss: Any, metric: Any) -> Objective | None:
     """The task that these arguments of `compress` ask for; None where they ask for none. UsageError for what is no function."""
     if loss is None and metric is None:
         return None
-    for name, value in (("loss", loss), ("metric", metric)):
-        if value is not None and not callable(value) and not isinstance(value, Metric):
-            raise UsageError(f"{name} is a function of (outputs, targets), got {value!r:.80}")
-    if isinstance(loss, Metric):
-        raise UsageError("loss is a function of (outputs, targets), got a Metric")
+    if isinstance(loss, Metric) or (loss is not None and not callable(loss)):
+        raise UsageError(f"loss is a function of (outputs, targets), got {'a Metric' if isinstance(loss, Metric) else f'{loss!r:.80}'}")
+    if metric is not None:
+        metric = metric_of(metric)
     if loss is None:
         raise UsageError("a metric belongs to a task with a loss; give loss=, too, such as torch.nn.functional.cross_entropy")
-    if metric is None:
-        metric = Metric("loss", loss, higher_is_better=False)
-    return Objective(loss, metric if isinstance(metric, Metric) else Metric(getattr(metric, "__name__", "metric"), metric))
+    return Objective(loss, metric or Metric("loss", loss, higher_is_better=False))
+
+
+def metric_of(given: Any) -> Metric:
+    """A user's metric under its name, where it has one. UsageError for what is none."""
+    if isinstance(given, Metric):
+        return given
+    if is_of_set(given):
+        higher = getattr(given, "higher_is_better", None)  # as torchmetrics says it
+        return Metric(type(given).__name__, given, higher_is_better=True if higher is None else bool(higher))
+    if not callable(given):
+        raise UsageError(f"metric is a function of (outputs, targets), or an object with update and compute, got {given!r:.80}")
+    return Metric(getattr(given, "__name__", "metric"), given)
 
 
 def moved(targets: Any, device: torch.device | str) -> Any:
@@ -142,7 +211,7 @@ def moved(targets: Any, device: torch.device | str) -> Any:
     return mapped(targets, lambda tensor: tensor.to(device, non_blocking=True))
 
 
-def identity_of(function: Callable[..., Any]) -> str:
+def identity_of(function: Any) -> str:
     """The name of a function, and a hash of its code and constants where Python has them."""
     code, name = getattr(function, "__code__", None), getattr(function, "__qualname__", type(function).__qualname__)
     if code is None:
@@ -156,14 +225,21 @@ def _sample(values: Any, place: int) -> Any:
     return mapped(values, lambda tensor: tensor[place : place + 1])
 
 
-def _each(function: Function, name: str, outputs: Any, targets: Any, count: int) -> Tensor:
+@contextmanager
+def _users(name: str, outputs: Any, count: int) -> Iterator[None]:
+    """The user's own code, which may raise anything: RunError."""
     try:
-        value = function(outputs, targets)
+        yield
     except FinepruneError:
         raise
-    except Exception as error:  # the user's own code may raise anything
-        got = f"{list(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise RunError(f"the {name} failed on outputs {got} of {count} samples: {said_by(error)}") from error
+    except Exception as error:
+        got = "" if outputs is None else f" {list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__}"
+        raise RunError(f"the {name} failed on outputs{got} of {count} samples: {said_by(error)}") from error
+
+
+def _each(function: Function, name: str, outputs: Any, targets: Any, count: int) -> Tensor:
+    with _users(name, outputs, count):
+        value = function(outputs, targets)
     value = value if isinstance(value, Tensor) else torch.tensor(float(value))
     if value.numel() == 1:
         return value.reshape(1).expand(count)

@@ -33,8 +33,8 @@ from ..reconstruct.targets import Targets
 from ..selection import left
 from .levels import Level
 
-Judge = Callable[[Any, Any, int], Mapping[str, float]]
-"""Outputs, those of the network given, number of the batch -> figures by name, means over the batch's samples."""
+Judge = Callable[[Iterator[tuple[Any, Any]]], Mapping[str, float]]
+"""Of each batch, in their order: outputs and those of the network given -> figures by name, of all samples."""
 LevelMasks = Mapping[Level, Mapping[str, Mapping[str, Tensor]]]
 """Masks by level, kind and layer."""
 
@@ -80,11 +80,7 @@ def sensitivities(
                 continue
             of_layer = {kind.name: {site.name: one} for kind in KINDS if (one := masks[level][kind.name].get(site.name)) is not None}
             trials.put_on(site.name, of_layer)
-            totals: dict[str, float] = {}
-            for number, (count, outputs) in enumerate(suffix.outputs()):
-                for figure, value in judge(outputs, suffix.exact[number], number).items():
-                    totals[figure] = totals.get(figure, 0.0) + value * count
-            figures = {figure: total / suffix.samples for figure, total in totals.items()}
+            figures = judge(zip(suffix.outputs(), suffix.exact, strict=True))
             yield Sensitivity(layer=site.name, level=level, kept=left(site, of_layer) / site.macs, figures=figures)
 
 
@@ -151,8 +147,7 @@ class _Suffix:
 
     def __init__(self, model: nn.Module, starts: Starts, batches: Sequence[Batch], memory: float) -> None:
         self._model, self._starts, self._batches = model, starts, batches
-        self.samples = sum(len(batch) for batch in batches)
-        self._largest = memory / (4 * max(1, self.samples))
+        self._largest = memory / (4 * max(1, sum(len(batch) for batch in batches)))
         self._start: str | None = None
         self._kept: list[Tensor] = []
         self.exact = [self._answer(number) for number in range(len(batches))]
@@ -168,10 +163,9 @@ class _Suffix:
                 self._answer(number)
         self._start, self._kept = after, noted
 
-    def outputs(self) -> Iterator[tuple[int, Any]]:
-        """The count of samples and the outputs of each batch."""
-        for number, batch in enumerate(self._batches):
-            yield len(batch), self._answer(number)
+    def outputs(self) -> Iterator[Any]:
+        """Of each batch."""
+        yield from map(self._answer, range(len(self._batches)))
 
     def _answer(self, number: int) -> Any:
         if self._start is None:

@@ -15,7 +15,7 @@ from fineprune.common.inputs import numbers
 from fineprune.common.processes import Group
 from fineprune.common.progress import Progress, Silent
 
-from ..objective import moved, objective_of
+from ..objective import Tally, moved, objective_of
 from .device import resolve_device
 from .interfaces import BatchLike, SplitLike
 from .passes import check_logits, forward, widened
@@ -65,15 +65,19 @@ def evaluate(
     batch_size = batch_size or _images_at_a_time(split)
     loss, correct, top5, samples, classes = 0.0, 0.0, 0, 0, 0
     objective = objective_of(split)
+    tally = None if objective is None else Tally(objective.metric)
+    whole = objective is not None and objective.metric.of_set
+    group = Group() if whole else group  # such a figure cannot be put together of those of parts: each process measures all
     with eval_mode(model), torch.inference_mode():
         own = None if group.size == 1 else group.part(torch.arange(len(split)))
         batches = split.batches(batch_size, workers=workers, indices=own)
         for batch in progress(batches, total=split.number_of_batches(batch_size, own), description=description):
             logits = forward(model, batch.images.to(where, copy=True))  # a network may write to its input
-            if objective is not None:
+            if objective is not None and tally is not None:
                 outputs, targets, count = widened(logits), moved(batch.labels, where), len(batch.indices)
                 loss += float(objective.losses(outputs, targets, count).sum())
-                correct, samples = correct + float(objective.figures(outputs, targets, count).sum()), samples + count
+                tally.add(outputs, targets, count)
+                correct, samples = tally.sum, samples + count
                 continue
             check_logits(logits, batch.labels)
             logits, labels = logits.float(), batch.labels.to(where)
@@ -87,7 +91,8 @@ def evaluate(
         raise NonFiniteLossError(
             f"{description}: the model's loss is {loss}; its weights or activations are not finite, train or load it again"
         )
-    return Evaluation(accuracy=correct / samples, top5=top5 / samples if many else None, loss=loss / samples, samples=samples)
+    accuracy = tally.value if tally is not None and whole else correct / samples
+    return Evaluation(accuracy=accuracy, top5=top5 / samples if many else None, loss=loss / samples, samples=samples)
 
 
 class PartOf:

@@ -237,10 +237,12 @@ class Run:
     def _close_epoch(self, trained: Trained, validation: Evaluation | None, rate_loss: float | None) -> EpochRecord:
         """Record the epoch, keep its weights if they are the best so far, save."""
         self.epoch += 1
+        objective = objective_of(self.data.train)
+        whole = objective is not None and objective.metric.of_set  # the network changes while an epoch goes over the set
         record = EpochRecord(
             epoch=self.epoch,
             train_loss=trained.loss / trained.samples,
-            train_accuracy=trained.correct / trained.samples,
+            train_accuracy=None if whole else trained.correct / trained.samples,
             validation_loss=validation.loss if validation else None,
             validation_accuracy=validation.accuracy if validation else None,
             lr=trained.lr,

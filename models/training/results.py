@@ -18,7 +18,8 @@ class EpochRecord:
     """Counted from 1."""
     train_loss: float
     """Mean of the per-sample losses as the epoch's steps saw them (with augmentation, label smoothing and changing weights)."""
-    train_accuracy: float
+    train_accuracy: float | None
+    """None: of a metric of a whole set."""
     validation_loss: float | None
     """None without a validation split."""
     validation_accuracy: float | None
@@ -97,9 +98,10 @@ def epoch_line(record: EpochRecord, epochs: int, left_s: float, objective: Objec
     name, unit = ("accuracy", None) if objective is None else (objective.metric.name, objective.metric.unit)
     accuracy = record.validation_accuracy
     validation = "no validation images" if accuracy is None else f"validation {name} {written(accuracy, unit)}"
+    train = "" if record.train_accuracy is None else f", train {name} {written(record.train_accuracy, unit)}"
     left = f", {_duration(left_s)} left" if record.epoch < epochs else ""
     return (
-        f"epoch {record.epoch}/{epochs}: train loss {record.train_loss:.4f}, train {name} {written(record.train_accuracy, unit)}, "
+        f"epoch {record.epoch}/{epochs}: train loss {record.train_loss:.4f}{train}, "
         f"{validation}, lr {record.lr:.3g}, {_duration(record.seconds)}{left}"
     )
 

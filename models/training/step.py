@@ -33,7 +33,7 @@ class StepResult(NamedTuple):
     """What one step saw, on the device: losses float32 [N] before the update, correct [N], indices int64 [N] into the split.
 
     The losses are cross-entropies with the labels, whatever else is minimised: what policies and records say of a sample does not depend
-    on a teacher. Correct is a bool, or a figure of the user's metric.
+    on a teacher. Correct is a bool, or a figure of the user's metric (0 where that is one of a whole set).
     """
 
     losses: Tensor
@@ -80,7 +80,8 @@ class Stepper:
             losses = minimised = self.objective.losses(outputs, targets, len(x))
             if self.teacher is not None:
                 minimised = self.teacher.task(losses, outputs, self.teacher.scores(x))
-            figures = self.objective.figures(outputs, targets, len(x))
+            whole = self.objective.metric.of_set
+            figures = torch.zeros_like(losses) if whole else self.objective.figures(outputs, targets, len(x))
         weighted = minimised if weights is None else minimised * weights.to(self.device, non_blocking=True)
         backward(self.scaler.scale(weighted.mean() if share is None else weighted.sum() / share), len(x))
         if self.config.max_grad_norm is not None:

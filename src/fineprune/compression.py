@@ -60,6 +60,7 @@ from .networks import check_channels, completed, network_of, open_model
 from .round_trip import check_before, check_restored
 from .samples import data_of
 from .schedules import CubicSchedule, Rounds, at
+from .search.drop import Drop
 from .search.run import Found, Search
 from .unlabelled import answered, check_criteria, check_training
 from .work_folder import work_folder
@@ -218,6 +219,8 @@ def compress_network(
         trainable_parameters(model)
         check_settings(data, job.finetune)
         check_engine(job.finetune)
+    if job.target is not None and job.target.max_drop is not None:
+        Drop.check(data.train)
     if job.schedule is not None and statistics is not None:
         raise UsageError("statistics belong to masks made at once; masks that come by a schedule are ranked anew each time")
     given = read_statistics(statistics)

@@ -13,7 +13,7 @@ from fineprune.common.progress import Lines, Progress, Silent
 from fineprune.compressor.bundle import Bundle
 from fineprune.export.runtimes import Runtime
 from fineprune.models.data.given import is_given
-from fineprune.models.objective import ACCURACY, Metric, objective_of, task_of
+from fineprune.models.objective import ACCURACY, Metric, Tally, objective_of, task_of
 from fineprune.models.training.evaluate import Evaluation
 from fineprune.models.training.evaluate import evaluate as measured
 
@@ -57,13 +57,13 @@ _BATCH = 100
 
 def figure_of(runtime: Runtime, split: Any, *, progress: Progress) -> float:
     """Accuracy (or the user's figure) of a file on a split of a data set, by what a runtime answers to all of it."""
-    objective, total = objective_of(split), 0.0
-    metric = ACCURACY if objective is None else objective.metric
+    objective = objective_of(split)
+    tally = Tally(ACCURACY if objective is None else objective.metric)
     runtime.load(torch.get_num_threads())
     try:
         for batch in progress(split.batches(_BATCH), total=split.number_of_batches(_BATCH), description=f"accuracy of {runtime.name}"):
             outputs = torch.from_numpy(runtime.run(one(batch.images).numpy()))
-            total += float(metric.figures(outputs, batch.labels, len(outputs)).double().sum())
+            tally.add(outputs, batch.labels, len(outputs))
     finally:
         runtime.close()
-    return total / len(split)
+    return tally.value

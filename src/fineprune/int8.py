@@ -14,7 +14,7 @@ from fineprune.common.inputs import one
 from fineprune.common.progress import Progress
 from fineprune.models.data import ImageData, Split
 from fineprune.models.data.images import Batch
-from fineprune.models.objective import ACCURACY, AGREEMENT, RELATIVE_ERROR, Metric, is_class_scores, objective_of
+from fineprune.models.objective import ACCURACY, AGREEMENT, RELATIVE_ERROR, Metric, Tally, is_class_scores, objective_of
 
 if TYPE_CHECKING:
     from fineprune.compressor.bundle import Bundle
@@ -75,9 +75,11 @@ def _judge(data: ImageData, split: Split, indices: torch.Tensor) -> "Judge":
 
     def score(outputs: np.ndarray, exact: np.ndarray) -> float:
         metric, starts = _metric(data, outputs), [_BATCH * number for number in range(len(batches))]
-        parts = [(slice(start, start + len(batch.indices)), batch) for start, batch in zip(starts, batches, strict=True)]
-        figure = sum(_total(metric, data, outputs[part], exact[part], batch) for part, batch in parts) / len(outputs)
-        return (figure if metric.higher_is_better else -figure) * (100 if metric.unit is None else 1)
+        tally = Tally(metric)
+        for start, batch in zip(starts, batches, strict=True):
+            part = slice(start, start + len(batch.indices))
+            _add(tally, metric, outputs[part], exact[part], batch)
+        return (tally.value if metric.higher_is_better else -tally.value) * (100 if metric.unit is None else 1)
 
     return Judge(images=np.concatenate([one(batch.images).numpy() for batch in batches]), score=score)
 
@@ -90,10 +92,10 @@ def _metric(data: ImageData, outputs: np.ndarray) -> Metric:
     return RELATIVE_ERROR if not is_class_scores(outputs) else ACCURACY if data.labelled else AGREEMENT
 
 
-def _total(metric: Metric, data: ImageData, outputs: np.ndarray, exact: np.ndarray, batch: Batch) -> float:
-    """The sum of the samples' figures. exact: the outputs in float32."""
+def _add(tally: Tally, metric: Metric, outputs: np.ndarray, exact: np.ndarray, batch: Batch) -> None:
+    """Take in the outputs of a batch. exact: those in float32."""
     against = torch.from_numpy(exact) if metric in (AGREEMENT, RELATIVE_ERROR) else batch.labels
-    return float(metric.figures(torch.from_numpy(outputs), against, len(outputs)).double().sum())
+    tally.add(torch.from_numpy(outputs), against, len(outputs))
 
 
 def _images(split: Split) -> np.ndarray:
@@ -111,21 +113,25 @@ def cost(float32: Path, int8: Path | str, data: ImageData, bundle: "Bundle | Non
     runtimes = {"float32": OnnxRuntime("float32", float32), "int8": OnnxRuntime("int8", int8)}
     for runtime in runtimes.values():
         runtime.load(torch.get_num_threads())
-    totals, near, metric, nearness = dict.fromkeys(runtimes, 0.0), 0.0, ACCURACY, AGREEMENT
+    tallies: dict[str, Tally] = {}
+    metric, nearness, near = ACCURACY, AGREEMENT, Tally(AGREEMENT)
     batches = split.batches(_BATCH)
     for batch in progress(batches, total=split.number_of_batches(_BATCH), description=f"float32 and int8 on {name} images"):
         outputs = {key: runtime.run(one(batch.images).numpy()) for key, runtime in runtimes.items()}
-        exact, metric = outputs["float32"], _metric(data, outputs["float32"])
-        nearness = AGREEMENT if metric in (ACCURACY, AGREEMENT) else RELATIVE_ERROR
-        near += _total(nearness, data, outputs["int8"], exact, batch)
+        exact = outputs["float32"]
+        if not tallies:
+            metric = _metric(data, exact)
+            nearness = AGREEMENT if metric in (ACCURACY, AGREEMENT) else RELATIVE_ERROR
+            tallies, near = {key: Tally(metric) for key in runtimes}, Tally(nearness)
+        _add(near, nearness, outputs["int8"], exact, batch)
         for key, answers in outputs.items():
-            totals[key] += _total(metric, data, answers, exact, batch)
+            _add(tallies[key], metric, answers, exact, batch)
     for runtime in runtimes.values():
         runtime.close()
     facts |= {"measure": metric.name} | ({} if metric is ACCURACY else {"unit": metric.unit, "higher_is_better": metric.higher_is_better})
     if metric is not nearness:
-        facts |= {"dense": _dense(facts, bundle), **{key: total / len(split) for key, total in totals.items()}}
-    return {**facts, "agreement" if nearness is AGREEMENT else "relative_error": near / len(split)}
+        facts |= {"dense": _dense(facts, bundle), **{key: tally.value for key, tally in tallies.items()}}
+    return {**facts, "agreement" if nearness is AGREEMENT else "relative_error": near.value}
 
 
 def _dense(facts: Mapping[str, Any], bundle: "Bundle | None") -> float | None:

@@ -10,7 +10,7 @@ from fineprune.common.inputs import Forward, Structured, one, structure, tensors
 from fineprune.common.progress import Progress, Silent
 from fineprune.models.data import ImageData, load_data
 from fineprune.models.data.given import first_inputs, given_data, has_classes, is_given, without_labels
-from fineprune.models.objective import Metric, task_of
+from fineprune.models.objective import Objective, metric_of
 
 from .arguments import check_arguments
 
@@ -40,8 +40,14 @@ def calibration_data(samples: Any, metric: Any) -> ImageData:
     """
     if is_given(samples) and metric is None and not has_classes(samples, "samples"):
         samples = without_labels(samples, "samples")
-    objective = None if metric is None else task_of(metric.function if isinstance(metric, Metric) else metric, metric)
+    measure = None if metric is None else metric_of(metric)
+    objective = None if measure is None else Objective(_untrained, measure)
     return data_of(samples, validation=None, test=None, seed=0, objective=objective, progress=Silent())
+
+
+def _untrained(outputs: Any, targets: Any) -> Any:
+    """The loss of data that are only measured on."""
+    raise UsageError("data for an export in int8 have no loss; nothing is trained on them")
 
 
 def compared(samples: Any, count: int) -> Tensor:

@@ -16,10 +16,12 @@ import fineprune
 from fineprune.common.errors import UsageError
 from fineprune.common.progress import Silent
 from fineprune.compressor.bundle import Bundle
+from fineprune.export.exporter import export_onnx
 from fineprune.export.int8.quantiser import Int8Config
-from fineprune.int8 import Int8Export, _dense, cost_line, int8_config, quantiser_of
+from fineprune.int8 import Int8Export, _dense, cost, cost_line, int8_config, quantiser_of
 from fineprune.models.data import load_data
 from fineprune.models.objective import AGREEMENT
+from fineprune.samples import calibration_data
 from support.command import fineprune as command
 from support.command import succeed
 
@@ -153,6 +155,32 @@ def test_samples_given_in_python_calibrate(form: str, given: Path, tmp_path: Pat
     assert exported.int8["images"] == 54 and found["samples"] == 6 and found.keys() - {"split", "samples", "measure", "unit"} >= measured
     assert measured == {key for key in ("dense", "float32", "int8", "agreement") if key in found} and found["agreement"] > 0.8
     assert not {"QuantizeLinear", "Conv"} - {node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node}
+
+
+class LargestError:
+    """A figure of a whole set: the largest error of any sample."""
+
+    higher_is_better = False
+
+    def __init__(self) -> None:
+        self.errors: list[torch.Tensor] = []
+
+    def update(self, outputs: torch.Tensor, targets: torch.Tensor) -> None:
+        self.errors.append((outputs - targets).abs().amax(1))
+
+    def compute(self) -> float:
+        return float(torch.cat(self.errors).max())
+
+
+def test_a_figure_of_a_whole_set_says_what_int8_costs(given: Path, tmp_path: Path) -> None:
+    data, path = calibration_data((X, TARGETS), LargestError()), tmp_path / "m.onnx"
+    model = fineprune.load(given, dense())
+    export_onnx(model, (1, 8, 8), path)
+    found = cost(path, path, data, None, Silent())
+    with torch.no_grad():
+        errors = [(model(batch.images) - batch.labels).abs().amax(1) for batch in getattr(data, data.held_out).batches(4)]
+    assert (found["measure"], found["higher_is_better"]) == ("LargestError", False)
+    assert found["float32"] == found["int8"] == pytest.approx(float(torch.cat(errors).max()), rel=1e-4)
 
 
 def test_a_users_metric_says_what_int8_costs(given: Path, tmp_path: Path) -> None:

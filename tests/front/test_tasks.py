@@ -16,7 +16,7 @@ import fineprune
 from fineprune.common.errors import RunError, UsageError
 from fineprune.common.progress import Lines, Silent
 from fineprune.models.data.given import given_data
-from fineprune.models.objective import task_of
+from fineprune.models.objective import Metric, task_of
 from fineprune.models.training.config import TrainConfig
 from fineprune.models.training.evaluate import evaluate
 from fineprune.models.training.trainer import train
@@ -172,6 +172,72 @@ def test_figures_are_means_over_samples_whatever_the_batches() -> None:
             assert found.loss == pytest.approx(mean) and found.accuracy == pytest.approx(mean)
 
 
+class MeanIoU:
+    """Intersection over union of each of two classes, counted over all pixels of a set, and their mean."""
+
+    def __init__(self) -> None:
+        self.both, self.either = torch.zeros(2), torch.zeros(2)
+
+    def update(self, scores: Tensor, mask: Tensor) -> None:
+        for label in range(2):
+            found, wanted = scores.argmax(1) == label, mask == label
+            self.both[label] += (found & wanted).sum()
+            self.either[label] += (found | wanted).sum()
+
+    def compute(self) -> Tensor:
+        return (self.both / self.either.clamp(min=1)).mean()
+
+
+def test_a_figure_of_a_whole_set_is_no_mean_over_batches(capsys: pytest.CaptureFixture[str]) -> None:
+    case, given = CASES["segmentation"], MeanIoU()
+    network, samples = made(case), Pairs(case)
+    masks = case.targets(samples.x)
+    masks[::2] = 0  # intersections and unions add up, their ratios do not
+    alone = MeanIoU()
+    with torch.no_grad():
+        scores = network.eval()(samples.x)
+        network.head.bias[1] -= (scores[:, 1] - scores[:, 0]).median()  # type: ignore[union-attr, index, operator]
+        alone.update(network(samples.x), masks)
+    data = given_data((samples.x, masks), objective=task_of(case.loss, given), progress=Silent(), validation=0)
+    for size in (3, len(masks)):
+        assert evaluate(network, data.train, batch_size=size).accuracy == pytest.approx(float(alone.compute()))
+    one = Metric("MeanIoU", given)
+    means = [
+        fineprune.evaluate(network, (x[None], y[None]), loss=case.loss, metric=one).accuracy for x, y in zip(samples.x, masks, strict=True)
+    ]
+    assert abs(sum(means) / len(means) - float(alone.compute())) > 0.01
+    assert not given.either.any(), "what is given stays as it is"
+    settings: dict[str, Any] = {"loss": case.loss, "metric": given, "prune": 0.4, "epochs": 1, "batch_size": 8, "preset": "taylor"}
+    bundle = fineprune.compress(network, (samples.x, masks), **settings, progress=Lines())
+    said = capsys.readouterr().err
+    assert "validation MeanIoU " in said.split("epoch 1/1")[1] and "train MeanIoU" not in said
+    assert bundle.facts["accuracy"]["measure"] == "MeanIoU" and bundle.facts["accuracy"]["higher_is_better"]
+    [record] = bundle.facts["training"]["finetune"]["history"]
+    assert record["train_figure"] is None and 0 < record["validation_figure"] < 1
+
+
+def test_layers_are_judged_by_a_figure_of_a_whole_set() -> None:
+    case, samples = CASES["segmentation"], Pairs(CASES["segmentation"])
+    network, targets = made(case).eval(), case.targets(samples.x)
+    task: dict[str, Any] = {"loss": case.loss, "metric": MeanIoU(), "progress": Silent()}
+    settings: dict[str, Any] = {
+        "preset": "taylor",
+        "levels": [0.5],
+        "reconstruct": False,
+        "times": False,
+        "validation": (samples.x, targets),
+    }
+    found = fineprune.sensitivity(network, (samples.x, targets), **task, **settings)
+    assert found["measure"] == "MeanIoU" and found["dense"] == pytest.approx(
+        fineprune.evaluate(network, (samples.x, targets), **task).accuracy
+    )
+    row = next(row for row in found["rows"] if row["layer"] == "deep")
+    masked = fineprune.compress(
+        network, (samples.x, targets), **task, preset="taylor", include="deep", fwp=0.5, ffp=0, epochs=0, reconstruct=False
+    )
+    assert row["accuracy"] == pytest.approx(fineprune.evaluate(masked, (samples.x, targets), **task, model=network).accuracy, abs=1e-6)
+
+
 def test_calibration_takes_the_loss_of_each_sample() -> None:
     def weighted(outputs: Tensor, targets: Tensor) -> Tensor:
         """A mean that weighs samples against each other, as pixels to ignore do."""
@@ -211,6 +277,32 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         {"loss": lambda outputs, targets: outputs - targets},
         RunError,
         r"gives \[4, 2\] for 4 samples",
+    ),
+}
+
+
+class Several(MeanIoU):
+    """As torchmetrics' mean average precision computes."""
+
+    def compute(self) -> Any:
+        return {"map": self.both.sum()}
+
+    def update(self, scores: Tensor, mask: Tensor) -> None:
+        """Nothing."""
+
+
+WRONG |= {
+    "no metric": ({"loss": squared, "metric": 3}, UsageError, "metric is a function of .*, or an object with update and compute, got 3"),
+    "several figures": ({"loss": squared, "metric": Several()}, RunError, "the metric Several computes a dict of .*; give one number"),
+    "another task's metric": (
+        {"loss": squared, "metric": MeanIoU()},
+        RunError,
+        r"the metric MeanIoU failed on outputs \[4, 2\] of 4 samples",
+    ),
+    "a drop of a whole set": (
+        {"loss": squared, "metric": MeanIoU(), "max_drop": 1.0, "prune": None},
+        UsageError,
+        "max_drop is judged sample by sample, and the metric MeanIoU is one figure of a whole set; give",
     ),
 }
 

@@ -47,6 +47,16 @@ class Drop:
         return cls(lost=float(lost.mean()), bound=_bound(lost), measure=metric.name, split=name, samples=len(lost))
 
     @staticmethod
+    def check(split: Any) -> None:
+        """UsageError where a user's metric has no figure of each sample of `split`."""
+        objective = objective_of(split)
+        if objective is not None and objective.metric.of_set:
+            raise UsageError(
+                f"max_drop is judged sample by sample, and the metric {objective.metric.name} is one figure of a whole set; give a metric "
+                "of each sample, or a target without max_drop"
+            )
+
+    @staticmethod
     def figures(model: nn.Module, data: ImageData, device: Any, progress: Progress) -> Tensor:
         """float32 [N]: the figure of each held-out sample, whose mean is the accuracy, or the user's metric."""
         _, split = judged_on(data)

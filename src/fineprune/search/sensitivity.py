@@ -9,7 +9,7 @@ come, so that what was interrupted goes on and what was measured is not measured
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from fineprune.compressor.search.levels import Level
 from fineprune.compressor.search.sensitivity import LevelMasks, Sensitivity, sensitivities
 from fineprune.export.machine import machine_facts
 from fineprune.models.data import ImageData
-from fineprune.models.objective import ACCURACY, AGREEMENT, Metric, is_class_scores, objective_of
+from fineprune.models.objective import ACCURACY, AGREEMENT, Metric, Tally, is_class_scores, objective_of
 from fineprune.models.training.distillation import distillation_loss, output_loss
 from fineprune.models.training.evaluate import evaluate
 
@@ -74,7 +74,7 @@ class Sensitivities:
         """All rows that are not there yet."""
         size = max(1, min(_BATCH, len(self._split)))
         batches = list(self._split.batches(size))
-        judge = _judge(self.metric, objective_of(self._split), [batch.labels for batch in batches])
+        judge = _judge(self.metric, objective_of(self._split), batches)
         images = [batch.images for batch in batches]
         if self.dense is None:
             self.dense = evaluate(self.model, self._split, device=self.run.device).accuracy
@@ -145,20 +145,24 @@ def _digest(masks: Mapping[str, Mapping[str, Tensor]], layer: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def _judge(metric: Metric, objective: Any, labels: list[Any]) -> Callable[[Any, Any, int], dict[str, float]]:
-    """Means over the samples of a batch."""
+def _judge(metric: Metric, objective: Any, batches: list[Any]) -> Callable[[Iterator[tuple[Any, Any]]], dict[str, float]]:
+    """Figures of answers to all batches."""
 
-    def judge(outputs: Any, exact: Any, number: int) -> dict[str, float]:
-        scores = is_class_scores(exact)
-        error = distillation_loss(outputs.float(), exact.float(), 1.0) if scores else output_loss(outputs, exact)
-        found = {"error": float(error.double().mean())}
-        targets, count = labels[number], len(error)
-        if metric is AGREEMENT:
-            return found | {"accuracy": float(metric.figures(outputs, exact, count).double().mean())}
-        figures = {"accuracy": float(metric.figures(outputs.cpu() if metric is ACCURACY else outputs, targets, count).double().mean())}
-        if objective is not None:
-            return found | figures | {"loss": float(objective.losses(outputs, targets, count).double().mean())}
-        loss = torch.nn.functional.cross_entropy(outputs.float().cpu(), targets)
-        return found | figures | {"loss": float(loss)}
+    def judge(answers: Iterator[tuple[Any, Any]]) -> dict[str, float]:
+        sums, tally = {"error": 0.0} | ({} if metric is AGREEMENT else {"loss": 0.0}), Tally(metric)
+        for (outputs, exact), batch in zip(answers, batches, strict=True):
+            targets, count = batch.labels, len(batch.indices)
+            scores = is_class_scores(exact)
+            error = distillation_loss(outputs.float(), exact.float(), 1.0) if scores else output_loss(outputs, exact)
+            sums["error"] += float(error.double().mean()) * count
+            if metric is AGREEMENT:
+                tally.add(outputs, exact, count)
+                continue
+            tally.add(outputs.cpu() if metric is ACCURACY else outputs, targets, count)
+            if objective is not None:
+                sums["loss"] += float(objective.losses(outputs, targets, count).double().sum())
+            else:
+                sums["loss"] += float(torch.nn.functional.cross_entropy(outputs.float().cpu(), targets, reduction="sum"))
+        return {name: total / tally.count for name, total in sums.items()} | {"accuracy": tally.value}
 
     return judge
