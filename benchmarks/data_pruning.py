@@ -61,6 +61,8 @@ def main() -> None:
     if not arguments.collect:
         torch.set_num_threads(arguments.threads)
         data = smaller(_data(arguments), arguments.samples)
+        for split in (data.train, data.test):
+            next(iter(split.batches(1)))  # files are decoded now, and in no run's time
         for network, seed, row in _jobs(arguments):
             _run(network, row, seed, data, arguments)
     runs = [read_json(path) for path in sorted(arguments.runs.glob("*.json"))]
