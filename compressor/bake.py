@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
+import torch
 from torch import Tensor, nn
 
 from fineprune.calibrate.strides import answer_as_nchw, wants_nchw
@@ -44,6 +45,14 @@ def remask(model: nn.Module, masks: Masks) -> None:
         for kind in KINDS:
             setattr(layer, buffer(kind), None)
     _put_on(model, _by_layer(masks))
+
+
+def zero_dropped(model: nn.Module) -> None:
+    """Make the parameters of dropped weights of `model` zero, in layers that do not compute their weight."""
+    with torch.no_grad():
+        for _, layer in masked_layers(model):
+            if (kept := layer.own_weight_mask) is not None and not layer.computed:
+                layer.own_weight.mul_(kept)
 
 
 def _by_layer(masks: Masks) -> dict[str, dict[str, Tensor]]:

@@ -6,9 +6,11 @@
 Collects nothing: the weights say it all, and no pass over the samples is made. Use: `fwp_criterion = "fpgm"`; a ratio r drops int(r * F)
 filters of each layer (scope `layer`; scores of layers of different sizes do not compare). Filters that are outputs of the network stay.
 What reads the maps of dropped filters alone goes with them (`dependents.py`); where a sum joins a dropped filter with a kept one, the
-dropped one adds its bias and the shift of its BatchNorm. Block masks go on top (`ffp`), in the same run or later on. Deviations: the source
-chooses the filters again after every epoch of training; here they are chosen once, and fine-tuning follows under the mask. Attribution: He,
-Liu, Wang, Hu, Yang, "Filter Pruning via Geometric Median".
+dropped one adds its bias and the shift of its BatchNorm. Block masks go on top (`ffp`), in the same run or later on. Readings: the source
+chooses the filters again after every epoch of training, and so does `--method fpgm` (`prune_schedule = "each-epoch"`); masks at once need
+`one-shot`. Its Algorithm 1 makes them zero and trains them on (`dropped = "trained"`), its program makes them zero and masks their gradient
+(`zeroed`, the default, under which a zeroed filter hardly ever returns, since zero is near the median of most layers); `kept` leaves their
+values for the next choice. Attribution: He, Liu, Wang, Hu, Yang, "Filter Pruning via Geometric Median".
 """
 
 import torch
@@ -29,6 +31,7 @@ class GeometricMedian(Criterion):
 
     name, summary, unit = "fpgm", "distance of a filter from the geometric median of its layer", FILTER
     defaults = {"scope": "layer"}  # noqa: RUF012
+    schedule = "each-epoch"
 
     def scores(self, layer: Layer) -> Tensor:
         """[F]."""

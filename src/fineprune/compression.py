@@ -59,7 +59,7 @@ from .masking import MaskUpdates
 from .networks import check_channels, completed, network_of, open_model
 from .round_trip import check_before, check_restored
 from .samples import data_of
-from .schedules import CubicSchedule, Rounds, at
+from .schedules import Rounds, WhileTraining, at
 from .search.drop import Drop
 from .search.run import Found, Search
 from .unlabelled import answered, check_criteria, check_training
@@ -214,7 +214,7 @@ def compress_network(
     check_training(data, job.finetune)
     if job.finetune is not None:
         check_task(objective_of(data.train), job.finetune)
-        if isinstance(job.schedule, CubicSchedule):
+        if isinstance(job.schedule, WhileTraining):
             job.schedule.check_steps(job.finetune, len(data.train))
         trainable_parameters(model)
         check_settings(data, job.finetune)
@@ -300,8 +300,8 @@ class _Run:
         history: dict[str, Any] = {}
         reconstruction: dict[str, Any] = {}
         schedule = self.job.schedule
-        if isinstance(schedule, CubicSchedule):
-            masking = MaskUpdates(copied(self.model), self.job.config, schedule, calibration, found)
+        if isinstance(schedule, WhileTraining) and self.job.finetune is not None:
+            masking = MaskUpdates(copied(self.model), self.job.config, schedule.over(self.job.finetune.epochs), calibration, found)
             history["finetune"] = self.finetune(masking.model, "finetune", masking)
             pruned = masking.pruned
             masked_report = self.masked(pruned, report)

@@ -11,7 +11,7 @@ from fineprune.compressor.config import PruneConfig
 from fineprune.compressor.reconstruct.run import ReconstructConfig
 from fineprune.models.training.config import TrainConfig
 
-from .schedules import CubicSchedule, Rounds, at
+from .schedules import AnySchedule, at
 from .search.target import Target
 
 FINETUNE = {"epochs": 10, "lr": 0.02, "schedule": "cosine", "weight_decay": 5e-4}
@@ -28,7 +28,7 @@ class Job:
     finetune: TrainConfig | None = field(default_factory=lambda: TrainConfig(**FINETUNE))  # type: ignore[arg-type]
     reconstruct: ReconstructConfig | None = None
     batchnorm_samples: int = 4096
-    schedule: Rounds | CubicSchedule | None = None
+    schedule: AnySchedule | None = None
     """When masks come; None: at once, before the fine-tuning."""
     target: Target | None = None
     """What the ratios of single layers are searched for; those of `config` are 0 until they are found."""
@@ -42,7 +42,9 @@ class Job:
         if self.schedule is not None:
             self.schedule.check(self.finetune, self.reconstruct)
             if self.target is not None and self.schedule.while_training:
-                raise UsageError("a target is searched for before the fine-tuning; leave prune_schedule 'cubic' out, or give ratios")
+                raise UsageError(
+                    f"a target is searched for before the fine-tuning; leave prune_schedule {self.schedule.name!r} out, or give ratios"
+                )
             try:
                 at(self.config, partial(self.schedule.ratio, 1))
             except UsageError as error:

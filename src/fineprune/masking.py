@@ -1,7 +1,8 @@
-"""Masks that come while a network trains, a few more at each update of the cubic schedule (schedules.py).
+"""Masks that come while a network trains, at each update of its schedule (schedules.py).
 
-The weights under the masks keep their values, and each update ranks all of them anew by the methods of a compression at once, on the
-network of now: what was dropped comes back where it is worth more than something else. From T on the masks stay.
+Each update ranks all weights anew by the methods of a compression at once, on the network of now: what was dropped comes back where it is
+worth more than something else. Weights under the masks keep their values, are zero, or are zero and train on until the next update
+(`WhileTraining.dropped`). From the last update on the masks stay.
 
 Nothing is known here of an untrained network: what starts with random weights is pruned on the fly, while it is trained (section 6.4.3 of
 the source).
@@ -18,11 +19,12 @@ from fineprune.calibrate.convolutions import ConvSite, Skipped
 from fineprune.calibrate.strides import answer_as_nchw, wants_nchw
 from fineprune.common.copies import copied
 from fineprune.common.progress import Progress, Silent, working
-from fineprune.compressor.bake import masked_layers, masks_of, remask
+from fineprune.compressor.bake import masked_layers, masks_of, remask, zero_dropped
 from fineprune.compressor.config import PruneConfig
+from fineprune.compressor.masks import WEIGHTS
 from fineprune.compressor.prune import CalibrationRun, Pruned, prune
 
-from .schedules import CubicSchedule, at
+from .schedules import WhileTraining, at
 
 
 class _Finished(Silent):
@@ -42,7 +44,7 @@ class MaskUpdates:
         self,
         model: nn.Module,
         config: PruneConfig,
-        schedule: CubicSchedule,
+        schedule: WhileTraining,
         run: CalibrationRun,
         found: tuple[list[ConvSite], list[Skipped]],
     ) -> None:
@@ -55,6 +57,7 @@ class MaskUpdates:
         self.pruned = Pruned(model=model, masks=masks_of(model), skipped=found[1])
         """What the last of them left."""
         self._carried = masks_of(model)
+        self._acting = self.pruned.masks
         self._nchw: list[Any] = []
         self._worn: Any = None
 
@@ -73,14 +76,17 @@ class MaskUpdates:
         run = replace(self.run, progress=_Finished(self.progress)) if due == self.schedule.updates else self.run
         with working(self.progress, "ranking masks"):
             pruned = prune(network, at(self.config, partial(self.schedule.ratio, due)), run, found=self.found)
+        if self.schedule.dropped != "kept":
+            remask(self.model, pruned.masks)
+            zero_dropped(self.model)
         self._apply(due, replace(pruned, model=self.model))
         asked = 100 * self.schedule.reached(due)
         self.progress.log(f"masks, update {due} of {self.schedule.updates}: {asked:.0f} % of what is asked for is pruned")
 
     @property
     def masks(self) -> dict[str, dict[str, Tensor]]:
-        """By kind and layer."""
-        return self.pruned.masks
+        """By kind and layer: those that act now."""
+        return self._acting
 
     def wear(self, masks: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Put `masks` on the network in place of those that it has."""
@@ -106,4 +112,6 @@ class MaskUpdates:
 
     def _apply(self, updates: int, pruned: Pruned) -> None:
         self.updates, self.pruned = updates, pruned
-        self.wear(pruned.masks)
+        trains_on = self.schedule.dropped == "trained" and not self.final
+        self._acting = {**pruned.masks, WEIGHTS.name: self._carried[WEIGHTS.name]} if trains_on else pruned.masks
+        self.wear(self.masks)

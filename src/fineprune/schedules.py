@@ -2,6 +2,7 @@
 
 rounds    after round k of n      r_k = 1 - (1 - r)^(k/n)            the same share of what is left goes each time
 cubic     at step t of T          r_t = r (1 - (1 - t/T)^3)          T = `share` of the run's steps (Zhu and Gupta, 2017)
+each-epoch  at every epoch        r_t = r                            all of it, chosen anew (He et al., 2019)
 
 r is the pruned fraction that is asked for. Between rounds the kept weights are refitted (compressor/reconstruct), so that the
 next round ranks weights that have made good already what is gone, on the inputs that they have by then.
@@ -11,7 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 from fineprune.common.errors import UsageError
 from fineprune.compressor.config import Part, PruneConfig
@@ -58,8 +59,71 @@ class Rounds(Schedule):
         return whole if done == self.rounds else 1 - (1 - whole) ** (done / self.rounds)
 
 
+class WhileTraining(Schedule):
+    """Several updates over a run, each of which ranks all weights anew."""
+
+    while_training = True
+    updates: Any
+    samples: int
+    """Of the training data, on which each update calibrates (where its method needs any)."""
+    dropped: str
+    """What becomes of weights that an update drops, until the next one."""
+
+    @abstractmethod
+    def over(self, epochs: int) -> "WhileTraining":
+        """The same with all numbers known, for a run of so many epochs."""
+
+    @abstractmethod
+    def due(self, progress: float) -> int:
+        """How many updates there are to have been once `progress`, in [0,1], of the run is done."""
+
+    @abstractmethod
+    def reached(self, updates: int) -> float:
+        """The part of what is asked for that is pruned after so many updates, in [0,1]."""
+
+    def ratio(self, updates: int, whole: float) -> float:
+        """What is pruned after so many updates, where `whole` is asked for."""
+        return self.reached(updates) * whole
+
+    def check(self, finetune: TrainConfig | None, reconstruct: ReconstructConfig | None) -> None:
+        """UsageError where there is nothing to train, or where masks would not be final in time."""
+        if finetune is None:
+            raise UsageError("masks that come by a schedule come while the network trains; give epochs of at least 1, or mask at once")
+        if reconstruct is not None:
+            raise UsageError(
+                f"reconstruction refits the weights under final masks, and prune_schedule {self.name!r} has none before it trains"
+            )
+        check_masking(finetune)
+        if finetune.asynchronous is not None and self.dropped != "kept":
+            raise UsageError(
+                f"prune_schedule: a parameter server holds the weights, and dropped={self.dropped!r} changes them; give 'kept'"
+            )
+        run = self.over(finetune.epochs)
+        if finetune.qat_epochs and run.due(1 - finetune.qat_epochs / finetune.epochs) < run.updates:
+            raise UsageError(
+                f"{self._when(run)}, and qat_epochs={finetune.qat_epochs} of epochs={finetune.epochs} "
+                "begin before they are final; lower one of the two"
+            )
+
+    def check_steps(self, finetune: TrainConfig, samples: int) -> None:
+        """UsageError where a fine-tuning on so many samples could end before the masks are final, which its last step must see."""
+        policy, run = finetune.policy.name, self.over(finetune.epochs)
+        steps = 1 if policy != "none" else trained_batches(samples, finetune.batch_size)  # a policy may leave any number out
+        if run.due(1 - 1 / (finetune.epochs * steps)) < run.updates:
+            epochs = f"{finetune.epochs} epochs of {steps} steps" if policy == "none" else f"{finetune.epochs} epochs with policy {policy}"
+            raise UsageError(f"{epochs} may end before the masks are final; train longer, or lower prune_schedule's {self._lower}")
+
+    _lower: ClassVar[str]
+    """The setting by which masks come sooner."""
+
+    @staticmethod
+    @abstractmethod
+    def _when(run: Any) -> str:
+        """Over what masks come, in words."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class CubicSchedule(Schedule):
+class CubicSchedule(WhileTraining):
     """A few at each of `updates`; UsageError names the first value that is out of range."""
 
     share: float = 0.45
@@ -67,10 +131,10 @@ class CubicSchedule(Schedule):
     updates: int = 8
     """How often they change until then."""
     samples: int = 1024
-    """Of the training data, on which each update calibrates (where its method needs any)."""
 
     name = "cubic"
-    while_training = True
+    dropped = "kept"
+    _lower = "share"
 
     def __post_init__(self) -> None:
         number = isinstance(self.share, int | float) and not isinstance(self.share, bool)
@@ -79,46 +143,72 @@ class CubicSchedule(Schedule):
         _check_count("updates", self.updates)
         _check_count("samples", self.samples)
 
-    def check(self, finetune: TrainConfig | None, reconstruct: ReconstructConfig | None) -> None:
-        if finetune is None:
-            raise UsageError("masks that come by a schedule come while the network trains; give epochs of at least 1, or mask at once")
-        if reconstruct is not None:
-            raise UsageError("reconstruction refits the weights under final masks, and prune_schedule 'cubic' has none before it trains")
-        check_masking(finetune)
-        if finetune.qat_epochs and self.due(1 - finetune.qat_epochs / finetune.epochs) < self.updates:
-            raise UsageError(
-                f"masks come over the first {self.share:.0%} of the run, and qat_epochs={finetune.qat_epochs} of epochs={finetune.epochs} "
-                "begin before they are final; lower one of the two"
-            )
+    @staticmethod
+    def _when(run: Any) -> str:
+        return f"masks come over the first {run.share:.0%} of the run"
 
-    def check_steps(self, finetune: TrainConfig, samples: int) -> None:
-        """UsageError where a fine-tuning on so many samples could end before the masks are final, which its last step must see."""
-        policy = finetune.policy.name
-        steps = 1 if policy != "none" else trained_batches(samples, finetune.batch_size)  # a policy may leave any number out
-        if self.due(1 - 1 / (finetune.epochs * steps)) < self.updates:
-            epochs = f"{finetune.epochs} epochs of {steps} steps" if policy == "none" else f"{finetune.epochs} epochs with policy {policy}"
-            raise UsageError(f"{epochs} may end before the masks are final; train longer, or lower prune_schedule's share")
+    def over(self, epochs: int) -> "CubicSchedule":
+        """Itself."""
+        return self
 
     def due(self, progress: float) -> int:
-        """How many updates there are to have been once `progress`, in [0,1], of the run is done."""
+        """Evenly over `share`."""
         return min(self.updates, math.floor(progress / self.share * self.updates + 1e-9))
 
     def reached(self, updates: int) -> float:
-        """The part of what is asked for that is pruned after so many updates, in [0,1]."""
+        """Most of it soon."""
         return 1 - (1 - updates / self.updates) ** 3
 
-    def ratio(self, updates: int, whole: float) -> float:
-        """What is pruned after so many updates, where `whole` is asked for."""
-        return self.reached(updates) * whole
+
+Dropped = Literal["zeroed", "kept", "trained"]
 
 
-_KINDS: dict[str, type[Rounds] | type[CubicSchedule]] = {kind.name: kind for kind in (Rounds, CubicSchedule)}
+@dataclass(frozen=True, kw_only=True)
+class EachEpoch(WhileTraining):
+    """All of what is asked for at the start of every epoch, chosen anew; UsageError names the first value that is out of range."""
+
+    updates: int | None = None
+    """How often, evenly over the run; None: at every epoch."""
+    samples: int = 1024
+    dropped: Dropped = "zeroed"
+    """zeroed: their values are gone, and they get no gradient; kept: they get none, and may come back as they were; trained: their
+    values are gone, and they learn like all others until the next update. The last masks stay in any case."""
+
+    name = "each-epoch"
+    _lower = "updates"
+
+    def __post_init__(self) -> None:
+        _check_count("updates", 1 if self.updates is None else self.updates)
+        _check_count("samples", self.samples)
+        if self.dropped not in get_args(Dropped):
+            raise UsageError(f"prune_schedule: dropped is one of {', '.join(get_args(Dropped))}, got {self.dropped!r}")
+
+    @staticmethod
+    def _when(run: Any) -> str:
+        return f"masks change at {run.updates} times in the run"
+
+    def over(self, epochs: int) -> "EachEpoch":
+        """With the number of updates."""
+        return replace(self, updates=epochs if self.updates is None else self.updates)
+
+    def due(self, progress: float) -> int:
+        """The first at once."""
+        count = self.updates or 1
+        return min(count, math.floor(progress * count + 1e-9) + 1)
+
+    def reached(self, updates: int) -> float:
+        """All of it."""
+        return 1.0
+
+
+AnySchedule = Rounds | CubicSchedule | EachEpoch
+_KINDS: dict[str, type[AnySchedule]] = {kind.name: kind for kind in (Rounds, CubicSchedule, EachEpoch)}
 _NAMES = ", ".join(["one-shot", *_KINDS])
 
 
-def schedule_of(value: "Rounds | CubicSchedule | str | Mapping[str, Any] | None") -> "Rounds | CubicSchedule | None":
+def schedule_of(value: AnySchedule | str | Mapping[str, Any] | None) -> AnySchedule | None:
     """From a name (one-shot is none), a mapping with a name and the fields' values (cubic's without a name), or itself."""
-    if value is None or isinstance(value, Rounds | CubicSchedule):
+    if value is None or isinstance(value, AnySchedule):
         return value
     if not isinstance(value, str | Mapping):
         raise UsageError(f"prune_schedule is a name or a table with a name and settings, got {value!r}")

@@ -26,7 +26,7 @@ from fineprune.models.training.distributed.worker import Worker
 from fineprune.models.training.interfaces import Beside
 from fineprune.models.training.trainer import opened
 from fineprune.recipe import job_of, read_recipe
-from fineprune.schedules import CubicSchedule, at
+from fineprune.schedules import CubicSchedule, EachEpoch, WhileTraining, at, schedule_of
 from support.command import fineprune, succeed
 from support.fakes import FakeData, Recorder, fake_data
 
@@ -45,7 +45,7 @@ def network(seed: int = 0) -> nn.Sequential:
         )  # fmt: skip
 
 
-def updates(model: nn.Module, config: PruneConfig = WEIGHTS, schedule: CubicSchedule = SCHEDULE, **options: Any) -> MaskUpdates:
+def updates(model: nn.Module, config: PruneConfig = WEIGHTS, schedule: WhileTraining = SCHEDULE, **options: Any) -> MaskUpdates:
     where = CalibrationRun(source=fake_data(seed=1).train, input_shape=(3, 6, 6), config=CalibrationConfig(batch_size=8), **options)
     return MaskUpdates(model, config, schedule, where, prunable(model, config, where))
 
@@ -105,6 +105,61 @@ def test_what_was_dropped_comes_back_and_earlier_masks_stay() -> None:
     assert torch.equal(now["0"], earlier)
 
 
+@pytest.mark.parametrize("dropped", ["zeroed", "kept", "trained"])
+def test_filters_by_their_median_are_chosen_anew_at_every_epoch(dropped: str) -> None:
+    """The loop of the paper: after each epoch, the int(F * rate) filters nearest to all others go, of the weights as they are then."""
+    model, epochs = network(), 3
+    schedule = EachEpoch(dropped=dropped).over(epochs)  # type: ignore[arg-type]
+    masking = updates(model, prune_config(fwp={"criterion": "fpgm", "ratio": 0.4, "include": ("0",)}), schedule)
+    weights = model.get_submodule("0").weight.detach().clone()  # the loop's own
+    was = []
+    for epoch in range(epochs):
+        masking.update(epoch / epochs)
+        sums = [sum(float((one - other).norm()) for other in weights) for one in weights]
+        gone = sorted(range(6), key=lambda f: sums[f])[:2]
+        was.append(set(gone))
+        if dropped != "kept":
+            weights[gone] = 0
+        assert torch.equal(model.get_submodule("0").weight, weights)
+        kept = masking.pruned.masks["fwp"]["0"].flatten(1).any(1)
+        assert (~kept).nonzero().flatten().tolist() == sorted(gone)
+        final = epoch == epochs - 1
+        worn = masks_of(model)["fwp"]
+        assert masking.final == final and ("0" in worn) == (dropped != "trained" or final)
+        step = torch.randn(weights.shape, generator=torch.Generator().manual_seed(epoch))
+        step = -0.9 * weights if dropped == "kept" else step  # those that stay shrink, and come nearer than those that went
+        step = step if dropped == "trained" else step * kept.view(-1, 1, 1, 1)  # masks leave no gradient
+        with torch.no_grad():
+            model.get_submodule("0").weight.add_(step)
+        weights += step
+        masking.update((epoch + 0.5) / epochs)  # nothing is due
+        assert torch.equal(model.get_submodule("0").weight, weights)
+    assert (was[0] == was[1] == was[2]) == (dropped == "zeroed"), "zero is near the median of all"
+    assert not model.get_submodule("3").weight[~masking.pruned.masks["fwp"]["3"]].any() or dropped == "kept", "what reads them goes, too"
+
+
+def test_updates_at_every_epoch() -> None:
+    schedule = EachEpoch().over(4)
+    assert [schedule.due(step / 8) for step in range(9)] == [1, 1, 2, 2, 3, 3, 4, 4, 4]
+    assert [EachEpoch(updates=2).over(4).due(step / 4) for step in range(4)] == [1, 1, 2, 2]
+    assert schedule.ratio(1, 0.4) == 0.4 and schedule.to_json() == {
+        "name": "each-epoch",
+        "updates": 4,
+        "samples": 1024,
+        "dropped": "zeroed",
+    }
+    assert schedule_of("each-epoch") == EachEpoch()
+    job = job_of({"compress": {"method": "fpgm", "rate": 0.4}, "finetune": {"epochs": 3}})
+    assert job.schedule == EachEpoch(), "as its source has it"
+    assert job_of({"compress": {"method": "fpgm", "rate": 0.4}, "finetune": {"epochs": 0}}).schedule is None
+    assert job_of({"compress": {"method": "fpgm", "rate": 0.4, "prune_schedule": "one-shot"}, "finetune": {"epochs": 3}}).schedule is None
+    with pytest.raises(UsageError, match="dropped is one of zeroed, kept, trained, got 'gone'"):
+        EachEpoch(dropped="gone")  # type: ignore[arg-type]
+    server = {"epochs": 2, "asynchronous": {"algorithm": "asgd", "workers": 2}}
+    with pytest.raises(UsageError, match="a parameter server holds the weights, and dropped='zeroed' changes them; give 'kept'"):
+        job_of({"compress": {"method": "fpgm", "rate": 0.4}, "finetune": server})
+
+
 def test_an_update_is_one_line_within_the_bar_of_the_epoch() -> None:
     recorder = Recorder()
     masking = updates(network(), schedule=replace(SCHEDULE, updates=2), progress=recorder)
@@ -126,7 +181,7 @@ def test_remask_changes_masks_and_nothing_else() -> None:
 
 
 def run(
-    data: FakeData, config: TrainConfig = CONFIG, output: Path | None = None, schedule: CubicSchedule = SCHEDULE
+    data: FakeData, config: TrainConfig = CONFIG, output: Path | None = None, schedule: WhileTraining = SCHEDULE
 ) -> tuple[TrainResult, nn.Module, MaskUpdates]:
     model, teacher = network(), None if config.distill is None else network(seed=7)
     masking = updates(model, BOTH, schedule)
@@ -287,7 +342,7 @@ def test_a_schedule_is_a_name_or_a_table() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--prune-schedule", "linear"], "prune_schedule is one of one-shot, rounds, cubic, got 'linear'"),
+        (["--prune-schedule", "linear"], "prune_schedule is one of one-shot, rounds, cubic, each-epoch, got 'linear'"),
         (["--prune-schedule-arg", "updates=2"], "prune_schedule one-shot has unknown updates; it takes nothing"),
         (["--prune-schedule", "cubic", "--prune-schedule-arg", "share=1"], "prune_schedule: share is in (0,1), got 1"),
         (

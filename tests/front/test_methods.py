@@ -72,3 +72,14 @@ def test_the_command_and_python_make_the_same_masks(trained: list[object], tmp_p
         assert bundle.masks[kind].keys() == model.masks[kind].keys() != set()
         assert all(torch.equal(mask, model.masks[kind][name]) for name, mask in bundle.masks[kind].items())
     assert bundle.facts["ratios"]["asked"] == {"ffp": 0.15, "fwp": 0.4}
+
+
+def test_fpgm_trains_and_ends_with_the_masks_of_its_last_epoch(trained: list[object], tmp_path: Path) -> None:
+    options = ["--method", "fpgm", "--rate", 0.4, "--ffp", 0.15, "--preset", "thesis", "--epochs", 2, "--samples", 16]
+    succeed("compress", *trained, *options, "--output", tmp_path / "b")
+    bundle = Bundle.load(tmp_path / "b")
+    assert bundle.facts["training"]["finetune"]["prune_schedule"] == {
+        **{"name": "each-epoch", "updates": 2, "samples": 1024, "dropped": "zeroed"},
+    }
+    assert bundle.masks["ffp"] and bundle.masks["fwp"]
+    assert int((~bundle.masks["fwp"]["stem"].flatten(1).any(1)).sum()) == int(0.4 * 6)

@@ -195,14 +195,15 @@ schedule_options = stack(
         "--prune-schedule",
         metavar="NAME",
         help="When masks come: one-shot (all before the fine-tuning), rounds (before it, and what stays is refitted in between), "
-        "or cubic (while it runs, and what was dropped may come back).",
+        "cubic (while it runs, and what was dropped may come back), or each-epoch (all of them, chosen anew at every epoch).",
     ),
     click.option(
         "--prune-schedule-arg",
         "schedule_args",
         metavar="KEY=VALUE",
         multiple=True,
-        help="Change a setting of the schedule: rounds=4, or of cubic share=0.45 (of the run), updates=8, samples=1024 (repeatable).",
+        help="Change a setting of the schedule: rounds=4, of cubic share=0.45 (of the run), updates=8, samples=1024, or of "
+        "each-epoch updates, samples, dropped=zeroed (or kept, trained: what becomes of what an update drops; repeatable).",
     ),
     section=PRUNING,
 )
