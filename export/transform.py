@@ -18,6 +18,7 @@ from .functions import DOMAIN, MASKED, POINTWISE, VERSION, functions
 from .graph import Refusal, add_initializer, constant, is_conv, is_masked_conv, masked_convs, remove_unused
 from .pack import drop_full_masks, pack_masks, pack_weights
 from .pads import keep_pads
+from .unread import DENSE, drop_unread
 
 Rule = Callable[[Any], list[Refusal]]
 
@@ -38,7 +39,7 @@ def choose_bodies(model: Any) -> list[Refusal]:
     return []
 
 
-SIMPLIFY: tuple[Rule, ...] = (fold_bias, fold_batchnorm, drop_full_masks, choose_bodies, keep_pads)
+SIMPLIFY: tuple[Rule, ...] = (fold_bias, fold_batchnorm, drop_unread, drop_full_masks, choose_bodies, keep_pads)
 PACK: tuple[Rule, ...] = (pack_masks, pack_weights)
 
 
@@ -154,15 +155,16 @@ def layer_facts(model: Any) -> list[LayerFacts]:
             continue
         group = node.attributes["group"].as_int() if "group" in node.attributes else 1
         mask = constant(node.inputs[2]) if is_masked_conv(node) else None
-        convolution = weights.shape, int(np.prod(shape[2:])), group
-        kept = 1.0 if mask is None else float(mask.mean()), float(np.count_nonzero(weights) / weights.size)
+        positions = int(np.prod(shape[2:]))
+        dense, groups = node.meta.get(DENSE, (weights.shape, group))
+        blocks = 1.0 if mask is None else float(mask.mean())
         facts.append(
             LayerFacts(
                 name=node.name,
                 op=node.op_type,
-                kept={kind.name: kind.kept_in_file(*kept) for kind in KINDS},
-                macs_dense=multiply_adds(*convolution),
-                macs=multiply_adds(*convolution, blocks=mask, weights=weights),
+                kept={kind.name: kind.kept_in_file(blocks, float(np.count_nonzero(weights) / np.prod(dense))) for kind in KINDS},
+                macs_dense=multiply_adds(dense, positions, groups),
+                macs=multiply_adds(weights.shape, positions, group, blocks=mask, weights=weights),
             )
         )
     return facts
