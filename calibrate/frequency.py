@@ -2,9 +2,12 @@
 
 score[n,c,i,j] = || b[n,c,i,j] ||_2 = sqrt( sum_{u,v} x_pad[n,c, i*s+u*d, j*s+v*d]^2 )     (a depthwise box sum)
 mask[n,c]      = top K of score[n,c]           freq[c] += sum_n mask[n,c]
+
+Other readings (`Reading`): softmax of a channel's scores before anything else, and the top K of all blocks of the layer.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -41,6 +44,23 @@ def top_k_mask(scores: Tensor, keep: int) -> Tensor:
     return torch.full_like(scores, not few_kept, dtype=torch.bool).scatter_(-1, chosen, few_kept)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How scores of a sample are ranked."""
+
+    softmax: bool = False
+    """Whether those of a channel go through a softmax over its positions first."""
+    within: Literal["channel", "layer"] = "channel"
+    """What the top K are of."""
+
+    def blocks(self, channels: int, positions: int) -> int:
+        """How many blocks are ranked together."""
+        return positions if self.within == "channel" else channels * positions
+
+
+PLAIN = Reading()
+
+
 class Choice(NamedTuple):
     """What stage 1 finds in a batch: mask[N,C,oh,ow] (bool), its sum frequency[C,oh,ow] (int64), the sum of the scores norm[C,oh,ow]."""
 
@@ -49,13 +69,24 @@ class Choice(NamedTuple):
     norm: Tensor
 
 
-def choose_blocks(x: Tensor, kernel: Sequence[int], conv: Conv, norm: Norm, keep: int, ties: "TieBreaker", indices: Tensor) -> Choice:
-    """Each channel's `keep` best blocks of every sample of x[N,C,H,W]; indices[N] are the samples' places in the data set."""
-    if kernels.cover_rank(x, ties.field):
+def choose_blocks(
+    x: Tensor, kernel: Sequence[int], conv: Conv, norm: Norm, keep: int, ties: "TieBreaker", indices: Tensor, reading: Reading = PLAIN
+) -> Choice:
+    """The `keep` best blocks of each channel (or of the layer) of every sample of x[N,C,H,W]; indices[N]: its places in the data set."""
+    if reading == PLAIN and kernels.cover_rank(x, ties.field):
         return Choice(*kernels.rank(x, kernel, conv, norm, keep, ties.numbers, ties.offsets(indices)))
-    scores = block_norms(x, kernel, conv.stride, conv.padding, conv.dilation, norm)
-    mask = top_k_mask(ties.apply(scores.flatten(2), indices), keep).view_as(scores)
-    return Choice(mask, mask.sum(0), scores.sum(0))
+    return choose(block_norms(x, kernel, conv.stride, conv.padding, conv.dilation, norm), keep, ties, indices, reading)
+
+
+def choose(scores: Tensor, keep: int, ties: "TieBreaker", indices: Tensor, reading: Reading = PLAIN) -> Choice:
+    """The same of scores[N,C,oh,ow], none below 0."""
+    flat = scores.flatten(2)
+    if reading.softmax:
+        flat = flat.softmax(2)
+    keys = ties.apply(flat, indices)
+    rows = keys if reading.within == "channel" else keys.flatten(1)
+    mask = top_k_mask(rows, keep).view_as(scores)
+    return Choice(mask, mask.sum(0), flat.view_as(scores).sum(0))
 
 
 class TieBreaker:

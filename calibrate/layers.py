@@ -11,11 +11,11 @@ from fineprune.ops.masked_conv import masked_conv2d
 from .calls import Call, seen, weight_mask_of
 from .convolutions import ConvSite
 from .fisher import fisher_blocks
-from .frequency import Norm, TieBreaker, choose_blocks
+from .frequency import PLAIN, Norm, Reading, TieBreaker, choose, choose_blocks
 from .importance import tap_sums
 from .inputs import block_outputs
 from .moments import add_moments, moments_shape, patches, spread
-from .taylor import Geometry, block_taylor, tap_taylor
+from .taylor import Geometry, block_changes, block_taylor, tap_taylor
 
 
 class Collector:
@@ -106,18 +106,42 @@ class BlockFrequency(Collector):
 
     of_blocks = True
 
-    def __init__(self, layer: nn.Module, site: ConvSite, keep: int, norm: Norm, ties: TieBreaker, *, masked: bool) -> None:
+    def __init__(
+        self, layer: nn.Module, site: ConvSite, keep: int, norm: Norm, ties: TieBreaker, *, masked: bool, reading: Reading = PLAIN
+    ) -> None:
         super().__init__(layer, site)
-        self.keep, self.norm, self.ties, self.masks_samples = keep, norm, ties, masked
+        self.keep, self.norm, self.ties, self.masks_samples, self.reading = keep, norm, ties, masked, reading
 
     def see(self, call: Call) -> Tensor:
         """Of the blocks that each sample's own mask keeps."""
-        chosen = choose_blocks(call.x, call.kernel, call.conv, self.norm, self.keep, self.ties, self.indices)
+        chosen = choose_blocks(call.x, call.kernel, call.conv, self.norm, self.keep, self.ties, self.indices, self.reading)
         self.add(frequency=chosen.frequency, norm=chosen.norm)
-        if not self.masks_samples or self.keep == self.site.positions:
+        if not self.masks_samples or self.keep == self.reading.blocks(self.site.in_channels, self.site.positions):
             return call.output()
         mask = chosen.mask if call.blocks is None else chosen.mask & call.blocks
         return masked_conv2d(call.x, call.weight, call.bias, mask, *call.conv)
+
+
+class BlockTaylorFrequency(Collector):
+    """Count which blocks are among the top K by the absolute first-order change of the loss; the convolution is the dense one."""
+
+    needs_gradient = of_blocks = True
+    of_gradient = "frequency"
+
+    def __init__(self, layer: nn.Module, site: ConvSite, keep: int, ties: TieBreaker, reading: Reading) -> None:
+        super().__init__(layer, site)
+        self.keep, self.ties, self.reading = keep, ties, reading
+
+    def see(self, call: Call) -> Tensor:
+        """The dense y."""
+        indices = self.indices
+
+        def backward(grad: Tensor) -> None:
+            changes = block_changes(call.x.detach(), grad, call.weight, _walk(call), call.conv.groups).abs_()
+            chosen = choose(changes, self.keep, self.ties, indices, self.reading)
+            self.add(frequency=chosen.frequency, norm=chosen.norm)
+
+        return self.differentiated(call.output(), backward)
 
 
 class BlockTaylor(Collector):

@@ -1,7 +1,7 @@
 """What a pass over the samples can measure, one object a kind of statistic: its name, its settings, its collectors."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from torch import nn
@@ -9,9 +9,19 @@ from torch import nn
 from .calls import weight_of
 from .convolutions import ConvSite
 from .fisher import block_limit
-from .frequency import Norm, TieBreaker
+from .frequency import PLAIN, Norm, Reading, TieBreaker
 from .importance import group_filters
-from .layers import BlockFrequency, BlockOutputs, BlockTaylor, Collector, InputMoments, WeightFisher, WeightScores, layer_at
+from .layers import (
+    BlockFrequency,
+    BlockOutputs,
+    BlockTaylor,
+    BlockTaylorFrequency,
+    Collector,
+    InputMoments,
+    WeightFisher,
+    WeightScores,
+    layer_at,
+)
 from .moments import block_limit as moments_limit
 from .moments import moments_shape, positions_taken
 
@@ -37,22 +47,33 @@ class Measure(Protocol):
         ...
 
 
+TAYLOR = "taylor-top"
+"""What the settings of frequencies by the change of the loss say in the place of a norm."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Frequencies:
     """Algorithm 8 stage 1: how often each block is among the top `keep[layer]` of its channel (all, where a layer is not named).
 
-    Deeper layers see inputs under each sample's own masks, unless propagate="dense".
+    norm: the score, None for the absolute first-order change of the loss, which needs gradients and the dense network. Deeper layers see
+    inputs under each sample's own masks, unless propagate="dense".
     """
 
-    norm: Norm
+    norm: Norm | None
+    reading: Reading = PLAIN
     keep: Mapping[str, int] = field(default_factory=dict)
     propagate: Literal["masked", "dense"] = "masked"
     kind = "blocks"
 
     def settings(self, sites: Sequence[ConvSite]) -> dict[str, Any]:
         """The norm, K of every layer, and what deeper layers see."""
-        keep = {site.name: self.keep.get(site.name, site.positions) for site in sites}
-        return {"criterion": self.norm, "keep": keep, "propagate": self.propagate if keep else "dense"}
+        keep = {site.name: self._keep(site) for site in sites}
+        other = {} if self.reading == PLAIN else asdict(self.reading)
+        propagate = self.propagate if keep and self.norm else "dense"
+        return {"criterion": self.norm or TAYLOR, "keep": keep, "propagate": propagate, **other}
+
+    def _keep(self, site: ConvSite) -> int:
+        return self.keep.get(site.name, self.reading.blocks(site.in_channels, site.positions))
 
     def collectors(self, model: nn.Module, sites: Sequence[ConvSite], seed: int, samples: int) -> dict[str, Collector]:
         """One `BlockFrequency` a layer that can carry masks of blocks, each with an order of its own among ties."""
@@ -61,8 +82,12 @@ class Frequencies:
             if site.weights_only:
                 continue
             ties = TieBreaker(site.in_channels * site.positions, seed=seed * 7919 + number)
-            keep = self.keep.get(site.name, site.positions)
-            found[site.name] = BlockFrequency(layer_at(model, site), site, keep, self.norm, ties, masked=self.propagate == "masked")
+            layer, keep = layer_at(model, site), self._keep(site)
+            if self.norm is None:
+                found[site.name] = BlockTaylorFrequency(layer, site, keep, ties, self.reading)
+            else:
+                masked = self.propagate == "masked"
+                found[site.name] = BlockFrequency(layer, site, keep, self.norm, ties, masked=masked, reading=self.reading)
         return found
 
     def trial(self) -> "Frequencies":

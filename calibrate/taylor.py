@@ -12,7 +12,7 @@ and dropping the tap (u,v) of channel c for a set F' of filters, the FFP masks M
 Both are sums over samples: they stream and add.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,15 +27,28 @@ Geometry = tuple[Sequence[int], Sequence[int], Sequence[int]]
 def block_taylor(x: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry, groups: int) -> Tensor:
     """T summed over the samples of x[N,C,H,W] with grad[N,F,oh,ow] and weight[F,C/groups,kh,kw] -> [C,oh,ow] float64 on the CPU."""
     oh, ow = grad.shape[2:]
+    per_group = weight.shape[1]
+    total = torch.zeros(groups, oh * ow, per_group, dtype=torch.float64)
+    for changes in _block_changes(x, grad, weight, geometry, groups):
+        total += changes.square().sum(1).to("cpu", torch.float64)
+    return total.permute(0, 2, 1).reshape(groups * per_group, oh, ow)
+
+
+def block_changes(x: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry, groups: int) -> Tensor:
+    """t of every sample [N,C,oh,ow], of the same."""
+    parts = list(_block_changes(x, grad, weight, geometry, groups))
+    return torch.cat(parts, 1).permute(1, 0, 3, 2).reshape(len(x), -1, *grad.shape[2:])
+
+
+def _block_changes(x: Tensor, grad: Tensor, weight: Tensor, geometry: Geometry, groups: int) -> Iterator[Tensor]:
+    """t [groups,n,oh*ow,C/groups] of some samples after the other."""
+    positions = grad.shape[2] * grad.shape[3]
     kernel, per_group = weight.shape[2:], weight.shape[1]
     transposed = weight_matrix(weight, groups).transpose(1, 2).contiguous()
     grad_nhwc = _grad_nhwc(grad, groups)
-    total = torch.zeros(groups, oh * ow, per_group, dtype=torch.float64)
     for rows, patches in masked_patches(x, None, kernel, geometry, groups):
         pulled_back = torch.bmm(grad_nhwc[rows].flatten(0, 2).transpose(0, 1), transposed)
-        contribution = patches.mul_(pulled_back).unflatten(2, (-1, per_group)).sum(2)
-        total += contribution.unflatten(1, (-1, oh * ow)).square().sum(1).to("cpu", torch.float64)
-    return total.permute(0, 2, 1).reshape(groups * per_group, oh, ow)
+        yield patches.mul_(pulled_back).unflatten(2, (-1, per_group)).sum(2).unflatten(1, (-1, positions))
 
 
 _PRODUCT_BYTES = 32 << 20

@@ -18,6 +18,8 @@ WeightScope = Literal["kernel", "group", "channel", "filter", "layer", "global"]
 WeightUnit = Literal["weight", "pair", "quad", "row"]
 Order = Literal["cluster", "file"]
 Share = Literal["filter", "group", "channel"]
+Within = Literal["channel", "layer"]
+Count = Literal["top", "sum"]
 Preset = Literal["obs", "taylor", "thesis"]
 Split = Literal["preset", "common"]
 
@@ -117,15 +119,36 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class FFPConfig(Part):
-    """Fine-grained feature-map pruning. Scope "global" ranks the blocks of all layers by score per multiply-add saved."""
+    """Fine-grained feature-map pruning. Scope "global" ranks the blocks of all layers by score per multiply-add saved.
+
+    Of methods that rank the blocks of each sample by itself (frequencies): what deeper layers see (propagate); whether a channel's scores
+    go through a softmax (softmax); whether a sample's best are those of a channel or of the layer (within); whether it is counted how often
+    a block is among them (count="top"), or scores are added up ("sum"); the pruned fraction by which a sample's best are taken
+    (sample_ratio; None: that of the layer).
+    """
 
     propagate: Literal["masked", "dense"] = "masked"
+    softmax: bool = False
+    within: Within = "channel"
+    count: Count = "top"
+    sample_ratio: float | None = None
     mask = "ffp"
     scopes = BlockScope
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_choice("FFP propagate", self.propagate, Literal["masked", "dense"])
+        _check_choice("FFP within", self.within, Within)
+        _check_choice("FFP count", self.count, Count)
+        if not isinstance(self.softmax, bool):
+            raise UsageError(f"FFP softmax is true or false, got {self.softmax!r}")
+        if self.sample_ratio is not None:
+            _check_ratio("FFP", "sample_ratio", self.sample_ratio)
+        plain = {"softmax": False, "within": "channel", "count": "top", "sample_ratio": None}
+        other = next((name for name, value in plain.items() if getattr(self, name) != value), None)
+        if other and not self.method.per_sample:
+            able = ", ".join(known.name for known in criteria(self.mask) if known.per_sample)
+            raise UsageError(f"FFP {other} is of methods that rank each sample ({able}), and {self.criterion!r} does not; leave it out")
         self.method.unit.check(self)
 
     def fits(self, site: ConvSite) -> bool:

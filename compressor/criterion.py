@@ -29,6 +29,8 @@ class Criterion:
     """Whether scores of different layers may stand in one list, there divided by the cost."""
     scale: str | None = None
     """What scores are measured in, if blocks and weights ranked by methods of one scale may share a list."""
+    per_sample: bool = False
+    """Whether samples are ranked one by one, which can be read in several ways (`FFPConfig`)."""
     per_cost: bool = False
     """Whether scores are divided by the cost in a layer's own list, too."""
     collects: str | None = None

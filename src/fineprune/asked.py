@@ -228,7 +228,7 @@ class Asked:
         return {**picked, "picked": tuple(words)}
 
 
-_RANKING = ("criterion", "scope", "share", "propagate")
+_RANKING = ("criterion", "scope", "share", "propagate", "softmax", "within", "count", "sample_ratio")
 """Settings of blocks and of weights that decide how they are ranked; with others than picked, masks come at once: rounds were not tried."""
 
 

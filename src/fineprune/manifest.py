@@ -49,7 +49,7 @@ _SIDE = Within(int, 1, 2**15)
 _TRAINING = Maybe(
     {
         "history": [{"epoch": _WHOLE, **dict.fromkeys(("validation_accuracy", "validation_figure"), Maybe(_FIGURE))}],
-        "prune_schedule": Maybe({"name": str, "share": _SHARE, "updates": _WHOLE}),
+        "prune_schedule": Maybe({"name": str, "share": Maybe(_SHARE), "updates": _WHOLE}),
         "qat_epochs": Maybe(_WHOLE),
         "distill": Maybe({"share": _SHARE, "temperature": Within(float, 0, 1e9), "features": Maybe(_COUNT)}),
     }
@@ -136,7 +136,10 @@ def check_facts(bundle: Bundle, where: str) -> None:
 def masked_meanwhile(facts: dict[str, Any]) -> str:
     """By which schedule masks came during the fine-tuning, in brackets; empty where they came at once."""
     schedule = ((facts.get("training") or {}).get("finetune") or {}).get("prune_schedule")
-    return f" (masks came in {schedule['updates']} updates over the first {schedule['share']:.0%})" if schedule else ""
+    if not schedule:
+        return ""
+    over = f"over the first {schedule['share']:.0%}" if schedule.get("share") is not None else "over the run"
+    return f" (masks came in {schedule['updates']} updates {over})"
 
 
 def taught(facts: dict[str, Any]) -> str:

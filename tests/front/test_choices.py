@@ -34,9 +34,10 @@ NETWORK = {
     **{"model": ("model.name", "model"), "model_args": ("model.args", "model_args"), "checkpoint": ("model.checkpoint", "checkpoint")},
     **{"data": ("data.spec", "data"), "data_args": ("data.validation", "data"), "device": ("device", "device")},
 }
+FFP = ("criterion", "scope", "propagate", "softmax", "within", "count", "sample_ratio")
 RANKING = {
     **{name: (f"compress.{name}", name) for name in ("preset", "include", "exclude", "samples")},
-    **{f"ffp_{name}": (f"compress.ffp.{name}", f"ffp.{name}") for name in ("criterion", "scope", "propagate")},
+    **{f"ffp_{name}": (f"compress.ffp.{name}", f"ffp.{name}") for name in FFP},
     **{f"fwp_{name}": (f"compress.fwp.{name}", f"fwp.{name}") for name in ("criterion", "scope", "unit", "order", "share")},
     **{name: (f"compress.fwp.{name}", f"fwp.{name}") for name in ("lanes", "layer_types", "pointwise")},
 }

@@ -49,7 +49,10 @@ def output(tmp_path: Path) -> Iterator[Path]:
         (["--ffp-layer", "conv1"], "--ffp-layer is GLOB=RATIO such as layer3.*=0.2, got 'conv1'"),
         (["--ffp", 0.3, "--exclude", "layer9*"], "layer9"),
         (["--ffp", 0.3, "--preset", "best"], "unknown preset 'best'; choose one of obs, taylor, thesis"),
-        (["--ffp", 0.3, "--ffp-criterion", "l3"], "unknown FFP criterion 'l3'; choose one of apoz, l1, l2, obs, random, taylor"),
+        (
+            ["--ffp", 0.3, "--ffp-criterion", "l3"],
+            "unknown FFP criterion 'l3'; choose one of apoz, l1, l2, obs, random, taylor, taylor-top",
+        ),
         (
             ["--fwp", 0.3, "--fwp-criterion", "size"],
             "unknown FWP criterion 'size'; choose one of 2:4, fisher, fpgm, l1-filters, lamp, "

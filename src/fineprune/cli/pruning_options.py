@@ -97,6 +97,16 @@ _methods = stack(
     click.option("--ffp-scope", help="Blocks that are ranked together: global, channel, layer or position."),
     click.option("--ffp-propagate", help="What deeper layers see while blocks are calibrated: masked or dense."),
     click.option(
+        "--ffp-softmax/--no-ffp-softmax",
+        default=None,
+        help="Put a channel's scores of a sample through a softmax first, as the thesis' listing does (criteria that rank each sample).",
+    ),
+    click.option("--ffp-within", help="What a sample's best blocks are taken of, likewise: channel or layer."),
+    click.option("--ffp-count", help="Likewise: count how often a block is among them (top), or add up scores (sum)."),
+    click.option(
+        "--ffp-sample-ratio", type=_Ratio(), metavar="RATIO", help="Likewise: another ratio than FFP's for a sample's best blocks."
+    ),
+    click.option(
         "--fwp-criterion", cls=_Method, metavar="NAME", help="Method that ranks weights, of those that `fineprune methods` explains."
     ),
     click.option("--fwp-scope", help="Weights that are ranked together: global, kernel, group, channel, filter or layer."),
@@ -203,7 +213,7 @@ schedule_options = stack(
         metavar="KEY=VALUE",
         multiple=True,
         help="Change a setting of the schedule: rounds=4, of cubic share=0.45 (of the run), updates=8, samples=1024, or of "
-        "each-epoch updates, samples, dropped=zeroed (or kept, trained: what becomes of what an update drops; repeatable).",
+        "each-epoch updates, samples, dropped=zeroed (or kept, trained: what becomes of what an update drops) (repeatable).",
     ),
     section=PRUNING,
 )
@@ -253,6 +263,7 @@ def ranking_settings(options: dict[str, Any]) -> dict[str, Any]:
             "criterion": options["ffp_criterion"],
             "scope": options["ffp_scope"],
             "propagate": options["ffp_propagate"],
+            **{name: options[f"ffp_{name}"] for name in ("softmax", "within", "count", "sample_ratio")},
             **layers,
         },
         "fwp": {
