@@ -15,6 +15,7 @@ class Clock:
     """Of all threads of the process: on a machine with other work it says more than wall time, on an accelerator less."""
     validation: float = 0.0
     policy: float = 0.0
+    rate: float = 0.0
 
     def start(self) -> None:
         """Begin to count here."""
@@ -44,6 +45,15 @@ class Clock:
             yield
         finally:
             self.policy += time.thread_time() - started
+
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """Count the block's processor time as the automatic learning rate's, too."""
+        started = time.process_time()
+        try:
+            yield
+        finally:
+            self.rate += time.process_time() - started
 
     def to_json(self) -> dict[str, float]:
         """The sums."""

@@ -250,6 +250,7 @@ class Run:
             cpu_seconds=self.clock.cpu,
             validation_seconds=self.clock.validation,
             policy_seconds=self.clock.policy,
+            rate_seconds=self.clock.rate,
             visits=int(trained.samples),
             rate_loss=rate_loss,
             part_losses=trained.part_losses,

@@ -32,6 +32,8 @@ class EpochRecord:
     validation_seconds: float = 0.0
     policy_seconds: float = 0.0
     """Choosing samples and taking in their losses: processor time."""
+    rate_seconds: float = 0.0
+    """Measuring what the learning rate follows within the epoch: processor time."""
     visits: int = 0
     """Samples trained on."""
     rate_loss: float | None = None

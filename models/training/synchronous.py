@@ -206,7 +206,7 @@ class Synchronous:
         some = torch.randperm(len(split), generator=torch.Generator().manual_seed(derive_seed(self.config.seed, "rate")))
         share_buffers(self.stepper.model, self.task.group)
         self._check_weights()
-        with self.clock.validating():
+        with self.clock.following():
             loss = self._measure(PartOf(split, some[: rule.images(len(split))].sort().values), rule.split, Silent()).loss
         self.part_losses.append(loss)
         self.rate.observe(loss)

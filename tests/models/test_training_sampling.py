@@ -56,7 +56,7 @@ def trained_on(data: FakeData) -> list[Tensor]:
 
 
 def untimed(result: TrainResult) -> list[Any]:
-    return [replace(r, seconds=0.0, cpu_seconds=0.0, validation_seconds=0.0, policy_seconds=0.0) for r in result.history]
+    return [replace(r, seconds=0.0, cpu_seconds=0.0, validation_seconds=0.0, policy_seconds=0.0, rate_seconds=0.0) for r in result.history]
 
 
 class TestTraining:
@@ -383,6 +383,10 @@ class TestTimeModel:
         assert saving is not None and (saving.visits, saving.regular_visits, saving.overhead_s) == (550, 800, 4.0)
         assert saving.predicted == pytest.approx(1 - (55 * 2 + 8 * 3 + 4) / (8 * 23))
         assert saving.measured == pytest.approx(saving.predicted) and saving.measured_cpu == pytest.approx(1 - 55 / 80)
+        followed = [replace(r, seconds=r.seconds + 1.0, cpu_seconds=r.cpu_seconds + 1.0, rate_seconds=1.0) for r in history]
+        dearer = saving_of_run(policy, followed, epochs=8, samples=100, batch_size=10)  # a regular epoch measures no losses of parts
+        assert dearer is not None and dearer.predicted == pytest.approx(1 - (55 * 2 + 8 * 3 + 4 + 8) / (8 * 23))
+        assert dearer.measured == pytest.approx(dearer.predicted) and dearer.measured_cpu == pytest.approx(1 - (220 + 8) / 320)
         never_full = saving_of_run(policy, history[1:3], epochs=2, samples=100, batch_size=10)
         assert never_full is not None and never_full.measured is None and "not measured" in never_full.line()
         assert saving_of_run(policy, history[:1] * 8, epochs=8, samples=100, batch_size=10) is None

@@ -71,21 +71,22 @@ def saving_of_run(
         return None
     regular = [record for record in history if record.visits >= full]
     overhead = sum(record.policy_seconds for record in history)
+    following = sum(record.rate_seconds for record in history)
     planned = visits if policy.name == "infobatch" or policy.require_count else simulate(policy, epochs=epochs, samples=samples)
     times = {"batch_s": 1.0}
     if regular:
-        training = statistics.median(r.seconds - r.validation_seconds - r.policy_seconds for r in regular)
+        training = statistics.median(r.seconds - r.validation_seconds - r.policy_seconds - r.rate_seconds for r in regular)
         times = {
             "batch_s": training / trained_batches(samples, batch_size),
             "validation_s": statistics.median(record.validation_seconds for record in history),
-            "overhead_s": overhead,
+            "overhead_s": overhead + following,
         }
     return Saving(
         policy=policy.name if policy.name != "none" else "stopped early",
         predicted=predicted_saving(planned[: len(history)], epochs=epochs, samples=samples, batch_size=batch_size, **times),
         thesis=thesis_formula(policy, epochs=epochs),
-        measured=_measured([r.seconds for r in history], [r.seconds - r.policy_seconds for r in regular], epochs),
-        measured_cpu=_measured([r.cpu_seconds for r in history], [r.cpu_seconds for r in regular], epochs),
+        measured=_measured([r.seconds for r in history], [r.seconds - r.policy_seconds - r.rate_seconds for r in regular], epochs),
+        measured_cpu=_measured([r.cpu_seconds for r in history], [r.cpu_seconds - r.rate_seconds for r in regular], epochs),
         overhead_s=overhead,
         visits=sum(visits),
         regular_visits=epochs * full,
