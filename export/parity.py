@@ -174,10 +174,10 @@ def is_int8(path: Path | str) -> bool:
 
 
 def check_int8_parity(
-    path: Path | str, samples: ArrayLike, *, reference_samples: int = 2, progress: Progress | None = None
+    path: Path | str, samples: "ArrayLike | Inputs", *, reference_samples: int = 2, progress: Progress | None = None
 ) -> ParityReport:
     """Compare what ONNX Runtime, onnx.reference (not with reference_samples=0) and the engine make of the int8 file at `path` on
-    samples[N,C,H,W].
+    samples[N,C,H,W], or `Structured` ones.
 
     ONNX Runtime's int8 kernels are what the others are held to; none of them computes what PyTorch does. Where one cannot run the file,
     a line of the log says so.
@@ -189,7 +189,7 @@ def check_int8_parity(
     others: list[tuple[Whole, int]] = [(OnnxReference(REFERENCE, path), reference_samples), (EngineRuntime(ENGINE, path), len(x[0]))]
     for runtime, count in others[reference_samples == 0 :]:
         try:
-            one = _compare(runtime.name, _logits(runtime, (x[0][:count],), 1, progress), [y[:count] for y in expected])
+            one = _compare(runtime.name, _logits(runtime, tuple(each[:count] for each in x), 1, progress), [y[:count] for y in expected])
             results.append(replace(one, passed=one.relative_error <= INT8_TOLERANCE))
         except FinepruneError as error:
             progress.log(f"{runtime.name} is not compared: {error}")

@@ -12,12 +12,14 @@ from fineprune.ops import ranges
 
 from ..transform import add_functions
 
+Arrays = NDArray[Any] | tuple[NDArray[Any], ...]
+"""What a graph reads: x[N,C,H,W], or one array [N,...] for each of its inputs."""
 BATCH_VALUES = 2**18
 """Values of a batch's images: all activations of a batch are there at once."""
 
 
 class Runner:
-    """A graph in memory, functions allowed, that ONNX Runtime runs on x[N,C,H,W] in batches."""
+    """A graph in memory, functions allowed, that ONNX Runtime runs in batches."""
 
     def __init__(self, model: Any, opset: int, outputs: Sequence[str] = ()) -> None:
         import onnx
@@ -37,21 +39,22 @@ class Runner:
         except Exception as error:  # its exceptions share no base class
             raise RunError(f"ONNX Runtime cannot run the network to quantise it: {said_by(error)}; export it without int8") from error
 
-    def batches(self, x: NDArray[np.float32], progress: Progress, description: str) -> Iterator[list[NDArray]]:
+    def batches(self, x: Arrays, progress: Progress, description: str) -> Iterator[list[NDArray]]:
         """The outputs, batch by batch."""
-        size = max(1, BATCH_VALUES // x[0].size)
-        name = self._session.get_inputs()[0].name
-        starts = range(0, len(x), size)
+        given = x if isinstance(x, tuple) else (x,)
+        size = max(1, BATCH_VALUES // max(1, sum(one[0].size for one in given)))
+        names = [each.name for each in self._session.get_inputs()]
+        starts = range(0, len(given[0]), size)
         for start in progress(starts, total=len(starts), description=description):
-            yield self._session.run(None, {name: x[start : start + size]})
+            yield self._session.run(None, {name: one[start : start + size] for name, one in zip(names, given, strict=True)})
 
-    def logits(self, x: NDArray[np.float32], progress: Progress, description: str) -> NDArray[np.float32]:
+    def logits(self, x: Arrays, progress: Progress, description: str) -> NDArray[np.float32]:
         """The first output of all of x."""
         return np.concatenate([outputs[0] for outputs in self.batches(x, progress, description)])
 
 
-def histograms(model: Any, names: Sequence[str], x: NDArray[np.float32], opset: int, progress: Progress) -> dict[str, ranges.Histogram]:
-    """Of the tensors called `names` over the images x[N,C,H,W]."""
+def histograms(model: Any, names: Sequence[str], x: Arrays, opset: int, progress: Progress) -> dict[str, ranges.Histogram]:
+    """Of the tensors called `names` over the samples x."""
     runner = Runner(model, opset, names)
 
     def once(description: str) -> Iterator[dict[str, NDArray[np.float32]]]:

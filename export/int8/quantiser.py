@@ -17,7 +17,7 @@ from fineprune.ops.ranges import RANGES, RANGES_DEFAULT
 
 from ..graph import is_masked_conv
 from ..transform import name_after_weights
-from .observe import Runner, copied, histograms
+from .observe import Arrays, Runner, copied, histograms
 from .rewrite import layers, measured, quantise
 
 IMAGES = 256
@@ -56,9 +56,9 @@ class Judge:
 
 @dataclass(kw_only=True)
 class Quantiser:
-    """`apply` puts a graph on grids chosen on samples[N,C,H,W]; `kept` then names the layers that stay in float32."""
+    """`apply` puts a graph on grids chosen on samples; `kept` then names the layers that stay in float32."""
 
-    samples: NDArray[np.float32]
+    samples: Arrays
     config: Int8Config = field(default_factory=Int8Config)
     judge: Judge | None = None
     progress: Progress = field(default_factory=Silent)
@@ -84,7 +84,7 @@ class Quantiser:
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         layers = {"layers": len(self.layers), "kept_in_float32": list(self.kept), "block_masked": list(self.block_masked)}
-        return {**asdict(self.config), "images": len(self.samples), **layers}
+        return {**asdict(self.config), "images": len(self.samples[0] if isinstance(self.samples, tuple) else self.samples), **layers}
 
     def _kept(self, model: Any, ranges: dict[str, tuple[float, float]], opset: int, allowed: float) -> tuple[str, ...]:
         """The fewest layers, worst first, that have to stay in float32."""
@@ -92,7 +92,7 @@ class Quantiser:
             raise UsageError("max_drop needs images to judge by; give data")
         judge = self.judge
 
-        def logits(kept: tuple[str, ...], images: NDArray[np.float32], what: str) -> NDArray[np.float32]:
+        def logits(kept: tuple[str, ...], images: Arrays, what: str) -> NDArray[np.float32]:
             candidate = copied(model)
             quantise(candidate, ranges, kept)
             return Runner(candidate, opset).logits(images, self.progress, what)

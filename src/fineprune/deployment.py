@@ -12,7 +12,7 @@ from torch import nn
 
 from fineprune.common.errors import RunError, UsageError
 from fineprune.common.files import atomic_path, check_writable, write_json
-from fineprune.common.inputs import Forward, Inputs, one, told, written
+from fineprune.common.inputs import Forward, Inputs, told, written
 from fineprune.common.progress import Lines, Progress, working
 from fineprune.compressor.bundle import Bundle
 from fineprune.compressor.macs import count_macs
@@ -84,29 +84,35 @@ def to_onnx(
     check_arguments(bundle=bundle, path=path, architecture=model)
     if isinstance(parity_samples, bool) or not isinstance(parity_samples, int) or parity_samples < 0:
         raise UsageError(f"parity_samples is a whole number of at least 0, got {parity_samples!r}")
-    sample = None if forward is None else called_on(samples, max(parity_samples, 1), forward)
+    from fineprune.export.flat import first
+
+    metric = int8.get("metric") if isinstance(int8, Mapping) else None
+    config = int8_config({key: int8[key] for key in int8 if key != "metric"} if isinstance(int8, Mapping) else int8)
+    calibrating = 0 if config is None else config.images + -(-config.images // 9)  # a tenth measures
+    sample = None if forward is None else called_on(samples, max(parity_samples, calibrating, 1), forward)
     if sample is None:
         check_samples(samples)
     check_progress(progress)
     check_onnx_target(path)
     progress = progress or Lines()
-    metric = int8.get("metric") if isinstance(int8, Mapping) else None
-    config = int8_config({key: int8[key] for key in int8 if key != "metric"} if isinstance(int8, Mapping) else int8)
     network = replace(opened(bundle, model, trust), sample=sample)
     job = None
     if config is not None:
         if dynamic_size:
             raise UsageError("a file in int8 has images of one size; leave out int8 or dynamic_size")
-        if sample is not None:
-            raise UsageError("a file in int8 is made of a network that takes one tensor; export this one without int8")
-        data = named_data(network) if samples is None else calibration_data(samples, metric)
+        if sample is not None and metric is not None:
+            raise UsageError("int8 of a network with a forward is measured by its outputs, which are those of the file; leave metric out")
+        data = sample or (named_data(network) if samples is None else calibration_data(samples, metric))
         job = Int8Export(config=config, data=data)
-    inputs = sample if samples is None or sample is not None or not parity_samples else compared(samples, parity_samples)
+    if sample is not None:
+        inputs: Inputs | None = first(sample, min(parity_samples, len(sample))) if parity_samples else None
+    else:
+        inputs = compared(samples, parity_samples) if samples is not None and parity_samples else None
     if inputs is None and parity_samples and network.data is not None:
-        inputs = real_samples(network, parity_samples, job.data if job else None)
+        inputs = real_samples(network, parity_samples, job.data if job and isinstance(job.data, ImageData) else None)
     if job is None:
         return export_network(network, path, plain=plain, dynamic_size=dynamic_size, samples=inputs, progress=progress)
-    return export_int8(network, path, job, plain=plain, samples=None if inputs is None else one(inputs), progress=progress)
+    return export_int8(network, path, job, plain=plain, samples=inputs, progress=progress)
 
 
 def export_network(
@@ -157,7 +163,7 @@ def export_network(
 
 
 def export_int8(
-    network: Network, path: Path | str, job: Int8Export, *, plain: bool = False, samples: torch.Tensor | None = None, progress: Progress
+    network: Network, path: Path | str, job: Int8Export, *, plain: bool = False, samples: Inputs | None = None, progress: Progress
 ) -> Exported:
     """`to_onnx` in int8 for a network that is open: the float32 file is checked against PyTorch, and the integers against that."""
     from fineprune.export.exporter import export_onnx
@@ -170,13 +176,13 @@ def export_int8(
         with _called(path, float32, unchecked), working(progress, "exporting"):
             export_onnx(model, network.shape, float32, plain=plain)
             if samples is not None:
-                check_parity(model, float32, samples.numpy(), reference_samples=0).require()
+                check_parity(model, float32, samples, reference_samples=0).require()
             report = export_onnx(model, network.shape, unchecked, plain=plain, metadata=_metadata(network), int8=quantiser)
         facts = {**quantiser.to_json(), "accuracy": cost(float32, unchecked, job.data, network.bundle, progress)}
         parity = None
         if samples is not None:
             with _called(path, unchecked), working(progress, CHECKING):
-                parity = replace(check_int8_parity(unchecked, samples.numpy(), progress=progress), path=str(path))
+                parity = replace(check_int8_parity(unchecked, samples, progress=progress), path=str(path))
     for note in report.notes:
         progress.log(note)
     _warn(filter(None, (parity,)), progress)

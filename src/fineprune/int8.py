@@ -1,7 +1,7 @@
 """Eight-bit files: which images calibrate and judge them, and what they cost in accuracy."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +10,9 @@ import torch
 
 from fineprune.common.errors import UsageError
 from fineprune.common.figures import written
-from fineprune.common.inputs import one
+from fineprune.common.inputs import Structured, one
 from fineprune.common.progress import Progress
+from fineprune.export.flat import arrays_of
 from fineprune.models.data import ImageData, Split
 from fineprune.models.data.images import Batch
 from fineprune.models.objective import ACCURACY, AGREEMENT, RELATIVE_ERROR, Metric, Tally, is_class_scores, objective_of
@@ -27,10 +28,19 @@ _BATCH = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Int8Export:
-    """What an export in int8 takes: its settings, and the data whose training images calibrate it."""
+    """What an export in int8 takes: its settings, and the data whose training images calibrate it, or the samples that a network is called
+    on by its user's forward."""
 
     config: "Int8Config"
-    data: ImageData
+    data: ImageData | Structured
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.data, Structured):
+            return
+        if len(self.data) < 2:
+            raise UsageError("int8 needs samples that calibrate and others that measure, got one; give more")
+        if self.config.max_drop is not None:
+            raise UsageError("max_drop is of a score, and the outputs of a network with a forward have none; leave it out")
 
 
 def int8_config(given: Any) -> "Int8Config | None":
@@ -51,6 +61,8 @@ def quantiser_of(job: Int8Export, progress: Progress) -> "Quantiser":
     """Training images calibrate; validation images judge, or other training images where there are none. A fixed seed draws all."""
     from fineprune.export.int8.quantiser import Quantiser
 
+    if isinstance(job.data, Structured):
+        return Quantiser(samples=arrays_of(_parted(job.data)[0]), config=job.config, progress=progress)
     train = next((split for split in (job.data.train, job.data.validation, job.data.test) if len(split)), None)
     if train is None:
         raise UsageError(f"the data set {job.data.spec} is empty; int8 needs images to calibrate")
@@ -61,6 +73,13 @@ def quantiser_of(job: Int8Export, progress: Progress) -> "Quantiser":
         others = order[count:] if len(order) > count else order
         judge = _judge(job.data, held, _drawn(held)) if len(held) else _judge(job.data, train, others)
     return Quantiser(samples=_images(train.subset(order[:count])), config=config, judge=judge, progress=progress)
+
+
+def _parted(samples: Structured) -> tuple[Structured, Structured]:
+    """Those that calibrate, and the last tenth, which measures."""
+    held = max(1, len(samples) // 10)
+    last = replace(samples.map(lambda tensor: tensor[-held:]), samples=held)
+    return replace(samples.map(lambda tensor: tensor[:-held]), samples=len(samples) - held), last
 
 
 def _drawn(split: Split) -> torch.Tensor:
@@ -102,10 +121,27 @@ def _images(split: Split) -> np.ndarray:
     return np.concatenate([one(batch.images).numpy() for batch in split.batches(_BATCH)])
 
 
-def cost(float32: Path, int8: Path | str, data: ImageData, bundle: "Bundle | None", progress: Progress) -> dict[str, Any]:
+def _distance(float32: Path, int8: Path | str, samples: Structured) -> dict[str, Any]:
+    """How far the outputs of the two files are from each other."""
+    from fineprune.export.runtimes import OnnxRuntime
+
+    outputs = []
+    for name, path in (("float32", float32), ("int8", int8)):
+        runtime = OnnxRuntime(name, path)
+        runtime.load(torch.get_num_threads())
+        outputs.append(tuple(map(torch.from_numpy, runtime.outputs(*arrays_of(samples)))))
+        runtime.close()
+    facts = {"measure": RELATIVE_ERROR.name, "unit": RELATIVE_ERROR.unit, "higher_is_better": RELATIVE_ERROR.higher_is_better}
+    error = RELATIVE_ERROR.figures(outputs[1], outputs[0], len(samples)).mean()
+    return {"split": "held-out", "samples": len(samples), **facts, "relative_error": float(error)}
+
+
+def cost(float32: Path, int8: Path | str, data: ImageData | Structured, bundle: "Bundle | None", progress: Progress) -> dict[str, Any]:
     """Figures of the two files in ONNX Runtime on the held-out split, how near int8 is to float32, and the dense network's figure there."""
     from fineprune.export.runtimes import OnnxRuntime
 
+    if isinstance(data, Structured):
+        return _distance(float32, int8, _parted(data)[1])
     name, split = data.held_out, getattr(data, data.held_out)
     facts: dict[str, Any] = {"split": name, "samples": len(split)}
     if not len(split):

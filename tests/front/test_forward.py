@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -152,6 +153,31 @@ def assert_exports(folder: Path, path: Path) -> None:
     found = session.run(None, {name: value.numpy() for name, value in feeds.items()})
     for one, other in zip(found, [*expected.maps.values(), expected.vector], strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_int8_is_calibrated_through_the_forward(tmp_path: Path) -> None:
+    samples, quick = Samples(), {"criterion": "magnitude", "ratio": 0.3}
+    bundle = fineprune.compress(network(), samples, forward=forward, loss=loss, fwp=quick, ffp=0, epochs=0, progress=Silent())
+    options: dict[str, Any] = {"model": network(), "forward": forward, "samples": samples, "parity_samples": 0, "progress": Silent()}
+    exported = fineprune.to_onnx(bundle, tmp_path / "m.onnx", int8={"images": 18}, **options)
+    facts = exported.int8
+    assert facts is not None and facts["images"] == 18 and exported.parity is None
+    given = samples.inputs(20)
+    feeds = {"image": given["image"], "others_0": given["others"][0], "others_1": given["others"][1]}
+    found = onnxruntime.InferenceSession(tmp_path / "m.onnx").run(None, {name: value[18:].numpy() for name, value in feeds.items()})
+    with torch.no_grad():
+        wanted = forward(fineprune.load(bundle, network()), given)
+    exact = [value[18:] for value in (*wanted.maps.values(), wanted.vector)]
+    error = RELATIVE_ERROR.figures(tuple(map(torch.from_numpy, found)), tuple(exact), 2).mean()
+    assert facts["accuracy"]["samples"] == 2 and facts["accuracy"]["relative_error"] == pytest.approx(float(error), rel=1e-3)
+    assert 0 < error < 0.1
+    kinds = [node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node]
+    assert kinds.count("QuantizeLinear") >= 3 and "DequantizeLinear" in kinds
+    for wrong, message in (({"max_drop": 1.0}, "max_drop is of a score"), ({"metric": pixels}, "leave metric out")):
+        with pytest.raises(UsageError, match=message):
+            fineprune.to_onnx(bundle, tmp_path / "m.onnx", int8=wrong, **options)
+    with pytest.raises(UsageError, match="int8 needs samples that calibrate and others that measure, got one"):
+        fineprune.to_onnx(bundle, tmp_path / "m.onnx", int8=True, **{**options, "samples": samples.inputs(1)})
 
 
 def test_a_bundle_of_a_forward_is_benched_on_samples() -> None:

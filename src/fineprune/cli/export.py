@@ -67,8 +67,9 @@ def export(as_json: bool, output: Path, plain: bool, dynamic_size: bool, parity_
         raise UsageError("a file in int8 has images of one size; leave out --int8 or --dynamic-size")
     warn_random(options)
     network, data = open_network_and_data(options)
-    job = None if config is None else Int8Export(config=config, data=data or named_data(network))
-    samples = real_samples(network, parity_samples, job.data if job else data) if parity_samples and network.data is not None else None
+    data = data if config is None else data or named_data(network)
+    job = None if config is None or data is None else Int8Export(config=config, data=data)
+    samples = real_samples(network, parity_samples, data) if parity_samples and network.data is not None else None
     if job is None:
         exported = export_network(network, output, plain=plain, dynamic_size=dynamic_size, samples=samples, progress=Bars())
     else:

@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from fineprune.common.errors import FinepruneError
 from fineprune.common.progress import Progress, working
 from fineprune.models.data import ImageData
@@ -50,7 +52,7 @@ class Files:
         if not self.int8:
             return rows
         with working(self.progress, "quantising by ONNX Runtime"):
-            quantise(place / FLOAT32, place / STOCK, quantiser_of(self._job, self.progress).samples)
+            quantise(place / FLOAT32, place / STOCK, np.asarray(quantiser_of(self._job, self.progress).samples))
         accuracy = self._figure(place / STOCK, "onnxruntime")
         return [*rows, {**row, "name": DENSE[3], "int8": True, "file": STOCK, "accuracy": accuracy}]
 
