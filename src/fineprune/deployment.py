@@ -84,8 +84,6 @@ def to_onnx(
     check_arguments(bundle=bundle, path=path, architecture=model)
     if isinstance(parity_samples, bool) or not isinstance(parity_samples, int) or parity_samples < 0:
         raise UsageError(f"parity_samples is a whole number of at least 0, got {parity_samples!r}")
-    from fineprune.export.flat import first
-
     metric = int8.get("metric") if isinstance(int8, Mapping) else None
     config = int8_config({key: int8[key] for key in int8 if key != "metric"} if isinstance(int8, Mapping) else int8)
     calibrating = 0 if config is None else config.images + -(-config.images // 9)  # a tenth measures
@@ -104,15 +102,22 @@ def to_onnx(
             raise UsageError("int8 of a network with a forward is measured by its outputs, which are those of the file; leave metric out")
         data = sample or (named_data(network) if samples is None else calibration_data(samples, metric))
         job = Int8Export(config=config, data=data)
-    if sample is not None:
-        inputs: Inputs | None = first(sample, min(parity_samples, len(sample))) if parity_samples else None
-    else:
-        inputs = compared(samples, parity_samples) if samples is not None and parity_samples else None
-    if inputs is None and parity_samples and network.data is not None:
-        inputs = real_samples(network, parity_samples, job.data if job and isinstance(job.data, ImageData) else None)
+    inputs = _to_compare(network, samples, parity_samples, job) if parity_samples else None
     if job is None:
         return export_network(network, path, plain=plain, dynamic_size=dynamic_size, samples=inputs, progress=progress)
     return export_int8(network, path, job, plain=plain, samples=inputs, progress=progress)
+
+
+def _to_compare(network: Network, samples: Any, count: int, job: Int8Export | None) -> Inputs | None:
+    """At most `count` samples: those given, or of the data that the manifest names; None where there are none."""
+    from fineprune.export.flat import first
+
+    if network.sample is not None:
+        return first(network.sample, min(count, len(network.sample)))
+    if samples is not None:
+        return compared(samples, count)
+    known = job.data if job and isinstance(job.data, ImageData) else None
+    return None if network.data is None else real_samples(network, count, known)
 
 
 def export_network(
