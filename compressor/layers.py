@@ -22,6 +22,18 @@ from .masks import KINDS, MaskKind
 from .masks.kind import buffer, label
 
 
+class _StraightThrough(torch.autograd.Function):
+    """weight * kept, whose gradient is that of all weights (Bengio et al., arXiv 1308.3432)."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, kept: Tensor) -> Tensor:
+        return weight * kept
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
+
+
 class MaskedLayer(nn.Module):
     """A layer under masks, each a buffer (`ffp_mask` bool [C,oh,ow], `fwp_mask` bool [F,C/groups,kh,kw]); None: nothing is dropped.
 
@@ -35,6 +47,8 @@ class MaskedLayer(nn.Module):
     fwp_mask: Tensor | None
     computed: bool
     """Whether the layer computes its weight (parametrized, standardised): then its product is not given the parameter."""
+    straight_through: bool = False
+    """Whether dropped weights get the gradient of what they would be multiplied with: masks are being learned."""
     fixed_weight: Tensor | None
     """What the product is given instead of what the layer's own code makes of its parameters; None: nothing is fixed."""
 
@@ -87,7 +101,12 @@ class MaskedLayer(nn.Module):
         if self.computed and not is_standard(self.without_masks):
             return reaching(self)
         kept, weight = self.own_weight_mask, self.own_weight
-        return weight if kept is None else weight * kept
+        return self._under(weight, kept)
+
+    def _under(self, weight: Tensor, kept: Tensor | None) -> Tensor:
+        if kept is None:
+            return weight
+        return _StraightThrough.apply(weight, kept) if self.straight_through else weight * kept
 
     def fold_weight_masks(self) -> None:
         """Dropped weights become zeros of a parameter of this layer's own (tied layers may carry different masks).
@@ -111,7 +130,7 @@ class MaskedLayer(nn.Module):
             return super().forward(*args, **kwargs)
 
         def masked(function: Callable[..., Tensor], given: dict[str, Any]) -> Tensor:
-            return function(**{**given, "weight": given["weight"] * kept if fixed is None else fixed})
+            return function(**{**given, "weight": self._under(given["weight"], kept) if fixed is None else fixed})
 
         with Products(self, masked):
             return super().forward(*args, **kwargs)
@@ -152,7 +171,8 @@ class MaskedConv2d(MaskedLayer, nn.Conv2d):
             return self._conv_forward(input, self.masked_weight(), self.bias)
         x, padding = explicit_padding(self, input)
         where = (self.stride, padding, self.dilation, self.groups)
-        return masked_conv2d(x, self.masked_weight(), self.bias, blocks, *where, weight_mask=self.weight_mask)
+        known = None if self.straight_through else self.weight_mask  # by which gradients of dropped weights are spared
+        return masked_conv2d(x, self.masked_weight(), self.bias, blocks, *where, weight_mask=known)
 
 
 class MaskedLinear(MaskedLayer, nn.Linear):

@@ -59,9 +59,10 @@ from .masking import MaskUpdates
 from .networks import check_channels, completed, network_of, open_model
 from .round_trip import check_before, check_restored
 from .samples import data_of
-from .schedules import Rounds, WhileTraining, at
+from .schedules import Adaptive, Rounds, WhileTraining, at
 from .search.drop import Drop
 from .search.run import Found, Search
+from .thresholds import AdaptiveThresholds
 from .unlabelled import answered, check_criteria, check_training
 from .work_folder import work_folder
 
@@ -301,7 +302,7 @@ class _Run:
         reconstruction: dict[str, Any] = {}
         schedule = self.job.schedule
         if isinstance(schedule, WhileTraining) and self.job.finetune is not None:
-            masking = MaskUpdates(copied(self.model), self.job.config, schedule.over(self.job.finetune.epochs), calibration, found)
+            masking = self.masking(schedule.over(self.job.finetune.epochs), self.job.finetune.lr, calibration, found)
             history["finetune"] = self.finetune(masking.model, "finetune", masking)
             pruned = masking.pruned
             masked_report = self.masked(pruned, report)
@@ -331,6 +332,13 @@ class _Run:
         bundle = Bundle.of(pruned.model, facts, earlier | pruned.groups, graph=spec.graph if spec else None)
         check_restored(bundle, pruned.model, self.fresh(spec), self.image())
         return bundle
+
+    def masking(
+        self, schedule: WhileTraining, lr: float, calibration: CalibrationRun, found: tuple[list[ConvSite], list[Skipped]]
+    ) -> MaskUpdates:
+        """What gives a copy of the network its masks while it trains."""
+        how: Any = copied(self.model), self.job.config, schedule, calibration, found
+        return AdaptiveThresholds(*how, lr=lr) if isinstance(schedule, Adaptive) else MaskUpdates(*how)
 
     def pruned(
         self, calibration: CalibrationRun, found: tuple[list[ConvSite], list[Skipped]], statistics: Mapping[str, Statistics]

@@ -41,6 +41,7 @@ class Job:
     def __post_init__(self) -> None:
         if self.schedule is not None:
             self.schedule.check(self.finetune, self.reconstruct)
+            self.schedule.check_config(self.config)
             if self.target is not None and self.schedule.while_training:
                 raise UsageError(
                     f"a target is searched for before the fine-tuning; leave prune_schedule {self.schedule.name!r} out, or give ratios"

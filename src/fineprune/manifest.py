@@ -49,7 +49,7 @@ _SIDE = Within(int, 1, 2**15)
 _TRAINING = Maybe(
     {
         "history": [{"epoch": _WHOLE, **dict.fromkeys(("validation_accuracy", "validation_figure"), Maybe(_FIGURE))}],
-        "prune_schedule": Maybe({"name": str, "share": Maybe(_SHARE), "updates": _WHOLE}),
+        "prune_schedule": Maybe({"name": str, "share": Maybe(_SHARE), "updates": Maybe(_WHOLE)}),
         "qat_epochs": Maybe(_WHOLE),
         "distill": Maybe({"share": _SHARE, "temperature": Within(float, 0, 1e9), "features": Maybe(_COUNT)}),
     }
@@ -139,7 +139,8 @@ def masked_meanwhile(facts: dict[str, Any]) -> str:
     if not schedule:
         return ""
     over = f"over the first {schedule['share']:.0%}" if schedule.get("share") is not None else "over the run"
-    return f" (masks came in {schedule['updates']} updates {over})"
+    updates = schedule.get("updates")
+    return f" (masks came in {updates} updates {over})" if updates else f" (masks were learned {over})"
 
 
 def taught(facts: dict[str, Any]) -> str:

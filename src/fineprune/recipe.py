@@ -9,7 +9,7 @@
             or front (a file of `fineprune front`) and point (a number there), whose settings the other keys change,
             include, exclude (globs of layers; also in the tables ffp and fwp, beside per_layer = { "layer3.*" = 0.8 }),
             samples, calibration_batch_size, compare_dense, batchnorm_samples, seed,
-            prune_schedule ("one-shot", "rounds", "cubic", "each-epoch", or a table: name and rounds, or share, updates, samples, dropped),
+            prune_schedule ("one-shot", "rounds", "cubic", "each-epoch", "asl", or a table: name and settings),
             reconstruct (true, false or a table: images, columns, memory_bytes)
 [finetune]  fields of TrainConfig, distill = 0.9 or { share = 0.9, temperature = 4.0,
             features = 1.0, layers = ["layer1"] } and qat_epochs = 1 among them; epochs = 0 leaves it out

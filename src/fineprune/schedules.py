@@ -3,6 +3,7 @@
 rounds    after round k of n      r_k = 1 - (1 - r)^(k/n)            the same share of what is left goes each time
 cubic     at step t of T          r_t = r (1 - (1 - t/T)^3)          T = `share` of the run's steps (Zhu and Gupta, 2017)
 each-epoch  at every epoch        r_t = r                            all of it, chosen anew (He et al., 2019)
+asl       at every step           thresholds that are trained        until `share` of the run (Retsinas et al., 2020; thresholds.py)
 
 r is the pruned fraction that is asked for. Between rounds the kept weights are refitted (compressor/reconstruct), so that the
 next round ranks weights that have made good already what is gone, on the inputs that they have by then.
@@ -32,6 +33,10 @@ class Schedule(ABC):
     @abstractmethod
     def check(self, finetune: TrainConfig | None, reconstruct: ReconstructConfig | None) -> None:
         """UsageError where masks cannot come so."""
+
+    def check_config(self, config: PruneConfig) -> None:
+        """UsageError where these masks cannot come so."""
+        return
 
     def to_json(self) -> dict[str, Any]:
         """The name and every setting."""
@@ -201,8 +206,64 @@ class EachEpoch(WhileTraining):
         return 1.0
 
 
-AnySchedule = Rounds | CubicSchedule | EachEpoch
-_KINDS: dict[str, type[AnySchedule]] = {kind.name: kind for kind in (Rounds, CubicSchedule, EachEpoch)}
+@dataclass(frozen=True, kw_only=True)
+class Adaptive(WhileTraining):
+    """Thresholds of weights that are trained with them; UsageError names the first value that is out of range."""
+
+    share: float = 0.8
+    """The part of the run, in (0,1), after which the masks are final."""
+    strength: float = 10.0
+    """Of the loss that asks for the ratio, above 0."""
+    speed: float = 0.01
+    """The learning rate of thresholds, as a multiple of that of the weights; above 0."""
+    smallest: int = 1000
+    """Layers of fewer weights stay dense."""
+    samples: int = 1024
+
+    name = "asl"
+    updates = 1
+    dropped = "trained"
+    _lower = "share"
+
+    def __post_init__(self) -> None:
+        for name, largest in (("share", 1.0), ("strength", math.inf), ("speed", math.inf)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < largest:
+                raise UsageError(f"prune_schedule: {name} is {'in (0,1)' if largest == 1 else 'a number above 0'}, got {value!r}")
+        _check_count("smallest", self.smallest)
+        _check_count("samples", self.samples)
+
+    @staticmethod
+    def _when(run: Any) -> str:
+        return f"masks are learned over the first {run.share:.0%} of the run"
+
+    def check_config(self, config: PruneConfig) -> None:
+        """UsageError for another method, or where it is to drop more than single weights."""
+        part = config.fwp
+        if config.common or part.criterion != self.name or not part.ratio:
+            raise UsageError(
+                f"prune_schedule 'asl' trains the thresholds of method 'asl', and not of {part.criterion!r}; give method and rate"
+            )
+        if part.per_layer or part.unit != "weight" or part.sharing != "filter" or part.scope != "global":
+            raise UsageError(
+                "method 'asl' learns the ratio of each layer, of single weights; leave fwp's per_layer, unit, share and scope out"
+            )
+
+    def over(self, epochs: int) -> "Adaptive":
+        """Itself."""
+        return self
+
+    def due(self, progress: float) -> int:
+        """The final masks."""
+        return int(progress >= self.share - 1e-9)
+
+    def reached(self, updates: int) -> float:
+        """All of it."""
+        return 1.0
+
+
+AnySchedule = Rounds | CubicSchedule | EachEpoch | Adaptive
+_KINDS: dict[str, type[AnySchedule]] = {kind.name: kind for kind in (Rounds, CubicSchedule, EachEpoch, Adaptive)}
 _NAMES = ", ".join(["one-shot", *_KINDS])
 
 

@@ -44,7 +44,8 @@ def test_ratios_are_pruned_fractions(config: type, kind: str, value: float) -> N
         (
             FWPConfig,
             {"criterion": "wis"},
-            "FWP scope 'global' needs the criterion 'fisher' or 'lamp' or 'magnitude' or 'obc' or 'obs' or 'random' or 'taylor', got 'wis'",
+            "FWP scope 'global' needs the criterion 'asl' or 'fisher' or 'lamp' "
+            "or 'magnitude' or 'obc' or 'obs' or 'random' or 'taylor', got 'wis'",
         ),
         (
             FWPConfig,

@@ -55,7 +55,7 @@ def output(tmp_path: Path) -> Iterator[Path]:
         ),
         (
             ["--fwp", 0.3, "--fwp-criterion", "size"],
-            "unknown FWP criterion 'size'; choose one of 2:4, fisher, fpgm, l1-filters, lamp, "
+            "unknown FWP criterion 'size'; choose one of 2:4, asl, fisher, fpgm, l1-filters, lamp, "
             "magnitude, obc, obs, random, taylor, wis, wis-signed",
         ),
         (["--ffp", 0.3, "--samples", 0], "samples must be at least 1, got 0"),

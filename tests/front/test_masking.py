@@ -342,7 +342,7 @@ def test_a_schedule_is_a_name_or_a_table() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--prune-schedule", "linear"], "prune_schedule is one of one-shot, rounds, cubic, each-epoch, got 'linear'"),
+        (["--prune-schedule", "linear"], "prune_schedule is one of one-shot, rounds, cubic, each-epoch, asl, got 'linear'"),
         (["--prune-schedule-arg", "updates=2"], "prune_schedule one-shot has unknown updates; it takes nothing"),
         (["--prune-schedule", "cubic", "--prune-schedule-arg", "share=1"], "prune_schedule: share is in (0,1), got 1"),
         (

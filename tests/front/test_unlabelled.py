@@ -53,7 +53,7 @@ def test_methods_that_read_labels_are_refused_with_those_that_do_not(options: li
     result = fineprune("compress", *options, "--prune", 0.6, "--preset", "taylor", "--epochs", 0, "--output", tmp_path / "b")
     assert result.code == 2
     assert "FWP criterion 'taylor' needs labels, and there are none in imagefolder:" in result.err
-    assert "these need none: 2:4, fpgm, l1-filters, lamp, magnitude, obc, obs, random, wis, wis-signed" in result.err
+    assert "these need none: 2:4, asl, fpgm, l1-filters, lamp, magnitude, obc, obs, random, wis, wis-signed" in result.err
     blocks = ["--preset", "taylor", "--ffp", 0.2, "--fwp", 0.2, "--fwp-criterion", "wis", "--fwp-scope", "kernel"]
     result = fineprune("calibrate", *options, *blocks, "--output", tmp_path / "s")
     assert result.code == 2 and "FFP criterion 'taylor' needs labels" in result.err and "these need none: apoz, l1, l2" in result.err

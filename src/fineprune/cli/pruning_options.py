@@ -205,15 +205,18 @@ schedule_options = stack(
         "--prune-schedule",
         metavar="NAME",
         help="When masks come: one-shot (all before the fine-tuning), rounds (before it, and what stays is refitted in between), "
-        "cubic (while it runs, and what was dropped may come back), or each-epoch (all of them, chosen anew at every epoch).",
+        "cubic (while it runs, and what was dropped may come back), each-epoch (all of them, chosen anew at every epoch), or asl "
+        "(thresholds that are trained, of --method asl).",
     ),
     click.option(
         "--prune-schedule-arg",
         "schedule_args",
         metavar="KEY=VALUE",
         multiple=True,
-        help="Change a setting of the schedule: rounds=4, of cubic share=0.45 (of the run), updates=8, samples=1024, or of "
-        "each-epoch updates, samples, dropped=zeroed (or kept, trained: what becomes of what an update drops) (repeatable).",
+        help="Change a setting of the schedule: rounds=4, of cubic share=0.45 (of the run), updates=8, samples=1024, of "
+        "each-epoch updates, samples, dropped=zeroed (or kept, trained: what becomes of what an update drops), "
+        "or of asl share=0.8, strength=10, speed=0.01, smallest=1000 "
+        "(repeatable).",
     ),
     section=PRUNING,
 )
