@@ -192,8 +192,6 @@ def test_a_bundle_of_a_forward_is_benched_on_samples() -> None:
     assert "other runtimes and int8 are left out: they are given one input" in lines
     with pytest.raises(UsageError, match=r"compressed on inputs \{image: .*\} with forward=forward, which no bundle holds: give samples="):
         fineprune.to_onnx(bundle, "never.onnx", model=network(), progress=Silent())
-    with pytest.raises(UsageError, match="a file in int8 is made of a network that takes one tensor"):
-        fineprune.to_onnx(bundle, "never.onnx", model=network(), forward=forward, samples=Samples(3), int8=True, progress=Silent())
 
 
 def test_without_labels_outputs_are_compared_and_learned_whatever_they_are() -> None:
