@@ -144,3 +144,23 @@ def test_a_layer_of_which_nothing_is_read_keeps_a_channel(tmp_path: Path) -> Non
     _, shapes = exported(bake(dense, {"fwp": nothing}), tmp_path / "net.onnx")
     assert shapes["narrow"] == (6, 1, 3, 3) and shapes["depthwise"][0] == 1
     assert np.prod(shapes["a"]) == 27
+
+
+class Enlarged(nn.Module):
+    """A map that is brought to the size of the image, which a file of any size computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.a, self.b, self.c = nn.Conv2d(3, 6, 3, stride=2), nn.Conv2d(6, 8, 3), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(nn.functional.interpolate(self.b(self.a(x).relu()), size=x.shape[2:], mode="bilinear"))
+
+
+@pytest.mark.parametrize("dynamic_size", [False, True])
+def test_a_size_that_is_computed_and_inputs_that_are_left_out(dynamic_size: bool, tmp_path: Path) -> None:
+    model = bake(Enlarged().eval(), {"fwp": masks(Enlarged(), a=([1, 4], []), b=([], [1, 4]))}, input_shape=SHAPE)
+    _, shapes = exported(model, tmp_path / "m.onnx", dynamic_size=dynamic_size)
+    assert shapes["a"] == (4, 3, 3, 3) and shapes["b"] == (8, 4, 3, 3)
