@@ -92,7 +92,7 @@ def _maps(model: Any) -> dict[Any, _Maps]:
 
 def _channels(value: Any) -> int:
     """C of a map [batch,C,...] that is no constant; 0 where there is none."""
-    shape = None if value is None else value.shape  # None: an input that is left out
+    shape: Any = None if value is None else value.shape  # None: an input that is left out
     known = shape is not None and len(shape) >= 2 and isinstance(shape[1], int) and constant(value) is None
     return int(shape[1]) if known else 0
 
