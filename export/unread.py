@@ -5,8 +5,9 @@
 
 Maps that activations, pools, sums and products of equal shape or depthwise convolutions join have the same channels, so they keep the same
 ones. Weights of unread channels are zero, or make channels that are unread: outputs are what they were, but for the order of sums.
-This is how filters that were dropped as a whole make smaller dense layers for every runtime. What stays: channels of a sum of which one
-summand still reads, convolutions of several groups that are not depthwise, and what joins (Concat) or reshapes channels.
+This is how filters that were dropped as a whole make smaller dense layers for every runtime; wide maps keep a multiple of `WIDTH` channels.
+What stays: channels of a sum of which one summand still reads, convolutions of several groups that are not depthwise, and what joins
+(Concat) or reshapes channels.
 """
 
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from .graph import Refusal, constant, is_conv, is_masked_conv, set_constant
 
 DENSE = "fineprune.dense"
 """In a node's `meta`: weight shape and groups of a convolution before channels left it."""
+WIDTH = 16
+"""Maps of at least so many channels keep a multiple of it, or all: other widths cost ONNX Runtime its blocked layout, which costs more."""
 _UNARY = (
     *("Relu", "Clip", "Sigmoid", "Tanh", "LeakyRelu", "Elu", "Selu", "Softplus", "HardSigmoid", "HardSwish", "Gelu", "Identity"),
     *("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "BatchNormalization"),
@@ -41,7 +44,8 @@ def drop_unread(model: Any) -> list[Refusal]:
     while any(_mark(node, maps) for node in readers):
         pass
     for of in {id(of): of for of in maps.values()}.values():
-        of.read[0] |= not of.read.any()
+        missing = -max(1, int(of.read.sum())) % WIDTH if len(of.read) >= WIDTH else int(not of.read.any())
+        of.read[np.flatnonzero(~of.read)[:missing]] = True
     for node in list(model.graph):
         _slice(model, node, maps)
     for of in {id(of): of for of in maps.values()}.values():

@@ -164,3 +164,17 @@ def test_a_size_that_is_computed_and_inputs_that_are_left_out(dynamic_size: bool
     model = bake(Enlarged().eval(), {"fwp": masks(Enlarged(), a=([1, 4], []), b=([], [1, 4]))}, input_shape=SHAPE)
     _, shapes = exported(model, tmp_path / "m.onnx", dynamic_size=dynamic_size)
     assert shapes["a"] == (4, 3, 3, 3) and shapes["b"] == (8, 4, 3, 3)
+
+
+def test_wide_maps_keep_a_multiple_of_sixteen(tmp_path: Path) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        widths = [3, 40, 20, 15, 5]
+        layers = [layer for pair in pairwise(widths) for layer in (nn.Conv2d(*pair, 3, padding=1), nn.ReLU())]
+        dense = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    kept = {}
+    for name, gone in (("2", 10), ("4", 3), ("6", 4)):  # 30, 17 and 11 channels are read
+        kept[name] = torch.ones(dense.get_submodule(name).weight.shape, dtype=torch.bool)  # type: ignore[arg-type]
+        kept[name][:, 1 : gone + 1] = False
+    _, shapes = exported(bake(dense, {"fwp": kept}), tmp_path / "net.onnx")
+    assert [shapes[name] for name in ("0", "2", "4", "6")] == [(32, 3, 3, 3), (20, 32, 3, 3), (11, 20, 3, 3), (5, 11, 3, 3)]
