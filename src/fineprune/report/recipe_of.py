@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fineprune.common.errors import FinepruneError
+from fineprune.common.files import as_stored
 
 from ..recipe import job_of
 
@@ -23,7 +24,7 @@ def recipe_of(facts: Mapping[str, Any]) -> str | None:
         tables = {"model": {**model, "checkpoint": CHECKPOINT}, "data": _data(data), **_asked(settings)}
         lines = "\n\n".join("\n".join([f"[{name}]", *_entries(table)]) for name, table in tables.items())
         wanted = {key: value for key, value in settings.items() if key != "target"}
-        same = _as_stored(job_of(tomllib.loads(lines)).to_json()) == _as_stored(wanted)
+        same = as_stored(job_of(tomllib.loads(lines)).to_json()) == as_stored(wanted)
     except (FinepruneError, KeyError, TypeError, ValueError, AttributeError, RecursionError):  # of an edited manifest
         return None
     return lines if same else None
@@ -78,7 +79,3 @@ def _value(value: Any) -> str:
 
 def _key(key: str) -> str:
     return key if key.isidentifier() and key.isascii() else json.dumps(key)
-
-
-def _as_stored(settings: Any) -> Any:
-    return json.loads(json.dumps(settings))
