@@ -3,9 +3,9 @@
     python benchmarks/targets.py prepare|time|compress|table --networks NAME ... --runs FOLDER [--data SPEC] [--checkpoint NAME=FILE ...]
 
 prepare   what each layer costs at each level, by network and precision (no times; the machine may be busy)
-time      on a quiet machine: levels of each layer; latencies of REQUESTS, asked and measured; and for SHARES of the dense network's,
-          the ratio at which uniform and global masks take as long as the searched network, measured
-compress  the three networks of each share, by seeds and epochs
+time      on a quiet machine: levels of each layer; latencies of REQUESTS, asked and measured; for SHARES of the dense network's,
+          the ratio at which uniform and global masks take as long as the searched network, measured; and what `compress` made so far
+compress  the three networks of each share, by seeds and epochs (the machine may be busy)
 table     of what is there so far
 
 Every stage keeps what it has in the folder of runs, and goes on from there.
@@ -35,12 +35,13 @@ from fineprune.compressor.ranked import Layer
 from fineprune.compressor.reconstruct.run import ReconstructConfig
 from fineprune.compressor.search.levels import Level, at_levels
 from fineprune.compressor.selection import select
+from fineprune.deployment import opened
 from fineprune.models.data import load_data
 from fineprune.models.zoo import ModelSpec
 from fineprune.networks import open_model
 from fineprune.search.run import Search
 from fineprune.search.target import Target
-from fineprune.search.times import LayerTimes, Machine
+from fineprune.search.times import LayerTimes
 from fineprune.unlabelled import answered
 
 NETWORKS = {
@@ -164,6 +165,10 @@ def measure(case: Case) -> None:
         if str(share) not in found["shares"]:
             found["shares"][str(share)] = _equals(case, share)
             write_json(case.found, found)
+    for _, _, _, path in _runs(case):
+        if path.is_file() and "share" not in (run := read_json(path)):
+            row, _ = search.machine.latency(opened(path.with_suffix("")).model)
+            write_json(path, run | {"share": 1 / row.speedup})
 
 
 def _request(case: Case, share: float) -> dict[str, Any]:
@@ -230,19 +235,7 @@ def train(case: Case) -> None:
         network = NETWORKS[case.name]
         options |= {"epochs": case.arguments.epochs, "seed": seed, "device": "cpu", "checkpoint": case.checkpoint}
         bundle = compress(network.name, case.data, model_args=network.args, fwp=settings, output=path.with_suffix(""), **options)
-        row, _ = Machine(case.search.model, tuple(case.data.shape), case.search.target, _few(case), Lines()).latency(bundle_model(bundle))
-        write_json(path, {"accuracy": bundle.facts["accuracy"], "kept": bundle.facts["conv_macs_kept"], "share": 1 / row.speedup})
-
-
-def bundle_model(bundle: Any) -> Any:
-    """Its masked network."""
-    from fineprune.deployment import opened
-
-    return opened(bundle).model
-
-
-def _few(case: Case) -> Any:
-    return next(iter(case.data.train.batches(16))).images.numpy()
+        write_json(path, {"accuracy": bundle.facts["accuracy"], "kept": bundle.facts["conv_macs_kept"]})
 
 
 def _runs(case: Case) -> Iterator[tuple[str, str, int, Path]]:
@@ -273,7 +266,7 @@ def table(case: Case) -> str:
         def each(of: Callable[[Any], Any], runs: list[Any] = runs) -> str:
             return ", ".join("" if of(run) is None else f"{of(run):.2%}" for run in runs)
 
-        at = ", ".join(f"{run['share']:.3f}" for run in runs)
+        at = ", ".join(f"{run['share']:.3f}" if "share" in run else "" for run in runs)
         before = each(lambda run: run["accuracy"].get("batchnorm_recalibrated") or run["accuracy"].get("reconstructed"))
         after = each(lambda run: run["accuracy"].get("finetuned"))
         lines.append(f"| {share} | {method} | {at} | {each(lambda run: run['kept'])} | {before} | {after} |")
