@@ -1,6 +1,7 @@
 """Targets: are asked latencies reached, and is a searched network better than uniform and global ratios that are as fast?
 
-    python benchmarks/targets.py prepare|time|compress|table --networks NAME ... --runs FOLDER [--data SPEC] [--checkpoint NAME=FILE ...]
+    python benchmarks/targets.py prepare|time|compress|table --networks NAME ... --runs FOLDER
+        [--data SPEC] [--data-arg KEY=VALUE ...] [--checkpoint NAME=FILE ...]
 
 prepare   what each layer costs at each level, by network and precision (no times; the machine may be busy)
 time      on a quiet machine: levels of each layer; latencies of REQUESTS, asked and measured; for SHARES of the dense network's,
@@ -38,6 +39,7 @@ from fineprune.compressor.selection import select
 from fineprune.deployment import opened
 from fineprune.models.data import load_data
 from fineprune.models.zoo import ModelSpec
+from fineprune.models.zoo.registry import parse_args
 from fineprune.networks import open_model
 from fineprune.search.run import Search
 from fineprune.search.target import Target
@@ -74,6 +76,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("stage", choices=["prepare", "time", "compress", "table"], help="What is done.")
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=["resnet20"], metavar="NAME", help="Of these networks.")
     parser.add_argument("--data", default="cifar10", metavar="SPEC", help="The data set, as `fineprune --data` takes it.")
+    parser.add_argument("--data-arg", nargs="*", default=[], metavar="KEY=VALUE", help="Read it with these arguments.")
     parser.add_argument("--checkpoint", nargs="*", default=[], metavar="NAME=FILE", help="The weights of a network.")
     parser.add_argument("--int8", action="store_true", help="In eight-bit integers.")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="On so many threads.")
@@ -95,7 +98,7 @@ class Case:
 
     @cached_property
     def data(self) -> Any:
-        return load_data(self.arguments.data)
+        return load_data(self.arguments.data, **parse_args(self.arguments.data_arg))
 
     @property
     def checkpoint(self) -> str | None:
