@@ -1,0 +1,313 @@
+"""The source's tables with our figures beside: any cell, with its settings, at a share of its epochs.
+
+    python benchmarks/tables.py --table 5.2 [--cell NETWORK:METHOD ...] [--epochs-share R] [--data SPEC] [--checkpoint NETWORK=FILE ...]
+                                [--network-arg KEY=VALUE ...] [--seeds N ...] [--latency] [--quick] [--json FILE] [--runs FOLDER]
+
+baseline            the network trained densely, from which the others start; a checkpoint takes the place of its training
+asl, fpgm           `--method`: asl at the pruned share that the source reports, fpgm at its rate of 0.4
+NAME+15, NAME+30    the same with 15 or 30 % of the blocks on top (`--ffp`)
+moderate, strong    the preset thesis, FFP 20 or 37 %, weights for what is left of the share that the source reports
+ours                what `fineprune compress --prune` does with the share of `strong` (or --prune), beside the source's methods
+ALGORITHM-M         (tables 4) an algorithm of the parameter server with M workers, simulated
+regular, pruned, pruned+auto   (table 3) without and with data pruning, and with the automatic learning rate
+
+Every cell ends in a file of its own in the folder of runs and resumes where it was interrupted. Epochs, and the milestones of their
+schedule, are the source's times --epochs-share, and are printed. --network-arg width=16 makes other networks, and the table says so.
+--quick takes scikit-learn's digits, narrow networks and an epoch or two, to see that all of it runs: its accuracies mean nothing.
+--latency times the networks of each table beside each other, in the engine, float32 and int8, and the dense one in ONNX Runtime, too.
+"""
+
+import argparse
+import hashlib
+import json
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from data_pruning import claimed
+from safetensors.torch import save_file
+from tables_source import FFP, FPGM_RATE, TABLES, Table
+
+from fineprune.common.files import read_json, write_bytes, write_json
+from fineprune.common.progress import Lines
+from fineprune.compression import compress
+from fineprune.compressor.bundle import Bundle
+from fineprune.deployment import opened
+from fineprune.export.benchmark import BenchmarkConfig
+from fineprune.export.machine import machine_facts
+from fineprune.models.data import ImageData, load_data
+from fineprune.models.training import TrainConfig, evaluate, train
+from fineprune.models.zoo import ModelSpec
+from fineprune.models.zoo.registry import parse_args
+from fineprune.networks import open_model
+from fineprune.pareto.files import Files, latencies
+
+BASELINE, OURS = "baseline", "ours"
+
+
+def main() -> None:
+    arguments = _parse()
+    torch.set_num_threads(arguments.threads)
+    cells = chosen(arguments)
+    if not arguments.collect:
+        data = load_data(arguments.data)
+        for cell in cells:
+            cell.run(data)
+        if arguments.latency:
+            times = timed(cells, data)
+            write_json(arguments.runs / f"{arguments.table}-latency.json", {"machine": machine_facts(), "points": times})
+    print(shown := table(cells))
+    if arguments.markdown:
+        write_bytes(arguments.markdown, f"{shown}\n".encode())
+    if arguments.json:
+        runs = [read_json(cell.path) for cell in cells if cell.path.is_file()]
+        write_json(
+            arguments.json, {"machine": machine_facts(), "table": arguments.table, "title": TABLES[arguments.table].title, "runs": runs}
+        )
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", choices=list(TABLES), required=True, help="Make this table.")
+    parser.add_argument(
+        "--cell", nargs="+", metavar="NETWORK:METHOD", help="Make only these cells, or any others of its networks and methods."
+    )
+    parser.add_argument("--data", metavar="SPEC", help="The data set, as `fineprune --data` takes it (default: the table's).")
+    parser.add_argument(
+        "--checkpoint", nargs="*", default=[], metavar="NETWORK=FILE", help="Weights in place of the training of a baseline."
+    )
+    parser.add_argument(
+        "--network-arg", nargs="*", default=[], metavar="KEY=VALUE", help="Give networks these arguments, not the source's."
+    )
+    parser.add_argument("--epochs-share", type=float, metavar="R", help="Train for this share of the source's epochs (default: all).")
+    parser.add_argument("--prune", type=float, metavar="R", help="The share that `asl` and `ours` prune (default: the source's).")
+    parser.add_argument("--training", type=json.loads, default={}, metavar="JSON", help="Retrain with these settings of TrainConfig.")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="Seeds of every cell.")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="How many threads compute.")
+    parser.add_argument("--device", default="auto", help="Where to train, as `fineprune --device` takes it.")
+    parser.add_argument("--latency", action="store_true", help="Time what was made.")
+    parser.add_argument("--quick", action="store_true", help="Digits, narrow networks, an epoch: under five minutes for one network.")
+    parser.add_argument("--collect", action="store_true", help="Train nothing, and make the table of the cells that are there.")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="Write all figures into this JSON file.")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="Write the table into this file, too.")
+    parser.add_argument("--runs", type=Path, default=Path("runs/tables"), metavar="FOLDER", help="Keep the finished cells in this folder.")
+    arguments = parser.parse_args()
+    whole = TABLES[arguments.table]
+    arguments.data = arguments.data or ("digits" if arguments.quick else whole.data)
+    arguments.epochs_share = arguments.epochs_share or (1 / 160 if arguments.quick else 1.0)
+    networks = {cell.partition(":")[0] for cell in whole.cells}
+    arguments.cell = arguments.cell or [cell for cell in whole.cells if not arguments.quick or cell.startswith(f"{min(networks)}:")]
+    for cell in arguments.cell:
+        if cell.partition(":")[0] not in networks:
+            parser.error(f"--cell {cell}: table {arguments.table} has {', '.join(sorted(networks))}")
+        if whole.retrained is None and cell not in whole.cells:
+            parser.error(f"--cell {cell}: table {arguments.table} has {', '.join(whole.cells)}")
+    return arguments
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One figure of a table, of one seed."""
+
+    name: str
+    """NETWORK:METHOD."""
+    seed: int
+    source: Table
+    arguments: argparse.Namespace
+
+    @property
+    def network(self) -> str:
+        """Its first half."""
+        return self.name.partition(":")[0]
+
+    @property
+    def method(self) -> str:
+        """Its second half."""
+        return self.name.partition(":")[2]
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The network's, of the source's widths or those that are given."""
+        given = parse_args(self.arguments.network_arg)
+        narrow = {"width": 8} if self.arguments.quick and "width" in self.source.arguments else {}
+        return ModelSpec(name=self.source.prefix + self.network, args={**self.source.arguments, **narrow, **given})
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """That the user gives."""
+        found = dict(pair.split("=", 1) for pair in self.arguments.checkpoint).get(self.network)
+        return None if found is None else Path(found)
+
+    @property
+    def dense(self) -> "Cell":
+        """From which it starts."""
+        return Cell(name=f"{self.network}:{BASELINE}", seed=self.seed, source=self.source, arguments=self.arguments)
+
+    @property
+    def pruned(self) -> float:
+        """The share of the multiply-adds that the source prunes here."""
+        strongest = max(spared or 0.0 for name, (_, spared) in self.source.cells.items() if name.startswith(f"{self.network}:"))
+        spared = self.source.cells.get(self.name, (None, None))[1]
+        return self.arguments.prune or (spared or strongest) / 100
+
+    @property
+    def masks(self) -> dict[str, Any] | None:
+        """Arguments of `compress`; None where nothing is compressed."""
+        method, _, on_top = self.method.partition("+")
+        if self.source.retrained is None or self.method == BASELINE:
+            return None
+        if method == OURS:
+            return {"prune": self.pruned}
+        if method in FFP:
+            ffp = FFP[method]
+            return {"preset": "thesis", "ffp": ffp, "fwp": 1 - (1 - self.pruned) / (1 - ffp)}
+        blocks = {"ffp": int(on_top) / 100} if on_top else {}
+        alone = self.source.cells.get(f"{self.network}:{method}", (None, None))[1]
+        share = self.arguments.prune or (alone / 100 if alone else self.pruned)
+        rate = {"fpgm": FPGM_RATE, "asl": share}.get(method, share)
+        return {"method": method, "rate": rate, **blocks}
+
+    @property
+    def training(self) -> TrainConfig:
+        """The source's settings, in so many epochs."""
+        whole = self.source.trained if self.masks is None else {**(self.source.retrained or {}), **self.arguments.training}
+        settings = {**scaled(whole, self.arguments.epochs_share), "seed": self.seed}
+        algorithm, _, workers = self.method.rpartition("-")
+        if algorithm and workers.isdecimal():
+            settings["asynchronous"] = {"algorithm": algorithm, "workers": int(workers)}
+        if self.method.startswith("pruned"):
+            settings["policy"] = "fine-pruning"
+        if self.method == "pruned+auto":
+            settings["schedule"] = "auto"
+        return TrainConfig(**settings)
+
+    @cached_property
+    def asked(self) -> dict[str, Any]:
+        """All that decides the figure."""
+        checkpoint = None if self.checkpoint is None else str(self.checkpoint)
+        given = {"data": self.arguments.data, "checkpoint": checkpoint, "table": self.arguments.table}
+        return {**given, "model": self.spec.to_json(), "masks": self.masks, "training": self.training.to_json(), "seed": self.seed}
+
+    @property
+    def path(self) -> Path:
+        """Of its file; what it made lies in the folder of the same name."""
+        key = hashlib.sha256(json.dumps(self.asked, sort_keys=True).encode()).hexdigest()[:8]
+        found: Path = self.arguments.runs / f"{self.name.replace(':', '_')}-{self.seed}-{key}.json"
+        return found
+
+    @property
+    def folder(self) -> Path:
+        """The bundle, or the state of the training."""
+        return self.path.with_suffix("")
+
+    @property
+    def weights(self) -> Path:
+        """Of a dense network."""
+        return self.checkpoint or self.folder / "model.safetensors"
+
+    def run(self, data: ImageData) -> None:
+        """Unless its file is there, or another process that shares the folder is at it."""
+        if self.masks is not None:
+            self.dense.run(data)
+        with claimed(self.path.with_suffix(".lock")) as mine:
+            if not mine or self.path.is_file():
+                return
+            training = self.training
+            print(f"{self.name}, seed {self.seed}: {training.epochs} epochs, {self.masks or 'dense'}", flush=True)
+            started = time.perf_counter(), time.process_time()
+            found = self._trained(data, training) if self.masks is None else self._compressed(data, training)
+            spent = {"seconds": time.perf_counter() - started[0], "processor_seconds": time.process_time() - started[1]}
+            write_json(self.path, {**self.asked, "cell": self.name, **found, **spent, "machine": machine_facts()})
+
+    def _trained(self, data: ImageData, training: TrainConfig) -> dict[str, Any]:
+        network = open_model(self.spec, checkpoint=self.checkpoint, data=data, progress=Lines())
+        saved = None
+        if self.checkpoint is None:
+            result = train(network.model, data, training, output=self.folder, device=self.arguments.device, progress=Lines())
+            saved = result.to_json()["saving"]
+            save_file(network.model.state_dict(), self.weights)
+        accuracy = evaluate(network.model, data.test, device=self.arguments.device).accuracy
+        return {"accuracy": accuracy, "spared": None if saved is None else saved["measured_cpu"]}
+
+    def _compressed(self, data: ImageData, training: TrainConfig) -> dict[str, Any]:
+        where: dict[str, Any] = {"checkpoint": self.dense.weights, "output": self.folder, "device": self.arguments.device}
+        bundle = compress(self.spec, data, finetune=training, seed=self.seed, **where, **(self.masks or {}))
+        facts = bundle.facts["accuracy"]
+        return {"accuracy": facts["finetuned"], "dense": facts["dense"], "spared": 1 - bundle.facts["conv_macs_kept"]}
+
+
+def scaled(settings: Mapping[str, Any], share: float) -> dict[str, Any]:
+    """The same schedule in a share of the epochs, at least one; milestones that fall together stay one."""
+    epochs = max(1, round(settings["epochs"] * share))
+    milestones = sorted({max(1, round(epoch * share)) for epoch in settings.get("milestones", ())} - {epochs})
+    return {**settings, "epochs": epochs, **({"milestones": tuple(milestones)} if "milestones" in settings else {})}
+
+
+def chosen(arguments: argparse.Namespace) -> list[Cell]:
+    """Seeds outermost."""
+    source = TABLES[arguments.table]
+    return [Cell(name=name, seed=seed, source=source, arguments=arguments) for seed in arguments.seeds for name in arguments.cell]
+
+
+def timed(cells: list[Cell], data: ImageData) -> list[dict[str, Any]]:
+    """Milliseconds of the first seed's networks, all in turns: in float32 and int8, dense ones in ONNX Runtime, too."""
+    masked = [cell for cell in cells if cell.seed == cells[0].seed and cell.masks is not None]
+    dense = {cell.network: cell.dense for cell in masked}
+    files, points = Files(data=data, int8=True, device="cpu", progress=Lines()), list[tuple[dict[str, Any], Path]]()
+    for cell in [*dense.values(), *masked]:
+        place = cell.folder / "files"
+        place.mkdir(parents=True, exist_ok=True)
+        if cell.masks is None:
+            network = open_model(cell.spec, checkpoint=cell.weights, data=data, progress=Lines())
+            rows = [{**row, "name": f"{cell.network} {row['name']}"} for row in files.dense(network, place)]
+        else:
+            names = (cell.name, f"{cell.name} int8")
+            rows = files.in_engine(opened(Bundle.load(cell.folder)), place, names, read_json(cell.path)["accuracy"])
+        points += [({**row, "cell": cell.name}, place / row["file"]) for row in rows]
+    times = latencies(points, data.input_shape, BenchmarkConfig(), Lines())
+    return [{**point, **times.get(point["name"], {})} for point, _ in points]
+
+
+def table(cells: list[Cell]) -> str:
+    """Markdown: ours beside the source's; spared is of the multiply-adds, or of the time in tables of trainings."""
+    first, runs = cells[0], dict[str, list[dict[str, Any]]]()
+    for cell in cells:
+        if cell.path.is_file():
+            runs.setdefault(cell.name, []).append(read_json(cell.path))
+    epochs = " + ".join(str(c.training.epochs) for c in (first.dense, first) if c is not first or first.masks is None)
+    kept = first.arguments.runs / f"{first.arguments.table}-latency.json"
+    points = read_json(kept)["points"] if kept.is_file() else []
+    lines = [
+        f"Table {first.arguments.table}: {first.source.title}. Ours: {first.arguments.data}, {epochs} epochs, {first.spec.args or ''}.",
+        "",
+        "| network | method | accuracy | points to dense | spared | source: accuracy | spared | ms | ms, int8 |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for cell in {cell.name: cell for cell in cells}.values():
+        found = runs.get(cell.name, [])
+        reported, spared = first.source.cells.get(cell.name, (None, None))
+        lost = [100 * (run["accuracy"] - run["dense"]) for run in found if "dense" in run]
+        own = [100 * run["spared"] for run in found if run["spared"] is not None]
+        times = {point["int8"]: point["milliseconds"] for point in points if point["name"].removesuffix(" int8") == cell.name}
+        columns = [mean([100 * run["accuracy"] for run in found]), mean(lost, "+.2f"), mean(own, ".1f")]
+        columns += ["" if reported is None else f"{reported:.2f}", "" if spared is None else f"{spared:.1f}"]
+        columns += [f"{times[int8]:.3f}" if times.get(int8) else "" for int8 in (False, True)]
+        lines.append(f"| {cell.network} | {cell.method} | {' | '.join(columns)} |")
+    dense = [point for point in points if point["cell"].endswith(f":{BASELINE}") and "milliseconds" in point]
+    lines += ["", *(f"{point['name']}: {point['accuracy']:.2%}, {point['milliseconds']:.3f} ms" for point in dense)]
+    return "\n".join(lines).rstrip()
+
+
+def mean(values: list[float], form: str = ".2f") -> str:
+    """With every value behind it where there are several; of no values nothing."""
+    each = f" ({', '.join(format(value, form) for value in values)})" if len(values) > 1 else ""
+    return format(statistics.mean(values), form) + each if values else ""
+
+
+if __name__ == "__main__":
+    main()
