@@ -242,10 +242,13 @@ class Cell:
 
 
 def scaled(settings: Mapping[str, Any], share: float) -> dict[str, Any]:
-    """The same schedule in a share of the epochs, at least one; milestones that fall together stay one."""
+    """The same schedule in a share of the epochs, at least one; milestones that fall together stay one, without any the rate stays."""
     epochs = max(1, round(settings["epochs"] * share))
-    milestones = sorted({max(1, round(epoch * share)) for epoch in settings.get("milestones", ())} - {epochs})
-    return {**settings, "epochs": epochs, **({"milestones": tuple(milestones)} if "milestones" in settings else {})}
+    found = {**settings, "epochs": epochs}
+    if "milestones" in settings:
+        found["milestones"] = tuple(sorted({max(1, round(epoch * share)) for epoch in settings["milestones"]} - {epochs}))
+        found["schedule"] = "multistep" if found["milestones"] else "constant"
+    return found
 
 
 def chosen(arguments: argparse.Namespace) -> list[Cell]:
