@@ -183,7 +183,7 @@ class Cell:
         if self.method.startswith("pruned"):
             settings["policy"] = "fine-pruning"
         if self.method == "pruned+auto":
-            settings["schedule"] = "auto"
+            settings |= {"schedule": "auto", "milestones": ()}
         return TrainConfig(**settings)
 
     @cached_property
