@@ -5,7 +5,7 @@
 
 baseline            the network trained densely, from which the others start; a checkpoint takes the place of its training
 asl, fpgm           `--method`: asl at the pruned share that the source reports, fpgm at its rate of 0.4
-NAME+15, NAME+30    the same with 15 or 30 % of the blocks on top (`--ffp`)
+NAME+15, NAME+30    the same with 15 or 30 % of the blocks on top, ranked as the source does (`--preset thesis --ffp`)
 moderate, strong    the preset thesis, FFP 20 or 37 %, weights for what is left of the share that the source reports
 ours                what `fineprune compress --prune` does with the share of `strong` (or --prune), beside the source's methods
 ALGORITHM-M         (tables 4) an algorithm of the parameter server with M workers, simulated
@@ -166,7 +166,7 @@ class Cell:
         if method in FFP:
             ffp = FFP[method]
             return {"preset": "thesis", "ffp": ffp, "fwp": 1 - (1 - self.pruned) / (1 - ffp)}
-        blocks = {"ffp": int(on_top) / 100} if on_top else {}
+        blocks = {"preset": "thesis", "ffp": int(on_top) / 100} if on_top else {}
         alone = self.source.cells.get(f"{self.network}:{method}", (None, None))[1]
         share = self.arguments.prune or (alone / 100 if alone else self.pruned)
         rate = {"fpgm": FPGM_RATE, "asl": share}.get(method, share)

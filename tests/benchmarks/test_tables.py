@@ -37,8 +37,8 @@ def split(one: tables.Cell) -> tuple[dict[str, object], dict[str, object]]:
 def test_masks_are_those_of_the_source() -> None:
     assert cell("5.2", "resnet20:baseline").masks is None
     assert cell("5.2", "resnet20:asl").masks == {"method": "asl", "rate": 0.725}
-    assert cell("5.4", "resnet20:fpgm+15").masks == {"method": "fpgm", "rate": 0.4, "ffp": 0.15}
-    assert cell("5.8", "resnet20:asl+30").masks == {"method": "asl", "rate": 0.7249, "ffp": 0.3}
+    assert cell("5.4", "resnet20:fpgm+15").masks == {"method": "fpgm", "rate": 0.4, "preset": "thesis", "ffp": 0.15}
+    assert cell("5.8", "resnet20:asl+30").masks == {"method": "asl", "rate": 0.7249, "preset": "thesis", "ffp": 0.3}
     strong = cell("5.2", "resnet20:strong").masks
     assert strong is not None and (strong["preset"], strong["ffp"]) == ("thesis", 0.37)
     assert (1 - strong["ffp"]) * (1 - strong["fwp"]) == pytest.approx(1 - 0.728)
