@@ -239,9 +239,14 @@ class PruneConfig:
         return {part.mask: part.ratio for part in (self.ffp, self.fwp)} | ({"common": self.common} if self.common else {})
 
     @property
+    def weights_first(self) -> bool:
+        """Whether the weights' method needs no data: then it goes first, as its source has it, and blocks go on top."""
+        return self.fwp.method.collects is None
+
+    @property
     def parts(self) -> tuple[Part, ...]:
         """Those that are pruned by, in their order: weights on what blocks leave, but blocks on what methods leave that need no data."""
-        order = (self.ffp, self.fwp) if self.fwp.method.collects else (self.fwp, self.ffp)
+        order = (self.fwp, self.ffp) if self.weights_first else (self.ffp, self.fwp)
         return tuple(part for part in order if self.common or part.prunes)
 
     @property

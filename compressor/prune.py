@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -100,8 +101,9 @@ def prune(
     """Mask `model` by `config`; statistics already at hand ("blocks", "weights") are used instead of a pass over the samples.
 
     A network that carries masks is measured under them and keeps them: what the old or the new masks drop is dropped. Ratios stay
-    those of the dense layer: 15 % of the blocks on top of a network without 40 % of its filters are 15 % of all its blocks, and what a mask
-    of the same kind has dropped before counts towards the ratio (it goes first), so that 0.3 and then 0.5 is 0.5 in all.
+    those of the dense layer: 15 % of the blocks on top of a network without 40 % of its filters are 15 % of all its blocks. But where
+    the weights' method needs no data, it goes first in the same run, and blocks are of those that it leaves. What a mask of the same
+    kind has dropped before counts towards the ratio (it goes first), so that 0.3 and then 0.5 is 0.5 in all.
 
     found: what `prunable` gave, where it was asked before. The model given is left as it is. UsageError when statistics belong to
     another network, or when it has nothing to mask.
@@ -115,7 +117,8 @@ def prune(
     for parts in config.passes:
         lists = []
         for part in parts:
-            at_hand, layers = ranked_layers(masked, part, sites, run, outputs, statistics=statistics, layer_types=config.fwp.layer_types)
+            options: dict[str, Any] = {"layer_types": config.fwp.layer_types, "on_top": config.weights_first}
+            at_hand, layers = ranked_layers(masked, part, sites, run, outputs, statistics=statistics, **options)
             if at_hand is not None:
                 unreached |= {site.name for site in part.chosen(sites)} & part.method.unreached(at_hand)
             if part.clusters:
@@ -162,16 +165,20 @@ def ranked_layers(
     *,
     statistics: Mapping[str, Statistics] | None = None,
     layer_types: tuple[str, ...] = LAYER_TYPES,
+    on_top: bool = False,
 ) -> tuple[Statistics | None, list[Layer]]:
     """What the method of `part` knows of `masked`, from the statistics given or a pass over the samples (None: it needs none), and the
-    layers that it ranks."""
+    layers that it ranks. on_top: the ratio of blocks is of those that some weight of `masked` multiplies, not of the dense layer's."""
     measure, found = part.method.measure(part, sites), None
     if measure is not None:
         given = _checked((statistics or {}).get(measure.kind), masked, sites, run)
         found = given or run.collect(masked, measure, layer_types)
         part.method.check(found, part, sites)
     weights = {site.name: weight_of(layer_at(masked, site)) for site in sites}
-    return found, layers_of(found, weights, masks_of(masked), sites, part, outputs, run.config.seed)
+    masks = masks_of(masked)
+    if not on_top:
+        masks[WEIGHTS.name] = {}
+    return found, layers_of(found, weights, masks, sites, part, outputs, run.config.seed)
 
 
 def _warn(masks: Mapping[str, Mapping[str, Tensor]], progress: Progress) -> None:

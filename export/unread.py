@@ -104,16 +104,13 @@ def _channels(value: Any) -> int:
 def _alike(node: Any) -> list[Any]:
     """The maps of a node that have the same channels; one that is none (a constant) where that is not known."""
     if node.domain == "" and node.op_type in _UNARY:
-        rest = node.inputs[1:]
-        return (
-            [node.inputs[0], node.outputs[0]] if all(one is None or constant(one) is not None for one in rest) else [node.inputs[0], *rest]
-        )
-    if node.domain == "" and node.op_type in _BINARY and len(node.inputs) == 2:
+        if all(one is None or constant(one) is not None for one in node.inputs[1:]):
+            return [node.inputs[0], node.outputs[0]]
+    elif node.domain == "" and node.op_type in _BINARY and len(node.inputs) == 2:
         others = [value for value in node.inputs if not _is_scalar(value)]
-        return [*others, *node.outputs] if all(len(value.shape or ()) == 4 for value in others) else list(node.inputs)
-    if _spatial(node) or _squeezes(node):
-        return [node.inputs[0], node.outputs[0]]
-    if _is_depthwise(node):
+        if all(len(value.shape or ()) == 4 for value in others):
+            return [*others, *node.outputs]
+    elif _spatial(node) or _squeezes(node) or _is_depthwise(node):
         return [node.inputs[0], node.outputs[0]]
     return [*node.inputs, *node.outputs, _UNKNOWN]
 
