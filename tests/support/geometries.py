@@ -7,11 +7,12 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fineprune.calibrate.convolutions import ConvSite
 from support.reference import output_size
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from fineprune.calibrate.convolutions import ConvSite
 
 Pair = tuple[int, int]
 
@@ -35,8 +36,10 @@ class Geometry:
         return output_size(self.size, self.kernel, self.stride, self.padding, self.dilation)
 
     @property
-    def site(self) -> ConvSite:
+    def site(self) -> "ConvSite":
         """What a calibration pass knows of it."""
+        from fineprune.calibrate.convolutions import ConvSite
+
         sizes = {"in_channels": self.channels, "out_channels": self.filters, "groups": self.groups}
         return ConvSite(name="it", kernel=self.kernel, output_size=self.output, **sizes)
 
