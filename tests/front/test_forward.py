@@ -180,7 +180,7 @@ def test_int8_is_calibrated_through_the_forward(tmp_path: Path) -> None:
         fineprune.to_onnx(bundle, tmp_path / "m.onnx", int8=True, **{**options, "samples": samples.inputs(1)})
 
 
-def test_a_bundle_of_a_forward_is_benched_on_samples() -> None:
+def test_a_bundle_of_a_forward_is_benched_on_samples(tmp_path: Path) -> None:
     bundle = fineprune.compress(
         network(), Samples(), forward=forward, loss=loss, fwp={"ratio": 0.5, "criterion": "magnitude"}, epochs=0, progress=Silent()
     )
@@ -191,7 +191,7 @@ def test_a_bundle_of_a_forward_is_benched_on_samples() -> None:
     assert names == {"onnxruntime dense", "torch dense", "engine compressed", "onnxruntime compressed"}
     assert "other runtimes and int8 are left out: they are given one input" in lines
     with pytest.raises(UsageError, match=r"compressed on inputs \{image: .*\} with forward=forward, which no bundle holds: give samples="):
-        fineprune.to_onnx(bundle, "never.onnx", model=network(), progress=Silent())
+        fineprune.to_onnx(bundle, tmp_path / "never.onnx", model=network(), progress=Silent())
 
 
 def test_without_labels_outputs_are_compared_and_learned_whatever_they_are() -> None:
