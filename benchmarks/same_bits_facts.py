@@ -13,7 +13,7 @@ Facts = dict[str, Any]
 """name -> a digest or a plain value; equal facts of two commits mean equal bits."""
 
 NOT_COMPARED = {
-    *("seconds", "cpu_seconds", "validation_seconds", "policy_seconds", "rate_seconds", "wall_seconds", "overhead_s"),
+    *("seconds", "cpu_seconds", "validation_seconds", "policy_seconds", "rate_seconds", "rate_cpu_seconds", "wall_seconds", "overhead_s"),
     *("predicted", "measured", "measured_cpu", "server_ms_per_call"),  # of time
     *("machine", "packages", "fineprune", "commit"),
     "sha256",  # of files that have facts of their own

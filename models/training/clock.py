@@ -1,8 +1,8 @@
 """Seconds of the epoch that runs, summed over interruptions: wall, processor, and the parts that pruning does not shorten."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields
 
 
@@ -16,6 +16,7 @@ class Clock:
     validation: float = 0.0
     policy: float = 0.0
     rate: float = 0.0
+    rate_cpu: float = 0.0
 
     def start(self) -> None:
         """Begin to count here."""
@@ -28,32 +29,27 @@ class Clock:
         self.wall += self._last[0] - wall
         self.cpu += self._last[1] - cpu
 
-    @contextmanager
-    def validating(self) -> Iterator[None]:
+    def validating(self) -> AbstractContextManager[None]:
         """Count the block's wall time as validation, too."""
-        started = time.monotonic()
-        try:
-            yield
-        finally:
-            self.validation += time.monotonic() - started
+        return self._counted(validation=time.monotonic)
 
-    @contextmanager
-    def choosing(self) -> Iterator[None]:
+    def choosing(self) -> AbstractContextManager[None]:
         """Count the block's processor time, as it is many short pieces that other work would interrupt, as the policy's, too."""
-        started = time.thread_time()
-        try:
-            yield
-        finally:
-            self.policy += time.thread_time() - started
+        return self._counted(policy=time.thread_time)
+
+    def following(self) -> AbstractContextManager[None]:
+        """Count the block's wall and processor time as the automatic learning rate's, too."""
+        return self._counted(rate=time.monotonic, rate_cpu=time.process_time)
 
     @contextmanager
-    def following(self) -> Iterator[None]:
-        """Count the block's processor time as the automatic learning rate's, too."""
-        started = time.process_time()
+    def _counted(self, **clocks: Callable[[], float]) -> Iterator[None]:
+        """Add what each clock says of the block to the field of its name."""
+        started = {name: clock() for name, clock in clocks.items()}
         try:
             yield
         finally:
-            self.rate += time.process_time() - started
+            for name, clock in clocks.items():
+                setattr(self, name, getattr(self, name) + clock() - started[name])
 
     def to_json(self) -> dict[str, float]:
         """The sums."""

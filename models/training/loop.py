@@ -251,6 +251,7 @@ class Run:
             validation_seconds=self.clock.validation,
             policy_seconds=self.clock.policy,
             rate_seconds=self.clock.rate,
+            rate_cpu_seconds=self.clock.rate_cpu,
             visits=int(trained.samples),
             rate_loss=rate_loss,
             part_losses=trained.part_losses,

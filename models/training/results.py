@@ -33,7 +33,9 @@ class EpochRecord:
     policy_seconds: float = 0.0
     """Choosing samples and taking in their losses: processor time."""
     rate_seconds: float = 0.0
-    """Measuring what the learning rate follows within the epoch: processor time."""
+    """Measuring what the learning rate follows within the epoch: wall time."""
+    rate_cpu_seconds: float = 0.0
+    """The same: processor time of all threads."""
     visits: int = 0
     """Samples trained on."""
     rate_loss: float | None = None

@@ -15,7 +15,7 @@ from label_noise import found, with_wrong_labels
 from fineprune.models.data import load_data
 
 SETTINGS: dict[str, Any] = {"epochs": 20, "batch_size": 128, "noise": 0.0, "training": {}}
-_TIMES = ("seconds", "cpu_seconds", "validation_seconds", "policy_seconds", "rate_seconds")
+_TIMES = ("seconds", "cpu_seconds", "validation_seconds", "policy_seconds", "rate_seconds", "rate_cpu_seconds")
 
 
 def made(monkeypatch: pytest.MonkeyPatch, folder: Path, *options: object) -> dict[str, dict[str, Any]]:

@@ -56,7 +56,12 @@ def trained_on(data: FakeData) -> list[Tensor]:
 
 
 def untimed(result: TrainResult) -> list[Any]:
-    return [replace(r, seconds=0.0, cpu_seconds=0.0, validation_seconds=0.0, policy_seconds=0.0, rate_seconds=0.0) for r in result.history]
+    times = ("seconds", "cpu_seconds", "validation_seconds", "policy_seconds", "rate_seconds", "rate_cpu_seconds")
+    return [replace(record, **dict.fromkeys(times, 0.0)) for record in result.history]  # type: ignore[arg-type]
+
+
+def same_weights(one: nn.Module, other: nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
 
 
 class TestTraining:
@@ -134,7 +139,7 @@ class TestTraining:
         plain, _, one = run(config(policy="none"))
         recorded, _, other = run(config(policy="none", record_losses=True))
         assert untimed(plain) == untimed(recorded) and plain.saving is None
-        assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+        assert same_weights(one, other)
 
     def test_the_saving_is_printed_and_returned(self) -> None:
         recorder = Recorder()
@@ -169,6 +174,7 @@ class TestTraining:
         result, _, _ = run(settings, data)
         losses = [loss for record in result.history for loss in record.part_losses]
         assert all(len(record.part_losses) == 2 for record in result.history) and len(set(losses)) == len(losses)
+        assert all(0 < r.rate_seconds < r.seconds and 0 < r.rate_cpu_seconds < r.cpu_seconds for r in result.history)
         points = replay(losses, settings.rate_rule, 0.05)
         assert [k for k, point in enumerate(points) if point.fired] == [5, 11]  # 2i losses, and as many again until the rule ends the run
         assert [record.lr for record in result.history] == pytest.approx([0.05] * 3 + [0.005] * 3)
@@ -254,6 +260,15 @@ class TestRefusals:
         assert state["policy"]["losses"].isfinite().all()
 
 
+def crashed_and_resumed(settings: TrainConfig, crash_after: int, output: Path) -> tuple[TrainResult, FakeData, nn.Module]:
+    """What the same command gives when its first run ended after so many batches of the training split."""
+    data = fake_data()
+    data.train.fail_at = {crash_after}
+    with pytest.raises(ConnectionError):
+        run(settings, data, output=output)
+    return run(settings, data, output=output)
+
+
 class TestResume:
     @pytest.mark.parametrize("policy", POLICIES)
     def test_a_crash_at_any_batch_changes_nothing(self, tmp_path: Path, policy: dict[str, Any]) -> None:
@@ -261,14 +276,10 @@ class TestResume:
         whole = fake_data()
         expected, _, model = run(settings, whole, output=tmp_path / "whole")
         for crash_after in (1, 6, 10, 11):  # at the start, in two pruned epochs, between epochs
-            data, output = fake_data(), tmp_path / str(crash_after)
-            data.train.fail_at = {crash_after}
-            with pytest.raises(ConnectionError):
-                run(settings, data, output=output)
-            result, _, resumed = run(settings, data, output=output)
-            assert untimed(result) == untimed(expected)
+            output = tmp_path / str(crash_after)
+            result, data, resumed = crashed_and_resumed(settings, crash_after, output)
+            assert untimed(result) == untimed(expected) and same_weights(model, resumed)
             assert all(torch.equal(a, b) for a, b in zip(trained_on(data), trained_on(whole), strict=True))
-            assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), resumed.state_dict().values(), strict=True))
             logs = [torch.load(folder / "training.pt", weights_only=True)["losses"] for folder in (tmp_path / "whole", output)]
             assert all(torch.equal(a.nan_to_num(-1), b.nan_to_num(-1)) for a, b in zip(*logs, strict=True))
 
@@ -278,13 +289,8 @@ class TestResume:
         expected, _, model = run(settings, output=tmp_path / "whole")
         assert len({record.lr for record in expected.history}) > 1
         for crash_after in (2, 3, 10):
-            data, output = fake_data(), tmp_path / str(crash_after)
-            data.train.fail_at = {crash_after}
-            with pytest.raises(ConnectionError):
-                run(settings, data, output=output)
-            result, _, resumed = run(settings, data, output=output)
-            assert untimed(result) == untimed(expected)
-            assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), resumed.state_dict().values(), strict=True))
+            result, _, resumed = crashed_and_resumed(settings, crash_after, tmp_path / str(crash_after))
+            assert untimed(result) == untimed(expected) and same_weights(model, resumed)
 
     def test_another_policys_state_is_refused(self, tmp_path: Path) -> None:
         run(config(), output=tmp_path)
@@ -383,10 +389,11 @@ class TestTimeModel:
         assert saving is not None and (saving.visits, saving.regular_visits, saving.overhead_s) == (550, 800, 4.0)
         assert saving.predicted == pytest.approx(1 - (55 * 2 + 8 * 3 + 4) / (8 * 23))
         assert saving.measured == pytest.approx(saving.predicted) and saving.measured_cpu == pytest.approx(1 - 55 / 80)
-        followed = [replace(r, seconds=r.seconds + 1.0, cpu_seconds=r.cpu_seconds + 1.0, rate_seconds=1.0) for r in history]
+        following = {"rate_seconds": 1.0, "rate_cpu_seconds": 3.0}  # on several threads
+        followed = [replace(r, seconds=r.seconds + 1.0, cpu_seconds=r.cpu_seconds + 3.0, **following) for r in history]
         dearer = saving_of_run(policy, followed, epochs=8, samples=100, batch_size=10)  # a regular epoch measures no losses of parts
         assert dearer is not None and dearer.predicted == pytest.approx(1 - (55 * 2 + 8 * 3 + 4 + 8) / (8 * 23))
-        assert dearer.measured == pytest.approx(dearer.predicted) and dearer.measured_cpu == pytest.approx(1 - (220 + 8) / 320)
+        assert dearer.measured == pytest.approx(dearer.predicted) and dearer.measured_cpu == pytest.approx(1 - (220 + 24) / 320)
         never_full = saving_of_run(policy, history[1:3], epochs=2, samples=100, batch_size=10)
         assert never_full is not None and never_full.measured is None and "not measured" in never_full.line()
         assert saving_of_run(policy, history[:1] * 8, epochs=8, samples=100, batch_size=10) is None

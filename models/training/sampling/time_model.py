@@ -86,7 +86,7 @@ def saving_of_run(
         predicted=predicted_saving(planned[: len(history)], epochs=epochs, samples=samples, batch_size=batch_size, **times),
         thesis=thesis_formula(policy, epochs=epochs),
         measured=_measured([r.seconds for r in history], [r.seconds - r.policy_seconds - r.rate_seconds for r in regular], epochs),
-        measured_cpu=_measured([r.cpu_seconds for r in history], [r.cpu_seconds - r.rate_seconds for r in regular], epochs),
+        measured_cpu=_measured([r.cpu_seconds for r in history], [r.cpu_seconds - r.rate_cpu_seconds for r in regular], epochs),
         overhead_s=overhead,
         visits=sum(visits),
         regular_visits=epochs * full,
