@@ -27,13 +27,11 @@ Goal: at least 24.46 % of the time saved and at most 0.4 points of accuracy lost
 """
 
 import argparse
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,12 +40,14 @@ import torch
 from data_pruning_rows import QUICK_ROWS, ROWS, config_of, stops_of
 from data_pruning_table import GOALS, SOURCE, print_table, table
 from label_noise import found, with_wrong_labels
+from shared_folder import add_options, claimed
 from torch import Tensor, nn
 
 from fineprune.common.files import read_json, write_json
 from fineprune.common.progress import Bars
 from fineprune.export.machine import machine_facts
 from fineprune.models.data import ImageData, load_data
+from fineprune.models.state_dict import as_state_of
 from fineprune.models.training import EpochRecord, TrainConfig, evaluate, train
 from fineprune.models.training.sampling.time_model import saving_of_run
 from fineprune.models.training.state import STATE_FILE
@@ -79,7 +79,6 @@ def main() -> None:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="Take 2,000 images, 12 epochs and one seed: under five minutes on two cores.")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="Write all figures into this JSON file.")
     parser.add_argument("--data", default="fashion-mnist", metavar="SPEC", help="The data set, as `fineprune --data` takes it.")
     parser.add_argument(
         "--networks",
@@ -92,23 +91,13 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, help="How many epochs a run has.")
     parser.add_argument("--samples", type=int, help="How many training images to take; validation shrinks alike, and all test images stay.")
     parser.add_argument("--noise", type=float, default=0.0, metavar="R", help="What share of the training labels to make wrong.")
-    parser.add_argument(
-        "--training",
-        type=json.loads,
-        default={},
-        metavar="JSON",
-        help="Train with these settings of TrainConfig in place of this benchmark's own.",
-    )
     parser.add_argument("--seeds", nargs="+", type=int, help="Repeat every row with each of these seeds.")
+    rows, quick_rows = ", ".join(ROWS), ", ".join(QUICK_ROWS)
     parser.add_argument(
-        "--rows", nargs="+", choices=ROWS, metavar="NAME", help=f"Make only these rows of {', '.join(ROWS)} (with --quick nine of them)."
+        "--rows", nargs="+", choices=ROWS, metavar="NAME", help=f"Make only these rows of {rows} (with --quick: {quick_rows})."
     )
     parser.add_argument("--batch-size", type=int, help="How many images one step takes.")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="How many threads compute.")
-    parser.add_argument(
-        "--runs", type=Path, default=Path("runs/data-pruning"), metavar="FOLDER", help="Keep the finished runs in this folder."
-    )
-    parser.add_argument("--collect", action="store_true", help="Train nothing, and make the table of the runs that are there.")
+    add_options(parser, "data-pruning")
     arguments = parser.parse_args()
     if not 0 <= arguments.noise < 1:
         parser.error(f"--noise is in [0,1), got {arguments.noise}")
@@ -119,19 +108,6 @@ def _parse() -> argparse.Namespace:
     arguments.seeds = arguments.seeds or ([0] if quick else [0, 1, 2])
     arguments.batch_size = arguments.batch_size or (64 if quick else 128)
     return arguments
-
-
-@contextmanager
-def claimed(lock: Path) -> Iterator[bool]:
-    """Whether this process has `lock` to itself; the kernel frees it when the process ends, however it ends."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -178,12 +154,9 @@ def _run(network: str, row: str, seed: int, data: ImageData, arguments: argparse
     if arguments.noise:
         data, bad = with_wrong_labels(data, arguments.noise, torch.Generator().manual_seed(seed))
     cell = Cell(network=network, row=row, seed=seed, data=data, bad=bad, arguments=arguments)
-    lock = cell.state.with_suffix(".lock")
-    with claimed(lock) as mine:
+    with claimed(cell.state.with_suffix(".lock")) as mine:
         if mine and not cell.done.exists():
             cell.train()
-        if mine:
-            lock.unlink()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,7 +222,7 @@ class Cell:
                 return
             state = torch.load(self.state / STATE_FILE, map_location="cpu", weights_only=True)
             model, spec = self.start()
-            model.load_state_dict(state["best"]["weights"])
+            model.load_state_dict(as_state_of(model, state["best"]["weights"]))
             history = [EpochRecord(**one) for one in state["history"]]
             sizes = {"epochs": record.epoch, "samples": len(self.data.train), "batch_size": cell.config.batch_size}
             saving = saving_of_run(cell.config.policy.for_epochs(record.epoch), history, **sizes)

@@ -35,15 +35,16 @@ def table(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         saved = {kind: [100 * (1 - run[kind] / regular[run["seed"]][kind]) for run in own] for kind in ("cpu_s", "wall_s")}
         accuracies = [100 * run["test_accuracy"] for run in own]
         lost = compared(own, regular)
-        planned, measured = ([saving(run, kind) for run in own] for kind in ("predicted", "measured_cpu"))
-        whole = None not in measured
+        planned = [predicted(run) for run in own]
+        in_run = [share for run in own if (share := measured(run)) is not None]
+        whole = len(in_run) == len(own)
         rows.append(
             {
                 **{"row": name, "seeds": [run["seed"] for run in own], "epochs": _mean(run["epochs_run"] for run in own)},
                 **{"visits": 100 * _mean(run["visits_share"] for run in own), "cpu_s": _mean(run["cpu_s"] for run in own)},
                 **{"saved": _mean(saved["cpu_s"]), "saved_wall": _mean(saved["wall_s"])},
-                **{"predicted": _mean(planned), "in_run": _mean(measured) if whole else None},
-                "offs": [p - m for p, m in zip(planned, measured, strict=True)] if whole else [],
+                **{"predicted": _mean(planned), "in_run": _mean(in_run) if whole else None},
+                "offs": [p - m for p, m in zip(planned, in_run, strict=True)] if whole else [],
                 "overhead_s": statistics.median(run["policy_s"] for run in own),
                 "validation": 100 * _mean(run["best_validation_accuracy"] for run in own),
                 **{"accuracy": _mean(accuracies), "spread": _spread(accuracies)},
@@ -59,17 +60,26 @@ def compared(own: list[dict[str, Any]], others: dict[int, dict[str, Any]]) -> li
     return [100 * (run["test_accuracy"] - others[run["seed"]]["test_accuracy"]) for run in own if run["seed"] in others]
 
 
-def saving(run: dict[str, Any], kind: str) -> float | None:
-    """`predicted` or `measured_cpu`: what the run says it saved, in percent of a run of all --epochs; None where it cannot tell."""
+def predicted(run: dict[str, Any]) -> float:
+    """What the run was to save, in percent of the time of one of all --epochs."""
     own = run["saving_of_run"]
-    share = own[kind] if own else (0.0 if kind == "predicted" else None)
-    return None if share is None else 100 * (1 - (1 - share) * run["config"]["epochs"] / run["settings"]["epochs"])
+    return _of_all_epochs(own["predicted"] if own else 0.0, run)
+
+
+def measured(run: dict[str, Any]) -> float | None:
+    """What the run measured on itself, in percent of the time of one of all --epochs; None where it cannot tell."""
+    own = run["saving_of_run"]
+    return None if not own or own["measured_cpu"] is None else _of_all_epochs(own["measured_cpu"], run)
+
+
+def _of_all_epochs(share: float, run: dict[str, Any]) -> float:
+    return 100 * (1 - (1 - share) * run["config"]["epochs"] / run["settings"]["epochs"])
 
 
 def _verdict(row: dict[str, Any], rows: list[dict[str, Any]], by_row: dict[str, dict[int, dict[str, Any]]]) -> dict[str, Any]:
     """Goals met, and the lead over the best equal-time run of at least as many visits: without one, the policy may claim nothing."""
-    measured = row["saved"] if row["in_run"] is None else row["in_run"]
-    met = [goal for goal, (saved, lost) in GOALS.items() if measured >= saved and row["difference"] >= -lost]
+    time_saved = row["saved"] if row["in_run"] is None else row["in_run"]
+    met = [goal for goal, (saved, lost) in GOALS.items() if time_saved >= saved and row["difference"] >= -lost]
     none: dict[str, Any] = {"met": met, "rival": None, "over_rival": None, "over_rival_spread": None, "leads": {}}
     rivals = [other for other in rows if other["row"] in EQUAL_TIME and other["visits"] >= row["visits"] - 0.5]
     if row["row"] == "regular" or row["row"] in EQUAL_TIME or not rivals:

@@ -11,7 +11,6 @@ names no preset.
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Iterator
@@ -19,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from data_pruning import claimed
 from safetensors.torch import save_file
+from shared_folder import add_options, claimed
 
 from fineprune.common.files import read_json, write_json
 from fineprune.common.progress import Lines
@@ -106,18 +105,8 @@ def _parse() -> argparse.Namespace:
         "--seeds", nargs="+", type=int, default=[0, 1], metavar="N", help="Seeds of the calibration samples and of fine-tuning."
     )
     parser.add_argument("--samples", type=int, metavar="N", help="Calibrate on so many images (default: all).")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="How many threads compute.")
     parser.add_argument("--device", default="auto", help="Where to compute, as `fineprune --device` takes it.")
-    parser.add_argument(
-        "--training",
-        type=json.loads,
-        default={},
-        metavar="JSON",
-        help="Fine-tune with these settings of TrainConfig in place of the defaults.",
-    )
-    parser.add_argument("--runs", type=Path, default=Path("runs/recipes"), metavar="FOLDER", help="Keep the finished runs in this folder.")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="Write all figures into this JSON file.")
-    parser.add_argument("--collect", action="store_true", help="Run nothing, and make the table of the runs that are there.")
+    add_options(parser, "recipes")
     return parser.parse_args()
 
 

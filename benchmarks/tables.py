@@ -29,8 +29,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from data_pruning import claimed
 from safetensors.torch import save_file
+from shared_folder import add_options, claimed
 from tables_source import FFP, FPGM_RATE, TABLES, Table
 
 from fineprune.common.files import read_json, write_bytes, write_json
@@ -86,16 +86,12 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--epochs-share", type=float, metavar="R", help="Train for this share of the source's epochs (default: all).")
     parser.add_argument("--prune", type=float, metavar="R", help="The share that `asl` and `ours` prune (default: the source's).")
-    parser.add_argument("--training", type=json.loads, default={}, metavar="JSON", help="Retrain with these settings of TrainConfig.")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="Seeds of every cell.")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="How many threads compute.")
     parser.add_argument("--device", default="auto", help="Where to train, as `fineprune --device` takes it.")
     parser.add_argument("--latency", action="store_true", help="Time what was made.")
     parser.add_argument("--quick", action="store_true", help="Digits, narrow networks, an epoch: under five minutes for one network.")
-    parser.add_argument("--collect", action="store_true", help="Train nothing, and make the table of the cells that are there.")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="Write all figures into this JSON file.")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="Write the table into this file, too.")
-    parser.add_argument("--runs", type=Path, default=Path("runs/tables"), metavar="FOLDER", help="Keep the finished cells in this folder.")
+    add_options(parser, "tables")
     arguments = parser.parse_args()
     whole = TABLES[arguments.table]
     arguments.data = arguments.data or ("digits" if arguments.quick else whole.data)
