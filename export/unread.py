@@ -3,7 +3,7 @@
     read[c] of a map  <=>  a weight that is not zero, of a filter whose own channel is read, multiplies channel c, or something reads the
                            map that is not known here (an output of the graph, a join, a reshaping)
 
-Maps that activations, pools, sums and products of equal shape or depthwise convolutions join have the same channels, so they keep the same
+Maps that activations, pools, sums and products of maps or depthwise convolutions join have the same channels, so they keep the same
 ones. Weights of unread channels are zero, or make channels that are unread: outputs are what they were, but for the order of sums.
 This is how filters that were dropped as a whole make smaller dense layers for every runtime; wide maps keep a multiple of `WIDTH` channels.
 What stays: channels of a sum of which one summand still reads, convolutions of several groups that are not depthwise, and what joins
@@ -26,7 +26,8 @@ _UNARY = (
     *("Relu", "Clip", "Sigmoid", "Tanh", "LeakyRelu", "Elu", "Selu", "Softplus", "HardSigmoid", "HardSwish", "Gelu", "Identity"),
     *("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "BatchNormalization"),
 )
-_BINARY = ("Add", "Sub", "Mul", "Div", "Max", "Min")
+_BINARY = ("Add", "Sub", "Mul", "Max", "Min")
+"""And Div by one number: an unread channel that stays for the width may be zero, and 0 / 0 reaches all who multiply it with zero."""
 
 
 @dataclass(eq=False)
@@ -40,15 +41,16 @@ class _Maps:
 def drop_unread(model: Any) -> list[Refusal]:
     """Slice weights, biases, masks and statistics of all that has unread channels."""
     maps = _maps(model)
-    readers = [node for node in model.graph if _is_full(node) or _is_matrix(node)]
-    while any(_mark(node, maps) for node in readers):
+    apart = list(dict.fromkeys(maps.values()))
+    readers = [node for node in reversed(model.graph) if _is_full(node) or _is_matrix(node)]  # what reads goes from outputs to inputs
+    while sum(_mark(node, maps) for node in readers):  # of all each time, and not to the first that is new: networks are deep
         pass
-    for of in {id(of): of for of in maps.values()}.values():
+    for of in apart:
         missing = -max(1, int(of.read.sum())) % WIDTH if len(of.read) >= WIDTH else int(not of.read.any())
         of.read[np.flatnonzero(~of.read)[:missing]] = True
     for node in list(model.graph):
         _slice(model, node, maps)
-    for of in {id(of): of for of in maps.values()}.values():
+    for of in apart:
         if not of.read.all():
             for value in of.members:
                 _resize(value, int(of.read.sum()))
@@ -70,15 +72,15 @@ def _maps(model: Any) -> dict[Any, _Maps]:
                 known.read[:] = True
 
     def join(values: list[Any]) -> bool:
-        found = [of(value) for value in values]
-        if any(one is None for one in found) or len({len(one.read) for one in found if one is not None}) > 1:
+        """Whether all are maps of as many channels; then they keep the same ones."""
+        found = [one for value in values if (one := of(value)) is not None]
+        if not found or len(found) < len(values) or len({len(one.read) for one in found}) > 1:
             return False
-        first = found[0]
-        for other in found[1:]:
-            if first is not None and other is not None and other is not first:
-                first.read |= other.read
-                first.members += other.members
-                maps.update(dict.fromkeys(other.members, first))
+        first, *others = dict.fromkeys(found)
+        for other in others:
+            first.read |= other.read
+            first.members += other.members
+            maps.update(dict.fromkeys(other.members, first))
         return True
 
     all_read(model.graph.inputs)
@@ -87,7 +89,7 @@ def _maps(model: Any) -> dict[Any, _Maps]:
             of(node.inputs[0]), of(node.outputs[0])
         elif _is_matrix(node):
             of(node.inputs[0])
-            all_read(node.outputs)
+            all_read((*node.inputs[1:], *node.outputs))  # Gemm may add a map
         elif not join(_alike(node)):
             all_read((*node.inputs, *node.outputs))
     all_read(model.graph.outputs)
@@ -102,26 +104,26 @@ def _channels(value: Any) -> int:
 
 
 def _alike(node: Any) -> list[Any]:
-    """The maps of a node that have the same channels; one that is none (a constant) where that is not known."""
+    """The maps of a node that have the same channels; none where that is not known."""
+    if len(node.outputs) > 1:  # indices of MaxPool count the channels
+        return []
     if node.domain == "" and node.op_type in _UNARY:
         if all(one is None or constant(one) is not None for one in node.inputs[1:]):
             return [node.inputs[0], node.outputs[0]]
-    elif node.domain == "" and node.op_type in _BINARY and len(node.inputs) == 2:
+    elif _joins(node):
         others = [value for value in node.inputs if not _is_scalar(value)]
         if all(len(value.shape or ()) == 4 for value in others):
             return [*others, *node.outputs]
     elif _spatial(node) or _squeezes(node) or _is_depthwise(node):
         return [node.inputs[0], node.outputs[0]]
-    return [*node.inputs, *node.outputs, _UNKNOWN]
+    return []
 
 
-class _Unknown:
-    """What has no channels."""
-
-    shape = const_value = None
-
-
-_UNKNOWN = _Unknown()
+def _joins(node: Any) -> bool:
+    """A sum, a product or the like of two values, element by element."""
+    if node.domain != "" or len(node.inputs) != 2:
+        return False
+    return node.op_type in _BINARY or (node.op_type == "Div" and _is_scalar(node.inputs[1]))
 
 
 def _is_scalar(value: Any) -> bool:
@@ -174,7 +176,8 @@ def _is_depthwise(node: Any) -> bool:
 
 def _is_matrix(node: Any) -> bool:
     """A product of a [batch,C] with a constant matrix."""
-    if node.domain != "" or node.op_type not in ("Gemm", "MatMul") or _weights(node) is None or len(node.inputs[0].shape or ()) != 2:
+    weights = _weights(node) if node.domain == "" and node.op_type in ("Gemm", "MatMul") else None
+    if weights is None or weights.ndim != 2 or len(node.inputs[0].shape or ()) != 2:
         return False
     return "transA" not in node.attributes or not node.attributes["transA"].as_int()
 

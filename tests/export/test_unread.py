@@ -49,10 +49,10 @@ def images(count: int = 3) -> Tensor:
     return torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(1))
 
 
-def exported(model: nn.Module, path: Path, **options: Any) -> tuple[ExportReport, dict[str, tuple[int, ...]]]:
+def exported(model: nn.Module, path: Path, *, reference: int = 1, **options: Any) -> tuple[ExportReport, dict[str, tuple[int, ...]]]:
     """The report, and the shapes of weights and masks in the file, which computes what the model does."""
     report = export_onnx(model.eval(), SHAPE, path, plain=True, **options)
-    assert check_parity(model, path, images().numpy(), reference_samples=1, engine=False).passed
+    assert check_parity(model, path, images().numpy(), reference_samples=reference, engine=False).passed
     shapes = {tensor.name: tuple(tensor.dims) for tensor in onnx.load(path).graph.initializer}
     return report, {name.removesuffix(".weight"): shape for name, shape in shapes.items() if name.endswith(".weight")}
 
@@ -61,7 +61,8 @@ def masks(model: nn.Module, **dropped: tuple[list[int], list[int]]) -> dict[str,
     """Weight masks without these filters and without these channels."""
     found = {}
     for name, (filters, channels) in dropped.items():
-        found[name] = torch.ones(model.get_submodule(name).weight.shape, dtype=torch.bool)  # type: ignore[arg-type]
+        shape: torch.Size = model.get_submodule(name).weight.shape  # type: ignore[assignment]
+        found[name] = torch.ones(*shape, *(1,) * (4 - len(shape)), dtype=torch.bool)
         found[name][filters] = False
         found[name][:, channels] = False
     return found
@@ -164,6 +165,60 @@ def test_a_size_that_is_computed_and_inputs_that_are_left_out(dynamic_size: bool
     model = bake(Enlarged().eval(), {"fwp": masks(Enlarged(), a=([1, 4], []), b=([], [1, 4]))}, input_shape=SHAPE)
     _, shapes = exported(model, tmp_path / "m.onnx", dynamic_size=dynamic_size)
     assert shapes["a"] == (4, 3, 3, 3) and shapes["b"] == (8, 4, 3, 3)
+
+
+class Vectors(Net):
+    """Means of maps that Gemm adds, or that meet a vector."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.wide(self.a(x).relu()).relu().mean((2, 3))
+        if self.how == "vector":
+            return x @ self.head.weight[0].detach()
+        return torch.addmm(x, self.head(x), self.head.weight.detach())
+
+
+class Numbered(Net):
+    """Where the largest values are, which is counted over all channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, at = nn.functional.max_pool2d(self.a(x), 2, return_indices=True)
+        return self.wide(x) + at.float().mean((1, 2, 3), keepdim=True)
+
+
+@pytest.mark.parametrize(
+    ("model", "dropped"),
+    [(Vectors("sum"), {"head": ([], [1, 2])}), (Vectors("vector"), {"head": ([], [1])}), (Numbered(), {"wide": ([], [1, 4])})],
+    ids=["sum", "vector", "indices"],
+)
+def test_what_reads_a_map_beside_its_products_keeps_it_whole(model: Net, dropped: Any, tmp_path: Path) -> None:
+    numbered = isinstance(model, Numbered)  # onnx.reference counts otherwise
+    _, shapes = exported(bake(model, {"fwp": masks(model, **dropped)}), tmp_path / "net.onnx", reference=not numbered)
+    assert shapes["a"][0] == 6 and (numbered or shapes["wide"][0] == 8)
+
+
+def test_no_unread_channel_divides(tmp_path: Path) -> None:
+    """For the width a zero channel would stay among 16, and zero times 0 / 0 is NaN."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        a, b, c = nn.Conv2d(3, 20, 3, bias=False), nn.Conv2d(20, 20, 3, bias=False), nn.Conv2d(20, 4, 1)
+
+    class Ratio(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = a, b, c
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.b(self.a(x))
+            return self.c(x / (x * 2)) / 3
+
+    weights = masks(Ratio(), b=([1], range(15, 20)), c=([], range(1, 6)))  # type: ignore[arg-type]
+    weights["b"][1, 15:17] = True  # an unread filter, of channels that no other reads
+    _, shapes = exported(bake(Ratio().eval(), {"fwp": weights}), tmp_path / "net.onnx")
+    assert shapes["b"][0] == 20
 
 
 def test_wide_maps_keep_a_multiple_of_sixteen(tmp_path: Path) -> None:
