@@ -41,7 +41,7 @@ LR = {"lenet": 0.05, "vgg13": 0.05, "vgg16": 0.05, "vgg19": 0.05}
 
 def config_of(network: str, row: str, seed: int, *, epochs: int, batch_size: int, noise: float, training: dict[str, Any]) -> TrainConfig:
     """The source's recipe: SGD with momentum 0.9, a tenth of the rate after half and three quarters of the epochs; `training` replaces
-    settings of it, whatever the row."""
+    settings of it, whatever the row (its `auto_lr` where the row has the automatic rate)."""
     changes = dict(ROWS[row])
     epochs = round(epochs * changes.pop("squeezed", 1.0))
     schedule: dict[str, Any] = {"schedule": "multistep", "milestones": (epochs // 2, epochs * 3 // 4)}
@@ -49,9 +49,11 @@ def config_of(network: str, row: str, seed: int, *, epochs: int, batch_size: int
         shares = {name: max(1, round(epochs * value)) for name, value in changes["policy"].items() if name in ("window", "start")}
         changes["policy"] = {**changes["policy"], **shares}
     epochs = round(epochs * changes.pop("stopped", 1.0))
+    common = {"lr": LR.get(network.partition(":")[0], 0.1), "weight_decay": 5e-4, "warmup_epochs": 1.0, **training}
     if changes.get("schedule") == "auto":
         schedule = {}
-    common = {"lr": LR.get(network.partition(":")[0], 0.1), "weight_decay": 5e-4, "warmup_epochs": 1.0, **training}
+    else:
+        common.pop("auto_lr", None)
     return TrainConfig(epochs=epochs, batch_size=batch_size, seed=seed, record_losses=noise > 0, **common, **schedule, **changes)
 
 

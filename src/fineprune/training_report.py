@@ -66,6 +66,8 @@ def auto_rate_figure(history: Sequence[EpochRecord], config: AutoRateConfig, lr:
                 axes.axvline(epoch, color="#555", linestyle=":" if last else "--", linewidth=1)
             text = "nothing left to try" if last else f"lr × {config.factor:g}"
             above.annotate(text, (epoch, 1), xycoords=("data", "axes fraction"), ha="right", va="top", rotation=90, fontsize=8)
+            if last:  # an epoch that has begun goes on to its end, and the rule fires at each of its losses
+                break
     below.set_yscale("symlog", linthresh=2 * config.threshold)  # the first differences are far larger than h
     below.set_xlabel("epoch")
     below.xaxis.get_major_locator().set_params(integer=True)

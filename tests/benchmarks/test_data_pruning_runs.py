@@ -47,6 +47,8 @@ def test_rows_by_hand() -> None:
     assert stops_of("regular", ["regular", "stop-85", "equal-85"]) == {0.85: "stop-85"}
     changed = config_of("resnet20", "regular", 0, **{**SETTINGS, "training": {"lr": 0.02, "warmup_epochs": 0.0}})
     assert (changed.lr, changed.warmup_epochs, changed.weight_decay) == (0.02, 0.0, 5e-4)
+    rule = {**SETTINGS, "training": {"auto_lr": {"interval": 2}}}  # of a table that has rows without it, too
+    assert config_of("lenet", "auto-lr", 0, **rule).auto_lr.interval == 2 and config_of("lenet", "late", 0, **rule).schedule == "multistep"
     assert set(QUICK_ROWS) <= set(ROWS)
 
 

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from fineprune.common.errors import RunError, UsageError
 from fineprune.models.data import load_data
 from fineprune.models.training import TrainConfig, TrainResult, train
-from fineprune.models.training.auto_lr import replay
+from fineprune.models.training.auto_lr import AutoRateConfig, replay
 from fineprune.models.training.results import EpochRecord
 from fineprune.models.training.sampling.config import PolicyConfig
 from fineprune.models.training.sampling.loss_log import LossLog, SampleFacts, precision_recall
@@ -202,6 +202,12 @@ class TestTraining:
         assert [round(record.lr, 5) for record in result.history] == [0.03333, 0.05, 0.05, 0.005, 0.005, 0.0005]
         figure = auto_rate_figure(result.history, settings.rate_rule, 0.05)
         assert figure.axes[0].lines[0].get_xdata().tolist() == [2, 2.5, 3, 3.5, 4, 4.5, 5, 5.5, 6]
+
+    def test_the_figure_says_once_that_nothing_is_left_to_try(self) -> None:
+        facts: dict[str, Any] = {"train_loss": 1.0, "train_accuracy": 0.5, "validation_loss": 1.0, "validation_accuracy": 0.5, "lr": 0.05}
+        history = [EpochRecord(epoch=epoch, **facts, seconds=1.0, part_losses=(1.0,) * 5) for epoch in (1, 2)]
+        figure = auto_rate_figure(history, AutoRateConfig(interval=2, parts=5, max_drops=1), 0.05)  # fires at losses 4, 8, 9 and 10
+        assert [text.get_text() for text in figure.axes[0].texts] == ["lr × 0.1", "nothing left to try"]
 
     def test_losses_of_parts_are_always_of_the_same_images(self) -> None:
         data = fake_data(validation=600)
