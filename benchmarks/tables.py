@@ -103,6 +103,8 @@ def _parse() -> argparse.Namespace:
             parser.error(f"--cell {cell}: table {arguments.table} has {', '.join(sorted(networks))}")
         if whole.retrained is None and cell not in whole.cells:
             parser.error(f"--cell {cell}: table {arguments.table} has {', '.join(whole.cells)}")
+    if arguments.latency and whole.retrained is None:
+        parser.error(f"--latency: table {arguments.table} compares trainings of the same networks; leave it out")
     return arguments
 
 
@@ -267,7 +269,7 @@ def timed(cells: list[Cell], data: ImageData) -> list[dict[str, Any]]:
         else:
             names = (cell.name, f"{cell.name} int8")
             rows = files.in_engine(opened(Bundle.load(cell.folder)), place, names, read_json(cell.path)["accuracy"])
-        points += [({**row, "cell": cell.name}, place / row["file"]) for row in rows]
+        points += [({**row, "run": cell.path.name}, place / row["file"]) for row in rows]
     times = latencies(points, data.input_shape, BenchmarkConfig(), Lines())
     return [{**point, **times.get(point["name"], {})} for point, _ in points]
 
@@ -280,25 +282,28 @@ def table(cells: list[Cell]) -> str:
             runs.setdefault(cell.name, []).append(read_json(cell.path))
     epochs = " + ".join(str(c.training.epochs) for c in (first.dense, first) if c is not first or first.masks is None)
     kept = first.arguments.runs / f"{first.arguments.table}-latency.json"
-    points = read_json(kept)["points"] if kept.is_file() else []
+    timed_runs = dict[str, list[dict[str, Any]]]()
+    for point in read_json(kept)["points"] if kept.is_file() else ():
+        timed_runs.setdefault(point["run"], []).append(point)
     lines = [
         f"Table {first.arguments.table}: {first.source.title}. Ours: {first.arguments.data}, {epochs} epochs, {first.spec.args or ''}.",
         "",
         "| network | method | accuracy | points to dense | spared | source: accuracy | spared | ms | ms, int8 |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for cell in {cell.name: cell for cell in cells}.values():
+    for cell in (cell for cell in cells if cell.seed == first.seed):
         found = runs.get(cell.name, [])
         reported, spared = first.source.cells.get(cell.name, (None, None))
         lost = [100 * (run["accuracy"] - run["dense"]) for run in found if "dense" in run]
         own = [100 * run["spared"] for run in found if run["spared"] is not None]
-        times = {point["int8"]: point["milliseconds"] for point in points if point["name"].removesuffix(" int8") == cell.name}
+        times = {point["int8"]: point.get("milliseconds") for point in timed_runs.get(cell.path.name, ()) if cell.masks}
         columns = [mean([100 * run["accuracy"] for run in found]), mean(lost, "+.2f"), mean(own, ".1f")]
         columns += ["" if reported is None else f"{reported:.2f}", "" if spared is None else f"{spared:.1f}"]
         columns += [f"{times[int8]:.3f}" if times.get(int8) else "" for int8 in (False, True)]
         lines.append(f"| {cell.network} | {cell.method} | {' | '.join(columns)} |")
-    dense = [point for point in points if point["cell"].endswith(f":{BASELINE}") and "milliseconds" in point]
-    lines += ["", *(f"{point['name']}: {point['accuracy']:.2%}, {point['milliseconds']:.3f} ms" for point in dense)]
+    dense = {cell.dense.path.name: None for cell in cells if cell.masks is not None}
+    points = [point for run in dense for point in timed_runs.get(run, ()) if "milliseconds" in point]
+    lines += ["", *(f"{point['name']}: {point['accuracy']:.2%}, {point['milliseconds']:.3f} ms" for point in points)]
     return "\n".join(lines).rstrip()
 
 
