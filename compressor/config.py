@@ -11,6 +11,7 @@ from fineprune.ops.as_conv2d import NAMES
 
 from .criteria import criteria, criterion
 from .criterion import Criterion
+from .masks import MaskKind, in_order
 from .units import TAP, TAPS, Unit
 
 BlockScope = Literal["channel", "layer", "position", "global"]
@@ -246,8 +247,16 @@ class PruneConfig:
     @property
     def parts(self) -> tuple[Part, ...]:
         """Those that are pruned by, in their order: weights on what blocks leave, but blocks on what methods leave that need no data."""
-        order = (self.fwp, self.ffp) if self.weights_first else (self.ffp, self.fwp)
-        return tuple(part for part in order if self.common or part.prunes)
+        return tuple(part for part in self._order if self.common or part.prunes)
+
+    @property
+    def kinds(self) -> tuple[MaskKind, ...]:
+        """Of all masks, in the order of the parts."""
+        return tuple(in_order(part.mask for part in self._order))
+
+    @property
+    def _order(self) -> tuple[Part, Part]:
+        return (self.fwp, self.ffp) if self.weights_first else (self.ffp, self.fwp)
 
     @property
     def passes(self) -> tuple[tuple[Part, ...], ...]:

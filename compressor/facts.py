@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .macs import count_macs
+from .masks import in_order
 
 _MEASURED = ("masked", "reconstructed", "batchnorm_recalibrated", "finetuned")
 """Accuracies of the compressed network; the others are of the dense one, which stays what it was."""
@@ -47,9 +48,10 @@ def measured_on(digest: str, accuracy: Mapping[str, Any]) -> dict[str, str]:
 
 def _counted(model: nn.Module, facts: Mapping[str, Any]) -> dict[str, Any]:
     report = count_macs(model, facts["input_shape"])
-    asked = facts.get("ratios", {}).get("asked", report.pruned)
+    ratios = facts.get("ratios", {})
+    achieved = report.pruned(in_order(ratios.get("achieved", ())))
     return {
-        "ratios": {"asked": asked, "achieved": report.pruned},
+        "ratios": {"asked": ratios.get("asked", achieved), "achieved": achieved},
         "macs": report.to_json(),
         "conv_macs_kept": report.conv_macs / max(report.conv_macs_dense, 1),
     }

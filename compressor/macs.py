@@ -10,7 +10,7 @@ for a bias, two per element for BatchNorm, one per element for activation module
 Residual additions and whatever is called as a function are not counted. A mask reduces the convolution's term alone.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -30,7 +30,7 @@ from fineprune.common.inputs import Shape, Structured, answer, told, zeros
 from fineprune.ops.multiply_adds import multiply_adds
 
 from .layers import MaskedLayer
-from .masks import KINDS
+from .masks import KINDS, MaskKind
 from .products import FORMULAS, Uncounted
 
 FUNCTIONAL = "(functional)"
@@ -104,18 +104,17 @@ class MacReport:
         """Of the remaining multiply-adds, those with weights that are exactly zero though no mask drops them."""
         return sum(layer.macs_zero for layer in self.layers)
 
-    @property
-    def pruned(self) -> dict[str, float]:
+    def pruned(self, kinds: Sequence[MaskKind] = KINDS) -> dict[str, float]:
         """By kind of mask, the fraction of multiply-adds that it pruned of what the kinds before it left: of the 2-D convolutions, and of
-        other layers that carry masks.
+        other layers that carry masks. kinds: all of them, in the order in which they were pruned, which is also that of the result.
         """
         layers = [layer for layer in self.layers if layer.kind == "conv2d" or layer.kept]
         before: float = sum(layer.macs_dense for layer in layers)
         kept = [float(layer.macs_dense) for layer in layers]
         pruned = {}
-        for kind in KINDS:
+        for kind in kinds:
             kept = [macs * layer.kept.get(kind.name, 1.0) for macs, layer in zip(kept, layers, strict=True)]
-            left = sum((layer.macs for layer in layers), 0) if kind is KINDS[-1] else sum(kept, 0.0)  # the last one exactly
+            left = sum((layer.macs for layer in layers), 0) if kind is kinds[-1] else sum(kept, 0.0)  # the last one exactly
             pruned[kind.name] = 1 - left / max(before, 1)
             before = left
         return pruned

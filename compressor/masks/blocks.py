@@ -8,7 +8,7 @@ from torch import Tensor
 class Blocks:
     """Block masks belong to one input size."""
 
-    name, what, rest = "ffp", "blocks", ""
+    name, what = "ffp", "blocks"
 
     def shape(self, weight: Sequence[int], groups: int, output: Sequence[int | None]) -> tuple[int | None, ...]:
         """[C,oh,ow]."""

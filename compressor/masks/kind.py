@@ -19,11 +19,6 @@ class MaskKind(Protocol):
         """What it drops, in tables."""
         ...
 
-    @property
-    def rest(self) -> str:
-        """Of what its pruned fraction is, where that is not the dense network."""
-        ...
-
     def shape(self, weight: Sequence[int], groups: int, output: Sequence[int | None]) -> tuple[int | None, ...]:
         """Of the mask, for weight[F,C/groups,kh,kw] and an output of `output` positions (None: not known)."""
         ...

@@ -8,7 +8,7 @@ from torch import Tensor
 class Weights:
     """Weight masks hold at every input size."""
 
-    name, what, rest = "fwp", "weights", "of what is left"
+    name, what = "fwp", "weights"
 
     def shape(self, weight: Sequence[int], groups: int, output: Sequence[int | None]) -> tuple[int | None, ...]:
         """That of the weight."""

@@ -79,7 +79,7 @@ _SHOWN = 0.0005
 def saved(config: PruneConfig, pruned: Pruned, dense: MacReport, masked: MacReport) -> dict[str, Any]:
     """What the masks drop, for the manifest: `zero_weights` are multiply-adds of weights that were zero in the network given."""
     return {
-        "ratios": {"asked": config.asked, "achieved": masked.pruned},
+        "ratios": {"asked": config.asked, "achieved": masked.pruned(config.kinds)},
         "macs": masked.to_json(),
         "conv_macs_kept": masked.conv_macs / max(dense.conv_macs_dense, 1),
         "zero_weights": {"macs_dense": dense.macs_zero, "macs_pruned": dense.macs_zero - masked.macs_zero},

@@ -83,3 +83,13 @@ def test_fpgm_trains_and_ends_with_the_masks_of_its_last_epoch(trained: list[obj
     }
     assert bundle.masks["ffp"] and bundle.masks["fwp"]
     assert int((~bundle.masks["fwp"]["stem"].flatten(1).any(1)).sum()) == int(0.4 * 6)
+
+
+def test_what_goes_first_is_told_first(trained: list[object], tmp_path: Path) -> None:
+    """Weights of all, blocks of what these leave: not the blocks of channels that no weight reads any more."""
+    methods = ["--method", "fpgm", "--rate", 0.4, "--ffp", 0.15, "--samples", 16, "--epochs", 0]
+    done = succeed("compress", *trained, *methods, "--output", tmp_path / "b")
+    achieved = Bundle.load(tmp_path / "b").facts["ratios"]["achieved"]
+    assert list(achieved) == ["fwp", "ffp"] and achieved["fwp"] > 0.4, "channels go with the filters"
+    assert achieved["ffp"] == pytest.approx(0.15, abs=0.03)
+    assert done.out.index("weights (FWP)") < done.out.index("blocks (FFP), of what is left")

@@ -79,7 +79,7 @@ def _counts(dense: int, kept: int) -> list[str]:
 
 def print_compression(facts: dict[str, Any]) -> None:
     """What a compression saved and what it cost, from a bundle's manifest."""
-    from fineprune.compressor.masks import KINDS
+    from fineprune.compressor.masks import in_order
     from fineprune.compressor.masks.kind import label
 
     macs, accuracy, ratios = facts["macs"], facts["accuracy"], facts["ratios"]
@@ -105,11 +105,11 @@ def print_compression(facts: dict[str, Any]) -> None:
     rows = [
         *(
             [
-                f"{kind.what} ({label(kind)}){kind.rest and f', {kind.rest}'}",
+                f"{kind.what} ({label(kind)}){', of what is left' if place else ''}",
                 "by layer" if "search" in facts else "" if common else f"{asked[kind.name]:.1%}",
                 f"{achieved[kind.name]:.1%}",
             ]
-            for kind in KINDS
+            for place, kind in enumerate(in_order(achieved))
         ),
         ["convolution multiply-adds", f"{whole:.1%}" if whole else "", f"{1 - facts['conv_macs_kept']:.1%}"],
     ]

@@ -12,7 +12,7 @@ from fineprune.compressor.masks import KINDS
 
 from ..manifest import final_accuracy
 from ..pictures import KEPT, PALER, bare_axes, plain
-from .headline import EXPLAINED, pruned
+from .headline import EXPLAINED
 from .intervals import between, interval
 from .latency import gain
 from .markup import bar, curves, note, page, section, table, text
@@ -109,7 +109,7 @@ def _figures(one: Row) -> dict[str, str]:
         f"{measure.name}, dense": measure.written(one["accuracy_dense"]),
         "multiply-adds, million": f"{one['macs'] / 1e6:.2f}",
         "multiply-adds kept": f"{one['macs'] / max(one['macs_dense'], 1):.1%}",
-        **{pruned(kind): f"{one['pruned'][kind.name]:.1%}" for kind in KINDS},
+        **{f"{kind.what} pruned": f"{one['pruned'][kind.name]:.1%}" for kind in KINDS},
         "weights kept": f"{one['weights_kept'] / max(one['weights'], 1):.1%}",
         "ONNX file": size(one["file_bytes"]),
     }

@@ -3,8 +3,8 @@
 from typing import Any
 
 from fineprune.common.figures import milliseconds, setting, size, written
-from fineprune.compressor.masks import KINDS
-from fineprune.compressor.masks.kind import MaskKind, label
+from fineprune.compressor.masks import in_order
+from fineprune.compressor.masks.kind import label
 
 from ..manifest import final_accuracy, measured, zeros_pruned
 from .intervals import between, interval
@@ -116,19 +116,17 @@ def _size(sources: Sources) -> Card:
     return "Weights kept", share, [left, "--onnx FILE shows the size of an exported file"]
 
 
-def pruned(kind: MaskKind) -> str:
-    """What the ratio of a kind is called."""
-    return f"{kind.what} pruned {kind.rest}".strip()
-
-
 def _summary(sources: Sources) -> str:
-    macs, ratios, accuracy = sources.facts["macs"], sources.facts["ratios"], sources.accuracy
+    macs, achieved, accuracy = sources.facts["macs"], sources.facts["ratios"]["achieved"], sources.accuracy
     final, name, unit = final_accuracy(accuracy), text(sources.measure), accuracy.get("unit")
     rows = [
         ("all multiply-adds, million", f"{macs['macs_dense'] / 1e6:.2f}", f"{macs['macs'] / 1e6:.2f}"),
         ("convolution multiply-adds, million", f"{macs['conv_macs_dense'] / 1e6:.2f}", f"{macs['conv_macs'] / 1e6:.2f}"),
         *((f"pruned convolution multiply-adds {what}", "", f"{share:.1%}") for what, share in zeros_pruned(sources.facts)),
-        *((f"{pruned(kind)} ({label(kind)})", "", f"{ratios['achieved'][kind.name]:.1%}") for kind in KINDS),
+        *(
+            (f"{kind.what} pruned{' of what is left' if place else ''} ({label(kind)})", "", f"{achieved[kind.name]:.1%}")
+            for place, kind in enumerate(in_order(achieved))
+        ),
     ]
     if sources.int8 and sources.int8["accuracy"].get("int8") is not None:
         cost = sources.int8["accuracy"]
