@@ -207,8 +207,9 @@ def metric_of(given: Any) -> Metric:
 
 
 def moved(targets: Any, device: torch.device | str) -> Any:
-    """Targets of any structure of tensors, on `device`."""
-    return mapped(targets, lambda tensor: tensor.to(device, non_blocking=True))
+    """Outputs or targets of any structure of tensors, on `device`."""
+    waits = torch.device(device).type == "cpu"  # where they are read at once: a copy that is not waited for may be unfinished there
+    return mapped(targets, lambda tensor: tensor.to(device, non_blocking=not waits))
 
 
 def identity_of(function: Any) -> str:
