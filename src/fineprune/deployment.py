@@ -19,7 +19,7 @@ from fineprune.compressor.macs import count_macs
 from fineprune.models.data import ImageData
 
 from .arguments import check_arguments, check_progress, check_samples
-from .int8 import Int8Export, cost, int8_config, quantiser_of
+from .int8 import Int8Export, cost, int8_config, quantiser_of, samples_for
 from .networks import Network, named_data, network_of, open_bundle
 from .samples import calibration_data, called_on, compared, held_out
 
@@ -86,8 +86,8 @@ def to_onnx(
         raise UsageError(f"parity_samples is a whole number of at least 0, got {parity_samples!r}")
     metric = int8.get("metric") if isinstance(int8, Mapping) else None
     config = int8_config({key: int8[key] for key in int8 if key != "metric"} if isinstance(int8, Mapping) else int8)
-    calibrating = 0 if config is None else config.images + -(-config.images // 9)  # a tenth measures
-    sample = None if forward is None else called_on(samples, max(parity_samples, calibrating, 1), forward)
+    calibrating = 1 if config is None else samples_for(config)
+    sample = None if forward is None else called_on(samples, max(parity_samples, calibrating), forward)
     if sample is None:
         check_samples(samples)
     check_progress(progress)

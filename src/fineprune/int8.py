@@ -12,7 +12,7 @@ from fineprune.common.errors import UsageError
 from fineprune.common.figures import written
 from fineprune.common.inputs import Structured, one
 from fineprune.common.progress import Progress
-from fineprune.export.flat import arrays_of
+from fineprune.export.flat import arrays_of, first
 from fineprune.models.data import ImageData, Split
 from fineprune.models.data.images import Batch
 from fineprune.models.objective import ACCURACY, AGREEMENT, RELATIVE_ERROR, Metric, Tally, is_class_scores, objective_of
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 JUDGED = 2048
 """Images on which `max_drop` is measured, at most."""
 _BATCH = 64
+_HELD = 10
+"""One in so many samples that a network is called on measures, the others calibrate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +64,8 @@ def quantiser_of(job: Int8Export, progress: Progress) -> "Quantiser":
     from fineprune.export.int8.quantiser import Quantiser
 
     if isinstance(job.data, Structured):
-        return Quantiser(samples=arrays_of(_parted(job.data)[0]), config=job.config, progress=progress)
+        count = min(job.config.images, len(job.data) - _held(job.data))
+        return Quantiser(samples=arrays_of(first(job.data, count)), config=job.config, progress=progress)
     train = next((split for split in (job.data.train, job.data.validation, job.data.test) if len(split)), None)
     if train is None:
         raise UsageError(f"the data set {job.data.spec} is empty; int8 needs images to calibrate")
@@ -75,11 +78,13 @@ def quantiser_of(job: Int8Export, progress: Progress) -> "Quantiser":
     return Quantiser(samples=_images(train.subset(order[:count])), config=config, judge=judge, progress=progress)
 
 
-def _parted(samples: Structured) -> tuple[Structured, Structured]:
-    """Those that calibrate, and the last tenth, which measures."""
-    held = max(1, len(samples) // 10)
-    last = replace(samples.map(lambda tensor: tensor[-held:]), samples=held)
-    return replace(samples.map(lambda tensor: tensor[:-held]), samples=len(samples) - held), last
+def samples_for(config: "Int8Config") -> int:
+    """How many samples a network is called on, of which `config.images` calibrate and the last measure."""
+    return -(-config.images * _HELD // (_HELD - 1))
+
+
+def _held(samples: Structured) -> int:
+    return max(1, len(samples) // _HELD)
 
 
 def _drawn(split: Split) -> torch.Tensor:
@@ -141,7 +146,8 @@ def cost(float32: Path, int8: Path | str, data: ImageData | Structured, bundle: 
     from fineprune.export.runtimes import OnnxRuntime
 
     if isinstance(data, Structured):
-        return _distance(float32, int8, _parted(data)[1])
+        held = _held(data)
+        return _distance(float32, int8, replace(data.map(lambda tensor: tensor[-held:]), samples=held))
     name, split = data.held_out, getattr(data, data.held_out)
     facts: dict[str, Any] = {"split": name, "samples": len(split)}
     if not len(split):

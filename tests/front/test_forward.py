@@ -19,8 +19,11 @@ import fineprune
 from fineprune.common.errors import RunError, UsageError
 from fineprune.common.progress import Lines, Silent
 from fineprune.export.benchmark import BenchmarkConfig
+from fineprune.export.int8.quantiser import Int8Config
+from fineprune.int8 import Int8Export, quantiser_of, samples_for
 from fineprune.models.objective import RELATIVE_ERROR
 from fineprune.models.vision import import_torchvision
+from fineprune.samples import called_on
 
 
 class Fused(nn.Module):
@@ -178,6 +181,14 @@ def test_int8_is_calibrated_through_the_forward(tmp_path: Path) -> None:
             fineprune.to_onnx(bundle, tmp_path / "m.onnx", int8=wrong, **options)
     with pytest.raises(UsageError, match="int8 needs samples that calibrate and others that measure, got one"):
         fineprune.to_onnx(bundle, tmp_path / "m.onnx", int8=True, **{**options, "samples": samples.inputs(1)})
+
+
+@pytest.mark.parametrize(("given", "images"), [(2, 1), (20, 5), (samples_for(Int8Config(images=256)), 256)])
+def test_as_many_samples_calibrate_as_are_asked_for(given: int, images: int) -> None:
+    """And none of those that measure."""
+    quantiser = quantiser_of(Int8Export(config=Int8Config(images=images), data=called_on(Samples(given), given, forward)), Silent())
+    assert quantiser.to_json()["images"] == images and {len(one) for one in quantiser.samples} == {images}
+    assert images + max(1, given // 10) <= given
 
 
 def test_a_bundle_of_a_forward_is_benched_on_samples(tmp_path: Path) -> None:
