@@ -43,6 +43,9 @@ def check_same(network: nn.Module, path: Path | str, shape: Shape, batch: int | 
     count = _GROUPS * (batch or 1)
     x = torch.randn(count, *(size or 1 for size in shape), generator=torch.Generator().manual_seed(0))
     expected = _run(path, x.numpy(), batch or count)
+    if len(expected) != count:
+        remedy = f"export it with an output [N,...], a row for each, or {_CODE}"
+        raise UsageError(f"{path} gives {len(expected)} rows for {count} samples; {remedy}")
     for samples in (count, 1):
         apart = _apart(_outputs(network, x[:samples]), expected[:samples].astype(np.float64))
         if apart is None:

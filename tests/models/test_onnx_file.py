@@ -304,6 +304,10 @@ REFUSED: dict[str, tuple[Any, str]] = {
         ),
         r"holds the size of a batch in its graph.*; export it for one sample or for any number of them \(dynamic_axes",
     ),
+    "several rows of a sample": (
+        graph([node("Reshape", "s")], {"s": ints(6, 24)}, shape=(1, 3, 6, 8)),
+        r"gives 18 rows for 3 samples; export it with an output \[N,...\]",
+    ),
     "one number of a sample": (
         graph([node("ReduceSum", out=["r"], keepdims=0), helper.make_node("Add", ["x", "r"], ["y"])], shape=(1, 3, 6, 8)),
         "it reads a single number of a sample",

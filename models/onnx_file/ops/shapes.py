@@ -198,11 +198,12 @@ def slice_(b: Builder, node: Node) -> Value:
 @onnx("Gather")
 def gather(b: Builder, node: Node) -> Value:
     """By constant positions: one takes its axis away."""
-    axis, positions, x = node.attributes.get("axis", 0), node.constant(1), node[0]
+    x, positions = node[0], node.constant(1)
+    axis = node.attributes.get("axis", 0) % x.tensor.dim()
     positions = positions % x.tensor.shape[axis]
     if positions.dim() == 0:
-        return b.call(partial(torch.select, dim=axis, index=int(positions)), x, by_rows=axis % x.tensor.dim() > 0)
-    axis, chosen = axis % x.tensor.dim(), Value(tensor=positions)
+        return b.call(partial(torch.select, dim=axis, index=int(positions)), x, by_rows=axis > 0)
+    chosen = Value(tensor=positions)
     if axis == 0 and b.single and positions.dim() == 1 and not x.constant:
         return b.call(_SWAP, b.call(partial(taken, axis=1), b.call(_SWAP, x), chosen, by_rows=True))
     return b.call(partial(taken, axis=axis), x, chosen, by_rows=axis > 0)
