@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fineprune.common.errors import UsageError
+from fineprune.common.figures import setting
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -122,7 +123,7 @@ def _same(network: dict[str, Any]) -> str:
 
 def _latency_table(network: dict[str, Any]) -> str:
     groups = sorted({(row["batch_size"], row["threads"]) for row in network["latency"]})
-    heads = [f"batch {batch}, {threads} thread{'s' * (threads > 1)}" for batch, threads in groups]
+    heads = [setting(batch, threads) for batch, threads in groups]
     rival = any(row.get("speedup_rival") for row in network["latency"])
     columns = [column for head in heads for column in (f"{head}: ms (quartiles)", "speed-up", *(["over its int8"] if rival else []))]
     lines = [_line(["runtime", "MACs pruned", *columns]), _line(["---"] * (2 + len(columns)))]
@@ -195,7 +196,7 @@ def figure(networks: dict[str, Any]) -> "Figure":
         axes.bar(places, values, width, yerr=whiskers, color=_colour(runtime, number), label=runtime, ecolor="#555", error_kw={"lw": 0.8})
     axes.axhline(1, color="#333", lw=0.8, ls="--")
     axes.set_xticks(range(len(rows)), list(rows))
-    axes.set_ylabel(f"speed-up over dense ONNX Runtime\n(batch 1, {threads} thread{'s' * (threads > 1)})")
+    axes.set_ylabel(f"speed-up over dense ONNX Runtime\n({setting(1, threads)})")
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return chart
 

@@ -7,19 +7,22 @@ def written(value: float, unit: str | None = None) -> str:
 
 
 def milliseconds(value: float | None) -> str:
-    """Without the unit, with three figures or whole; empty for None."""
-    if value is None:
-        return ""
-    return f"{value:#.3g}" if value < 100 else f"{value:.0f}"
+    """Without the unit; empty for None."""
+    return "" if value is None else _short(value)
 
 
 def size(count: float | None) -> str:
     """Of a file of `count` bytes; empty for None."""
     if count is None:
         return ""
-    return f"{milliseconds(count / 1e6)} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+    return f"{_short(count / 1e6)} MB" if count >= 1e6 else f"{_short(count / 1e3)} kB"
 
 
 def setting(batch_size: int, threads: int) -> str:
     """What a latency was measured with."""
     return f"batch {batch_size}, {threads} thread{'s' * (threads > 1)}"
+
+
+def _short(value: float) -> str:
+    """With three figures, or whole."""
+    return f"{value:#.3g}" if value < 100 else f"{value:.0f}"

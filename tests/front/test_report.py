@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from fineprune.common.errors import RunError, UsageError
+from fineprune.common.figures import size
 from fineprune.compressor.bundle import Bundle
 from fineprune.recipe import job_of, read_recipe
 from fineprune.report import masks as mask_section
@@ -107,8 +108,8 @@ def test_exported_files_show_their_sizes_and_what_int8_cost(bundle: Path, tmp_pa
     for name, options in (("a.onnx", ()), ("b.onnx", ("--int8",))):
         succeed("export", bundle, *trust, *options, "--parity-samples", 0, "--output", tmp_path / name)
     shown = words(page(bundle, tmp_path, onnx=[tmp_path / "a.onnx", tmp_path / "b.onnx"]))
-    sizes = [(tmp_path / name).stat().st_size / 1e3 for name in ("a.onnx", "b.onnx")]
-    assert f"File size {sizes[0]:.1f} kB {sizes[1]:.1f} kB in int8" in shown
+    dense, int8 = (size((tmp_path / name).stat().st_size) for name in ("a.onnx", "b.onnx"))
+    assert f"File size {dense} {int8} in int8" in shown
     cost = json.loads((tmp_path / "b.onnx.int8.json").read_text())["accuracy"]["int8"]
     assert f"{cost:.2%} in int8 (" in shown
     with pytest.raises(UsageError, match="is a second float32 file of the network"):
@@ -247,7 +248,7 @@ def front_of_three() -> dict[str, Any]:
 
 def test_the_front_has_its_numbers_and_a_figure(bundle: Path, tmp_path: Path) -> None:
     shown = words(page(bundle, tmp_path, front=front_of_three()))
-    assert "1 * 50 % 50.0% 1.00 70.00% 60.00% 2.00 100.0 kB float32 2 90 % int8" in shown and "0 * dense, engine" in shown
+    assert "1 * 50 % 50.0% 1.00 70.00% 60.00% 2.00 100 kB float32 2 90 % int8" in shown and "0 * dense, engine" in shown
     assert all(text in shown for text in ("quads", "Some $x$ CPU", "nothing faster is as good", "before fine-tuning"))
     errors = {**front_of_three(), "measure": "mean error", "unit": "mm", "higher_is_better": False}
     assert "1 * 50 % 50.0% 1.00 0.7 mm 0.6 mm" in words(page(bundle, tmp_path, front=errors))

@@ -53,6 +53,7 @@ def export(as_json: bool, output: Path, plain: bool, dynamic_size: bool, parity_
     BUNDLE is a folder that `fineprune compress` wrote.
     """
     from fineprune.common.errors import UsageError
+    from fineprune.common.figures import size
     from fineprune.common.progress import Bars
 
     from ..deployment import check_onnx_target, export_int8, export_network, real_samples
@@ -84,7 +85,7 @@ def export(as_json: bool, output: Path, plain: bool, dynamic_size: bool, parity_
         say(cost_line(exported.int8))
     report = exported.report
     masked = sum(layer.macs < layer.macs_dense for layer in report.layers)
-    say(f"wrote {output}: {report.bytes / 1e6:.3f} MB, {masked} masked convolutions, opset {report.opset}")
+    say(f"wrote {output}: {size(report.bytes)}, {masked} masked convolutions, opset {report.opset}")
 
 
 def _int8_config(options: dict[str, Any]) -> Any:
