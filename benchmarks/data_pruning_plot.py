@@ -31,7 +31,6 @@ FAMILIES = {
 
 Rows of the order easiest have hollow markers, those of the order random grey ones.
 """
-ORDERS = ("-easiest", "-random")
 
 
 def main() -> None:
@@ -46,14 +45,14 @@ def main() -> None:
 
 def draw(path: Path, tables: Mapping[str, list[dict[str, Any]]], goals: Mapping[str, tuple[float, float]]) -> None:
     """One panel a network: mean over seeds, the standard deviation as a bar; shaded is where a goal is met."""
-    shown = {network: [row for row in rows if _kind(row) in FAMILIES] for network, rows in tables.items()}
+    shown = {network: [row for row in rows if _kind(row["row"]) in FAMILIES] for network, rows in tables.items()}
     figure = Figure(figsize=(4.6 * len(shown) + 1.7, 4.3), layout="constrained")
     panels = figure.subplots(1, len(shown), squeeze=False)[0]
     for axes, (network, rows) in zip(panels, shown.items(), strict=True):
         _panel(axes, network, rows, goals)
     panels[0].set_ylabel("test accuracy against the regular run, points")
     handles = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    order = sorted(handles, key=lambda name: (list(FAMILIES).index(_kind({"row": name})), name))
+    order = sorted(handles, key=lambda name: (list(FAMILIES).index(_kind(name)), name))
     labels = {"equal": "equal time, squeezed", "stop": "equal time, stopped"}
     figure.legend(
         [handles[name] for name in order], [labels.get(name, name) for name in order], loc="outside right center", frameon=False, fontsize=8
@@ -64,12 +63,13 @@ def draw(path: Path, tables: Mapping[str, list[dict[str, Any]]], goals: Mapping[
 def _panel(axes: Axes, network: str, rows: list[dict[str, Any]], goals: Mapping[str, tuple[float, float]]) -> None:
     axes.axhline(0, color="#bbb", linewidth=0.8, zorder=0)
     for row in rows:
-        marker, colour = FAMILIES[_kind(row)]
-        colour = "#888" if "-random" in row["row"] else colour
+        name = str(row["row"])
+        marker, colour = FAMILIES[_kind(name)]
+        colour = "#888" if "-random" in name else colour
         size = 11 if marker == "*" else 6
         style: dict[str, Any] = {"marker": marker, "color": colour, "markersize": size, "elinewidth": 0.8, "linestyle": "none"}
-        style["fillstyle"] = "none" if "-easiest" in row["row"] else "full"
-        axes.errorbar(time_saved(row), row["difference"], yerr=row["difference_spread"], label=_family(row), **style)
+        style["fillstyle"] = "none" if "-easiest" in name else "full"
+        axes.errorbar(time_saved(row), row["difference"], yerr=row["difference_spread"], label=_family(name), **style)
     low, high = axes.get_ylim()
     right = max(axes.get_xlim()[1], 50.0)
     axes.set(
@@ -81,17 +81,13 @@ def _panel(axes: Axes, network: str, rows: list[dict[str, Any]], goals: Mapping[
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _family(row: dict[str, Any]) -> str:
-    name = str(row["row"])
+def _family(name: str) -> str:
     return name.split("-")[0] if name.startswith(("equal-", "stop-")) else name
 
 
-def _kind(row: dict[str, Any]) -> str:
+def _kind(name: str) -> str:
     """The family without the order."""
-    name = _family(row)
-    for order in ORDERS:
-        name = name.replace(order, "")
-    return name
+    return _family(name).replace("-easiest", "").replace("-random", "")
 
 
 def _seeds(rows: list[dict[str, Any]]) -> str:

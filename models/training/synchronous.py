@@ -15,6 +15,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -199,15 +200,20 @@ class Synchronous:
         elif stepper.device.type == "cpu":
             self._check_losses()
 
-    def _follow(self) -> None:
-        """Measure the loss that the learning rate follows within an epoch, always of the same images."""
-        rule, data = self.config.rate_rule, self.task.data
-        split: SplitLike = getattr(data, rule.split)
+    @cached_property
+    def _followed(self) -> PartOf:
+        """The held-out images whose loss the learning rate follows within an epoch: always the same ones."""
+        rule = self.config.rate_rule
+        split: SplitLike = getattr(self.task.data, rule.split)
         some = torch.randperm(len(split), generator=torch.Generator().manual_seed(derive_seed(self.config.seed, "rate")))
+        return PartOf(split, some[: rule.images(len(split))].sort().values)
+
+    def _follow(self) -> None:
+        """Measure the loss that the learning rate follows within an epoch."""
         share_buffers(self.stepper.model, self.task.group)
         self._check_weights()
         with self.clock.following():
-            loss = self._measure(PartOf(split, some[: rule.images(len(split))].sort().values), rule.split, Silent()).loss
+            loss = self._measure(self._followed, self.config.auto_lr.split, Silent()).loss
         self.part_losses.append(loss)
         self.rate.observe(loss)
 

@@ -1,6 +1,7 @@
 """The benchmark of data pruning on a few digits: its rows, its files, and stopped runs that come out of whole ones."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,9 @@ from typing import Any
 import data_pruning
 import pytest
 import torch
+from data_pruning_plot import draw
 from data_pruning_rows import QUICK_ROWS, ROWS, config_of, stops_of
-from data_pruning_table import table
+from data_pruning_table import GOALS, table
 from label_noise import found, with_wrong_labels
 
 from fineprune.models.data import load_data
@@ -111,3 +113,13 @@ def test_a_policy_is_compared_with_the_best_of_equal_time() -> None:
     assert rows["strong"]["difference"] == pytest.approx(-0.3) and rows["strong"]["met"] == ["goal"]
     assert rows["strong"]["rival"] == "stop-75" and rows["strong"]["over_rival"] == pytest.approx(0.7)
     assert rows["regular"]["rival"] is None and rows["stop-75"]["rival"] is None
+
+
+def test_the_picture_names_families_and_orders(tmp_path: Path) -> None:
+    rows = [row for row in ROWS if row not in ("regular", "equal-60")]
+    runs = [run_of("regular", 0, 0.9, 1.0, None), *(run_of(row, 0, 0.89, 0.7, 0.3) for row in rows)]
+    draw(tmp_path / "a.svg", {"lenet": table(runs)}, GOALS)
+    texts = re.findall(r">([^<>]+)</text>", (tmp_path / "a.svg").read_text())
+    orders = [name for name in rows if not name.startswith(("equal-", "stop-"))]
+    assert {*orders, "equal time, squeezed", "equal time, stopped", "goal", "hoped for", "lenet, 1 seed"} <= set(texts)
+    assert texts.count("equal time, squeezed") == 1 and "regular" not in texts
