@@ -8,7 +8,8 @@ are ranked then, on what they leave.
 
 from collections.abc import Mapping
 from dataclasses import replace
-from math import exp, pi, sqrt
+from math import erfc, exp, pi, sqrt
+from statistics import NormalDist
 from typing import Any
 
 import torch
@@ -28,25 +29,25 @@ from .masking import MaskUpdates
 from .schedules import Adaptive
 
 MOMENTUM = 0.9
-LARGEST = 5.0
-"""Of r."""
+LEAST, LARGEST = 1e-6, 5.0
+"""Of r, where something is divided by it, and ever."""
+START = 0.6
+"""Of the ratio, before the first step."""
 
 
 def density(thresholds: Mapping[str, float], shares: Mapping[str, float]) -> float:
     """The part of the multiply-adds that normally distributed weights keep."""
-    return sum(
-        share * (1 - torch.erf(torch.tensor(thresholds[name] / sqrt(2), dtype=torch.float64)).item()) for name, share in shares.items()
-    )
+    return sum(share * erfc(thresholds[name] / sqrt(2)) for name, share in shares.items())
 
 
 def first_threshold(ratio: float) -> float:
-    """Under which 0.6 of the ratio of normally distributed weights lies."""
-    return torch.erfinv(torch.tensor(0.6 * ratio, dtype=torch.float64)).item() * sqrt(2)
+    """Under which `START` of the ratio of normally distributed weights lies."""
+    return NormalDist().inv_cdf((1 + START * ratio) / 2)
 
 
 def gradient(weight: Tensor, grad: Tensor, kept: Tensor, r: float) -> float:
     """d loss / d r of a layer, where `grad` is that of its masked weight; all of one shape."""
-    return -float((grad * weight)[~kept].double().sum()) / max(r, 1e-6)
+    return -float((grad * weight)[~kept].double().sum()) / max(r, LEAST)
 
 
 class AdaptiveThresholds(MaskUpdates):
@@ -117,9 +118,12 @@ class AdaptiveThresholds(MaskUpdates):
         """Masks that keep what is asked for, and blocks on top."""
         scores, costs = {}, {}
         for site in self.sites:
-            weight = filters_of(self._layers[site.name], self._layers[site.name].own_weight)
-            costs[site.name] = torch.full(weight.shape, site.macs // weight.numel())
-            scores[site.name] = spread(weight) / max(self.thresholds[site.name], 1e-6) * costs[site.name]
+            name, layer = site.name, self._layers[site.name]
+            weight = filters_of(layer, layer.own_weight)
+            costs[name] = torch.full(weight.shape, site.macs // weight.numel())
+            scores[name] = spread(weight) / max(self.thresholds[name], LEAST) * costs[name]
+            if name in self._before:  # what went before counts
+                scores[name] = scores[name].masked_fill(~self._before[name].cpu(), -torch.inf)
         kept = global_threshold(scores, costs, self.config.fwp.ratio)
         weights = self._before | {name: mask & self._before[name] if name in self._before else mask for name, mask in kept.items()}
         for layer in self._layers.values():

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from fineprune.calibrate.collect import CalibrationConfig
 from fineprune.common.errors import UsageError
-from fineprune.compressor.bake import masks_of
+from fineprune.compressor.bake import bake, masks_of
 from fineprune.compressor.bundle import Bundle
 from fineprune.compressor.config import prune_config
 from fineprune.compressor.macs import count_macs
@@ -22,7 +22,7 @@ from fineprune.models.training.interfaces import Beside
 from fineprune.models.training.trainer import opened
 from fineprune.recipe import job_of
 from fineprune.schedules import Adaptive
-from fineprune.thresholds import AdaptiveThresholds, first_threshold
+from fineprune.thresholds import AdaptiveThresholds, first_threshold, gradient
 from support.command import succeed
 from support.fakes import fake_data, small_network
 
@@ -94,8 +94,6 @@ def test_thresholds_learn_as_in_the_paper() -> None:
 
 
 def test_the_gradient_in_a_threshold_is_the_paper_s() -> None:
-    from fineprune.thresholds import gradient
-
     generator = torch.Generator().manual_seed(0)
     w, g = torch.randn(2, 30, generator=generator)
     r = torch.tensor(0.8, requires_grad=True)
@@ -126,6 +124,17 @@ def test_a_run_ends_at_its_budget_and_goes_on_where_it_stopped(ffp: float, tmp_p
         again, resumed = run(None, tmp_path / str(batch))
         assert resumed.thresholds == masking.thresholds
         assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_what_went_before_counts_towards_the_ratio() -> None:
+    dense, half = small_network(), torch.Generator().manual_seed(0)
+    before = {"0": torch.rand(5, 3, 3, 3, generator=half) < 0.5, "3": torch.rand(7, 5, 1, 1, generator=half) < 0.5}
+    model = bake(dense, {"fwp": before})
+    masking = thresholds(model)
+    masking.update(0.5)
+    assert masking.final and all((masking.masks["fwp"][name] <= kept).all() for name, kept in before.items())
+    left = [count_macs(network, (3, 6, 6)).conv_macs for network in (model, dense)]
+    assert left[0] / left[1] == pytest.approx(1 - RATIO, abs=0.02)
 
 
 def test_the_method_brings_its_training_and_refuses_what_it_cannot_learn(trained: list[object], tmp_path: Path) -> None:
