@@ -19,6 +19,7 @@ from fineprune.ops.geometry import Conv
 from . import kernels
 
 Norm = Literal["l2", "l1", "apoz"]
+Within = Literal["channel", "layer"]
 NORMS: tuple[str, ...] = get_args(Norm)
 
 
@@ -50,7 +51,7 @@ class Reading:
 
     softmax: bool = False
     """Whether those of a channel go through a softmax over its positions first."""
-    within: Literal["channel", "layer"] = "channel"
+    within: Within = "channel"
     """What the top K are of."""
 
     def blocks(self, channels: int, positions: int) -> int:

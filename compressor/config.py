@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Literal, get_args
 
 from fineprune.calibrate.convolutions import LAYER_TYPES, ConvSite, select_sites
+from fineprune.calibrate.frequency import Within
 from fineprune.common.errors import UsageError
 from fineprune.ops.as_conv2d import NAMES
 
@@ -19,7 +20,6 @@ WeightScope = Literal["kernel", "group", "channel", "filter", "layer", "global"]
 WeightUnit = Literal["weight", "pair", "quad", "row"]
 Order = Literal["cluster", "file"]
 Share = Literal["filter", "group", "channel"]
-Within = Literal["channel", "layer"]
 Count = Literal["top", "sum"]
 Preset = Literal["obs", "taylor", "thesis"]
 Split = Literal["preset", "common"]
@@ -145,8 +145,8 @@ class FFPConfig(Part):
             raise UsageError(f"FFP softmax is true or false, got {self.softmax!r}")
         if self.sample_ratio is not None:
             _check_ratio("FFP", "sample_ratio", self.sample_ratio)
-        plain = {"softmax": False, "within": "channel", "count": "top", "sample_ratio": None}
-        other = next((name for name, value in plain.items() if getattr(self, name) != value), None)
+        readings = ("softmax", "within", "count", "sample_ratio")
+        other = next((name for name in readings if getattr(self, name) != getattr(FFPConfig, name)), None)
         if other and not self.method.per_sample:
             able = ", ".join(known.name for known in criteria(self.mask) if known.per_sample)
             raise UsageError(f"FFP {other} is of methods that rank each sample ({able}), and {self.criterion!r} does not; leave it out")

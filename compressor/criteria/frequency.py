@@ -37,9 +37,9 @@ def reading_of(config: Any) -> Reading:
 def kept_blocks(sites: Sequence[ConvSite], config: Any) -> dict[str, int]:
     """K of stage 1 for each layer that is pruned: blocks kept of each channel (or layer), the same share as in stage 2 or its own."""
     own, reading = config.sample_ratio, reading_of(config)
-    ratios = {site.name: config.ratio_of(site.name) if own is None else own for site in config.chosen(sites)}
     return {
-        site.name: keep_count(reading.blocks(site.in_channels, site.positions), ratios[site.name]) for site in sites if site.name in ratios
+        site.name: keep_count(reading.blocks(site.in_channels, site.positions), config.ratio_of(site.name) if own is None else own)
+        for site in config.chosen(sites)
     }
 
 
@@ -81,7 +81,7 @@ class Frequency(Criterion):
         """[C,oh,ow]."""
         return layer.sum("norm" if layer.config.count == "sum" else "frequency")
 
-    def ties(self, layer: Layer) -> Tensor | None:
+    def ties(self, layer: Layer) -> Tensor:
         """[C,oh,ow]: the sum of the scores of single samples."""
         return layer.sum("norm")
 

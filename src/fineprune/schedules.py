@@ -13,7 +13,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
 from fineprune.common.errors import UsageError
 from fineprune.compressor.config import Part, PruneConfig
@@ -74,17 +74,17 @@ class WhileTraining(Schedule):
     dropped: str
     """What becomes of weights that an update drops, until the next one."""
 
-    @abstractmethod
-    def over(self, epochs: int) -> "WhileTraining":
+    def over(self, epochs: int) -> Self:
         """The same with all numbers known, for a run of so many epochs."""
+        return self
 
     @abstractmethod
     def due(self, progress: float) -> int:
         """How many updates there are to have been once `progress`, in [0,1], of the run is done."""
 
-    @abstractmethod
     def reached(self, updates: int) -> float:
-        """The part of what is asked for that is pruned after so many updates, in [0,1]."""
+        """The part of what is asked for that is pruned after so many updates, in [0,1]: all of it, unless it comes by and by."""
+        return 1.0
 
     def ratio(self, updates: int, whole: float) -> float:
         """What is pruned after so many updates, where `whole` is asked for."""
@@ -142,19 +142,13 @@ class CubicSchedule(WhileTraining):
     _lower = "share"
 
     def __post_init__(self) -> None:
-        number = isinstance(self.share, int | float) and not isinstance(self.share, bool)
-        if not number or not 0 < self.share < 1:
-            raise UsageError(f"prune_schedule: share is in (0,1), got {self.share!r}")
+        _check_number("share", self.share, below=1)
         _check_count("updates", self.updates)
         _check_count("samples", self.samples)
 
     @staticmethod
     def _when(run: Any) -> str:
         return f"masks come over the first {run.share:.0%} of the run"
-
-    def over(self, epochs: int) -> "CubicSchedule":
-        """Itself."""
-        return self
 
     def due(self, progress: float) -> int:
         """Evenly over `share`."""
@@ -192,7 +186,7 @@ class EachEpoch(WhileTraining):
     def _when(run: Any) -> str:
         return f"masks change at {run.updates} times in the run"
 
-    def over(self, epochs: int) -> "EachEpoch":
+    def over(self, epochs: int) -> Self:
         """With the number of updates."""
         return replace(self, updates=epochs if self.updates is None else self.updates)
 
@@ -200,10 +194,6 @@ class EachEpoch(WhileTraining):
         """The first at once."""
         count = self.updates or 1
         return min(count, math.floor(progress * count + 1e-9) + 1)
-
-    def reached(self, updates: int) -> float:
-        """All of it."""
-        return 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,10 +216,9 @@ class Adaptive(WhileTraining):
     _lower = "share"
 
     def __post_init__(self) -> None:
-        for name, largest in (("share", 1.0), ("strength", math.inf), ("speed", math.inf)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < largest:
-                raise UsageError(f"prune_schedule: {name} is {'in (0,1)' if largest == 1 else 'a number above 0'}, got {value!r}")
+        _check_number("share", self.share, below=1)
+        _check_number("strength", self.strength)
+        _check_number("speed", self.speed)
         _check_count("smallest", self.smallest)
         _check_count("samples", self.samples)
 
@@ -249,17 +238,9 @@ class Adaptive(WhileTraining):
                 "method 'asl' learns the ratio of each layer, of single weights; leave fwp's per_layer, unit, share and scope out"
             )
 
-    def over(self, epochs: int) -> "Adaptive":
-        """Itself."""
-        return self
-
     def due(self, progress: float) -> int:
         """The final masks."""
         return int(progress >= self.share - 1e-9)
-
-    def reached(self, updates: int) -> float:
-        """All of it."""
-        return 1.0
 
 
 AnySchedule = Rounds | CubicSchedule | EachEpoch | Adaptive
@@ -293,6 +274,11 @@ def at(config: PruneConfig, ratio: Callable[[float], float]) -> PruneConfig:
         return replace(part, ratio=ratio(part.ratio), per_layer={glob: ratio(whole) for glob, whole in part.per_layer.items()})
 
     return PruneConfig(ffp=part_at(config.ffp), fwp=part_at(config.fwp), common=ratio(config.common))
+
+
+def _check_number(name: str, value: Any, *, below: float = math.inf) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < below:
+        raise UsageError(f"prune_schedule: {name} is {'in (0,1)' if below == 1 else 'a number above 0'}, got {value!r}")
 
 
 def _check_count(name: str, value: Any) -> None:
