@@ -24,6 +24,7 @@ from support.fakes import Recorder, fake_data, small_network
 from support.processes import in_two
 
 POLICY: dict[str, Any] = {"name": "fine-pruning", "window": 3, "start": 1, "block": 1, "prune_epochs": 1}
+AUTO: dict[str, Any] = {"schedule": "auto", "auto_lr": {"interval": 2, "parts": 3, "threshold": 9.0}}
 
 
 class Half(nn.Module):
@@ -46,12 +47,14 @@ def config(**changes: Any) -> TrainConfig:
 
 
 def outcome(model: nn.Module, result: TrainResult) -> dict[str, Any]:
-    history = [[r.train_loss, r.train_accuracy, r.validation_loss, r.validation_accuracy, r.lr, r.visits] for r in result.history]
+    history = [
+        [r.train_loss, r.train_accuracy, r.validation_loss, r.validation_accuracy, r.lr, *r.part_losses, r.visits] for r in result.history
+    ]
     return {"weights": dict(model.state_dict()), "history": history, "losses": result.losses, "best": result.best_epoch}
 
 
-def trained(model: nn.Module, asked: TrainConfig, samples: int = 101, **options: Any) -> dict[str, Any]:
-    return outcome(model, train(model, fake_data(samples, 24), asked, device="cpu", **options))
+def trained(model: nn.Module, asked: TrainConfig, samples: int = 101, held_out: int = 24, **options: Any) -> dict[str, Any]:
+    return outcome(model, train(model, fake_data(samples, held_out), asked, device="cpu", **options))
 
 
 def masked() -> dict[str, Any]:
@@ -80,6 +83,7 @@ def several(rank: int, folder: Path) -> dict[str, Any]:
     found["again"] = trained(Half(), config(), output=folder / "plain")
     found["policy"] = trained(Half(), config(policy=POLICY, record_losses=True))
     found["batchnorm"] = trained(small_network(), config(batch_size=16))
+    found["automatic"] = trained(Half(), config(**AUTO), held_out=301)
     found["taught"] = trained(Half(), config(distill=0.7), teacher=small_network(seed=9))
     found["quantised"] = trained(Half(), config(qat_epochs=2))
     found["masked"] = masked()
@@ -131,7 +135,7 @@ def assert_close(one: dict[str, Any], other: dict[str, Any]) -> None:
         assert mine == pytest.approx(theirs, rel=1e-5)
 
 
-@pytest.mark.parametrize("run", ["plain", "policy", "batchnorm", "taught", "quantised", "masked", "remainder"])
+@pytest.mark.parametrize("run", ["plain", "policy", "batchnorm", "automatic", "taught", "quantised", "masked", "remainder"])
 def test_both_processes_end_with_the_same_bits(both: list[dict[str, Any]], run: str) -> None:
     one, other = (found[run] for found in both)
     assert one["history"] == other["history"]
@@ -159,6 +163,12 @@ def test_policies_and_recorded_losses_see_the_samples_of_both(both: list[dict[st
     assert_close(both[0]["policy"], alone)
     torch.testing.assert_close(both[1]["policy"]["losses"], alone["losses"], equal_nan=True, rtol=1e-3, atol=1e-3)
     assert both[0]["policy"]["history"][1][-1] == 76
+
+
+def test_losses_of_parts_of_an_epoch_are_of_the_images_of_both(both: list[dict[str, Any]]) -> None:
+    alone = trained(Half(), config(**AUTO), held_out=301)
+    assert_close(both[0]["automatic"], alone)
+    assert [len(record) for record in alone["history"]] == [9, 9, 9] and len({record[4] for record in alone["history"]}) > 1
 
 
 def test_the_remainder_that_leaves_a_process_one_sample_is_left_out(both: list[dict[str, Any]]) -> None:
