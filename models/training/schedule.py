@@ -52,16 +52,15 @@ class LearningRate:
         return rate
 
     @property
-    def by_parts(self) -> bool:
-        """Whether losses are wanted after parts of an epoch (`part_ends`) in place of whole ones."""
-        return self.auto is not None and (self.auto.config.parts or 1) > 1
+    def parts(self) -> int:
+        """Losses that are wanted of an epoch: one after the whole of it, or several, after parts of it (`part_ends`)."""
+        return 1 if self.auto is None else self.auto.config.parts or 1
 
     def part_ends(self, epoch: int, batch: int, batches: int) -> bool:
         """Whether a part of `epoch` (0-based) ends with step `batch` of `batches`; none does in the warm-up, whose losses tell nothing."""
-        if self.auto is None or not self.by_parts or epoch + batch / batches <= self.config.warmup_epochs:
+        if self.parts == 1 or epoch + batch / batches <= self.config.warmup_epochs:
             return False
-        parts = self.auto.config.parts or 1
-        return parts * batch // batches > parts * (batch - 1) // batches
+        return self.parts * batch // batches > self.parts * (batch - 1) // batches
 
     def observe(self, validation_loss: float) -> None:
         """Take note of a validation loss (plateau and auto use it)."""

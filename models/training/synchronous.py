@@ -274,7 +274,7 @@ class Synchronous:
         model.eval()
 
     def close_epoch(self, rate_loss: float | None) -> None:
-        if rate_loss is not None and not self.rate.by_parts:
+        if rate_loss is not None and self.rate.parts == 1:
             self.rate.observe(rate_loss)
         self.epoch += 1
         self.batch, self.sums, self.selection, self.part_losses = 0, EpochSums(), Selection(), []
