@@ -52,6 +52,9 @@ class Metric:
         for name, value in (("name", self.name), ("unit", self.unit or "")):
             if not isinstance(value, str):
                 raise UsageError(f"Metric: {name} is text, got {value!r:.80}")
+        if isinstance(self.function, type):
+            given = self.function.__name__
+            raise UsageError(f"the {self.name or 'metric'} is the class {given}; give an object of it, such as {given}()")
         if not self.name or not (callable(self.function) or self.of_set) or not isinstance(self.higher_is_better, bool):
             raise UsageError(
                 "a Metric has a name, a function(outputs, targets) or an object with update and compute, and whether higher_is_better "

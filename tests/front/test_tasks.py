@@ -293,6 +293,11 @@ class Several(MeanIoU):
 
 WRONG |= {
     "no metric": ({"loss": squared, "metric": 3}, UsageError, "metric is a function of .*, or an object with update and compute, got 3"),
+    "a class": (
+        {"loss": squared, "metric": MeanIoU},
+        UsageError,
+        r"the MeanIoU is the class MeanIoU; give an object of it, such as MeanIoU\(\)",
+    ),
     "several figures": ({"loss": squared, "metric": Several()}, RunError, "the metric Several computes a dict of .*; give one number"),
     "another task's metric": (
         {"loss": squared, "metric": MeanIoU()},
