@@ -20,7 +20,7 @@ from fineprune.models.training.results import EpochRecord
 from fineprune.models.training.sampling.config import PolicyConfig
 from fineprune.models.training.sampling.loss_log import VIEWS, SampleFacts
 
-from .pictures import plain, write_picture
+from .pictures import ACCENT, KEPT, PALER, plain, write_picture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,17 +46,17 @@ def auto_rate_figure(history: Sequence[EpochRecord], config: AutoRateConfig, lr:
     nan = math.nan
     figure = Figure(figsize=(8, 5), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
-    above.plot(epochs, losses, "o-" if config.parts == 1 else "-", color="#1f5f8b", markersize=3)
+    above.plot(epochs, losses, "o-" if config.parts == 1 else "-", color=KEPT, markersize=3)
     above.set_ylabel(f"{config.split} loss")
     for values, label, colour in (
-        ([p.std_i for p in points], f"std of the last {config.interval}", "#1f5f8b"),
-        ([p.std_2i for p in points], f"std of the last {2 * (config.interval or 0)}", "#8fb3cf"),
-        ([p.diff for p in points], "difference", "#d1603d"),
+        ([p.std_i for p in points], f"std of the last {config.interval}", KEPT),
+        ([p.std_2i for p in points], f"std of the last {2 * (config.interval or 0)}", PALER),
+        ([p.diff for p in points], "difference", ACCENT),
     ):
         below.plot(epochs, [nan if v is None else v for v in values], ".-", color=colour, label=label, markersize=4)
     limits = [p.threshold for p in points]
     lower = [-h for h in limits] if config.rule == "default" else [min(0.0, *(p.diff or 0.0 for p in points))] * len(points)
-    below.fill_between(epochs, lower, limits, color="#d1603d", alpha=0.15, step="mid", linewidth=0, label="rule fires here")
+    below.fill_between(epochs, lower, limits, color=ACCENT, alpha=0.15, step="mid", linewidth=0, label="rule fires here")
     drops = 0
     for epoch, point in zip(epochs, points, strict=True):
         if point.fired:
@@ -146,7 +146,7 @@ def contact_sheet(indices: Tensor, facts: SampleFacts, losses: Tensor, data: Ima
         picture.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         name = plain(data.classes[int(data.train.labels[index])])
         picture.set_title(f"{index}: {name}\n{facts.mean_loss[index]:.2f}, out {int(facts.pruned[index])}×", fontsize=6, pad=2)
-        curve.plot(epochs, losses[:, index].tolist(), ".-", color="#d1603d", linewidth=0.8, markersize=2)
+        curve.plot(epochs, losses[:, index].tolist(), ".-", color=ACCENT, linewidth=0.8, markersize=2)
         curve.set_ylim(-0.05 * highest, 1.05 * highest)
         curve.set_xlim(0, len(losses) + 1)
         curve.axhline(0, color="#bbb", linewidth=0.5)

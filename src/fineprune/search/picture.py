@@ -7,7 +7,7 @@ import numpy as np
 
 from fineprune.compressor.search.levels import Level
 
-from ..pictures import plain
+from ..pictures import DENSE, KEPT, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -70,8 +70,8 @@ def _times(axes: Any, rows: list[Any], names: list[str]) -> None:
             dense[row["layer"]] = row["milliseconds_dense"]
             fastest[row["layer"]] = min(row["milliseconds"], fastest.get(row["layer"], np.inf))
     places = range(len(names))
-    axes.barh(places, [dense.get(name, 0.0) for name in names], color="#c9d3de", label="dense")
-    axes.barh(places, [fastest.get(name, 0.0) for name in names], color="#1f5f8b", label="fastest level")
+    axes.barh(places, [dense.get(name, 0.0) for name in names], color=DENSE, label="dense")
+    axes.barh(places, [fastest.get(name, 0.0) for name in names], color=KEPT, label="fastest level")
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_yticks([])
     axes.set_xlabel("ms in the engine")
