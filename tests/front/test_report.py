@@ -16,6 +16,7 @@ import torch
 from fineprune.common.errors import RunError, UsageError
 from fineprune.common.figures import size
 from fineprune.compressor.bundle import Bundle
+from fineprune.pareto.picture import front_figure
 from fineprune.recipe import job_of, read_recipe
 from fineprune.report import masks as mask_section
 from fineprune.report import write_report
@@ -193,6 +194,8 @@ def test_the_axis_of_accuracies_ends_at_what_there_can_be() -> None:
         axes = training_figure({"finetune": {"history": [{"epoch": 1, "validation_accuracy": value}]}}, unit).axes[0]
         return float(axes.get_ylim()[1])
 
+    point = {"name": "a", "point": 0, "milliseconds": 1.0, "accuracy": 1.0}
+    assert 100 < float(front_figure({"points": [point]}).axes[0].get_ylim()[1]) <= 101
     assert 100 < top({}, 1.0) <= 101
     assert top({}, 1.5) > 150, "a metric of the user's that is written as a share"
     assert top({"unit": "mm"}, 100.0) > 101

@@ -37,7 +37,7 @@ def test_a_network_is_compressed_and_measured_by_agreement(options: list[object]
     result = succeed("compress", *options, *WITHOUT, "--output", tmp_path / "b")
     assert "no classes, train 43, validation 5, test 12; the images have no labels" in result.err
     assert "dense: test agreement with the dense network 100.00%" in result.err
-    assert "agreement with the dense network on 12 test images" in " ".join(result.out.split())  # titles are as wide as tables
+    assert "agreement with the dense network on 12 test samples" in " ".join(result.out.split())  # titles are as wide as tables
     assert "warning" not in result.err
     facts: dict[str, Any] = Bundle.load(tmp_path / "b").facts
     assert facts["accuracy"]["measure"] == "agreement with the dense network"
@@ -45,7 +45,7 @@ def test_a_network_is_compressed_and_measured_by_agreement(options: list[object]
     assert facts["data"]["classes"] == []
     assert len(load_data(**load_arguments(facts["data"])).test) == 12
     write_report(tmp_path / "b", tmp_path / "page.html")
-    assert "agreement with the dense network on 12 test images" in (tmp_path / "page.html").read_text()
+    assert "agreement with the dense network on 12 test samples" in (tmp_path / "page.html").read_text()
     assert succeed("export", tmp_path / "b", "--model", options[1], "--data", options[7], "--output", tmp_path / "b.onnx")
 
 

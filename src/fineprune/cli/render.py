@@ -95,7 +95,7 @@ def print_compression(facts: dict[str, Any]) -> None:
     rows = [[text, written(accuracy[key], accuracy.get("unit"))] for key, text in steps.items() if accuracy.get(key) is not None]
     if rows:
         print_table(
-            f"{measured(accuracy)} on {accuracy['samples']} {accuracy['split']} images",
+            f"{measured(accuracy)} on {accuracy['samples']} {accuracy['split']} samples",
             ["", measured(accuracy)],
             rows,
         )

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from fineprune.common.figures import setting
 
-from ..pictures import plain
+from ..pictures import end_at_whole, plain
 from .files import DENSE
 from .points import front_of
 
@@ -66,6 +66,7 @@ def front_figure(
     axes.set(xlabel=f"latency, ms ({where})", ylabel=plain(f"{split} {measure}, {'%' if unit is None else unit}".rstrip(", ")))
     axes.set_title(plain(title or (facts.get("machine") or {}).get("cpu") or ""), fontsize=10)
     axes.grid(color="#ddd", linewidth=0.6)
+    end_at_whole(axes, unit)
     placed: dict[str, Any] = {"loc": "outside lower center", "ncols": 2} if narrow else {"loc": "outside right upper"}
     figure.legend(**placed, frameon=False, fontsize=8, labelspacing=0.8)
     return figure

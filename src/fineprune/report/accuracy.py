@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from fineprune.common.figures import written
 
 from ..manifest import STEPS, masked_meanwhile, on_grids, taught
-from ..pictures import ACCENT, KEPT, bare_axes
+from ..pictures import ACCENT, KEPT, bare_axes, end_at_whole
 from .intervals import between, interval
 from .markup import bar, curves, note, section, table, text
 from .measures import Measure
@@ -30,7 +30,7 @@ def accuracy(sources: Sources) -> str:
     sure = any(row[3] for row in rows)
     head = ["after", "", sources.measure, *(["95 % interval"] if sure else [])]
     shown = table(head, [row if sure else row[:3] for row in rows], kind="bars")
-    return section(sources.heading, shown, note(f"{sources.measure} on {found['samples']} {found['split']} images"), name="accuracy")
+    return section(sources.heading, shown, note(f"{sources.measure} on {found['samples']} {found['split']} samples"), name="accuracy")
 
 
 def training(sources: Sources) -> str:
@@ -56,9 +56,7 @@ def training_figure(training: dict[str, Any], accuracy: dict[str, Any]) -> "Figu
         if points:
             axes.plot(*zip(*points, strict=True), "o-", color=colour, label=name)
             axes.set_xlim(0.5, points[-1][0] + 0.5)
-    low, high = axes.get_ylim()
-    if measure.unit is None and axes.dataLim.y1 <= 100:
-        axes.set_ylim(low, min(high, 101))  # no tick above all there can be
+    end_at_whole(axes, measure.unit)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epoch")
     axes.set_ylabel(f"validation {measure.axis}")

@@ -11,7 +11,7 @@ from fineprune.compressor.bundle import Bundle
 from fineprune.compressor.masks import KINDS
 
 from ..manifest import final_accuracy
-from ..pictures import KEPT, PALER, bare_axes, plain
+from ..pictures import KEPT, PALER, bare_axes, end_at_whole, plain
 from .headline import EXPLAINED
 from .intervals import between, interval
 from .latency import gain
@@ -153,6 +153,7 @@ def comparison_figure(rows: Sequence[Row], timed: bool) -> "Figure":
         axes.errorbar([x], [y], yerr=None if ends is None else [[ends[0]], [ends[1]]], fmt="o", color=KEPT, ecolor=PALER)
         axes.annotate(plain(name), (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8)
     axes.margins(x=0.2, y=0.15)
+    end_at_whole(axes, measure.unit)
     axes.set_xlabel("ms an image" if timed else "million multiply-adds")
     axes.set_ylabel(measure.axis)
     return figure

@@ -112,7 +112,7 @@ def _size(sources: Sources) -> Card:
         names = {"dense": "dense", "compressed int8": "in int8"}
         lines = [_strong(size(sizes[name]), what) for name, what in names.items() if name in sizes]
         return "File size", size(sizes["compressed"]), [*lines, _strong(share, "of the weights kept"), "as ONNX files"]
-    left = _strong(f"{kept / 1e6:.3f}", f"of {weights / 1e6:.3f} million")
+    left = _strong(f"{kept:,}", f"of {weights:,}")
     return "Weights kept", share, [left, "--onnx FILE shows the size of an exported file"]
 
 
