@@ -23,7 +23,7 @@ from ..units import FILTER
 def distances(weight: Tensor) -> Tensor:
     """For each filter of weight[F,C/groups,kh,kw], the sum of its distances from all filters of the layer: float64 [F]."""
     vectors = weight.detach().cpu().double().flatten(1)
-    return torch.stack([(vectors - vector).norm(dim=1).sum() for vector in vectors])
+    return torch.cdist(vectors, vectors, compute_mode="donot_use_mm_for_euclid_dist").sum(1)  # products would round small ones
 
 
 class GeometricMedian(Criterion):
