@@ -13,7 +13,7 @@ from fineprune.compressor.dependents import dead_channels
 from fineprune.compressor.macs import count_macs
 from fineprune.compressor.prune import CalibrationRun, Pruned, prune
 from fineprune.models.zoo import ModelSpec, build
-from support.fakes import FakeSplit
+from support.networks import samples
 
 SHAPE = (3, 8, 8)
 BOTH = ("conv2d", "linear")
@@ -79,11 +79,6 @@ def test_networks_that_cannot_be_asked_have_no_dead_channels() -> None:
     assert dead_channels(model, sites, SHAPE, {"joined": dropping(model.joined, 0)}) == {}
 
 
-def images(count: int = 6, size: int = 8) -> FakeSplit:
-    generator = torch.Generator().manual_seed(1)
-    return FakeSplit(torch.randn(count, 3, size, size, generator=generator), torch.randint(0, 10, (count,), generator=generator))
-
-
 def brute_force(pruned: Pruned) -> int:
     """Multiply-adds, one by one: a weight that is kept meets a block that is kept, in a channel that data reach."""
     sites, _ = find_convolutions(pruned.model, SHAPE, BOTH)
@@ -105,7 +100,7 @@ def brute_force(pruned: Pruned) -> int:
 def test_blocks_on_top_of_a_method_are_counted_jointly(method: str, scope: str) -> None:
     """Multiply-adds under both masks are those of a count one by one, and 15 % fewer than without the blocks."""
     model = build(ModelSpec(name="resnet8", args={"width": 4}), seed=0)
-    run = CalibrationRun(source=images(), input_shape=SHAPE)
+    run = CalibrationRun(source=samples(6, shape=SHAPE), input_shape=SHAPE)
     rate = {"criterion": method, "ratio": 0.5 if method == "2:4" else 0.4}
     alone = prune(model, prune_config(fwp=rate), run)
     both = prune(model, prune_config(fwp=rate, ffp={"criterion": "random", "scope": scope, "ratio": 0.15, "floor": 0.0}), run)
@@ -118,7 +113,7 @@ def test_blocks_on_top_of_a_method_are_counted_jointly(method: str, scope: str) 
 
 def test_a_chain_costs_what_the_smaller_network_costs() -> None:
     model = build(ModelSpec(name="vgg13", args={}), seed=0)
-    run = CalibrationRun(source=images(2, size=32), input_shape=(3, 32, 32))
+    run = CalibrationRun(source=samples(2, shape=(3, 32, 32)), input_shape=(3, 32, 32))
     pruned = prune(model, prune_config(fwp={"criterion": "l1-filters", "ratio": 0.4}), run)
     widths, expected, size, channels = [64, 64, "M", 128, 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"], 0, 32, 3
     for width in widths:

@@ -12,10 +12,10 @@ from support.fakes import FakeSplit
 SHAPE = (3, 7, 5)
 
 
-def samples(count: int = 20, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> FakeSplit:
-    """Random images of SHAPE with labels below 3."""
+def samples(count: int = 20, *, seed: int = 0, dtype: torch.dtype = torch.float32, shape: tuple[int, int, int] = SHAPE) -> FakeSplit:
+    """Random images [C,H,W] of `shape` with labels below 3."""
     generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(count, *SHAPE, generator=generator, dtype=torch.float64)
+    images = torch.randn(count, *shape, generator=generator, dtype=torch.float64)
     return FakeSplit(images.to(dtype), torch.randint(0, 3, (count,), generator=generator))
 
 

@@ -9,10 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fineprune.calibrate.convolutions import find_convolutions
 from fineprune.common.errors import UsageError
 from fineprune.compressor.config import FFPConfig, prune_config
 from fineprune.compressor.prune import CalibrationRun, prune
 from support.fakes import FakeSplit
+from support.networks import samples
 
 SHAPE = (3, 6, 5)
 RATIO = 0.37
@@ -32,9 +34,7 @@ class Net(nn.Module):
 
 
 def split() -> FakeSplit:
-    generator = torch.Generator().manual_seed(1)
-    images = torch.randn(9, *SHAPE, generator=generator) * 1.5
-    return FakeSplit(images, torch.randint(0, 3, (9,), generator=generator))
+    return samples(9, shape=SHAPE)
 
 
 def patches(x: Tensor, conv: nn.Conv2d) -> Tensor:
@@ -149,13 +149,7 @@ def test_what_makes_no_sense_is_refused(settings: dict[str, Any], message: str) 
 def test_statistics_of_another_reading_are_refused() -> None:
     net, run = Net(), CalibrationRun(source=split(), input_shape=SHAPE)
     asked, other = (prune_config("thesis", ffp={"ratio": RATIO, "softmax": softmax}) for softmax in (False, True))
-    measure = other.ffp.method.measure(other.ffp, prunable_sites(net))
+    measure = other.ffp.method.measure(other.ffp, find_convolutions(net, SHAPE)[0])
     assert measure is not None
     with pytest.raises(UsageError, match="the frequencies were counted with softmax=True and not False"):
         prune(net, asked, run, statistics={"blocks": run.collect(net, measure)})
-
-
-def prunable_sites(net: nn.Module) -> Any:
-    from fineprune.calibrate.convolutions import find_convolutions
-
-    return find_convolutions(net, SHAPE)[0]

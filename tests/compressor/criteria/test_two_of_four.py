@@ -12,7 +12,8 @@ from fineprune.compressor.config import FWPConfig, prune_config
 from fineprune.compressor.prune import CalibrationRun, prune
 from fineprune.export.exporter import export_onnx
 from fineprune.export.parity import check_parity
-from support.fakes import FakeSplit, Recorder
+from support.fakes import Recorder
+from support.networks import samples
 
 SHAPE = (7, 6, 5)
 """Seven channels: a whole group of four, and three that are left over."""
@@ -32,13 +33,8 @@ class Net(nn.Module):
         return self.head(self.pointwise(self.depthwise(x)).relu().mean((2, 3)))
 
 
-def images(count: int = 4) -> FakeSplit:
-    generator = torch.Generator().manual_seed(1)
-    return FakeSplit(torch.randn(count, *SHAPE, generator=generator), torch.randint(0, 3, (count,), generator=generator))
-
-
 def run(**options: object) -> CalibrationRun:
-    return CalibrationRun(**{"source": images(), "input_shape": SHAPE, **options})  # type: ignore[arg-type]
+    return CalibrationRun(**{"source": samples(4, shape=SHAPE), "input_shape": SHAPE, **options})  # type: ignore[arg-type]
 
 
 def naive(weight: np.ndarray) -> np.ndarray:
@@ -76,5 +72,5 @@ def test_a_layer_may_be_spared_and_no_other_ratio_makes_sense() -> None:
 def test_its_masks_are_exported_and_run_in_the_engine(tmp_path: Path) -> None:
     model = prune(Net(), prune_config(fwp={"criterion": "2:4", "ratio": 0.5}), run()).model.eval()
     export_onnx(model, SHAPE, tmp_path / "net.onnx")
-    report = check_parity(model, tmp_path / "net.onnx", images().images.numpy(), reference_samples=1, engine=True)
+    report = check_parity(model, tmp_path / "net.onnx", samples(4, shape=SHAPE).images.numpy(), reference_samples=1, engine=True)
     assert report.passed and report.compares("engine")
