@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 KINDS = (".png", ".svg")
-_WHOLE = 101
-"""Where an axis in per cent ends, so that a mark at 100 is seen whole."""
+_WHOLE = 100.9
+"""Where an axis in per cent ends: a mark at 100 is seen whole, and there is no tick at 101."""
 
 DENSE, KEPT, PALER, ACCENT, PALER_ACCENT = "#c9d3de", "#1f5f8b", "#8fb3cf", "#d1603d", "#e8a98f"
 """Of the dense network; of the compressed one in the engine and (paler) in ONNX Runtime; of int8 or what else stands beside it, alike."""
@@ -32,7 +32,7 @@ def bare_axes(width: float, height: float) -> tuple["Figure", "Axes"]:
 
 
 def end_at_whole(axes: "Axes", unit: str | None) -> None:
-    """No tick above 100 where values are written in per cent (no unit) and none is larger."""
+    """End an axis near 100 where values are written in per cent (no unit) and none is larger."""
     low, high = axes.get_ylim()
     if unit is None and axes.dataLim.y1 <= 100:
         axes.set_ylim(low, min(high, _WHOLE))
