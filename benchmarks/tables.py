@@ -48,6 +48,8 @@ from fineprune.networks import open_model
 from fineprune.pareto.files import Files, latencies
 
 BASELINE, OURS = "baseline", "ours"
+QUICK = 1 / 80
+"""Share of the epochs: two of a training, as many as the automatic rate needs to compare losses."""
 
 
 def main() -> None:
@@ -95,7 +97,7 @@ def _parse() -> argparse.Namespace:
     arguments = parser.parse_args()
     whole = TABLES[arguments.table]
     arguments.data = arguments.data or ("digits" if arguments.quick else whole.data)
-    arguments.epochs_share = arguments.epochs_share or (1 / 160 if arguments.quick else 1.0)
+    arguments.epochs_share = arguments.epochs_share or (QUICK if arguments.quick else 1.0)
     networks = {cell.partition(":")[0] for cell in whole.cells}
     arguments.cell = arguments.cell or [cell for cell in whole.cells if not arguments.quick or cell.startswith(f"{min(networks)}:")]
     for cell in arguments.cell:
@@ -280,7 +282,7 @@ def table(cells: list[Cell]) -> str:
     for cell in cells:
         if cell.path.is_file():
             runs.setdefault(cell.name, []).append(read_json(cell.path))
-    epochs = " + ".join(str(c.training.epochs) for c in (first.dense, first) if c is not first or first.masks is None)
+    epochs = " + ".join(str(cell.training.epochs) for cell in [first.dense, *[cell for cell in cells if cell.masks][:1]])
     kept = first.arguments.runs / f"{first.arguments.table}-latency.json"
     timed_runs = dict[str, list[dict[str, Any]]]()
     for point in read_json(kept)["points"] if kept.is_file() else ():

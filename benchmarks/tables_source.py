@@ -94,9 +94,9 @@ TABLES: dict[str, Table] = {
         title="asynchronous SGD, CIFAR-10, ResNet-18",
         data="cifar10",
         trained=DELAYED,
-        cells={"resnet18:sgd-1": (94.85, None)}
+        cells={"cifar-resnet18:sgd-1": (94.85, None)}
         | _delayed(
-            "resnet18",
+            "cifar-resnet18",
             {"ssgd": "5.57 6.01 6.20", "asgd": "5.65 6.27 6.41", "dc-asgd": "5.22 5.58 5.83", "lc-asgd": "4.87 4.96 5.52"},
         ),
     ),

@@ -8,6 +8,7 @@ import tables
 from tables_source import TABLES
 
 from fineprune.asked import Asked
+from fineprune.models.zoo.registry import accepted_by
 
 
 def cell(table: str, name: str, **given: object) -> tables.Cell:
@@ -24,6 +25,7 @@ def test_every_cell_can_be_asked_for(table: str, share: float) -> None:
     assert len({one.path for one in found}) == len(found) > 0
     for one in found:
         assert one.training.epochs >= 1
+        assert set(one.spec.args) <= set(accepted_by(one.spec.name)), "a network that there is, and its arguments"
         if one.masks is not None:
             Asked.of(*split(one)).job(compare_dense=False, device="cpu")
 
@@ -53,9 +55,9 @@ def test_a_share_of_the_epochs_keeps_the_schedule() -> None:
 
 
 def test_tables_of_trainings() -> None:
-    delayed = cell("4.1", "resnet18:lc-asgd-16").training.asynchronous
+    delayed = cell("4.1", "cifar-resnet18:lc-asgd-16").training.asynchronous
     assert delayed is not None and (delayed.algorithm, delayed.workers) == ("lc-asgd", 16)
-    assert cell("4.1", "resnet18:sgd-1").training.lr == 0.3
+    assert cell("4.1", "cifar-resnet18:sgd-1").training.lr == 0.3
     automatic = cell("3.1", "lenet:pruned+auto").training
     assert (automatic.policy.name, automatic.schedule) == ("fine-pruning", "auto")
     assert cell("3.1", "lenet:regular").training.policy.name == "none"
