@@ -6,8 +6,8 @@
 Maps that activations, pools, sums and products of maps or depthwise convolutions join have the same channels, so they keep the same
 ones. Weights of unread channels are zero, or make channels that are unread: outputs are what they were, but for the order of sums.
 This is how filters that were dropped as a whole make smaller dense layers for every runtime; wide maps keep a multiple of `WIDTH` channels.
-What stays: channels of a sum of which one summand still reads, convolutions of several groups that are not depthwise, and what joins
-(Concat) or reshapes channels.
+What stays: channels of a sum of which one summand still reads, convolutions of several groups that are not depthwise, what divides
+another map, and what joins (Concat) or reshapes channels.
 """
 
 from dataclasses import dataclass, field

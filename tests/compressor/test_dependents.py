@@ -1,5 +1,6 @@
 """Channels that go with dropped filters: found through everything that lies between layers, and counted as the smaller network counts."""
 
+from collections.abc import Callable
 from itertools import product
 
 import numpy as np
@@ -65,6 +66,25 @@ def test_what_reads_dropped_filters_alone_is_dead_whatever_lies_between() -> Non
     one_left = dropping(model.summed, 0, 1, 2, 3)
     one_left[3, 1] = True
     assert dead(summed=one_left, **both)["joined"] == [0, 1, 2, 3, 4, 5], "filter 3 reads a dead channel alone"
+
+
+@pytest.mark.parametrize(
+    "joined", [lambda a, b: torch.where(a > 0, a, b), torch.fmax, lambda a, b: (a > 0).float() + b], ids=["where", "fmax", "compared"]
+)
+@pytest.mark.parametrize("gone", ["a", "b"])
+def test_what_loses_nan_keeps_what_the_other_gives(joined: Callable[[Tensor, Tensor], Tensor], gone: str) -> None:
+    class Chooses(Joins):
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.summed(joined(self.a(x), self.b(x)))
+            return y
+
+    model = Chooses()
+    sites, _ = find_convolutions(model, SHAPE, BOTH)
+    layer = model.get_submodule(gone)
+    assert dead_channels(model, sites, SHAPE, {gone: dropping(layer, 1, 2)}) == {}
+    both = {name: dropping(model.get_submodule(name), 1) for name in ("a", "b")}
+    found = dead_channels(model, sites, SHAPE, both)
+    assert found.keys() == {"summed"} and found["summed"].tolist() == [False, True, False, False]
 
 
 def test_networks_that_cannot_be_asked_have_no_dead_channels() -> None:
