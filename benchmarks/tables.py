@@ -7,7 +7,9 @@ baseline            the network trained densely, from which the others start; a 
 asl, fpgm           `--method`: asl at the pruned share that the source reports, fpgm at its rate of 0.4
 NAME+15, NAME+30    the same with 15 or 30 % of the blocks on top, ranked as the source does (`--preset thesis --ffp`)
 moderate, strong    the preset thesis, FFP 20 or 37 %, weights for what is left of the share that the source reports
-ours                what `fineprune compress --prune` does with the share of `strong` (or --prune), beside the source's methods
+ours, ours-quad     what `fineprune compress --prune` does with the share of `strong` (or --prune), by weights or quads, beside the source's
+ffp-l1, ffp-apoz    blocks alone by a criterion of `fineprune methods`, so many as the share says
+NAME@R, NAME@R+15   the same at a share or rate of R: fpgm@0.3, lamp@0.5 (any method), ours@0.72
 ALGORITHM-M         (tables 4) an algorithm of the parameter server with M workers, simulated
 regular, pruned, pruned+auto   (table 3) without and with data pruning, and with the automatic learning rate
 
@@ -47,7 +49,9 @@ from fineprune.models.zoo.registry import parse_args
 from fineprune.networks import open_model
 from fineprune.pareto.files import Files, latencies
 
-BASELINE, OURS = "baseline", "ours"
+BASELINE = "baseline"
+OURS: Mapping[str, Mapping[str, Any]] = {"ours": {}, "ours-quad": {"fwp": {"unit": "quad"}}}
+"""Beside the share."""
 QUICK = 1 / 80
 """Share of the epochs: two of a training, as many as the automatic rate needs to compare losses."""
 
@@ -149,28 +153,37 @@ class Cell:
         return Cell(name=f"{self.network}:{BASELINE}", seed=self.seed, source=self.source, arguments=self.arguments)
 
     @property
+    def given(self) -> float | None:
+        """The share that its name asks for, or all cells are asked for."""
+        at = self.method.partition("+")[0].partition("@")[2]
+        return float(at) if at else self.arguments.prune
+
+    @property
     def pruned(self) -> float:
         """The share of the multiply-adds that the source prunes here."""
         strongest = max(spared or 0.0 for name, (_, spared) in self.source.cells.items() if name.startswith(f"{self.network}:"))
         spared = self.source.cells.get(self.name, (None, None))[1]
-        return self.arguments.prune or (spared or strongest) / 100
+        return self.given or (spared or strongest) / 100
 
     @property
     def masks(self) -> dict[str, Any] | None:
         """Arguments of `compress`; None where nothing is compressed."""
-        method, _, on_top = self.method.partition("+")
+        name, _, on_top = self.method.partition("+")
+        method = name.partition("@")[0]
         if self.source.retrained is None or self.method == BASELINE:
             return None
-        if method == OURS:
-            return {"prune": self.pruned}
+        if method in OURS:
+            return {"prune": self.pruned, **OURS[method]}
         if method in FFP:
             ffp = FFP[method]
             return {"preset": "thesis", "ffp": ffp, "fwp": 1 - (1 - self.pruned) / (1 - ffp)}
+        if method.startswith("ffp-"):
+            return {"preset": "thesis", "ffp": {"ratio": self.pruned, "criterion": method.removeprefix("ffp-")}, "fwp": 0.0}
         blocks = {"preset": "thesis", "ffp": int(on_top) / 100} if on_top else {}
         alone = self.source.cells.get(f"{self.network}:{method}", (None, None))[1]
-        share = self.arguments.prune or (alone / 100 if alone else self.pruned)
-        rate = {"fpgm": FPGM_RATE, "asl": share}.get(method, share)
-        return {"method": method, "rate": rate, **blocks}
+        share = self.given or (alone / 100 if alone else self.pruned)
+        at_rate = method == "fpgm" and "@" not in name
+        return {"method": method, "rate": FPGM_RATE if at_rate else share, **blocks}
 
     @property
     def training(self) -> TrainConfig:
@@ -245,9 +258,11 @@ def scaled(settings: Mapping[str, Any], share: float) -> dict[str, Any]:
     """The same schedule in a share of the epochs, at least one; milestones that fall together stay one, without any the rate stays."""
     epochs = max(1, round(settings["epochs"] * share))
     found = {**settings, "epochs": epochs}
-    if "milestones" in settings:
+    if settings["schedule"] == "multistep":
         found["milestones"] = tuple(sorted({max(1, round(epoch * share)) for epoch in settings["milestones"]} - {epochs}))
         found["schedule"] = "multistep" if found["milestones"] else "constant"
+    else:
+        found.pop("milestones", None)
     return found
 
 

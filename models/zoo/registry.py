@@ -204,8 +204,8 @@ def _imagenet_depth(depth: int, stages: int) -> Entry:
 
 
 def _vgg(depth: int) -> Entry:
-    def factory(in_channels: int = 3, num_classes: int = 10) -> nn.Module:
-        return CifarVGG(depth, in_channels, num_classes)
+    def factory(width: int = 64, in_channels: int = 3, num_classes: int = 10) -> nn.Module:
+        return CifarVGG(depth, width, in_channels, num_classes)
 
     return Entry(factory, f"CIFAR VGG-{depth} with BatchNorm and one linear layer")
 

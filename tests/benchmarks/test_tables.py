@@ -47,11 +47,20 @@ def test_masks_are_those_of_the_source() -> None:
     assert cell("5.2", "resnet20:ours", prune=0.5).masks == {"prune": 0.5}
 
 
+def test_a_cell_names_its_rate() -> None:
+    assert cell("5.2", "resnet20:ours-quad@0.6", prune=0.5).masks == {"prune": 0.6, "fwp": {"unit": "quad"}}
+    assert cell("5.2", "resnet20:lamp@0.5").masks == {"method": "lamp", "rate": 0.5}
+    assert cell("5.4", "resnet20:fpgm@0.3+15").masks == {"method": "fpgm", "rate": 0.3, "preset": "thesis", "ffp": 0.15}
+    assert cell("5.2", "resnet20:ffp-l1@0.3").masks == {"preset": "thesis", "ffp": {"ratio": 0.3, "criterion": "l1"}, "fwp": 0.0}
+
+
 def test_a_share_of_the_epochs_keeps_the_schedule() -> None:
     assert cell("5.2", "resnet20:baseline", epochs_share=0.1).training.milestones == (8, 12)
     assert cell("5.2", "resnet20:fpgm", epochs_share=0.1).training.epochs == 9
     single = cell("5.2", "resnet20:fpgm", epochs_share=0.001).training
     assert (single.epochs, single.schedule) == (1, "constant")
+    other = cell("5.2", "resnet20:fpgm", epochs_share=0.1, training={"schedule": "cosine"}).training
+    assert (other.schedule, other.milestones) == ("cosine", ())
 
 
 def test_tables_of_trainings() -> None:
