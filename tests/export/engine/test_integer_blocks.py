@@ -191,6 +191,7 @@ def test_what_has_no_form_computes_in_float32(shape: Shape, zero: int) -> None:
         assert np.abs(session.run(None, {"x": x})[0].astype(int) - wanted).max() <= 1
 
 
+@pytest.mark.skipif(bool(quad_blocks.LOWERED), reason="where x is multiplied less LOWERED, every block is computed and no order saves any")
 def test_channels_that_masks_drop_together_share_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two kinds of channels in turn: half of the words are nothing."""
     monkeypatch.setenv("FINEPRUNE_PLANS", "anew")
