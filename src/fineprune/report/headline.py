@@ -14,7 +14,7 @@ from .sources import Sources
 
 EXPLAINED = (
     "FFP (feature-map pruning) leaves out blocks: at an output position, for all filters at once, the patch of an input channel that the "
-    "kernel would meet there. FWP (weight pruning) leaves out single weights of filters, chosen by the feature maps that they meet."
+    "kernel would meet there. FWP (weight pruning) leaves out weights of filters, the same ones at every position."
 )
 """The two kinds of masks in two sentences."""
 Card = tuple[str, str, list[str]]
