@@ -1,7 +1,8 @@
 """The source's tables with our figures beside: any cell, with its settings, at a share of its epochs.
 
     python benchmarks/tables.py --table 5.2 [--cell NETWORK:METHOD ...] [--epochs-share R] [--data SPEC] [--checkpoint NETWORK=FILE ...]
-                                [--network-arg KEY=VALUE ...] [--seeds N ...] [--latency] [--quick] [--json FILE] [--runs FOLDER]
+                                [--network-arg KEY=VALUE ...] [--samples N] [--seeds N ...] [--latency] [--quick] [--json FILE]
+                                [--runs FOLDER]
 
 baseline            the network trained densely, from which the others start; a checkpoint takes the place of its training
 asl, fpgm           `--method`: asl at the pruned share that the source reports, fpgm at its rate of 0.4
@@ -92,6 +93,7 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--epochs-share", type=float, metavar="R", help="Train for this share of the source's epochs (default: all).")
     parser.add_argument("--prune", type=float, metavar="R", help="The share that `asl` and `ours` prune (default: the source's).")
+    parser.add_argument("--samples", type=int, metavar="N", help="Calibrate on so many images (default: all).")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="Seeds of every cell.")
     parser.add_argument("--device", default="auto", help="Where to train, as `fineprune --device` takes it.")
     parser.add_argument("--latency", action="store_true", help="Time what was made.")
@@ -203,7 +205,9 @@ class Cell:
     def asked(self) -> dict[str, Any]:
         """All that decides the figure."""
         checkpoint = None if self.checkpoint is None else str(self.checkpoint)
-        given = {"data": self.arguments.data, "checkpoint": checkpoint, "table": self.arguments.table}
+        given: dict[str, Any] = {"data": self.arguments.data, "checkpoint": checkpoint, "table": self.arguments.table}
+        if self.arguments.samples is not None:
+            given["samples"] = self.arguments.samples
         return {**given, "model": self.spec.to_json(), "masks": self.masks, "training": self.training.to_json(), "seed": self.seed}
 
     @property
@@ -249,7 +253,8 @@ class Cell:
 
     def _compressed(self, data: ImageData, training: TrainConfig) -> dict[str, Any]:
         where: dict[str, Any] = {"checkpoint": self.dense.weights, "output": self.folder, "device": self.arguments.device}
-        bundle = compress(self.spec, data, finetune=training, seed=self.seed, **where, **(self.masks or {}))
+        settings: dict[str, Any] = {"finetune": training, "seed": self.seed, "samples": self.arguments.samples}
+        bundle = compress(self.spec, data, **settings, **where, **(self.masks or {}))
         facts = bundle.facts["accuracy"]
         return {"accuracy": facts["finetuned"], "dense": facts["dense"], "spared": 1 - bundle.facts["conv_macs_kept"]}
 

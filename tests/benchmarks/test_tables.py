@@ -13,7 +13,7 @@ from fineprune.models.zoo.registry import accepted_by
 
 def cell(table: str, name: str, **given: object) -> tables.Cell:
     empty = {"table": table, "data": "digits", "epochs_share": 1.0, "checkpoint": [], "network_arg": [], "prune": None, "training": {}}
-    arguments = argparse.Namespace(**{**empty, "quick": False, "runs": Path("runs"), **given})
+    arguments = argparse.Namespace(**{**empty, "samples": None, "quick": False, "runs": Path("runs"), **given})
     return tables.Cell(name=name, seed=0, source=TABLES[table], arguments=arguments)
 
 
