@@ -2,7 +2,7 @@
 
     python benchmarks/tables.py --table 5.2 [--cell NETWORK:METHOD ...] [--epochs-share R] [--data SPEC] [--checkpoint NETWORK=FILE ...]
                                 [--network-arg KEY=VALUE ...] [--samples N] [--seeds N ...] [--latency] [--quick] [--json FILE]
-                                [--runs FOLDER]
+                                [--plot FILE] [--runs FOLDER]
 
 baseline            the network trained densely, from which the others start; a checkpoint takes the place of its training
 asl, fpgm           `--method`: asl at the pruned share that the source reports, fpgm at its rate of 0.4
@@ -49,10 +49,14 @@ from fineprune.models.zoo import ModelSpec
 from fineprune.models.zoo.registry import parse_args
 from fineprune.networks import open_model
 from fineprune.pareto.files import Files, latencies
+from fineprune.pareto.picture import front_figure
+from fineprune.pictures import write_picture
 
 BASELINE = "baseline"
 OURS: Mapping[str, Mapping[str, Any]] = {"ours": {}, "ours-quad": {"fwp": {"unit": "quad"}}}
 """Beside the share."""
+MARKERS = "osD^vPX*<>"
+"""One for each method of a picture."""
 QUICK = 1 / 80
 """Share of the epochs: two of a training, as many as the automatic rate needs to compare losses."""
 
@@ -67,8 +71,10 @@ def main() -> None:
             cell.run(data)
         if arguments.latency:
             times = timed(cells, data)
-            write_json(arguments.runs / f"{arguments.table}-latency.json", {"machine": machine_facts(), "points": times})
+            write_json(times_of(arguments), {"machine": machine_facts(), "points": times})
     print(shown := table(cells))
+    if arguments.plot:
+        draw(arguments.plot, cells)
     if arguments.markdown:
         write_bytes(arguments.markdown, f"{shown}\n".encode())
     if arguments.json:
@@ -93,11 +99,12 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--epochs-share", type=float, metavar="R", help="Train for this share of the source's epochs (default: all).")
     parser.add_argument("--prune", type=float, metavar="R", help="The share that `asl` and `ours` prune (default: the source's).")
-    parser.add_argument("--samples", type=int, metavar="N", help="Calibrate on so many images (default: all).")
+    parser.add_argument("--samples", type=int, metavar="N", help="Rank by so many images, where images decide (default: all).")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="Seeds of every cell.")
     parser.add_argument("--device", default="auto", help="Where to train, as `fineprune --device` takes it.")
     parser.add_argument("--latency", action="store_true", help="Time what was made.")
     parser.add_argument("--quick", action="store_true", help="Digits, narrow networks, an epoch: under five minutes for one network.")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="Draw accuracy by latency, of what --latency timed (.svg or .png).")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="Write the table into this file, too.")
     add_options(parser, "tables")
     arguments = parser.parse_args()
@@ -155,6 +162,11 @@ class Cell:
         return Cell(name=f"{self.network}:{BASELINE}", seed=self.seed, source=self.source, arguments=self.arguments)
 
     @property
+    def alone(self) -> str:
+        """The method without its share, and what is on top."""
+        return self.method.partition("+")[0].partition("@")[0]
+
+    @property
     def given(self) -> float | None:
         """The share that its name asks for, or all cells are asked for."""
         at = self.method.partition("+")[0].partition("@")[2]
@@ -170,8 +182,7 @@ class Cell:
     @property
     def masks(self) -> dict[str, Any] | None:
         """Arguments of `compress`; None where nothing is compressed."""
-        name, _, on_top = self.method.partition("+")
-        method = name.partition("@")[0]
+        method, (name, _, on_top) = self.alone, self.method.partition("+")
         if self.source.retrained is None or self.method == BASELINE:
             return None
         if method in OURS:
@@ -186,6 +197,11 @@ class Cell:
         share = self.given or (alone / 100 if alone else self.pruned)
         at_rate = method == "fpgm" and "@" not in name
         return {"method": method, "rate": FPGM_RATE if at_rate else share, **blocks}
+
+    @property
+    def samples(self) -> int | None:
+        """That calibrate; a method without blocks ranks by weights alone."""
+        return None if set(self.masks or ()) <= {"method", "rate"} else self.arguments.samples
 
     @property
     def training(self) -> TrainConfig:
@@ -206,8 +222,8 @@ class Cell:
         """All that decides the figure."""
         checkpoint = None if self.checkpoint is None else str(self.checkpoint)
         given: dict[str, Any] = {"data": self.arguments.data, "checkpoint": checkpoint, "table": self.arguments.table}
-        if self.arguments.samples is not None:
-            given["samples"] = self.arguments.samples
+        if self.samples is not None:
+            given["samples"] = self.samples
         return {**given, "model": self.spec.to_json(), "masks": self.masks, "training": self.training.to_json(), "seed": self.seed}
 
     @property
@@ -253,7 +269,7 @@ class Cell:
 
     def _compressed(self, data: ImageData, training: TrainConfig) -> dict[str, Any]:
         where: dict[str, Any] = {"checkpoint": self.dense.weights, "output": self.folder, "device": self.arguments.device}
-        settings: dict[str, Any] = {"finetune": training, "seed": self.seed, "samples": self.arguments.samples}
+        settings: dict[str, Any] = {"finetune": training, "seed": self.seed, "samples": self.samples}
         bundle = compress(self.spec, data, **settings, **where, **(self.masks or {}))
         facts = bundle.facts["accuracy"]
         return {"accuracy": facts["finetuned"], "dense": facts["dense"], "spared": 1 - bundle.facts["conv_macs_kept"]}
@@ -296,6 +312,35 @@ def timed(cells: list[Cell], data: ImageData) -> list[dict[str, Any]]:
     return [{**point, **times.get(point["name"], {})} for point, _ in points]
 
 
+def times_of(arguments: argparse.Namespace) -> Path:
+    """The file of what --latency measured."""
+    networks = "-".join(sorted({cell.partition(":")[0] for cell in arguments.cell}))
+    found: Path = arguments.runs / f"{arguments.table}-{networks}-latency.json"
+    return found
+
+
+def draw(path: Path, cells: list[Cell]) -> None:
+    """Accuracy by latency of the first seed's cells: a line for each method, dashed in int8; of a table's first network."""
+    kept = times_of(cells[0].arguments)
+    if not kept.is_file():
+        raise SystemExit("--plot draws what --latency timed; run with it first")
+    facts, own = read_json(kept), {cell.path.name: cell for cell in cells if cell.network == cells[0].network}
+    own |= {cell.dense.path.name: cell for cell in own.values()}
+    points = [{**point, "name": point["name"].removeprefix(f"{cells[0].network} ")} for point in facts["points"] if point["run"] in own]
+    methods = list(dict.fromkeys(cell.alone for cell in own.values()))
+
+    def method(point: Mapping[str, Any]) -> str:
+        cell = own[point["run"]]
+        return cell.alone + (" + blocks" if "+" in cell.method else "")
+
+    def style(name: str) -> dict[str, Any]:
+        number = methods.index(name.removesuffix(" + blocks"))
+        return {"color": f"C{number % 10}", "marker": MARKERS[number % len(MARKERS)], "alpha": 0.6 if name.endswith("blocks") else 1.0}
+
+    title = f"{cells[0].network}, {cells[0].training.epochs} epochs; {facts['machine']['cpu']}"
+    write_picture(front_figure({**facts, "points": points}, series=method, style=style, title=title), path)
+
+
 def table(cells: list[Cell]) -> str:
     """Markdown: ours beside the source's; spared is of the multiply-adds, or of the time in tables of trainings."""
     first, runs = cells[0], dict[str, list[dict[str, Any]]]()
@@ -303,8 +348,7 @@ def table(cells: list[Cell]) -> str:
         if cell.path.is_file():
             runs.setdefault(cell.name, []).append(read_json(cell.path))
     epochs = " + ".join(str(cell.training.epochs) for cell in [first.dense, *[cell for cell in cells if cell.masks][:1]])
-    kept = first.arguments.runs / f"{first.arguments.table}-latency.json"
-    timed_runs = dict[str, list[dict[str, Any]]]()
+    kept, timed_runs = times_of(first.arguments), dict[str, list[dict[str, Any]]]()
     for point in read_json(kept)["points"] if kept.is_file() else ():
         timed_runs.setdefault(point["run"], []).append(point)
     lines = [
