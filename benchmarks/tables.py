@@ -11,6 +11,7 @@ moderate, strong    the preset thesis, FFP 20 or 37 %, weights for what is left 
 ours, ours-quad     what `fineprune compress --prune` does with the share of `strong` (or --prune), by weights or quads, beside the source's
 ffp-l1, ffp-apoz    blocks alone by a criterion of `fineprune methods`, so many as the share says
 NAME@R, NAME@R+15   the same at a share or rate of R: fpgm@0.3, lamp@0.5 (any method), ours@0.72
+NAME+15:CRITERION   with blocks on top that this criterion ranks, in one list of all layers: fpgm+15:obs
 ALGORITHM-M         (tables 4) an algorithm of the parameter server with M workers, simulated
 regular, pruned, pruned+auto   (table 3) without and with data pruning, and with the automatic learning rate
 
@@ -192,11 +193,13 @@ class Cell:
             return {"preset": "thesis", "ffp": ffp, "fwp": 1 - (1 - self.pruned) / (1 - ffp)}
         if method.startswith("ffp-"):
             return {"preset": "thesis", "ffp": {"ratio": self.pruned, "criterion": method.removeprefix("ffp-")}, "fwp": 0.0}
-        blocks = {"preset": "thesis", "ffp": int(on_top) / 100} if on_top else {}
+        share, _, criterion = on_top.partition(":")
+        ratio: Any = {"ratio": int(share) / 100, "criterion": criterion, "scope": "global"} if criterion else int(share or 0) / 100
+        blocks = {"preset": "thesis", "ffp": ratio} if on_top else {}
         alone = self.source.cells.get(f"{self.network}:{method}", (None, None))[1]
-        share = self.given or (alone / 100 if alone else self.pruned)
+        rate = self.given or (alone / 100 if alone else self.pruned)
         at_rate = method == "fpgm" and "@" not in name
-        return {"method": method, "rate": FPGM_RATE if at_rate else share, **blocks}
+        return {"method": method, "rate": FPGM_RATE if at_rate else rate, **blocks}
 
     @property
     def samples(self) -> int | None:
@@ -331,11 +334,14 @@ def draw(path: Path, cells: list[Cell]) -> None:
 
     def method(point: Mapping[str, Any]) -> str:
         cell = own[point["run"]]
-        return cell.alone + (" + blocks" if "+" in cell.method else "")
+        _, plus, on_top = cell.method.partition("+")
+        criterion = on_top.partition(":")[2]
+        return cell.alone + (" + blocks" if plus else "") + (f" by {criterion}" if criterion else "")
 
     def style(name: str) -> dict[str, Any]:
-        number = methods.index(name.removesuffix(" + blocks"))
-        return {"color": f"C{number % 10}", "marker": MARKERS[number % len(MARKERS)], "alpha": 0.6 if name.endswith("blocks") else 1.0}
+        alone, *on_top = name.split(" + ")
+        number = methods.index(alone)
+        return {"color": f"C{number % 10}", "marker": MARKERS[number % len(MARKERS)], "alpha": 0.5 if on_top else 1.0}
 
     title = f"{cells[0].network}, {cells[0].training.epochs} epochs; {facts['machine']['cpu']}"
     write_picture(front_figure({**facts, "points": points}, series=method, style=style, title=title), path)

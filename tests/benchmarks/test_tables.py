@@ -51,6 +51,8 @@ def test_a_cell_names_its_rate() -> None:
     assert cell("5.2", "resnet20:ours-quad@0.6", prune=0.5).masks == {"prune": 0.6, "fwp": {"unit": "quad"}}
     assert cell("5.2", "resnet20:lamp@0.5").masks == {"method": "lamp", "rate": 0.5}
     assert cell("5.4", "resnet20:fpgm@0.3+15").masks == {"method": "fpgm", "rate": 0.3, "preset": "thesis", "ffp": 0.15}
+    by_error = cell("5.4", "resnet20:fpgm+15:obs").masks
+    assert by_error is not None and by_error["ffp"] == {"ratio": 0.15, "criterion": "obs", "scope": "global"}
     assert cell("5.2", "resnet20:ffp-l1@0.3").masks == {"preset": "thesis", "ffp": {"ratio": 0.3, "criterion": "l1"}, "fwp": 0.0}
 
 
