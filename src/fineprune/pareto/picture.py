@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 COLOURS = ("#1f5f8b", "#e8a33d", "#a3123a", "#3a8f5c", "#7a5ea8")
 REFERENCES = dict(zip(DENSE, "sDP*", strict=True))
 """The dense network in a runtime, and its marker."""
+_LINE = 0.22
+"""Inches of a line of the legend."""
 Style = Callable[[str], dict[str, Any]]
 
 
@@ -67,6 +69,8 @@ def front_figure(
     axes.set_title(plain(title or (facts.get("machine") or {}).get("cpu") or ""), fontsize=10)
     axes.grid(color="#ddd", linewidth=0.6)
     end_at_whole(axes, unit)
+    if not narrow:
+        figure.set_figheight(max(4.6, _LINE * len(axes.get_legend_handles_labels()[1])))
     placed: dict[str, Any] = {"loc": "outside lower center", "ncols": 2} if narrow else {"loc": "outside right upper"}
     figure.legend(**placed, frameon=False, fontsize=8, labelspacing=0.8)
     return figure
