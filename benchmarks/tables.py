@@ -24,6 +24,7 @@ schedule, are the source's times --epochs-share, and are printed. --network-arg 
 import argparse
 import hashlib
 import json
+import re
 import statistics
 import time
 from collections.abc import Mapping
@@ -56,6 +57,8 @@ from fineprune.pictures import write_picture
 BASELINE = "baseline"
 OURS: Mapping[str, Mapping[str, Any]] = {"ours": {}, "ours-quad": {"fwp": {"unit": "quad"}}}
 """Beside the share."""
+_NAME = re.compile(r"([^@+]+)(?:@(0?\.\d+))?(?:\+(\d{1,2})(?::([\w-]+))?)?")
+ON_TOP = " + blocks"
 MARKERS = "osD^vPX*<>"
 """One for each method of a picture."""
 QUICK = 1 / 80
@@ -119,9 +122,54 @@ def _parse() -> argparse.Namespace:
             parser.error(f"--cell {cell}: table {arguments.table} has {', '.join(sorted(networks))}")
         if whole.retrained is None and cell not in whole.cells:
             parser.error(f"--cell {cell}: table {arguments.table} has {', '.join(whole.cells)}")
-    if arguments.latency and whole.retrained is None:
-        parser.error(f"--latency: table {arguments.table} compares trainings of the same networks; leave it out")
+        if whole.retrained is not None:
+            try:
+                Parts.of(cell.partition(":")[2])
+            except ValueError as error:
+                parser.error(f"--cell {cell}: {error}")
+    if (arguments.latency or arguments.plot) and whole.retrained is None:
+        parser.error(f"table {arguments.table} compares trainings of the same networks; leave --latency and --plot out")
+    if arguments.plot and not arguments.latency and not times_of(arguments).is_file():
+        parser.error("--plot draws what --latency timed; give it, too")
     return arguments
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What the name of a method that compresses asks for: METHOD[@SHARE][+BLOCKS[:CRITERION]]."""
+
+    method: str
+    share: float | None = None
+    on_top: float | None = None
+    criterion: str | None = None
+
+    @classmethod
+    def of(cls, name: str) -> "Parts":
+        """ValueError for a name of another form."""
+        found = _NAME.fullmatch(name)
+        if found is None:
+            raise ValueError(f"a method is NAME, NAME@0.5, NAME+15 or NAME+15:CRITERION, got {name}")
+        method, share, percent, criterion = found.groups()
+        return cls(
+            method=method,
+            share=float(share) if share else None,
+            on_top=int(percent) / 100 if percent else None,
+            criterion=criterion,
+        )
+
+    @property
+    def blocks(self) -> dict[str, Any]:
+        """Arguments of `compress` for those on top."""
+        if self.on_top is None:
+            return {}
+        ranked = {"ratio": self.on_top, "criterion": self.criterion, "scope": "global"}
+        return {"preset": "thesis", "ffp": ranked if self.criterion else self.on_top}
+
+    @property
+    def series(self) -> str:
+        """Of a picture: whatever the shares."""
+        by = f" by {self.criterion}" if self.criterion else ""
+        return self.method if self.on_top is None else f"{self.method}{ON_TOP}{by}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,30 +210,24 @@ class Cell:
         """From which it starts."""
         return Cell(name=f"{self.network}:{BASELINE}", seed=self.seed, source=self.source, arguments=self.arguments)
 
-    @property
-    def alone(self) -> str:
-        """The method without its share, and what is on top."""
-        return self.method.partition("+")[0].partition("@")[0]
-
-    @property
-    def given(self) -> float | None:
-        """The share that its name asks for, or all cells are asked for."""
-        at = self.method.partition("+")[0].partition("@")[2]
-        return float(at) if at else self.arguments.prune
+    @cached_property
+    def parts(self) -> Parts:
+        """Of the method's name."""
+        return Parts.of(self.method)
 
     @property
     def pruned(self) -> float:
         """The share of the multiply-adds that the source prunes here."""
         strongest = max(spared or 0.0 for name, (_, spared) in self.source.cells.items() if name.startswith(f"{self.network}:"))
         spared = self.source.cells.get(self.name, (None, None))[1]
-        return self.given or (spared or strongest) / 100
+        return self.parts.share or self.arguments.prune or (spared or strongest) / 100
 
     @property
     def masks(self) -> dict[str, Any] | None:
         """Arguments of `compress`; None where nothing is compressed."""
-        method, (name, _, on_top) = self.alone, self.method.partition("+")
         if self.source.retrained is None or self.method == BASELINE:
             return None
+        method = self.parts.method
         if method in OURS:
             return {"prune": self.pruned, **OURS[method]}
         if method in FFP:
@@ -193,13 +235,9 @@ class Cell:
             return {"preset": "thesis", "ffp": ffp, "fwp": 1 - (1 - self.pruned) / (1 - ffp)}
         if method.startswith("ffp-"):
             return {"preset": "thesis", "ffp": {"ratio": self.pruned, "criterion": method.removeprefix("ffp-")}, "fwp": 0.0}
-        share, _, criterion = on_top.partition(":")
-        ratio: Any = {"ratio": int(share) / 100, "criterion": criterion, "scope": "global"} if criterion else int(share or 0) / 100
-        blocks = {"preset": "thesis", "ffp": ratio} if on_top else {}
-        alone = self.source.cells.get(f"{self.network}:{method}", (None, None))[1]
-        rate = self.given or (alone / 100 if alone else self.pruned)
-        at_rate = method == "fpgm" and "@" not in name
-        return {"method": method, "rate": FPGM_RATE if at_rate else rate, **blocks}
+        reported = self.source.cells.get(f"{self.network}:{method}", (None, None))[1]
+        rate = self.parts.share or (FPGM_RATE if method == "fpgm" else self.arguments.prune)
+        return {"method": method, "rate": rate or (reported / 100 if reported else self.pruned), **self.parts.blocks}
 
     @property
     def samples(self) -> int | None:
@@ -324,27 +362,20 @@ def times_of(arguments: argparse.Namespace) -> Path:
 
 def draw(path: Path, cells: list[Cell]) -> None:
     """Accuracy by latency of the first seed's cells: a line for each method, dashed in int8; of a table's first network."""
-    kept = times_of(cells[0].arguments)
-    if not kept.is_file():
-        raise SystemExit("--plot draws what --latency timed; run with it first")
-    facts, own = read_json(kept), {cell.path.name: cell for cell in cells if cell.network == cells[0].network}
+    facts, own = read_json(times_of(cells[0].arguments)), {cell.path.name: cell for cell in cells if cell.network == cells[0].network}
     own |= {cell.dense.path.name: cell for cell in own.values()}
     points = [{**point, "name": point["name"].removeprefix(f"{cells[0].network} ")} for point in facts["points"] if point["run"] in own]
-    methods = list(dict.fromkeys(cell.alone for cell in own.values()))
+    methods = list(dict.fromkeys(cell.parts.method for cell in own.values()))
 
-    def method(point: Mapping[str, Any]) -> str:
-        cell = own[point["run"]]
-        _, plus, on_top = cell.method.partition("+")
-        criterion = on_top.partition(":")[2]
-        return cell.alone + (" + blocks" if plus else "") + (f" by {criterion}" if criterion else "")
-
-    def style(name: str) -> dict[str, Any]:
-        alone, *on_top = name.split(" + ")
-        number = methods.index(alone)
+    def style(series: str) -> dict[str, Any]:
+        method, *on_top = series.split(ON_TOP)
+        number = methods.index(method)
         return {"color": f"C{number % 10}", "marker": MARKERS[number % len(MARKERS)], "alpha": 0.5 if on_top else 1.0}
 
     title = f"{cells[0].network}, {cells[0].training.epochs} epochs; {facts['machine']['cpu']}"
-    write_picture(front_figure({**facts, "points": points}, series=method, style=style, title=title), path)
+    write_picture(
+        front_figure({**facts, "points": points}, series=lambda point: own[point["run"]].parts.series, style=style, title=title), path
+    )
 
 
 def table(cells: list[Cell]) -> str:

@@ -348,8 +348,10 @@ class _Run:
     ) -> tuple["_Run", Pruned]:
         """The network under its final masks, which are chosen once more where it misses the latency that was searched for."""
         pruned = self.pruned(calibration, found, statistics)
-        other = None if self.search is None or self.found is None else self.search.corrected(self.found, pruned.model)
-        if other is None or self.search is None:
+        if self.search is None or self.found is None:
+            return self, pruned
+        other = self.search.corrected(self.found, pruned.model)
+        if other is None:
             return self, pruned
         again = self.at(self.search, other)
         return again, again.pruned(calibration, found, statistics)

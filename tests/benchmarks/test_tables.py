@@ -8,6 +8,7 @@ import tables
 from tables_source import TABLES
 
 from fineprune.asked import Asked
+from fineprune.common.files import write_json
 from fineprune.models.zoo.registry import accepted_by
 
 
@@ -54,6 +55,39 @@ def test_a_cell_names_its_rate() -> None:
     by_error = cell("5.4", "resnet20:fpgm+15:obs").masks
     assert by_error is not None and by_error["ffp"] == {"ratio": 0.15, "criterion": "obs", "scope": "global"}
     assert cell("5.2", "resnet20:ffp-l1@0.3").masks == {"preset": "thesis", "ffp": {"ratio": 0.3, "criterion": "l1"}, "fwp": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--table", "5.2", "--cell", "resnet20:lamp@half"], "--cell resnet20:lamp@half: a method is NAME, NAME@0.5"),
+        (["--table", "5.2", "--cell", "alexnet:lamp"], "table 5.2 has resnet20, resnet32, resnet56"),
+        (["--table", "3.1", "--plot", "x.svg"], "compares trainings of the same networks"),
+        (["--table", "5.2", "--plot", "x.svg", "--runs", "nowhere"], "draws what --latency timed"),
+    ],
+)
+def test_what_cannot_be_made_is_refused(
+    given: list[str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["tables.py", *given])
+    with pytest.raises(SystemExit, match="2"):
+        tables.main()
+    assert words in capsys.readouterr().err
+
+
+def test_a_picture_has_a_line_for_each_method(tmp_path: Path) -> None:
+    names = ["resnet20:fpgm@0.3", "resnet20:fpgm@0.45", "resnet20:fpgm@0.3+15:obs", "resnet20:2:4@0.5"]
+    found = [cell("5.2", name, runs=tmp_path, cell=names, epochs_share=0.02) for name in names]
+    rows = [(found[0].dense.path.name, "resnet20 dense, engine"), *((one.path.name, one.name) for one in found)]
+    points = [
+        {"name": name, "run": run, "accuracy": 0.9 - 0.1 * k, "milliseconds": 1.0 / (k + 1), "int8": False}
+        for k, (run, name) in enumerate(rows)
+    ]
+    write_json(tables.times_of(found[0].arguments), {"machine": {"cpu": "some CPU"}, "points": points})
+    tables.draw(tmp_path / "tables.svg", found)
+    drawn = (tmp_path / "tables.svg").read_text()
+    for label in ("dense, engine", "fpgm", "fpgm + blocks by obs", "2:4", "resnet20, 2 epochs; some CPU"):
+        assert drawn.count(f">{label}<") == 1, label
 
 
 def test_a_share_of_the_epochs_keeps_the_schedule() -> None:

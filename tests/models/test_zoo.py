@@ -76,6 +76,12 @@ def test_operation_counts_of_the_thesis(name: str, args: dict[str, int], million
     assert round(thesis_ops(model, CIFAR) / 1e6, 3) == millions
 
 
+def test_vggs_of_other_widths() -> None:
+    with torch.device("meta"):
+        planes = [layer.out_channels for layer in build("vgg13", width=16).modules() if isinstance(layer, nn.Conv2d)]
+    assert planes == [16, 16, 32, 32, 64, 64, 128, 128, 128, 128]
+
+
 @pytest.mark.parametrize("name", names())
 def test_every_network_takes_channels_and_classes(name: str) -> None:
     with torch.device("meta"):
