@@ -280,10 +280,7 @@ class _Run:
             folder=self.folder and self.folder / "search",
             progress=self.progress,
         )
-        return self.at(search, search.found())
-
-    def at(self, search: Search, found: Found) -> "_Run":
-        """With the ratios that were found."""
+        found = search.found()
         config = at_levels(self.job.config, found.levels, search.sites)
         return replace(self, job=replace(self.job, config=config), search=search, found=found)
 
@@ -303,14 +300,14 @@ class _Run:
             self.say(few_samples(self.calibration_labels(), len(self.data.classes)))
         history: dict[str, Any] = {}
         reconstruction: dict[str, Any] = {}
-        run, schedule = self, self.job.schedule
+        schedule = self.job.schedule
         if isinstance(schedule, WhileTraining) and self.job.finetune is not None:
             masking = self.masking(schedule.over(self.job.finetune.epochs), self.job.finetune.lr, calibration, found)
             history["finetune"] = self.finetune(masking.model, "finetune", masking)
             pruned = masking.pruned
             masked_report = self.masked(pruned, report)
         else:
-            run, pruned = self.on_target(calibration, found, statistics)
+            pruned = self.pruned(calibration, found, statistics)
             masked_report = self.masked(pruned, report)
             reconstruction = self.untrained(pruned.model, calibration, accuracy)
             if self.job.finetune is not None:
@@ -325,11 +322,11 @@ class _Run:
         facts = {
             **self.identity(spec),
             **pruned_before(before),
-            **saved(run.job.config, pruned, report, masked_report),
+            **saved(self.job.config, pruned, report, masked_report),
             "accuracy": {**accuracy, **measured, "split": self.data.held_out, "samples": len(getattr(self.data, self.data.held_out))},
             **reconstruction,
             "training": history,
-            **run.reached(pruned.model),
+            **self.reached(pruned.model),
         }
         earlier = sharing(before.groups, pruned.masks[WEIGHTS.name]) if before else {}
         bundle = Bundle.of(pruned.model, facts, earlier | pruned.groups, graph=spec.graph if spec else None)
@@ -342,19 +339,6 @@ class _Run:
         """What gives a copy of the network its masks while it trains."""
         how: Any = copied(self.model), self.job.config, schedule, calibration, found
         return AdaptiveThresholds(*how, lr=lr) if isinstance(schedule, Adaptive) else MaskUpdates(*how)
-
-    def on_target(
-        self, calibration: CalibrationRun, found: tuple[list[ConvSite], list[Skipped]], statistics: Mapping[str, Statistics]
-    ) -> tuple["_Run", Pruned]:
-        """The network under its final masks, which are chosen once more where it misses the latency that was searched for."""
-        pruned = self.pruned(calibration, found, statistics)
-        if self.search is None or self.found is None:
-            return self, pruned
-        other = self.search.corrected(self.found, pruned.model)
-        if other is None:
-            return self, pruned
-        again = self.at(self.search, other)
-        return again, again.pruned(calibration, found, statistics)
 
     def pruned(
         self, calibration: CalibrationRun, found: tuple[list[ConvSite], list[Skipped]], statistics: Mapping[str, Statistics]

@@ -1,7 +1,6 @@
 """Targets: what is asked is reached or refused with what can be; times of another machine; figures that are kept and gone on with."""
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -95,50 +94,29 @@ def test_what_cannot_be_reached_is_refused(data: str, there: Path, latency: str,
         package.compress(network(), load_data(data), target_latency=latency, times=there, levels=LEVELS, **QUICK)
 
 
-FINE = [Level(fwp=number / 20) for number in range(1, 20)]
-
-
-def off_by(factors: Callable[[], float], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine on which whole networks take so many times what is expected of them, asked anew at each measurement."""
+def test_the_choice_is_corrected_by_what_is_measured(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine on which whole networks take 1.3 times what is expected of them."""
     dense = {"0": 1e-3, "3": 2e-3, "5": 4e-3}
-    layers = {name: {level: seconds * (1 - level.fwp) for level in (DENSE, *FINE)} for name, seconds in dense.items()}
+    levels = [Level(fwp=number / 20) for number in range(1, 20)]
+    layers = {name: {level: seconds * (1 - level.fwp) for level in (DENSE, *levels)} for name, seconds in dense.items()}
 
     def latency(self: Machine, masked: nn.Module) -> tuple[Latency, Latency]:
         masks = {name: getattr(masked.get_submodule(name), "weight_mask", None) for name in dense}
         kept = {name: 1.0 if mask is None else float(mask.float().mean()) for name, mask in masks.items()}
-        seconds = factors() * (1e-4 + sum(dense[name] * kept[name] for name in dense))
+        seconds = 1.3 * (1e-4 + sum(dense[name] * kept[name] for name in dense))
         facts: dict[str, Any] = dict.fromkeys(Latency.__dataclass_fields__, 0)
         row = Latency(**{**facts, "runtime": "engine", "median_ms": seconds * 1e3, "speedup": 8e-3 / seconds})
         return row, replace(row, runtime="dense")
 
     monkeypatch.setattr(Machine, "times", lambda self, *given: times(layers=layers))
     monkeypatch.setattr(Machine, "latency", latency)
-
-
-def test_the_choice_is_corrected_by_what_is_measured(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    off_by(lambda: 1.3, monkeypatch)
-    bundle = package.compress(network(), load_data(data), target_latency="4ms", levels=FINE, **QUICK)
+    bundle = package.compress(network(), load_data(data), target_latency="4ms", levels=levels, **QUICK)
     found = bundle.facts["search"]
     assert len(found["rounds"]) > 1
     assert found["rounds"][0]["measured_ms"] > 4 * 1.05
     assert found["measured_ms"] == pytest.approx(4, rel=0.05)
     assert found["end"]["latency_ms"] == pytest.approx(4, rel=0.05)
     assert found["end"]["kept"]
-
-
-def test_final_masks_that_are_slower_are_chosen_once_more(data: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The search's own masks take what is expected, those at the end 1.2 times that; what is kept of a search says so."""
-    off_by(iter([1.0, *[1.2] * 9]).__next__, monkeypatch)
-    options: dict[str, Any] = {"target_latency": "4ms", "levels": FINE, "output": tmp_path / "out", **QUICK}
-    bundle = package.compress(network(), load_data(data), **{**options, "prune_schedule": {"name": "rounds", "rounds": 2}})
-    found = bundle.facts["search"]
-    assert found["corrected"]["measured_ms"] > 4 * 1.05
-    assert found["corrected"]["aimed_ms"] < 4
-    assert found["measured_ms"] is None
-    assert found["end"]["latency_ms"] == pytest.approx(4, rel=0.05)
-    assert found["end"]["kept"]
-    masks = {name: 1 - float(mask.float().mean()) for name, mask in bundle.masks["fwp"].items()}
-    assert masks == pytest.approx({name: level["fwp"] for name, level in found["levels"].items() if level["fwp"]}, abs=0.03)
 
 
 def test_a_measurement_that_misses_is_no_refusal(data: str, monkeypatch: pytest.MonkeyPatch) -> None:

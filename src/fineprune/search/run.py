@@ -2,8 +2,7 @@
 
     times and errors of every layer and level  ->  choice within T  ->  the network is built and timed  ->  T <- T * asked / measured, again
 
-At most ROUNDS times, until it is within NEAR of what is asked; and once more where the network at its final masks, which rounds choose one
-after the other, is off by more than OFF (`corrected`). With a largest drop alone, the budget is bisected instead: at each the
+At most ROUNDS times, until it is within NEAR of what is asked. With a largest drop alone, the budget is bisected instead: at each the
 chosen network is masked, refitted and compared with the dense one on validation samples. Nothing is trained here; no test data are read.
 """
 
@@ -43,8 +42,6 @@ ROUNDS, NEAR, OFF = 3, 0.03, 0.05
 """Corrections at most; how near is near enough; what is said to have missed the target."""
 SOLVES = 6
 """Of a bisection."""
-_FOUND = "search.json"
-"""In the folder."""
 _IMAGES = 16
 """That calibrate the grids of int8 files, which are only timed."""
 
@@ -76,7 +73,7 @@ class Search:
 
     def found(self) -> Found:
         """The choice; RunError where the target cannot be reached: it says what can."""
-        kept = self.folder and self.folder / _FOUND
+        kept = self.folder and self.folder / "search.json"
         if kept is not None and kept.is_file():
             facts = read_json(kept)
             return Found(levels={name: Level(**level) for name, level in facts["levels"].items()}, facts=facts)
@@ -90,12 +87,15 @@ class Search:
             chosen, facts = self._by_drop()
         facts = {
             "target": self.target.to_json(),
+            "levels": {name: level.to_json() for name, level in chosen.items()},
             **facts,
-            **self._choice(chosen),
+            "error": self.options.error(chosen),
             "measured_on": self.errors.measured_on,
             "seconds": time.monotonic() - begun,
         }
-        return self._kept(Found(levels=chosen, facts=facts))
+        if kept is not None:
+            write_json(kept, facts)
+        return Found(levels=chosen, facts=facts)
 
     @cached_property
     def sites(self) -> list[ConvSite]:
@@ -189,35 +189,6 @@ class Search:
             aim *= asked / measured
         assert best is not None
         return best[0], self._facts(asked, best[2], best[1], rounds)
-
-    def corrected(self, found: Found, masked: nn.Module) -> Found | None:
-        """Other levels, where `masked`, with its final masks, misses the latency; None: it doesn't, none are better, or done before."""
-        if self.target.latency is None or self.target.times is not None or "corrected" in found.facts:
-            return None
-        asked, measured = self._asked(), self._judged(self.machine.latency(masked)[0])
-        if abs(measured / asked - 1) <= OFF:
-            return None
-        nearest = min(found.facts["rounds"], key=lambda one: abs(one["measured_ms"] - found.facts["measured_ms"]))
-        aim = nearest["aimed_ms"] / 1e3 * asked / measured
-        chosen = self._within(aim) or self._fastest()
-        if chosen == found.levels:
-            return None
-        self.progress.log(f"at its final masks {_ms(measured)}, asked {_ms(asked)}: other levels, masked once more")
-        facts = {
-            **found.facts,
-            **self._choice(chosen),
-            **{"expected_ms": self.times.expected(chosen) * 1e3, "measured_ms": None},
-            "corrected": {"aimed_ms": aim * 1e3, "measured_ms": measured * 1e3},
-        }
-        return self._kept(Found(levels=chosen, facts=facts))
-
-    def _choice(self, chosen: Mapping[str, Level]) -> dict[str, Any]:
-        return {"levels": {name: level.to_json() for name, level in chosen.items()}, "error": self.options.error(chosen)}
-
-    def _kept(self, found: Found) -> Found:
-        if self.folder is not None:
-            write_json(self.folder / _FOUND, found.facts)
-        return found
 
     def _asked(self) -> float:
         asked = self.target.seconds(self.times.reference)
