@@ -9,7 +9,8 @@ of those that are there so far (--collect trains nothing). Several processes may
 
 Time is the processor time of training and validation (wall time stands beside it: machines are shared); saved time and accuracy
 differences are paired by seed. "in run" is the saving that a run measures by itself, against its own full epochs: the figure to compare
-with the predicted one ("off" is the largest distance of any run), and the one that goals are judged by.
+with the predicted one ("off" is the largest distance of any run), and the one that goals are judged by. With --device cuda the processor
+only launches kernels: compare visits there.
 
 Fine-pruning leaves out the samples with the most high losses, as the source does; rows NAME-easiest leave out those with the fewest,
 NAME-random as many at random in the same epochs. Rows NAME+auto-lr have the automatic learning rate in place of the milestones.
@@ -97,6 +98,7 @@ def _parse() -> argparse.Namespace:
         "--rows", nargs="+", choices=ROWS, metavar="NAME", help=f"Make only these rows of {rows} (with --quick: {quick_rows})."
     )
     parser.add_argument("--batch-size", type=int, help="How many images one step takes.")
+    parser.add_argument("--device", default="cpu", metavar="NAME", help="Train here: auto, cpu, cuda, cuda:N or mps.")
     add_options(parser, "data-pruning")
     arguments = parser.parse_args()
     if not 0 <= arguments.noise < 1:
@@ -114,7 +116,9 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """What runs must have in common to stand in one table."""
     always = {name: getattr(arguments, name) for name in ("data", "epochs", "samples", "batch_size", "threads")}
     bundle = None if arguments.bundle is None else str(arguments.bundle)
-    return {**always, **{k: v for k, v in {"noise": arguments.noise, "training": arguments.training, "bundle": bundle}.items() if v}}
+    device = None if arguments.device == "cpu" else arguments.device
+    own = {"noise": arguments.noise, "training": arguments.training, "bundle": bundle, "device": device}
+    return {**always, **{name: value for name, value in own.items() if value}}
 
 
 def _jobs(arguments: argparse.Namespace) -> Iterator[tuple[str, int, str]]:
@@ -154,7 +158,9 @@ def _run(network: str, row: str, seed: int, data: ImageData, arguments: argparse
     if arguments.noise:
         data, bad = with_wrong_labels(data, arguments.noise, torch.Generator().manual_seed(seed))
     cell = Cell(network=network, row=row, seed=seed, data=data, bad=bad, arguments=arguments)
-    with claimed(cell.state.with_suffix(".lock")) as mine:
+    if cell.comes_of_another():
+        return
+    with claimed(cell.lock) as mine:
         if mine and not cell.done.exists():
             cell.train()
 
@@ -188,6 +194,19 @@ class Cell:
         return Path(self.arguments.runs / "state" / self.name)
 
     @property
+    def lock(self) -> Path:
+        """Held by the process that trains it."""
+        return self.state.with_suffix(".lock")
+
+    def comes_of_another(self) -> bool:
+        """Whether another process is at the whole run that this stopped one is the beginning of."""
+        whole = next((row for row in self.arguments.rows if self.row in stops_of(row, self.arguments.rows).values()), None)
+        if whole is None:
+            return False
+        with claimed(replace(self, row=whole).lock) as mine:
+            return not mine
+
+    @property
     def config(self) -> TrainConfig:
         """What is trained."""
         given = self.arguments
@@ -208,7 +227,7 @@ class Cell:
         model, spec = self.start()
         config, progress = self.config, Bars()
         progress.log(f"{self.network}, {self.row}, seed {self.seed}")
-        result = train(model, self.data, config, output=self.state, device="cpu", progress=progress, on_epoch=self._stopped(config.epochs))
+        result = train(model, self.data, config, output=self.state, device=self.arguments.device, progress=progress, on_epoch=self._stopped(config.epochs))
         self.write(model, spec, result.history, result.to_json()["saving"], result.losses)
         shutil.rmtree(self.state, ignore_errors=True)
 
@@ -241,7 +260,7 @@ class Cell:
             **{"settings": _settings(self.arguments), "config": self.config.to_json(), "model": None if spec is None else spec.to_json()},
             "samples": {part: len(getattr(self.data, part)) for part in ("train", "validation", "test")},
             "machine": machine_facts(),
-            "test_accuracy": evaluate(model, self.data.test, device="cpu").accuracy,
+            "test_accuracy": evaluate(model, self.data.test, device=self.arguments.device).accuracy,
             "best_validation_accuracy": max(accuracies),
             "last_validation_accuracy": accuracies[-1],
             "epochs_run": len(history),

@@ -38,6 +38,7 @@ from fineprune.compressor.search.levels import Level, at_levels
 from fineprune.compressor.selection import select
 from fineprune.deployment import opened
 from fineprune.models.data import load_data
+from fineprune.models.training.device import resolve_device
 from fineprune.models.zoo import ModelSpec
 from fineprune.models.zoo.registry import parse_args
 from fineprune.networks import open_model
@@ -83,6 +84,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--requests", action="store_true", help="Time what is asked for, and compare no other methods.")
     parser.add_argument("--epochs", type=int, default=0, metavar="N", help="Epochs of fine-tuning.")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1], metavar="N", help="Seeds of calibration and fine-tuning.")
+    parser.add_argument("--device", default="cpu", metavar="NAME", help="Compress here, and find what levels cost; times are the CPU's.")
     parser.add_argument("--runs", type=Path, default=Path("runs/targets"), metavar="FOLDER", help="Keep everything in this folder.")
     return parser.parse_args()
 
@@ -113,7 +115,11 @@ class Case:
         if not data.labelled:
             data, _ = answered(data, model, torch.device("cpu"), Lines(), training=False)
         run = CalibrationRun(
-            source=data.train, input_shape=data.shape, config=CalibrationConfig(samples=SAMPLES), device="cpu", progress=Lines()
+            source=data.train,
+            input_shape=data.shape,
+            config=CalibrationConfig(samples=SAMPLES),
+            device=str(resolve_device(self.arguments.device)),
+            progress=Lines(),
         )
         target = Target(int8=self.arguments.int8, threads=self.arguments.threads)
         rows = self.arguments.runs / self.name / unit / "sensitivity.json"
@@ -236,7 +242,7 @@ def train(case: Case) -> None:
             settings["per_layer"] = config_of(case, method, facts[method]["ratio"]).fwp.per_layer
         options: dict[str, Any] = {"prune": facts[method]["ratio"]} if method == "global" else {}
         network = NETWORKS[case.name]
-        options |= {"epochs": case.arguments.epochs, "seed": seed, "device": "cpu", "checkpoint": case.checkpoint}
+        options |= {"epochs": case.arguments.epochs, "seed": seed, "device": case.arguments.device, "checkpoint": case.checkpoint}
         bundle = compress(network.name, case.data, model_args=network.args, fwp=settings, output=path.with_suffix(""), **options)
         write_json(path, {"accuracy": bundle.facts["accuracy"], "kept": bundle.facts["conv_macs_kept"]})
 
