@@ -227,7 +227,8 @@ class Cell:
         model, spec = self.start()
         config, progress = self.config, Bars()
         progress.log(f"{self.network}, {self.row}, seed {self.seed}")
-        result = train(model, self.data, config, output=self.state, device=self.arguments.device, progress=progress, on_epoch=self._stopped(config.epochs))
+        where = {"output": self.state, "device": self.arguments.device}
+        result = train(model, self.data, config, **where, progress=progress, on_epoch=self._stopped(config.epochs))
         self.write(model, spec, result.history, result.to_json()["saving"], result.losses)
         shutil.rmtree(self.state, ignore_errors=True)
 

@@ -9,7 +9,7 @@ time      on a quiet machine: levels of each layer; latencies of REQUESTS, asked
 compress  the three networks of each share, by seeds and epochs (the machine may be busy)
 table     of what is there so far
 
-Every stage keeps what it has in the folder of runs, and goes on from there.
+Every stage keeps what it has in the folder of runs, and goes on from there; several processes may compress at a time.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from shared_folder import claimed
 
 from fineprune.calibrate.collect import CalibrationConfig
 from fineprune.common.copies import working_copy
@@ -50,7 +51,7 @@ from fineprune.unlabelled import answered
 NETWORKS = {
     "resnet20": ModelSpec(name="resnet20", args={"width": 16, "shortcut": "A"}),
     "resnet32": ModelSpec(name="resnet32", args={"width": 16, "shortcut": "A"}),
-    "vgg16": ModelSpec(name="vgg16", args={}),
+    "vgg16": ModelSpec(name="vgg16", args={"width": 16}),
     "efficientnet-lite0": ModelSpec(name="efficientnet_lite0.py:lite0", args={}),
 }
 SHARES = (0.6, 0.4, 0.25)
@@ -204,21 +205,17 @@ def _equals(case: Case, share: float) -> dict[str, Any]:
 
 
 def _ratio(case: Case, method: str, target: float) -> dict[str, Any]:
-    """By secants, until within 2 % or five networks were timed."""
-    search, tried = case.search, list[tuple[float, float]]()
-    low, high = 0.0, 0.97
-    ratio = 1 - target * 0.9
-    for _ in range(5):
-        share = 1 / search.machine.latency(case.masked(method, ratio))[0].speedup
-        tried.append((ratio, share))
+    """By halves, until within 2 % or eight networks were timed; of a small layer time and ratio are no line."""
+    low, high = 0.0, 0.98
+    tried = list[dict[str, Any]]()
+    for _ in range(8):
+        ratio = (low + high) / 2
+        share = 1 / case.search.machine.latency(case.masked(method, ratio))[0].speedup
+        tried.append({"ratio": ratio, "share": share})
         if abs(share / target - 1) <= 0.02:
             break
         low, high = (ratio, high) if share > target else (low, ratio)
-        known = sorted(tried)
-        slope = -1.0 if len(known) < 2 else min(-0.2, (known[-1][1] - known[0][1]) / (known[-1][0] - known[0][0]))
-        ratio = min(max(ratio + (target - share) / slope, low + 0.01 * (high - low)), high - 0.01 * (high - low))
-    best = min(tried, key=lambda one: abs(one[1] / target - 1))
-    return {"ratio": best[0], "share": best[1]}
+    return min(tried, key=lambda one: abs(one["share"] / target - 1))
 
 
 def config_of(case: Case, method: str, ratio: float) -> PruneConfig:
@@ -230,21 +227,27 @@ def config_of(case: Case, method: str, ratio: float) -> PruneConfig:
 
 def train(case: Case) -> None:
     """The networks of each share, compressed."""
+    shares = read_json(case.found)["shares"]
     for share, method, seed, path in _runs(case):
-        facts = read_json(case.found)["shares"][share]
-        if path.is_file() or "refused" in facts:
+        if "refused" in shares[share]:
             continue
-        settings: dict[str, Any] = {"unit": case.search.config.fwp.unit}
-        if method == "searched":
-            levels = {name: Level(**level) for name, level in facts[method]["levels"].items()}
-            settings["per_layer"] = at_levels(case.search.config, levels, case.search.sites).fwp.per_layer
-        elif method == "uniform":
-            settings["per_layer"] = config_of(case, method, facts[method]["ratio"]).fwp.per_layer
-        options: dict[str, Any] = {"prune": facts[method]["ratio"]} if method == "global" else {}
-        network = NETWORKS[case.name]
-        options |= {"epochs": case.arguments.epochs, "seed": seed, "device": case.arguments.device, "checkpoint": case.checkpoint}
-        bundle = compress(network.name, case.data, model_args=network.args, fwp=settings, output=path.with_suffix(""), **options)
-        write_json(path, {"accuracy": bundle.facts["accuracy"], "kept": bundle.facts["conv_macs_kept"]})
+        with claimed(path.with_suffix(".lock")) as mine:
+            if mine and not path.is_file():
+                _compressed(case, shares[share][method], method, seed, path)
+
+
+def _compressed(case: Case, facts: dict[str, Any], method: str, seed: int, path: Path) -> None:
+    settings: dict[str, Any] = {"unit": case.search.config.fwp.unit}
+    if method == "searched":
+        levels = {name: Level(**level) for name, level in facts["levels"].items()}
+        settings["per_layer"] = at_levels(case.search.config, levels, case.search.sites).fwp.per_layer
+    elif method == "uniform":
+        settings["per_layer"] = config_of(case, method, facts["ratio"]).fwp.per_layer
+    options: dict[str, Any] = {"prune": facts["ratio"]} if method == "global" else {}
+    network, given = NETWORKS[case.name], case.arguments
+    options |= {"epochs": given.epochs, "seed": seed, "device": given.device, "checkpoint": case.checkpoint}
+    bundle = compress(network.name, case.data, model_args=network.args, fwp=settings, output=path.with_suffix(""), **options)
+    write_json(path, {"accuracy": bundle.facts["accuracy"], "kept": bundle.facts["conv_macs_kept"]})
 
 
 def _runs(case: Case) -> Iterator[tuple[str, str, int, Path]]:
