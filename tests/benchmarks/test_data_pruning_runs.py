@@ -13,6 +13,7 @@ from data_pruning_plot import draw
 from data_pruning_rows import QUICK_ROWS, ROWS, config_of, stops_of
 from data_pruning_table import GOALS, table
 from label_noise import found, with_wrong_labels
+from shared_folder import claimed
 
 from fineprune.models.data import load_data
 
@@ -69,6 +70,14 @@ def test_a_stopped_row_comes_out_of_the_whole_one_as_if_trained_apart(
     made(monkeypatch, tmp_path / "a", "--rows", "regular", "stop-60")
     assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "a").glob("*.json")}
     assert "regular" in capsys.readouterr().out
+
+
+def test_a_stopped_row_waits_for_the_whole_one_that_another_process_is_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = made(monkeypatch, tmp_path / "a", "--rows", "regular", "stop-60")
+    name = next(path.stem for path in (tmp_path / "a").glob("*.json") if json.loads(path.read_text())["row"] == "regular")
+    with claimed(tmp_path / "b" / "state" / f"{name}.lock") as mine:
+        assert mine and made(monkeypatch, tmp_path / "b", "--rows", "regular", "stop-60") == {}
+    assert set(made(monkeypatch, tmp_path / "b", "--rows", "stop-60")) == {"stop-60"} < set(whole)
 
 
 def test_wrong_labels_are_planted_and_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
