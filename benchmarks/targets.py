@@ -4,7 +4,7 @@
         [--data SPEC] [--data-arg KEY=VALUE ...] [--checkpoint NAME=FILE ...]
 
 prepare   what each layer costs at each level, by network and precision (no times; the machine may be busy)
-time      on a quiet machine: levels of each layer; latencies of REQUESTS, asked and measured; for SHARES of the dense network's,
+time      on a quiet machine: levels of each layer; latencies of REQUESTS, asked and measured; for --shares of the dense network's,
           the ratio at which uniform and global masks take as long as the searched network, measured; and what `compress` made so far
 compress  the three networks of each share, by seeds and epochs (the machine may be busy)
 table     of what is there so far
@@ -83,6 +83,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--int8", action="store_true", help="In eight-bit integers.")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="On so many threads.")
     parser.add_argument("--requests", action="store_true", help="Time what is asked for, and compare no other methods.")
+    parser.add_argument("--shares", nargs="+", type=float, default=list(SHARES), metavar="X", help="Compare at these shares.")
     parser.add_argument("--epochs", type=int, default=0, metavar="N", help="Epochs of fine-tuning.")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1], metavar="N", help="Seeds of calibration and fine-tuning.")
     parser.add_argument("--device", default="cpu", metavar="NAME", help="Compress here, and find what levels cost; times are the CPU's.")
@@ -171,7 +172,7 @@ def measure(case: Case) -> None:
         if str(share) not in found["requests"]:
             found["requests"][str(share)] = _request(case, share)
             write_json(case.found, found)
-    for share in () if case.arguments.requests else SHARES:
+    for share in () if case.arguments.requests else case.arguments.shares:
         if str(share) not in found["shares"]:
             found["shares"][str(share)] = _equals(case, share)
             write_json(case.found, found)
@@ -229,7 +230,7 @@ def train(case: Case) -> None:
     """The networks of each share, compressed."""
     shares = read_json(case.found)["shares"]
     for share, method, seed, path in _runs(case):
-        if "refused" in shares[share]:
+        if "refused" in shares.get(share, {"refused": None}):
             continue
         with claimed(path.with_suffix(".lock")) as mine:
             if mine and not path.is_file():
@@ -253,7 +254,7 @@ def _compressed(case: Case, facts: dict[str, Any], method: str, seed: int, path:
 def _runs(case: Case) -> Iterator[tuple[str, str, int, Path]]:
     """Share, method, seed and file of each run, the first seed of all before the second."""
     for seed in case.arguments.seeds:
-        for share in SHARES:
+        for share in case.arguments.shares:
             for method in METHODS:
                 yield str(share), method, seed, case.folder / f"{method}-{share}-{case.arguments.epochs}-{seed}.json"
 
