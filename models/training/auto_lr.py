@@ -1,6 +1,6 @@
 """The automatic learning rate (Algorithm 3 of the source): drop the rate when the loss no longer changes by more than its noise.
 
-L_t: mean loss on a held-out split after epoch t, in short runs after each of `parts` parts of an epoch, on a part of the split
+L_t: mean loss on a held-out split after epoch t; with `parts`, after each of so many parts of an epoch, on a part of the split
 std_i, std_2i: population standard deviations of the last i and 2i losses
 diff = std_i - std_2i                                             (needs 2i losses since the last drop)
 default   |diff| < h                        literal   diff < h
@@ -31,7 +31,7 @@ class AutoRateConfig:
     interval: int | None = None
     """i, in losses. None: those of 10 epochs, below 160 epochs those of a 16th of the run, at least 3 (`for_epochs`)."""
     parts: int | None = None
-    """Losses that an epoch gives. None: 1 where the interval is given; else as many as make the interval about 10 (`for_epochs`)."""
+    """Losses that an epoch gives; None: 1."""
     threshold: float = 0.01
     """h, in nats."""
     least_threshold: float = 0.001
@@ -75,15 +75,10 @@ class AutoRateConfig:
             raise UsageError(f"auto_lr is a table of {', '.join(known)}, got {value!r}")
         return cls(**value)
 
-    def for_epochs(self, epochs: int, *, whole: bool = False) -> "AutoRateConfig":
-        """With interval and parts, where they are not given: i losses cover what the source's 10 epochs are of its 160.
-
-        whole: an epoch gives one loss, whatever that makes of a short run's interval.
-        """
+    def for_epochs(self, epochs: int) -> "AutoRateConfig":
+        """With interval and parts, where they are not given: i losses cover what the source's 10 epochs are of its 160, but at least 3."""
         span = min(_SOURCE_INTERVAL, epochs * _SOURCE_INTERVAL / _SOURCE_EPOCHS)
-        parts = self.parts
-        if parts is None:
-            parts = 1 if whole or self.interval is not None else max(1, round(_SOURCE_INTERVAL / span))
+        parts = self.parts or 1
         interval = max(_LEAST_INTERVAL, round(parts * span)) if self.interval is None else self.interval
         return replace(self, interval=interval, parts=parts)
 

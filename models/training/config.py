@@ -142,7 +142,7 @@ class TrainConfig:
     @property
     def rate_rule(self) -> AutoRateConfig:
         """auto_lr as this run resolves it."""
-        return self.auto_lr.for_epochs(self.epochs, whole=self.asynchronous is not None)
+        return self.auto_lr.for_epochs(self.epochs)
 
     def to_json(self) -> dict[str, Any]:
         """Every setting as JSON types."""
