@@ -69,6 +69,7 @@ def main() -> None:
     runs = [read_json(path) for path in sorted(arguments.runs.glob("*.json"))]
     settings = _settings(arguments)
     runs = [run for run in runs if run["settings"] == settings and run["row"] in arguments.rows and run.get("changes") == ROWS[run["row"]]]
+    runs = [run for run in runs if run["seed"] in arguments.seeds]  # others may have been for choices
     tables = {network: table([run for run in runs if run["network"] == network]) for network in arguments.networks}
     for network, rows in tables.items():
         print_table(network, rows, arguments)

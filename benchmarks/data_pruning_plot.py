@@ -39,19 +39,32 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="Draw into this file (.svg or .png).")
     arguments = parser.parse_args()
     reports = [read_json(path) for path in arguments.reports]
-    tables = {network: rows for report in reports for network, rows in report["tables"].items()}
+    tables = {panel_title(network, report["settings"]): rows for report in reports for network, rows in report["tables"].items()}
     draw(arguments.output, tables, reports[0]["goals"])
 
 
+def panel_title(network: str, settings: Mapping[str, Any]) -> str:
+    """What tells one table from another."""
+    data = str(settings["data"]).partition(":")[0].replace("imagefolder", "images of a folder")
+    noise = f", {settings['noise']:.0%} wrong labels" if settings.get("noise") else ""
+    return f"{'masked ' if settings.get('bundle') else ''}{network.partition(':')[0]}\n{data}{noise}"
+
+
 def draw(path: Path, tables: Mapping[str, list[dict[str, Any]]], goals: Mapping[str, tuple[float, float]]) -> None:
-    """One panel a network: mean over seeds, the standard deviation as a bar; shaded is where a goal is met."""
-    shown = {network: [row for row in rows if _kind(row["row"]) in FAMILIES] for network, rows in tables.items()}
-    figure = Figure(figsize=(4.6 * len(shown) + 1.7, 4.3), layout="constrained")
-    panels = figure.subplots(1, len(shown), squeeze=False)[0]
-    for axes, (network, rows) in zip(panels, shown.items(), strict=True):
-        _panel(axes, network, rows, goals)
-    panels[0].set_ylabel("test accuracy against the regular run, points")
-    handles = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    """One panel a table, three beside each other: mean over seeds, the standard deviation as a bar; shaded is where a goal is met."""
+    shown = {title: [row for row in rows if _kind(row["row"]) in FAMILIES] for title, rows in tables.items()}
+    columns = min(len(shown), 3)
+    lines = -(-len(shown) // columns)
+    figure = Figure(figsize=(4.6 * columns + 1.7, 4.3 * lines), layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False)
+    panels = list(grid.flat)
+    for axes in panels[len(shown) :]:
+        axes.remove()
+    for axes, (title, rows) in zip(panels, shown.items(), strict=False):
+        _panel(axes, title, rows, goals)
+    for first in grid[:, 0]:
+        first.set_ylabel("test accuracy against the regular run, points")
+    handles = {label: handle for axes in panels[: len(shown)] for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     order = sorted(handles, key=lambda name: (list(FAMILIES).index(_kind(name)), name))
     labels = {"equal": "equal time, squeezed", "stop": "equal time, stopped"}
     figure.legend(
@@ -60,7 +73,7 @@ def draw(path: Path, tables: Mapping[str, list[dict[str, Any]]], goals: Mapping[
     write_picture(figure, path)
 
 
-def _panel(axes: Axes, network: str, rows: list[dict[str, Any]], goals: Mapping[str, tuple[float, float]]) -> None:
+def _panel(axes: Axes, title: str, rows: list[dict[str, Any]], goals: Mapping[str, tuple[float, float]]) -> None:
     axes.axhline(0, color="#bbb", linewidth=0.8, zorder=0)
     for row in rows:
         name = str(row["row"])
@@ -73,7 +86,7 @@ def _panel(axes: Axes, network: str, rows: list[dict[str, Any]], goals: Mapping[
     low, high = axes.get_ylim()
     right = max(axes.get_xlim()[1], 50.0)
     axes.set(
-        xlim=(min(0.0, axes.get_xlim()[0]), right), ylim=(low, max(high, 0.5)), title=f"{network}, {_seeds(rows)}", xlabel="time saved, %"
+        xlim=(min(0.0, axes.get_xlim()[0]), right), ylim=(low, max(high, 0.5)), title=f"{title}, {_seeds(rows)}", xlabel="time saved, %"
     )
     for name, (saved, lost) in goals.items():
         axes.fill_between([saved, right], -lost, axes.get_ylim()[1], color="#3a8f5c", alpha=0.13, linewidth=0, zorder=0)
