@@ -9,7 +9,7 @@ from typing import Any
 import data_pruning
 import pytest
 import torch
-from data_pruning_plot import draw
+from data_pruning_plot import draw, panel_title
 from data_pruning_rows import QUICK_ROWS, ROWS, config_of, stops_of
 from data_pruning_table import GOALS, table
 from label_noise import found, with_wrong_labels
@@ -132,3 +132,24 @@ def test_the_picture_names_families_and_orders(tmp_path: Path) -> None:
     orders = [name for name in rows if not name.startswith(("equal-", "stop-"))]
     assert {*orders, "equal time, squeezed", "equal time, stopped", "goal", "hoped for", "lenet, 1 seed"} <= set(texts)
     assert texts.count("equal time, squeezed") == 1 and "regular" not in texts
+
+
+def test_tables_of_one_network_have_panels_of_their_own(tmp_path: Path) -> None:
+    rows = table([run_of("regular", 0, 0.9, 1.0, None), run_of("late", 0, 0.89, 0.7, 0.3)])
+    settings: list[dict[str, Any]] = [
+        {"data": "fashion-mnist:A"},
+        {"data": "imagefolder:A"},
+        {"data": "imagefolder:A", "noise": 0.1},
+        {"data": "imagefolder:A", "bundle": "B"},
+    ]
+    titles = [panel_title("lenet:width=8", each) for each in settings]
+    assert titles[2] == "lenet\nimages of a folder, 10% wrong labels" and titles[3] == "masked lenet\nimages of a folder"
+    draw(tmp_path / "a.svg", dict.fromkeys(titles, rows), GOALS)
+    texts = re.findall(r">([^<>]+)</text>", (tmp_path / "a.svg").read_text())
+    assert len(set(titles)) == 4 == texts.count("time saved, %") and texts.count("late") == 1
+
+
+def test_the_table_is_of_the_seeds_that_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made(monkeypatch, tmp_path, "--rows", "regular", "--seeds", 0)
+    made(monkeypatch, tmp_path, "--rows", "regular", "--seeds", 10, "--json", tmp_path / "a")
+    assert [run["seed"] for run in json.loads((tmp_path / "a").read_text())["runs"]] == [10]
