@@ -44,12 +44,14 @@ from label_noise import found, with_wrong_labels
 from shared_folder import add_options, claimed
 from torch import Tensor, nn
 
+from fineprune.common.errors import UsageError
 from fineprune.common.files import read_json, write_json
 from fineprune.common.progress import Bars
 from fineprune.export.machine import machine_facts
 from fineprune.models.data import ImageData, load_data
 from fineprune.models.state_dict import as_state_of
 from fineprune.models.training import EpochRecord, TrainConfig, evaluate, train
+from fineprune.models.training.device import resolve_device
 from fineprune.models.training.sampling.time_model import saving_of_run
 from fineprune.models.training.state import STATE_FILE
 from fineprune.models.zoo import ModelSpec, build
@@ -99,11 +101,16 @@ def _parse() -> argparse.Namespace:
         "--rows", nargs="+", choices=ROWS, metavar="NAME", help=f"Make only these rows of {rows} (with --quick: {quick_rows})."
     )
     parser.add_argument("--batch-size", type=int, help="How many images one step takes.")
-    parser.add_argument("--device", default="cpu", metavar="NAME", help="Train here: auto, cpu, cuda, cuda:N or mps.")
+    parser.add_argument("--device", default="cpu", metavar="NAME", help="Train here: cpu, cuda, cuda:N or mps.")
     add_options(parser, "data-pruning")
     arguments = parser.parse_args()
     if not 0 <= arguments.noise < 1:
         parser.error(f"--noise is in [0,1), got {arguments.noise}")
+    if not arguments.collect:  # runs of another machine can be looked at
+        try:
+            resolve_device(arguments.device)
+        except UsageError as error:
+            parser.error(f"--device: {error}")
     quick = arguments.quick
     arguments.epochs = arguments.epochs or (12 if quick else 20)
     arguments.samples = arguments.samples or (2000 if quick else None)

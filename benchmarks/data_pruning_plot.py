@@ -57,14 +57,14 @@ def draw(path: Path, tables: Mapping[str, list[dict[str, Any]]], goals: Mapping[
     lines = -(-len(shown) // columns)
     figure = Figure(figsize=(4.6 * columns + 1.7, 4.3 * lines), layout="constrained")
     grid = figure.subplots(lines, columns, squeeze=False)
-    panels = list(grid.flat)
-    for axes in panels[len(shown) :]:
-        axes.remove()
-    for axes, (title, rows) in zip(panels, shown.items(), strict=False):
+    panels = list(grid.flat)[: len(shown)]
+    for spare in list(grid.flat)[len(shown) :]:
+        spare.remove()
+    for axes, (title, rows) in zip(panels, shown.items(), strict=True):
         _panel(axes, title, rows, goals)
     for first in grid[:, 0]:
         first.set_ylabel("test accuracy against the regular run, points")
-    handles = {label: handle for axes in panels[: len(shown)] for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    handles = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     order = sorted(handles, key=lambda name: (list(FAMILIES).index(_kind(name)), name))
     labels = {"equal": "equal time, squeezed", "stop": "equal time, stopped"}
     figure.legend(

@@ -238,6 +238,7 @@ def train(case: Case) -> None:
 
 
 def _compressed(case: Case, facts: dict[str, Any], method: str, seed: int, path: Path) -> None:
+    """At the levels or the ratio that were found; `path` gets its figures, the folder of that name the bundle."""
     settings: dict[str, Any] = {"unit": case.search.config.fwp.unit}
     if method == "searched":
         levels = {name: Level(**level) for name, level in facts["levels"].items()}

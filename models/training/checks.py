@@ -148,7 +148,7 @@ def _check_schedule(data: DataLike, config: TrainConfig) -> None:
         each = f" of {parts} losses each" if parts > 1 else ""
         raise UsageError(
             f"the auto schedule compares the last {2 * interval} losses and there are {config.epochs} epochs{each}; "
-            f"lower auto_lr's interval={interval}, or raise its parts={parts}"
+            f"lower auto_lr's interval={interval}"
         )
 
 

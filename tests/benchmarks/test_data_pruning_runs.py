@@ -153,3 +153,10 @@ def test_the_table_is_of_the_seeds_that_are_named(tmp_path: Path, monkeypatch: p
     made(monkeypatch, tmp_path, "--rows", "regular", "--seeds", 0)
     made(monkeypatch, tmp_path, "--rows", "regular", "--seeds", 10, "--json", tmp_path / "a")
     assert [run["seed"] for run in json.loads((tmp_path / "a").read_text())["runs"]] == [10]
+
+
+def test_an_absent_device_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        made(monkeypatch, tmp_path, "--device", "cuda:99")
+    assert "--device: no device 'cuda:99' on this machine" in capsys.readouterr().err
+    assert made(monkeypatch, tmp_path, "--device", "cuda:99", "--collect") == {}
